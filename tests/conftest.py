@@ -1,0 +1,38 @@
+"""What several test files share: where the shared corpus is, and how to run a model in LiteRT."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+MODELS = Path(__file__).parent / "models"
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the folder ../shared with the model corpus is not here")
+
+
+def corpus() -> list[Path]:
+    """Every model of the shared corpus; empty where it is absent."""
+    return sorted([*SHARED.glob("models/**/*.tflite"), *SHARED.glob("nets/*.tflite")])
+
+
+def corpus_id(path: Path) -> str:
+    return str(path.relative_to(SHARED))
+
+
+def run_litert(model: bytes, inputs: list[np.ndarray]) -> list[np.ndarray]:
+    """One inference in LiteRT with the reference kernels; outputs in the model's order."""
+    from ai_edge_litert.interpreter import Interpreter, OpResolverType
+
+    interpreter = Interpreter(
+        model_content=bytes(model),
+        experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
+        num_threads=1,
+    )
+    interpreter.allocate_tensors()
+    for detail, value in zip(interpreter.get_input_details(), inputs, strict=True):
+        interpreter.set_tensor(detail["index"], value)
+    interpreter.invoke()
+    return [interpreter.get_tensor(detail["index"]) for detail in interpreter.get_output_details()]

@@ -1,0 +1,196 @@
+"""The TFLiteModel API: what a script sees, and that files change only where they should."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import mmap
+from pathlib import Path
+
+import numpy as np
+import pytest
+from builder import Builder, branches, worked_example
+from conftest import MODELS, corpus, corpus_id, needs_shared, run_litert
+
+import tflite_tools
+from tflite_tools import ModelError, TFLiteModel
+
+CELLS = MODELS / "digits_cells_int8.tflite"
+
+
+def digits(repeat: int = 4, channels: int = 1) -> np.ndarray:
+    """The digits test images as the int8 models want them."""
+    x = np.load(MODELS / "digits_test.npz")["x"].repeat(repeat, 1).repeat(repeat, 2)[..., None]
+    quantized = np.clip(np.round(x / 0.003921568859368563 - 128), -128, 127).astype(np.int8)
+    return quantized.repeat(channels, 3)
+
+
+def test_optimised_cells_are_bit_identical_and_differ_only_in_the_operator_vector(tmp_path: Path):
+    model = TFLiteModel.load_from_file(CELLS)
+    before = CELLS.read_bytes()
+    result = model.optimize_memory()
+    assert (result.peak_before, result.peak, result.bound) == (27648, 20480, 20480)
+    assert result.optimal
+    assert result.changed
+    assert model.peak_memory_usage() == 20480
+
+    model.write_to_file(tmp_path / "out.tflite")
+    after = (tmp_path / "out.tflite").read_bytes()
+    assert len(after) == len(before)
+    vector = model.graph.subgraphs[0].operator_vector
+    outside = [i for i, (a, b) in enumerate(zip(before, after, strict=True)) if a != b]
+    assert outside
+    assert vector <= min(outside)
+    assert max(outside) < vector + 4 * len(model.graph.subgraphs[0].operators)
+
+    for image in digits():
+        for a, b in zip(run_litert(before, [image[None]]), run_litert(after, [image[None]]), strict=True):
+            assert np.array_equal(a, b)
+
+
+def test_an_optimal_model_stays_byte_identical():
+    data = (MODELS / "digits_cnn_int8.tflite").read_bytes()
+    model = TFLiteModel(data)
+    result = model.optimize_memory()
+    assert result.optimal
+    assert not result.changed
+    assert bytes(model._data) == data
+    assert model.optimize_memory().peak == result.peak
+
+
+def test_searching_leaves_the_model_alone():
+    model = TFLiteModel.load_from_file(CELLS)
+    assert model.compute_best_peak_memory_usage().peak == 20480
+    assert model.peak_memory_usage() == 27648
+
+
+def test_the_result_is_the_best_of_all_orders():
+    data = branches([(100, 1), (200, 2), (300, 3)])
+    best = TFLiteModel(data).optimize_memory().peak
+    peaks = set()
+    for order in itertools.permutations(range(6)):
+        if all(order.index(i) < order.index(i + 3) for i in range(3)):
+            model = TFLiteModel(data)
+            tflite_tools.permute_operators(model._data, model.graph.subgraphs[0], [*order, 6])
+            peaks.add(TFLiteModel(model._data).peak_memory_usage())
+    assert len(peaks) > 3
+    assert best == min(peaks)
+
+
+def test_clustering_changes_only_weights():
+    data = CELLS.read_bytes()
+    model = TFLiteModel(data)
+    result = model.cluster_weights(16)
+    kinds = [op.kind for op in model.graph.subgraphs[0].operators]
+    assert len(result.weights) == sum(kind in tflite_tools.WEIGHT_INPUTS for kind in kinds)
+    assert all(w.distinct_after <= 16 for w in result.weights)
+    weights = {t.buffer for _, t in tflite_tools.weight_tensors(model.graph)[0]}
+    spans = [model.graph.buffers[b] for b in weights]
+    allowed = np.zeros(len(data), bool)
+    for span in spans:
+        allowed[span.start : span.start + span.size] = True
+    changed = np.frombuffer(data, np.uint8) != np.frombuffer(bytes(model._data), np.uint8)
+    assert changed.any()
+    assert not (changed & ~allowed).any()
+    correct = sum(
+        int(np.argmax(run_litert(bytes(model._data), [x[None]])[0]) == y)
+        for x, y in zip(digits(), np.load(MODELS / "digits_test.npz")["y"], strict=True)
+    )
+    assert correct > 430  # of 450; 442 without clustering
+
+
+def test_clusters_must_be_positive():
+    with pytest.raises(ValueError, match="at least 1"):
+        TFLiteModel.load_from_file(CELLS).cluster_weights(0)
+
+
+def test_printed_analysis(capsys: pytest.CaptureFixture[str]):
+    TFLiteModel(worked_example()).print_model_analysis(calc_macs=True, calc_size=True)
+    printed = capsys.readouterr().out
+    assert "| Id | Tensor                | Shape           | Size in RAM (B) |" in printed
+    assert "|  1 | Conv1/Relu            | (1, 30, 30, 16) |          14,400 |" in printed
+    assert "Current peak memory usage: 26,944 B" in printed
+    assert "Total MACs:" in printed
+
+
+def test_csv_and_json_and_plot(tmp_path: Path):
+    model = TFLiteModel(worked_example())
+    model.output_model_analysis_to_csv(tmp_path / "new" / "folder")
+    tensors = (tmp_path / "new" / "folder" / "tensor_details.csv").read_text().splitlines()
+    assert tensors[0].startswith("Id,Name,Shape,Size")
+    assert tensors[1].startswith("1,Conv1/Relu,1 30 30 16,14400")
+    steps = (tmp_path / "new" / "folder" / "execution_schedule_info.csv").read_text().splitlines()
+    assert steps[0].startswith("Operator,Working set,Memory use")
+    assert steps[2].startswith("Conv2/Relu,1 4,26944")
+    document = json.loads(json.dumps(model.analysis()))
+    assert document["peak_bytes"] == 26944
+    assert document["subgraphs"][0]["operators"][0]["in_memory"] == [1, 2]
+    for suffix, magic in ((".png", b"\x89PNG"), (".svg", b"<?xml"), (".pdf", b"%PDF")):
+        model.plot_memory_usage(tmp_path / f"plot{suffix}")
+        assert (tmp_path / f"plot{suffix}").read_bytes().startswith(magic)
+
+
+def test_a_model_without_operators_can_be_plotted(tmp_path: Path):
+    b = Builder()
+    x = b.tensor((5,))
+    model = TFLiteModel(b.build([x], [x]))
+    model.plot_memory_usage(tmp_path / "empty.png")
+    assert model.peak_memory_usage() == 5
+
+
+def test_large_files_are_mapped_not_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(tflite_tools, "MAPPED_FROM", 1000)
+    path = tmp_path / "model.tflite"
+    path.write_bytes(CELLS.read_bytes())
+    model = TFLiteModel.load_from_file(path)
+    assert isinstance(model._data, mmap.mmap)
+    model.optimize_memory()
+    assert path.read_bytes() == CELLS.read_bytes()  # copy on write: the input is untouched
+    model.write_to_file(path)  # and may be replaced while it is mapped
+    assert TFLiteModel.load_from_file(path).peak_memory_usage() == 20480
+
+
+def test_bad_bytes():
+    with pytest.raises(ModelError):
+        TFLiteModel(b"not a model")
+
+
+def random_inputs(model: bytes, seed: int) -> list[np.ndarray]:
+    from ai_edge_litert.interpreter import Interpreter
+
+    rng = np.random.default_rng(seed)
+    inputs = []
+    for detail in Interpreter(model_content=model).get_input_details():
+        shape, dtype = detail["shape"], np.dtype(detail["dtype"])
+        if dtype.kind == "f":
+            inputs.append(rng.normal(size=shape).astype(dtype))
+        elif dtype.kind == "b":
+            inputs.append(rng.integers(0, 2, shape).astype(bool))
+        else:
+            low, high = (-128, 128) if dtype == np.int8 else (0, 2 if dtype.itemsize > 2 else 100)
+            inputs.append(rng.integers(low, high, shape).astype(dtype))
+    return inputs
+
+
+@needs_shared
+@pytest.mark.parametrize("path", [p for p in corpus() if "nets/syn" not in str(p)], ids=corpus_id)
+def test_reordered_corpus_is_bit_identical_in_litert(path: Path):
+    data = path.read_bytes()
+    try:
+        model = TFLiteModel(data)
+        graph = model.graph
+    except ModelError:
+        pytest.skip("not readable")
+    result = model.optimize_memory(time_limit=10)
+    if not result.changed:
+        assert bytes(model._data) == data
+        pytest.skip("already optimal, so byte-identical")
+    assert result.peak <= result.peak_before
+    assert len(graph.subgraphs) == len(model.graph.subgraphs)
+    try:
+        inputs = random_inputs(data, 0)
+        expected = run_litert(data, inputs)
+    except (RuntimeError, ValueError) as error:
+        pytest.skip(f"LiteRT does not run the original: {str(error)[:80]}")
+    for a, b in zip(expected, run_litert(bytes(model._data), inputs), strict=True):
+        assert a.tobytes() == b.tobytes()

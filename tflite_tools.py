@@ -1,0 +1,2424 @@
+#!/usr/bin/env python3
+# /// script
+# requires-python = ">=3.10"
+# dependencies = [
+#     "matplotlib>=3.8",
+#     "numpy>=1.26",
+#     "ortools>=9.10",
+#     "prettytable>=3.10",
+#     "scikit-learn>=1.4",
+#     "tflite>=2.18",
+#     "tqdm>=4.66",
+# ]
+# ///
+"""How much RAM a TensorFlow Lite model needs on a microcontroller, why, and how to make it need less.
+
+On the command line::
+
+    tflite-tools -i model.tflite                                    # tensors, schedule, peak
+    tflite-tools -i model.tflite --optimize -o smaller.tflite       # reorder the operators
+    tflite-tools -i model.tflite --csv report/ --plot memory.png    # the same for other programs and for eyes
+
+From a script::
+
+    from tflite_tools import TFLiteModel
+
+    model = TFLiteModel.load_from_file("model.tflite")
+    result = model.optimize_memory()
+    print(result.peak_before, "->", result.peak, "bytes", "(optimal)" if result.optimal else "")
+    model.write_to_file("smaller.tflite")
+
+Weights stay in flash. What must fit in RAM is the *working set*: the intermediate tensors that are alive while an
+operator runs. The order of the operators decides how large it gets; where a planner places the tensors in the
+*arena* decides how much RAM that takes. Both are fixed in the file, so both can be optimised in the file, at no
+cost in accuracy or speed. The module reads from top to bottom in the order in which data flows; every section uses
+only what stands above it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import csv
+import dataclasses
+import enum
+import itertools
+import json
+import math
+import mmap
+import os
+import struct
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tflite
+from tflite.utils import BUILTIN_OPCODE2NAME
+
+__version__ = "0.1.0"
+
+####################################################################################################
+# Model graph: what a .tflite file says, read once, as plain frozen data
+####################################################################################################
+
+
+class Storage(enum.Enum):
+    """Where the bytes of a tensor live."""
+
+    ACTIVATION = "activation"  # RAM, only while it is alive: the tensors that this tool is about
+    CONSTANT = "constant"  # flash: a weight, a bias, a shape
+    STATE = "state"  # RAM from the first inference to the last: variables and the handles of resources
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """Affine quantisation: ``real = scale * (q - zero_point)``, per tensor or per slice along ``dimension``."""
+
+    scales: tuple[float, ...]
+    zero_points: tuple[int, ...]
+    dimension: int
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One tensor of a subgraph; ``index`` is its id in the tables."""
+
+    index: int
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    storage: Storage
+    buffer: int  # index into ModelGraph.buffers
+    bytes: int | None  # product(shape) x element size, sub-byte types packed; None when the file cannot tell
+    is_dynamic: bool = False  # a dimension is only known at run time; ``bytes`` is for the stored shape
+    is_sparse: bool = False
+    quantization: Quantization | None = None
+
+    @property
+    def size(self) -> int:
+        """Bytes of working memory while alive: 0 for constants, for state, and where the size is unknown."""
+        return (self.bytes or 0) if self.storage is Storage.ACTIVATION else 0
+
+    @property
+    def is_updated_in_place(self) -> bool:
+        """Whether reading it changes it: a state tensor, unlike the handle of a resource, which stays the same."""
+        return self.storage is Storage.STATE and self.dtype != "RESOURCE"
+
+    @property
+    def elements(self) -> int:
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class Operator:
+    """One operator; ``index`` is its place in the file's schedule. An omitted optional tensor is -1."""
+
+    index: int
+    kind: str  # "CONV_2D"; a custom operator goes by its own name
+    is_custom: bool
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    intermediates: tuple[int, ...] = ()
+    callees: tuple[int, ...] = ()  # subgraphs that it runs, one at a time
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    custom_options: bytes = b""
+
+    @cached_property
+    def reads(self) -> tuple[int, ...]:
+        """Input tensors, each once, without the omitted ones."""
+        return tuple(dict.fromkeys(i for i in self.inputs if i >= 0))
+
+    @cached_property
+    def writes(self) -> tuple[int, ...]:
+        """Output tensors, each once, without the omitted ones."""
+        return tuple(dict.fromkeys(i for i in self.outputs if i >= 0))
+
+
+@dataclass(frozen=True)
+class Subgraph:
+    """One function of the model. Subgraph 0 is the model itself; others are branches, bodies and signatures."""
+
+    index: int
+    name: str
+    tensors: tuple[Tensor, ...]
+    operators: tuple[Operator, ...]
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    operator_vector: int  # position in the file of the first element of the operator vector
+
+    @property
+    def title(self) -> str:
+        return f"Subgraph {self.index}" + (f" ({self.name})" if self.name else "")
+
+    def output_name(self, operator: Operator) -> str:
+        """The name of the first output, by which people know an operator."""
+        return self.tensors[operator.writes[0]].name if operator.writes else ""
+
+
+@dataclass(frozen=True)
+class BufferSpan:
+    """Where a buffer's bytes are in the file; ``size`` 0 means that the tensor has no data there."""
+
+    start: int
+    size: int
+    is_external: bool = False  # stored after the FlatBuffer, at an absolute position
+
+
+@dataclass(frozen=True)
+class ModelGraph:
+    """All that the tool knows of a model. ``notes`` name what the file leaves open, one sentence each."""
+
+    subgraphs: tuple[Subgraph, ...]
+    buffers: tuple[BufferSpan, ...]
+    metadata: tuple[tuple[str, int], ...]  # (name, buffer index)
+    notes: tuple[str, ...] = ()
+
+    def metadata_buffer(self, name: str) -> BufferSpan | None:
+        """The buffer of the last metadata entry of that name, which is the one that runtimes honour."""
+        spans = [self.buffers[buffer] for entry, buffer in self.metadata if entry == name]
+        return spans[-1] if spans else None
+
+
+####################################################################################################
+# Reading: bytes -> graph. Every check on bad input is here
+####################################################################################################
+
+
+class ModelError(ValueError):
+    """The bytes are not a model that can be processed; the message says why, in one line."""
+
+
+Bytes = bytes | bytearray | memoryview | mmap.mmap
+
+FILE_IDENTIFIER = b"TFL3"
+CONTROL_DEPENDENCIES = "model_control_dependencies"  # metadata that numbers operators
+LARGEST_TENSOR = 1 << 40  # bytes; a larger claim means a damaged file, and keeps all sums far below 64 bits
+
+# Bits per element by the number in the schema; types newer than the bindings are named here as well.
+ELEMENT_BITS: dict[str, int | None] = {
+    "FLOAT32": 32, "FLOAT16": 16, "INT32": 32, "UINT8": 8, "INT64": 64, "STRING": None, "BOOL": 8, "INT16": 16,
+    "COMPLEX64": 64, "INT8": 8, "FLOAT64": 64, "COMPLEX128": 128, "UINT64": 64, "RESOURCE": 32, "VARIANT": None,
+    "UINT32": 32, "UINT16": 16, "INT4": 4, "BFLOAT16": 16, "INT2": 2, "UINT4": 4, "FLOAT8_E4M3FN": 8,
+    "FLOAT8_E5M2": 8,
+}  # fmt: skip
+DTYPES = tuple(ELEMENT_BITS)
+
+_CONV_FIELDS = ("Padding", "StrideH", "StrideW", "DilationHFactor", "DilationWFactor", "FusedActivationFunction")
+_POOL_FIELDS = ("Padding", "StrideH", "StrideW", "FilterHeight", "FilterWidth", "FusedActivationFunction")
+# The options that some section uses: operator kind -> (table in the bindings, fields read from it).
+OPTION_FIELDS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "CONV_2D": ("Conv2DOptions", _CONV_FIELDS),
+    "DEPTHWISE_CONV_2D": ("DepthwiseConv2DOptions", (*_CONV_FIELDS, "DepthMultiplier")),
+    "AVERAGE_POOL_2D": ("Pool2DOptions", _POOL_FIELDS),
+    "MAX_POOL_2D": ("Pool2DOptions", _POOL_FIELDS),
+    "L2_POOL_2D": ("Pool2DOptions", _POOL_FIELDS),
+    "BATCH_MATMUL": ("BatchMatMulOptions", ("AdjX", "AdjY")),
+    "SVDF": ("SVDFOptions", ("Rank",)),
+    "VAR_HANDLE": ("VarHandleOptions", ("Container", "SharedName")),
+}
+# Fields that hold the index of a subgraph which the operator runs.
+CALLEE_FIELDS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "IF": ("IfOptions", ("ThenSubgraphIndex", "ElseSubgraphIndex")),
+    "WHILE": ("WhileOptions", ("CondSubgraphIndex", "BodySubgraphIndex")),
+    "CALL": ("CallOptions", ("Subgraph",)),
+    "CALL_ONCE": ("CallOnceOptions", ("InitSubgraphIndex",)),
+    "STABLEHLO_COMPOSITE": ("StableHLOCompositeOptions", ("DecompositionSubgraphIndex",)),
+    "STABLEHLO_WHILE": ("StablehloWhileOptions", ("CondSubgraphIndex", "BodySubgraphIndex")),
+    "STABLEHLO_REDUCE": ("StablehloReduceOptions", ("BodySubgraphIndex",)),
+    "STABLEHLO_REDUCE_WINDOW": ("StablehloReduceWindowOptions", ("BodySubgraphIndex",)),
+    "STABLEHLO_SORT": ("StablehloSortOptions", ("ComparatorSubgraphIndex",)),
+    "STABLEHLO_SCATTER": ("StablehloScatterOptions", ("UpdateComputationSubgraphIndex",)),
+}
+
+
+def read_model(data: Bytes) -> ModelGraph:
+    """Read a .tflite file, of which only the tables are touched: a memory map stays on disk.
+
+    Raises:
+        ModelError: not a TensorFlow Lite model, or a damaged one.
+    """
+    if len(data) == 0:
+        raise ModelError("the file is empty")
+    if len(data) < 8 or bytes(data[4:8]) != FILE_IDENTIFIER:
+        found = bytes(data[4:8])
+        raise ModelError(f"not a TensorFlow Lite model: its identifier is {found!r} instead of {FILE_IDENTIFIER!r}")
+    try:
+        return _Reader(data).read()
+    except (struct.error, IndexError, ValueError, TypeError, OverflowError, AttributeError, MemoryError) as error:
+        if isinstance(error, ModelError):
+            raise
+        # The bindings trust every offset: whatever they trip over, an offset points where it must not.
+        raise ModelError("the file is damaged or cut short: one of its offsets points outside of it") from error
+
+
+class _Reader:
+    """Walks the FlatBuffer once. The bindings check nothing, so each index is checked where it is read."""
+
+    def __init__(self, data: Bytes) -> None:
+        self.data = data
+        self.model = tflite.Model.GetRootAs(data, 0)
+        self.notes: dict[str, None] = {}  # an ordered set
+        # A sound file spends four bytes on every reference. Shared vectors in a hostile one could claim far more.
+        self.references_left = len(data)
+
+    def read(self) -> ModelGraph:
+        model = self.model
+        self.buffers = tuple(self.buffer_span(self.table(model.Buffers, i)) for i in self.range(model.BuffersLength()))
+        self.kinds = [
+            self.operator_kind(self.table(model.OperatorCodes, i)) for i in self.range(model.OperatorCodesLength())
+        ]
+        self.subgraph_count = model.SubgraphsLength()
+        if self.subgraph_count == 0:
+            raise ModelError("the model has no subgraph, so there is nothing to run")
+        subgraphs = tuple(self.subgraph(i) for i in self.range(self.subgraph_count))
+        metadata = tuple(self.metadata_entry(i) for i in self.range(model.MetadataLength()))
+        return ModelGraph(subgraphs, self.buffers, metadata, tuple(self.notes))
+
+    def range(self, count: int) -> range:
+        """``range(count)`` for a vector of references, within what the file's size can honestly hold."""
+        self.references_left -= 4 * count
+        if self.references_left < 0:
+            raise ModelError("the file is damaged: it refers to more items than its size can hold")
+        return range(count)
+
+    @staticmethod
+    def table(accessor: Callable[[int], Any], i: int) -> Any:
+        table = accessor(i)
+        if table is None:
+            raise ModelError("the file is damaged: a table is missing")
+        return table
+
+    @staticmethod
+    def text(value: bytes | None) -> str:
+        return value.decode("utf-8", "replace") if value else ""
+
+    def indices(self, table: Any, field: str) -> tuple[int, ...]:
+        """An int32 vector; a missing one is empty (the bindings return 0 for it)."""
+        self.range(getattr(table, field + "Length")())
+        vector = getattr(table, field + "AsNumpy")()
+        return tuple(vector.tolist()) if isinstance(vector, np.ndarray) else ()
+
+    def buffer_span(self, buffer: tflite.Buffer) -> BufferSpan:
+        # Offsets 0 and 1 mean "inside the FlatBuffer"; converters write 1 as a placeholder.
+        if buffer.Offset() > 1:
+            if buffer.Offset() + buffer.Size() > len(self.data):
+                raise ModelError("the file is cut short: the data of an external buffer lies behind its end")
+            return BufferSpan(buffer.Offset(), buffer.Size(), is_external=True)
+        size = buffer.DataLength()
+        if size == 0:
+            return BufferSpan(0, 0)
+        start = buffer._tab.Vector(buffer._tab.Offset(4))
+        if start + size > len(self.data):
+            raise ModelError("the file is damaged or cut short: the data of a buffer lies behind its end")
+        return BufferSpan(start, size)
+
+    def operator_kind(self, code: tflite.OperatorCode) -> tuple[str, bool]:
+        """(name, is it custom). Files from before 2020 know only the one-byte deprecated code."""
+        number = max(code.BuiltinCode(), code.DeprecatedBuiltinCode())
+        if number == tflite.BuiltinOperator.CUSTOM:
+            return self.text(code.CustomCode()) or "CUSTOM", True
+        return BUILTIN_OPCODE2NAME.get(number, f"BUILTIN_{number}"), False
+
+    def metadata_entry(self, i: int) -> tuple[str, int]:
+        entry = self.table(self.model.Metadata, i)
+        if not 0 <= entry.Buffer() < len(self.buffers):
+            raise ModelError(f"the file is damaged: metadata {i} refers to buffer {entry.Buffer()}, which is not there")
+        return self.text(entry.Name()), entry.Buffer()
+
+    def subgraph(self, index: int) -> Subgraph:
+        table = self.table(self.model.Subgraphs, index)
+        count = table.TensorsLength()
+        inputs, outputs = self.indices(table, "Inputs"), self.indices(table, "Outputs")
+        operators = tuple(self.operator(table, i) for i in self.range(table.OperatorsLength()))
+        groups = [("input", inputs, 0), ("output", outputs, 0)]
+        groups += [(op.kind, op.inputs + op.outputs + op.intermediates, -1) for op in operators]
+        for what, group, lowest in groups:
+            for i in group:
+                if not lowest <= i < count:
+                    raise ModelError(f"the file is damaged: {what} refers to tensor {i} of {count} in subgraph {index}")
+        handles = {i for op in operators if op.kind == "VAR_HANDLE" for i in op.outputs}
+        tensors = tuple(
+            self.tensor(self.table(table.Tensors, i), i, i in inputs, i in handles) for i in self.range(count)
+        )
+        vector = table._tab.Vector(table._tab.Offset(10)) if operators else 0
+        return Subgraph(index, self.text(table.Name()), tensors, operators, inputs, outputs, vector)
+
+    def tensor(self, table: tflite.Tensor, index: int, is_input: bool, is_handle: bool) -> Tensor:
+        name, buffer = self.text(table.Name()), table.Buffer()
+        if not 0 <= buffer < max(len(self.buffers), 1):  # buffer 0 means "no data", even where it does not exist
+            raise ModelError(f"the file is damaged: tensor {index} refers to buffer {buffer}, which is not there")
+        number = table.Type()
+        dtype = DTYPES[number] if 0 <= number < len(DTYPES) else f"TYPE_{number}"
+        shape = self.indices(table, "Shape")
+        is_dynamic = any(d < 0 for d in shape + self.indices(table, "ShapeSignature"))
+        if buffer and self.buffers[buffer].size > 0 and not is_input:
+            storage = Storage.CONSTANT
+        elif table.IsVariable() or is_handle:
+            storage = Storage.STATE
+        else:
+            storage = Storage.ACTIVATION
+        size = self.tensor_bytes(f"tensor {index} ({name})", dtype, shape)
+        if storage is Storage.ACTIVATION:
+            if size is None:
+                why = "its shape is only known at run time" if ELEMENT_BITS.get(dtype) else f"its type is {dtype}"
+                self.notes[f"the size of tensor {index} ({name}) is unknown, since {why}; it counts as 0 B"] = None
+            elif is_dynamic:
+                self.notes["dimensions that are only known at run time (-1) are counted as stored in the file"] = None
+        return Tensor(
+            index,
+            name,
+            dtype,
+            shape,
+            storage,
+            buffer,
+            size,
+            is_dynamic,
+            table.Sparsity() is not None,
+            self.quantization(table.Quantization()),
+        )
+
+    def tensor_bytes(self, what: str, dtype: str, shape: tuple[int, ...]) -> int | None:
+        bits = ELEMENT_BITS.get(dtype)
+        if bits is None or any(d < 0 for d in shape):
+            return None
+        size = (math.prod(shape) * bits + 7) // 8
+        if size > LARGEST_TENSOR:
+            raise ModelError(f"the file is damaged: {what} claims {size:,} bytes")
+        return size
+
+    def quantization(self, table: tflite.QuantizationParameters | None) -> Quantization | None:
+        if table is None or table.ScaleLength() == 0:
+            return None
+        return Quantization(self.indices(table, "Scale"), self.indices(table, "ZeroPoint"), table.QuantizedDimension())
+
+    def operator(self, subgraph: tflite.SubGraph, index: int) -> Operator:
+        table = self.table(subgraph.Operators, index)
+        if not 0 <= table.OpcodeIndex() < len(self.kinds):
+            raise ModelError(f"the file is damaged: operator {index} has an operator code that is not there")
+        kind, is_custom = self.kinds[table.OpcodeIndex()]
+        options = self.options(table, kind, OPTION_FIELDS)
+        callees = tuple(self.options(table, kind, CALLEE_FIELDS).values())
+        for callee in callees:
+            if not 0 <= callee < self.subgraph_count:
+                raise ModelError(f"the file is damaged: {kind} runs subgraph {callee}, which is not there")
+        self.range(table.CustomOptionsLength() // 4)
+        custom = table.CustomOptionsAsNumpy() if is_custom else 0
+        return Operator(
+            index,
+            kind,
+            is_custom,
+            self.indices(table, "Inputs"),
+            self.indices(table, "Outputs"),
+            self.indices(table, "Intermediates"),
+            callees,
+            options,
+            custom.tobytes() if isinstance(custom, np.ndarray) else b"",
+        )
+
+    @staticmethod
+    def options(table: tflite.Operator, kind: str, wanted: Mapping[str, tuple[str, tuple[str, ...]]]) -> dict[str, Any]:
+        """The wanted fields of the operator's options, from whichever of the two unions holds them."""
+        if kind not in wanted:
+            return {}
+        name, fields = wanted[kind]
+        for union, number, content in (
+            (tflite.BuiltinOptions, table.BuiltinOptionsType(), table.BuiltinOptions()),
+            (tflite.BuiltinOptions2, table.BuiltinOptions2Type(), table.BuiltinOptions2()),
+        ):
+            if content is not None and number == getattr(union, name, None):
+                options = getattr(tflite, name)()
+                options.Init(content.Bytes, content.Pos)
+                return {field: getattr(options, field)() for field in fields}
+        return {}
+
+
+####################################################################################################
+# Memory accounting: who is alive when, and how many bytes that is
+####################################################################################################
+
+
+@dataclass(frozen=True)
+class Lifetime:
+    """First and last step (both inclusive) at which a tensor occupies memory.
+
+    ``first`` is -1 for what is there before the first operator runs (graph inputs, and tensors that are read but
+    never written); ``last`` is the number of operators for graph outputs, which stay until the inference is over.
+    """
+
+    first: int
+    last: int
+
+
+@dataclass(frozen=True)
+class Step:
+    """The working set of one operator: the sorted ids of the tensors alive while it runs, and all their bytes."""
+
+    operator: Operator
+    live: tuple[int, ...]
+    bytes: int  # with ``callee_bytes``
+    callee_bytes: int = 0  # the peak of the subgraph that the operator runs
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A subgraph's operators in file order with their working sets; ``peak`` is the largest one, in bytes."""
+
+    subgraph: Subgraph
+    steps: tuple[Step, ...]
+    peak: int
+
+
+def tensor_lifetimes(subgraph: Subgraph) -> dict[int, Lifetime]:
+    """The lifetime of every tensor that takes working memory, in file order."""
+    end = len(subgraph.operators)
+    first: dict[int, int] = dict.fromkeys(subgraph.inputs, -1)
+    last: dict[int, int] = dict.fromkeys(subgraph.inputs, -1)
+    for step, operator in enumerate(subgraph.operators):
+        for i in operator.reads:
+            first.setdefault(i, -1)
+            last[i] = step
+        for i in operator.writes:
+            first.setdefault(i, step)
+            last[i] = step
+    for i in subgraph.outputs:
+        first.setdefault(i, -1)
+        last[i] = end
+    return {i: Lifetime(first[i], last[i]) for i in sorted(first) if subgraph.tensors[i].size > 0}
+
+
+def schedule_subgraph(subgraph: Subgraph, callee_peaks: Mapping[int, int]) -> Schedule:
+    """Working sets in file order; ``callee_peaks`` has the peak of every subgraph that an operator here may run.
+
+    An operator runs its callees one at a time (a branch, or condition and body), so the largest of them counts.
+    """
+    lifetimes = tensor_lifetimes(subgraph)
+    born, dies = defaultdict(list), defaultdict(list)
+    for i, life in lifetimes.items():
+        born[max(life.first, 0)].append(i)
+        dies[life.last].append(i)
+    live: set[int] = set()
+    steps = []
+    for number, operator in enumerate(subgraph.operators):
+        live.difference_update(dies[number - 1])
+        live.update(i for i in born[number] if lifetimes[i].last >= number)
+        callee = max((callee_peaks[c] for c in operator.callees), default=0)
+        held = sum(subgraph.tensors[i].size for i in live)
+        steps.append(Step(operator, tuple(sorted(live)), held + callee, callee))
+    # An input that no operator reads is in nobody's working set, but the caller still has to fill it.
+    entry = sum(subgraph.tensors[i].size for i, life in lifetimes.items() if life.first < 0)
+    return Schedule(subgraph, tuple(steps), max([entry, *(step.bytes for step in steps)]))
+
+
+def callees_first(graph: ModelGraph) -> list[int]:
+    """Subgraph indices, each after all subgraphs that it runs.
+
+    Raises:
+        ModelError: a subgraph runs itself, directly or through others.
+    """
+    calls = {s.index: {c for op in s.operators for c in op.callees} for s in graph.subgraphs}
+    order: list[int] = []
+    while calls:
+        ready = [index for index, callees in calls.items() if callees.issubset(order)]
+        if not ready:
+            raise ModelError(f"the file is damaged: subgraph {min(calls)} runs itself, so its memory use has no bound")
+        order += ready
+        for index in ready:
+            del calls[index]
+    return order
+
+
+def schedule_model(graph: ModelGraph) -> tuple[Schedule, ...]:
+    """The schedule of every subgraph, by subgraph index."""
+    schedules: dict[int, Schedule] = {}
+    peaks: dict[int, int] = {}
+    for index in callees_first(graph):
+        schedules[index] = schedule_subgraph(graph.subgraphs[index], peaks)
+        peaks[index] = schedules[index].peak
+    return tuple(schedules[subgraph.index] for subgraph in graph.subgraphs)
+
+
+def resource_name(subgraph: Subgraph, tensor: int) -> str | None:
+    """The name of the variable behind a resource handle; None when the handle comes from the caller."""
+    for operator in subgraph.operators:
+        if operator.kind == "VAR_HANDLE" and tensor in operator.writes:
+            container, name = (operator.options.get(f) or b"" for f in ("Container", "SharedName"))
+            return f"{container!r}/{name!r}"
+    return None
+
+
+def state_bytes(graph: ModelGraph) -> int:
+    """Bytes that live from one inference to the next: variable tensors, and each resource variable once."""
+    total = 0
+    resources: dict[str, int] = {}
+    for subgraph in graph.subgraphs:
+        tensors = subgraph.tensors
+        total += sum(t.bytes or 0 for t in tensors if t.is_updated_in_place)
+        for operator in subgraph.operators:
+            if operator.kind == "ASSIGN_VARIABLE" and len(operator.reads) == 2:
+                name = resource_name(subgraph, operator.reads[0])
+                if name is not None:
+                    resources[name] = max(resources.get(name, 0), tensors[operator.reads[1]].bytes or 0)
+    return total + sum(resources.values())
+
+
+def multiply_accumulates(subgraph: Subgraph, operator: Operator) -> int:
+    """Approximate MACs of one operator; 0 for kinds that only move or map data.
+
+    Convolutions and matrix products count exactly; pooling and MEAN count one per element read, ADD one per sum.
+    """
+    kind, tensors = operator.kind, subgraph.tensors
+    shapes = [tensors[i].shape if i >= 0 else () for i in operator.inputs]
+    out = tensors[operator.writes[0]].elements if operator.writes else 0
+    filter_shape = shapes[1] if len(shapes) > 1 else ()
+    if kind == "CONV_2D" and len(filter_shape) == 4:
+        return out * math.prod(filter_shape[1:])
+    if kind == "DEPTHWISE_CONV_2D" and len(filter_shape) == 4:
+        return out * filter_shape[1] * filter_shape[2]
+    if kind == "CONV_3D" and len(filter_shape) == 5:
+        return out * math.prod(filter_shape[:4])
+    if kind == "TRANSPOSE_CONV" and len(shapes) > 2:  # inputs: output shape, filter, activations
+        return math.prod(shapes[2]) * math.prod(filter_shape[:3])
+    if kind == "FULLY_CONNECTED" and filter_shape:
+        return out * filter_shape[-1]
+    if kind == "BATCH_MATMUL" and len(shapes[0]) > 1:
+        return out * shapes[0][-2 if operator.options.get("AdjX") else -1]
+    if kind in ("UNIDIRECTIONAL_SEQUENCE_LSTM", "LSTM", "RNN", "UNIDIRECTIONAL_SEQUENCE_RNN", "SVDF"):
+        matrices = sum(
+            math.prod(s)
+            for i, s in zip(operator.inputs, shapes, strict=True)
+            if i >= 0 and len(s) == 2 and tensors[i].storage is Storage.CONSTANT
+        )
+        return matrices * (math.prod(shapes[0][:-1]) if kind != "SVDF" else 1)
+    if kind in ("AVERAGE_POOL_2D", "MAX_POOL_2D", "L2_POOL_2D"):
+        return out * operator.options.get("FilterHeight", 1) * operator.options.get("FilterWidth", 1)
+    if kind == "MEAN" and shapes:
+        return math.prod(shapes[0])
+    return out * (len(operator.inputs) - 1) if kind in ("ADD", "ADD_N") and operator.inputs else 0
+
+
+def parameter_bytes(graph: ModelGraph, subgraph: Subgraph, operators: Iterable[Operator]) -> int:
+    """Bytes of flash that the constants of these operators take; a buffer that is shared counts once."""
+    constants = {i for op in operators for i in op.reads if subgraph.tensors[i].storage is Storage.CONSTANT}
+    return sum(graph.buffers[b].size for b in {subgraph.tensors[i].buffer for i in constants})
+
+
+####################################################################################################
+# Operator ordering: an abstract problem -> the order of the smallest peak, and a certificate
+####################################################################################################
+
+# Sets of tasks are Python integers (bit t = task t) wherever there are few of them, and rows of numpy uint64 words
+# in the sweeps, where there are millions. A set that contains all predecessors of its members is a *down-set*: it is
+# what an order has executed at some moment. live(S), the bytes alive after S, is submodular, since every buffer's
+# part of it is the cut function of one directed hyperedge. Everything below rests on that.
+
+
+@dataclass(frozen=True)
+class OrderingProblem:
+    """Tasks that produce and consume buffers, to be run one after the other in as little memory as possible.
+
+    A buffer takes its size in bytes from its producer on (or from the start, when that is None), until its last
+    consumer has run, or to the end when it is kept. A task also takes its ``transient`` bytes, on top of everything
+    alive, while it runs. ``precedence`` holds further (before, after) pairs.
+    """
+
+    transient: tuple[int, ...]
+    sizes: tuple[int, ...]
+    producers: tuple[int | None, ...]
+    consumers: tuple[tuple[int, ...], ...]
+    kept: tuple[bool, ...]
+    precedence: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def tasks(self) -> int:
+        return len(self.transient)
+
+    @cached_property
+    def predecessors(self) -> list[int]:
+        """Per task the set of tasks that it directly waits for."""
+        sets = [0] * self.tasks
+        for before, after in self.precedence:
+            sets[after] |= 1 << before
+        for producer, consumers in zip(self.producers, self.consumers, strict=True):
+            if producer is not None:
+                for consumer in consumers:
+                    sets[consumer] |= 1 << producer
+        return sets
+
+    @cached_property
+    def successors(self) -> list[int]:
+        sets = [0] * self.tasks
+        for task, before in enumerate(self.predecessors):
+            for p in members(before):
+                sets[p] |= 1 << task
+        return sets
+
+    @cached_property
+    def topological(self) -> list[int]:
+        """The tasks in an order that respects all predecessors, by number where there is a choice."""
+        import heapq
+
+        waiting = [before.bit_count() for before in self.predecessors]
+        ready = [t for t in range(self.tasks) if waiting[t] == 0]
+        order = []
+        while ready:
+            order.append(task := heapq.heappop(ready))
+            for s in members(self.successors[task]):
+                waiting[s] -= 1
+                if waiting[s] == 0:
+                    heapq.heappush(ready, s)
+        if len(order) < self.tasks:
+            raise ValueError("the tasks wait for each other in a circle, so no order exists")
+        return order
+
+    @cached_property
+    def ancestors(self) -> list[int]:
+        sets = [0] * self.tasks
+        for t in self.topological:
+            for p in members(self.predecessors[t]):
+                sets[t] |= sets[p] | 1 << p
+        return sets
+
+    @cached_property
+    def descendants(self) -> list[int]:
+        sets = [0] * self.tasks
+        for t in reversed(self.topological):
+            for s in members(self.successors[t]):
+                sets[t] |= sets[s] | 1 << s
+        return sets
+
+    @cached_property
+    def inputs(self) -> list[list[int]]:
+        """Per task the buffers that it consumes."""
+        lists: list[list[int]] = [[] for _ in range(self.tasks)]
+        for b, consumers in enumerate(self.consumers):
+            for task in consumers:
+                lists[task].append(b)
+        return lists
+
+    @cached_property
+    def outputs(self) -> list[list[int]]:
+        lists: list[list[int]] = [[] for _ in range(self.tasks)]
+        for b, producer in enumerate(self.producers):
+            if producer is not None:
+                lists[producer].append(b)
+        return lists
+
+    @cached_property
+    def demand(self) -> list[int]:
+        """Per task the bytes that it needs on top of what is alive before it: outputs and transient."""
+        return [sum(self.sizes[b] for b in self.outputs[t]) + self.transient[t] for t in range(self.tasks)]
+
+    @cached_property
+    def consumer_sets(self) -> list[int]:
+        return [sum(1 << t for t in set(consumers)) for consumers in self.consumers]
+
+    def live(self, executed: int) -> int:
+        """Bytes alive once a down-set has been executed."""
+        return sum(
+            size
+            for size, producer, consumers, kept in zip(
+                self.sizes, self.producers, self.consumer_sets, self.kept, strict=True
+            )
+            if (producer is None or executed >> producer & 1) and (kept or consumers & ~executed)
+        )
+
+    def needs(self, order: Sequence[int]) -> list[int]:
+        """The bytes in use while each task of the order runs; their maximum is the peak."""
+        waiting = [consumers.bit_count() + kept for consumers, kept in zip(self.consumer_sets, self.kept, strict=True)]
+        live = sum(
+            size
+            for size, producer, left in zip(self.sizes, self.producers, waiting, strict=True)
+            if producer is None and left
+        )
+        needs = []
+        for task in order:
+            needs.append(live + self.demand[task])
+            live += sum(self.sizes[b] for b in self.outputs[task] if waiting[b])
+            for b in self.inputs[task]:
+                waiting[b] -= 1
+                if waiting[b] == 0:
+                    live -= self.sizes[b]
+        return needs
+
+    def peak(self, order: Sequence[int]) -> int:
+        return max(self.needs(order), default=0)
+
+
+def members(task_set: int) -> Iterator[int]:
+    """The tasks of a set, in ascending order."""
+    while task_set:
+        lowest = task_set & -task_set
+        yield lowest.bit_length() - 1
+        task_set ^= lowest
+
+
+def restrict(problem: OrderingProblem, start: int, end: int) -> tuple[OrderingProblem, list[int]]:
+    """The part of a problem between two down-sets, and the numbers that its tasks have in the whole."""
+    tasks = list(members(end & ~start))
+    number = {task: i for i, task in enumerate(tasks)}
+    inside = end & ~start
+    sizes, producers, consumers, kept = [], [], [], []
+    idle = 0  # bytes that are there all the time
+    for size, producer, users, stays in zip(
+        problem.sizes, problem.producers, problem.consumer_sets, problem.kept, strict=True
+    ):
+        maker = None if producer is None else number.get(producer)
+        if maker is None and ((producer is not None and not start >> producer & 1) or not (stays or users & ~start)):
+            continue  # born later, or dead already
+        if maker is None and not users & inside:
+            idle += size
+            continue
+        sizes.append(size)
+        producers.append(maker)
+        consumers.append(tuple(number[t] for t in members(users & inside)))
+        kept.append(bool(stays or users & ~end))
+    if idle:
+        sizes, producers, consumers, kept = [*sizes, idle], [*producers, None], [*consumers, ()], [*kept, True]
+    pairs = tuple((number[a], number[b]) for a, b in problem.precedence if a in number and b in number)
+    part = OrderingProblem(
+        tuple(problem.transient[t] for t in tasks), tuple(sizes), tuple(producers), tuple(consumers), tuple(kept), pairs
+    )
+    return part, tasks
+
+
+def merge_tasks(problem: OrderingProblem) -> tuple[OrderingProblem, list[list[int]]]:
+    """Fuse tasks that some optimal order runs back to back; returns the smaller problem and the fused tasks' parts.
+
+    By submodularity, whatever never raises live() may be done at once if it fits: so ``b`` follows ``a`` directly if
+    it becomes ready with ``a``, its net effect is never positive, and it never needs more than ``a`` did. Read
+    backwards in time the same says when ``a`` waits until just before ``b``. (Generalises the hill-valley segments
+    of Liu 1987 and the optimality-preserving fusion of Zhong et al., ICCAD 2023, to shared buffers.)
+    """
+    groups = [[t] for t in range(problem.tasks)]
+    while True:
+        problem, merged = _merge_once(_drop_dead_buffers(problem))
+        if len(merged) == len(groups):
+            return problem, groups
+        groups = [[task for part in parts for task in groups[part]] for parts in merged]
+
+
+def _drop_dead_buffers(problem: OrderingProblem) -> OrderingProblem:
+    """A buffer that nobody reads or keeps is alive only while its producer runs: the same as transient bytes."""
+    transient = list(problem.transient)
+    alive = []
+    for b, producer in enumerate(problem.producers):
+        if problem.consumers[b] or problem.kept[b]:
+            alive.append(b)
+        elif producer is not None:
+            transient[producer] += problem.sizes[b]
+    if len(alive) == len(problem.sizes):
+        return problem
+    return dataclasses.replace(
+        problem,
+        transient=tuple(transient),
+        sizes=tuple(problem.sizes[b] for b in alive),
+        producers=tuple(problem.producers[b] for b in alive),
+        consumers=tuple(problem.consumers[b] for b in alive),
+        kept=tuple(problem.kept[b] for b in alive),
+    )
+
+
+def _merge_once(problem: OrderingProblem) -> tuple[OrderingProblem, list[list[int]]]:
+    """One round of disjoint fusions of two tasks each."""
+    ancestors, descendants = problem.ancestors, problem.descendants
+    produced = [sum(problem.sizes[b] for b in problem.outputs[t]) for t in range(problem.tasks)]
+    surely_freed, possibly_freed = [0] * problem.tasks, [0] * problem.tasks
+    for t in range(problem.tasks):
+        for b in problem.inputs[t]:
+            if not problem.kept[b]:
+                others = problem.consumer_sets[b] & ~(1 << t)
+                surely_freed[t] += problem.sizes[b] if not others & ~ancestors[t] else 0
+                possibly_freed[t] += problem.sizes[b] if not others & descendants[t] else 0
+
+    def follows(a: int, b: int) -> bool:
+        return (
+            not problem.predecessors[b] & ~(ancestors[a] | 1 << a)
+            and produced[b] <= surely_freed[b]
+            and produced[b] + problem.transient[b] <= problem.transient[a] + surely_freed[a]
+        )
+
+    def waits(a: int, b: int) -> bool:
+        return (
+            not problem.successors[a] & ~(descendants[b] | 1 << b)
+            and produced[a] >= possibly_freed[a]
+            and surely_freed[a] == possibly_freed[a]
+            and problem.transient[a] + possibly_freed[a] <= produced[b] + problem.transient[b]
+        )
+
+    partner: dict[int, tuple[int, int]] = {}  # second of a pair -> (first, bytes needed on top of live before it)
+    taken = 0
+    for b in problem.topological:
+        for a in members(problem.predecessors[b] & ~taken):
+            if follows(a, b):
+                partner[b] = a, produced[a] + problem.transient[a]
+            elif waits(a, b):
+                partner[b] = a, produced[a] - surely_freed[a] + produced[b] + problem.transient[b]
+            else:
+                continue
+            taken |= 1 << a | 1 << b
+            break
+    return _contract(problem, partner, produced)
+
+
+def _contract(
+    problem: OrderingProblem, partner: Mapping[int, tuple[int, int]], produced: Sequence[int]
+) -> tuple[OrderingProblem, list[list[int]]]:
+    firsts = {a for a, _ in partner.values()}
+    groups = [[partner[t][0], t] if t in partner else [t] for t in range(problem.tasks) if t not in firsts]
+    number = {task: i for i, group in enumerate(groups) for task in group}
+    sizes, producers, consumers, kept = [], [], [], []
+    outputs = [0] * len(groups)
+    for size, producer, users, stays in zip(
+        problem.sizes, problem.producers, problem.consumers, problem.kept, strict=True
+    ):
+        maker = None if producer is None else number[producer]
+        left = tuple(dict.fromkeys(number[t] for t in users if number[t] != maker))
+        if not left and not stays and (maker is not None or not users):
+            continue  # lives and dies inside a fused task
+        if maker is not None:
+            outputs[maker] += size
+        sizes.append(size)
+        producers.append(maker)
+        consumers.append(left)
+        kept.append(stays)
+    needed = [partner[g[-1]][1] if g[-1] in partner else produced[g[0]] + problem.transient[g[0]] for g in groups]
+    pairs = dict.fromkeys((number[a], number[b]) for a, b in problem.precedence if number[a] != number[b])
+    contracted = OrderingProblem(
+        tuple(n - o for n, o in zip(needed, outputs, strict=True)),
+        tuple(sizes),
+        tuple(producers),
+        tuple(consumers),
+        tuple(kept),
+        tuple(pairs),
+    )
+    return contracted, groups
+
+
+def series_cuts(problem: OrderingProblem) -> list[int]:
+    """Down-sets through which every order passes, from the empty one to all tasks."""
+    ranked = sorted(range(problem.tasks), key=lambda t: problem.ancestors[t].bit_count())
+    common = [-1] * (len(ranked) + 1)  # what all tasks from that rank on wait for
+    for rank in reversed(range(len(ranked))):
+        common[rank] = common[rank + 1] & problem.ancestors[ranked[rank]]
+    cuts, prefix = [0], 0
+    for rank, task in enumerate(ranked):
+        prefix |= 1 << task
+        if not prefix & ~common[rank + 1]:
+            cuts.append(prefix)
+    return cuts
+
+
+class _CutNetwork:
+    """Minimum cuts of one problem: the cheapest down-set under constraints, by maximum flow.
+
+    Per buffer an arc producer -> buffer of its size and infinite arcs buffer -> consumers; per predecessor an infinite
+    arc back. The source side of a minimum cut is then the down-set S with the smallest live(S).
+    """
+
+    def __init__(self, problem: OrderingProblem) -> None:
+        from ortools.graph.python import max_flow
+
+        n = problem.tasks
+        self.problem, self.source, self.sink = problem, n, n + 1
+        self.infinite = sum(problem.sizes) + 1
+        arcs: list[tuple[int, int, int]] = []
+        node = n + 2
+        for size, producer, consumers, kept in zip(
+            problem.sizes, problem.producers, problem.consumers, problem.kept, strict=True
+        ):
+            origin = self.source if producer is None else producer
+            if size == 0:
+                continue
+            if kept:
+                arcs.append((origin, self.sink, size))
+            elif len(consumers) == 1:
+                arcs.append((origin, consumers[0], size))
+            else:
+                arcs.append((origin, node, size))
+                arcs += [(node, consumer, self.infinite) for consumer in consumers]
+                node += 1
+        for task, before in enumerate(problem.predecessors):
+            arcs += [(task, p, self.infinite) for p in members(before)]
+        self.flow = max_flow.SimpleMaxFlow()
+        if arcs:
+            tails, heads, capacities = np.array(arcs, dtype=np.int64).T
+            self.flow.add_arcs_with_capacity(tails, heads, capacities)
+        tasks, zeros = np.arange(n), np.zeros(n, dtype=np.int64)
+        self.force_in = self.flow.add_arcs_with_capacity(np.full(n, self.source), tasks, zeros)
+        self.force_out = self.flow.add_arcs_with_capacity(tasks, np.full(n, self.sink), zeros)
+        self.status_ok = max_flow.SimpleMaxFlow.OPTIMAL
+
+    def cheapest(self, inside: int, outside: int) -> tuple[int, int]:
+        """(live bytes, S) of the cheapest down-set S that contains ``inside`` and nothing of ``outside``."""
+        for arcs, chosen in ((self.force_in, inside), (self.force_out, outside)):
+            capacities = np.zeros(self.problem.tasks, dtype=np.int64)
+            capacities[list(members(chosen))] = self.infinite
+            self.flow.set_arcs_capacity(arcs, capacities)
+        if self.flow.solve(self.source, self.sink) != self.status_ok:
+            raise ArithmeticError("the sizes of the tensors overflow the flow solver")
+        side = sum(1 << node for node in self.flow.get_source_side_min_cut() if node < self.problem.tasks)
+        return self.flow.optimal_flow(), side
+
+    def bound(self, task: int, inside: int = 0, outside: int = 0) -> tuple[int, int]:
+        """(least bytes in use while ``task`` runs, in any order; the set executed before it where that is so).
+
+        ``inside`` and ``outside`` are what the order is known to run before and after the task.
+        """
+        live, executed = self.cheapest(self.problem.predecessors[task] | inside, 1 << task | outside)
+        return live + self.problem.demand[task], executed
+
+
+class _Sweep:
+    """Level-by-level search for an order within a budget: level k holds every set of k tasks worth keeping.
+
+    The columns of an array of uint64 words are the sets, and all states of a level advance together. Forwards a state
+    is the down-set that has run, with ``reverse`` what has been un-run from the end; live() is the same function.
+    No buffer may be dead from the start (merge_tasks turns those into transient bytes).
+    Two consequences of submodularity keep the levels small: a move that fits and does not raise live() is made at
+    once and alone, and a state no dearer than the last committed one makes all others superfluous.
+    """
+
+    def __init__(self, problem: OrderingProblem, reverse: bool = False) -> None:
+        self.problem, self.reverse = problem, reverse
+        self.words = (problem.tasks + 63) // 64
+        self.required = problem.successors if reverse else problem.predecessors
+        self.required_words = [self.split_words(s) for s in self.required]
+        self.born = [sum(problem.sizes[b] for b in problem.outputs[t]) for t in range(problem.tasks)]
+        # Per task the buffers that it may be the last to read: the other readers, and the bytes.
+        self.freeable: list[list[tuple[list[tuple[int, np.uint64]], int]]] = []
+        for t in range(problem.tasks):
+            bytes_by_others: dict[int, int] = defaultdict(int)
+            for b in problem.inputs[t]:
+                others = problem.consumer_sets[b] & ~(1 << t) & ~problem.ancestors[t]
+                if problem.sizes[b] and not problem.kept[b] and not others & problem.descendants[t]:
+                    bytes_by_others[others] += problem.sizes[b]
+            self.freeable.append([(self.split_words(others), size) for others, size in bytes_by_others.items()])
+        self.start_live = problem.live((1 << problem.tasks) - 1 if reverse else 0)
+        self.order: list[int] | None = None
+        self.is_exhaustive = True  # False once a beam or a limit has dropped a state
+
+    def split_words(self, task_set: int) -> list[tuple[int, np.uint64]]:
+        """The non-zero words of a set: (word, bits)."""
+        full = (1 << 64) - 1
+        return [(w, np.uint64(task_set >> 64 * w & full)) for w in range(self.words) if task_set >> 64 * w & full]
+
+    def levels(self, budget: int, width: int | None = None) -> Iterator[int]:
+        """Sweep, yielding the number of states of each level; afterwards ``order`` and ``is_exhaustive`` tell.
+
+        ``width`` makes the sweep a beam that keeps the states with the fewest bytes alive.
+        """
+        self.order, self.is_exhaustive = None, True
+        states = np.zeros((self.words, 1), dtype=np.uint64)
+        live = np.array([self.start_live], dtype=np.int64)
+        committed = self.start_live
+        history: list[tuple[np.ndarray, np.ndarray]] = []
+        for _ in range(self.problem.tasks):
+            yield states.shape[1]
+            moves = self.moves(states, live, budget)
+            if not moves:
+                return
+            parent = np.concatenate([chosen for _, chosen, _ in moves]).astype(np.int32)
+            task = np.concatenate([np.full(len(chosen), t, dtype=np.int32) for t, chosen, _ in moves])
+            live = np.concatenate([after for _, _, after in moves])
+            if len(parent) * self.words > FRONTIER_WORDS:  # would not fit in memory
+                self.is_exhaustive = False
+                cheapest = np.argsort(live, kind="stable")[: FRONTIER_WORDS // self.words]
+                parent, task, live = parent[cheapest], task[cheapest], live[cheapest]
+            lowest = int(np.argmin(live))
+            if live[lowest] <= committed:
+                committed = int(live[lowest])
+                parent, task, live = parent[[lowest]], task[[lowest]], live[[lowest]]
+            states = states[:, parent]
+            states[task >> 6, np.arange(len(task))] |= np.uint64(1) << (task & 63).astype(np.uint64)
+            keep = self.distinct(states)
+            if width is not None and len(keep) > width:
+                self.is_exhaustive = False
+                keep = keep[np.argsort(live[keep], kind="stable")[:width]]
+            states, live = states[:, keep], live[keep]
+            history.append((parent[keep], task[keep]))
+        order, state = [], 0
+        for parent, task in reversed(history):
+            order.append(int(task[state]))
+            state = int(parent[state])
+        self.order = order if self.reverse else order[::-1]
+
+    def moves(self, states: np.ndarray, live: np.ndarray, budget: int) -> list[tuple[int, np.ndarray, np.ndarray]]:
+        """What to run next: (task, the states that run it, the bytes alive afterwards), free moves alone."""
+        everywhere, anywhere = (
+            int.from_bytes(reduce.reduce(states, axis=1).astype("<u8").tobytes(), "little")
+            for reduce in (np.bitwise_and, np.bitwise_or)
+        )
+        found = []
+        free_move = np.full(states.shape[1], -1, dtype=np.int32)
+        for t in range(self.problem.tasks):
+            if everywhere >> t & 1 or self.required[t] & ~anywhere:
+                continue
+            ready = states[t >> 6] & np.uint64(1 << (t & 63)) == 0
+            for word, bits in self.required_words[t]:
+                ready &= states[word] & bits == bits
+            chosen = np.flatnonzero(ready)
+            if not len(chosen):
+                continue
+            freed = np.zeros(len(chosen), dtype=np.int64)
+            for others, size in self.freeable[t]:
+                gone = np.ones(len(chosen), dtype=bool)
+                for word, bits in others:
+                    gone &= states[word, chosen] & bits == (0 if self.reverse else bits)
+                freed += size * gone
+            now = live[chosen]
+            after = now - self.born[t] + freed if self.reverse else now + self.born[t] - freed
+            fits = (after if self.reverse else now) + self.problem.demand[t] <= budget
+            chosen, after, now = chosen[fits], after[fits], now[fits]
+            if len(chosen):
+                found.append((t, chosen, after))
+                free = chosen[after <= now]
+                free_move[free[free_move[free] < 0]] = t
+        result = []
+        for t, chosen, after in found:
+            allowed = (free_move[chosen] < 0) | (free_move[chosen] == t)
+            result.append((t, chosen[allowed], after[allowed]))
+        return result
+
+    def distinct(self, states: np.ndarray) -> np.ndarray:
+        """Indices of the columns without repetitions (at worst, with some: a hash only brings equal ones together)."""
+        if self.words == 1:
+            return np.unique(states[0], return_index=True)[1]
+        mixed = np.zeros(states.shape[1], dtype=np.uint64)
+        for word in states:
+            mixed = (mixed ^ word) * np.uint64(0x9E3779B97F4A7C15)
+            mixed ^= mixed >> np.uint64(29)
+        order = np.argsort(mixed, kind="stable")
+        ranked = states[:, order]
+        repeated = (ranked[:, 1:] == ranked[:, :-1]).all(axis=0)
+        return order[np.concatenate([[True], ~repeated])]
+
+
+FRONTIER_WORDS = 1 << 23  # the largest level of a sweep: 64 MiB of states, a few times that with temporaries
+SWEEP_STATES = 1 << 26  # states of one sweep: 512 MiB of history
+
+
+def order_by_cuts(problem: OrderingProblem, stop: Callable[[], bool]) -> list[int] | None:
+    """A good order for wide graphs: where memory is tightest, run what the minimum cut says, then that task, then the
+    rest, each part by the same rule. None when ``stop`` says so first."""
+    order: list[int] = []
+    stack = [(problem, list(range(problem.tasks)))]
+    while stack:
+        part, names = stack.pop()
+        if part.tasks <= 1:
+            order += names
+            continue
+        if stop():
+            return None
+        _, task, before = largest_bound(_CutNetwork(part), part.topological)
+        everything = (1 << part.tasks) - 1
+        pieces = [(0, before), (before, before | 1 << task), (before | 1 << task, everything)]
+        for start, end in reversed(pieces):
+            piece, tasks = restrict(part, start, end)
+            stack.append((piece, [names[t] for t in tasks]))
+    return order
+
+
+def largest_bound(network: _CutNetwork, order: Sequence[int], floor: int = -1) -> tuple[int, int, int]:
+    """(bytes, task, the set executed before it): the largest of the tasks' lower bounds that exceeds ``floor``.
+
+    What a task needs in any order is no less than its bound, so the needs of ``order`` tell where to stop looking.
+    """
+    needs = network.problem.needs(order)
+    best = floor, -1, 0
+    for position in sorted(range(len(order)), key=lambda i: -needs[i]):
+        if needs[position] <= best[0]:
+            break
+        bound, executed = network.bound(order[position])
+        if bound > best[0]:
+            best = bound, order[position], executed
+    return best
+
+
+@dataclass(frozen=True)
+class Ordering:
+    """An order of the tasks, its peak in bytes, and ``bound``: no order whatsoever has a lower peak than that."""
+
+    order: tuple[int, ...]
+    peak: int
+    bound: int
+    states: int = 0  # sets of executed tasks looked at
+    seconds: float = 0.0
+
+    @property
+    def optimal(self) -> bool:
+        return self.peak <= self.bound
+
+
+class _Piece:
+    """A stretch of the problem between two series cuts: its best order so far and its proven bound."""
+
+    def __init__(self, problem: OrderingProblem, names: list[int]) -> None:
+        self.problem, self.names = problem, names
+        self.order = problem.topological
+        self.upper = problem.peak(self.order)
+        self.lower = max(
+            problem.demand[t] + sum(problem.sizes[b] for b in problem.inputs[t]) for t in range(problem.tasks)
+        )
+
+    @cached_property
+    def network(self) -> _CutNetwork:
+        return _CutNetwork(self.problem)
+
+    @cached_property
+    def sweeps(self) -> tuple[_Sweep, _Sweep]:
+        return _Sweep(self.problem), _Sweep(self.problem, reverse=True)
+
+    def tighten(self) -> None:
+        """Raise the lower bound to what minimum cuts prove, as far as it can matter for the current order."""
+        if self.lower < self.upper:
+            self.lower = max(self.lower, largest_bound(self.network, self.order, self.lower)[0])
+
+    def adopt(self, order: list[int] | None) -> bool:
+        """Take an order if it is better than the best so far."""
+        if order is None or (peak := self.problem.peak(order)) >= self.upper:
+            return False
+        self.order, self.upper = order, peak
+        self.tighten()
+        return True
+
+
+class _Search:
+    """The portfolio: cheap orders first, then proofs, always on the piece that has the largest peak left."""
+
+    def __init__(self, problem: OrderingProblem, deadline: float, progress: Callable[[int, int, int], None]) -> None:
+        self.deadline, self.progress = deadline, progress
+        self.states = 0
+        folded, self.groups = merge_tasks(problem)
+        cuts = series_cuts(folded)
+        self.pieces = [_Piece(*restrict(folded, a, b)) for a, b in itertools.pairwise(cuts)]
+
+    @property
+    def lower(self) -> int:
+        return max(piece.lower for piece in self.pieces)
+
+    @property
+    def upper(self) -> int:
+        return max(piece.upper for piece in self.pieces)
+
+    def order(self) -> list[int]:
+        return [task for piece in self.pieces for t in piece.order for task in self.groups[piece.names[t]]]
+
+    def out_of_time(self) -> bool:
+        return time.monotonic() > self.deadline
+
+    def run(self) -> None:
+        stages: list[Callable[[_Piece], None]] = [_Piece.tighten]
+        stages += [partial(self.beam, width=width) for width in (32, 512)]
+        stages += [self.cut_recursion, self.prove]
+        for stage in stages:
+            for piece in sorted(self.pieces, key=lambda piece: -piece.upper):
+                if self.out_of_time():
+                    return
+                if piece.upper > self.lower:
+                    stage(piece)
+
+    def advance(self, *sweeps: Iterator[int], limit: int = SWEEP_STATES) -> int | None:
+        """Drive sweeps, always the one that has done the least work, until one ends; its index, or None at a limit."""
+        work = [0] * len(sweeps)
+        while True:
+            i = work.index(min(work))
+            states = next(sweeps[i], None)
+            if states is None:
+                return i
+            work[i] += states
+            self.states += states
+            self.progress(self.states, self.upper, self.lower)
+            if work[i] > limit or self.out_of_time():
+                return None
+
+    def beam(self, piece: _Piece, width: int) -> None:
+        improving = True
+        while improving:
+            improving = False
+            for sweep in piece.sweeps:
+                if piece.upper > self.lower and self.advance(sweep.levels(piece.upper - 1, width)) is not None:
+                    improving |= piece.adopt(sweep.order)
+                    if sweep.order is None and sweep.is_exhaustive:
+                        piece.lower = piece.upper
+
+    def cut_recursion(self, piece: _Piece) -> None:
+        piece.adopt(order_by_cuts(piece.problem, self.out_of_time))
+
+    def attempt(self, piece: _Piece, budget: int, limit: int) -> bool:
+        """Find an order within the budget or prove that there is none; False at a limit."""
+        winner = self.advance(*(sweep.levels(budget) for sweep in piece.sweeps), limit=limit)
+        if winner is None:
+            return False
+        sweep = piece.sweeps[winner]
+        if sweep.order is not None:
+            return piece.adopt(sweep.order)
+        if sweep.is_exhaustive:
+            piece.lower = max(piece.lower, budget + 1)
+        return sweep.is_exhaustive
+
+    def prove(self, piece: _Piece) -> None:
+        """Close the gap: sweeps at one byte less than the best order, turn about with beams, each time larger."""
+        for scale in (1, 8, 64):
+            while piece.upper > self.lower and self.attempt(piece, piece.upper - 1, SWEEP_STATES * scale // 64):
+                pass
+            if piece.upper > self.lower and not self.out_of_time():
+                self.beam(piece, 2048 * scale)
+        too_large = piece.upper - 1  # the smallest budget whose sweeps did not end
+        while piece.upper > self.lower and not self.out_of_time() and piece.lower < too_large:
+            budget = (piece.lower + too_large) // 2
+            if not self.attempt(piece, budget, SWEEP_STATES // 16):
+                too_large = budget
+
+
+def order_tasks(
+    problem: OrderingProblem,
+    time_limit: float = 60.0,
+    progress: Callable[[int, int, int], None] = lambda states, upper, lower: None,
+) -> Ordering:
+    """The order of the smallest peak, with a proof or with the best proven bound.
+
+    Tasks are fused where that costs nothing and the graph is cut where every order passes; each piece is bounded
+    from below by minimum cuts and from above by beams and a recursion along those cuts; what gap is left, exhaustive
+    sweeps from both ends close. The given numbering must be an order itself; it is returned when none is better.
+
+    Args:
+        time_limit: seconds after which the best order so far is returned. Ctrl-C does the same at any moment.
+        progress: called now and then with (states visited, best peak, proven bound), the latter in bytes.
+    """
+    start = time.monotonic()
+    given = tuple(range(problem.tasks))
+    peak = problem.peak(given)
+    floor = max((problem.demand[t] + sum(problem.sizes[b] for b in problem.inputs[t]) for t in given), default=0)
+    if peak <= floor:
+        return Ordering(given, peak, peak)
+    search = None
+    try:
+        search = _Search(problem, start + time_limit, progress)
+        search.run()
+    except KeyboardInterrupt:
+        if search is None:
+            return Ordering(given, peak, floor, seconds=time.monotonic() - start)
+    order = tuple(search.order())
+    if (found := problem.peak(order)) >= peak:
+        order, found = given, peak
+    return Ordering(order, found, max(search.lower, floor), search.states, time.monotonic() - start)
+
+
+####################################################################################################
+# Ordering a model: subgraphs -> ordering problems
+####################################################################################################
+
+
+class OrderingRefusal(ValueError):
+    """Why the operators of a model must stay where they are, in one line."""
+
+
+def accesses(subgraph: Subgraph) -> dict[int, list[tuple[int, bool]]]:
+    """Per tensor who touches it, in file order: (operator, does it write)."""
+    touched: dict[int, list[tuple[int, bool]]] = defaultdict(list)
+    for operator in subgraph.operators:
+        for i in operator.reads:
+            touched[i].append((operator.index, subgraph.tensors[i].is_updated_in_place))
+        for i in operator.writes:
+            touched[i].append((operator.index, True))
+    return touched
+
+
+EVERYTHING = "every side effect"  # the effect of operators that may touch any state
+
+
+def side_effects(graph: ModelGraph, subgraph: Subgraph, operator: Operator) -> dict[str, bool]:
+    """What an operator touches besides its tensors: name -> does it change that."""
+    kind = operator.kind
+    if operator.is_custom:
+        return {"custom operators": True}  # nobody knows what they share
+    if kind == "CALL_ONCE" or any(
+        side_effects(graph, graph.subgraphs[callee], inner)
+        for callee in operator.callees
+        for inner in graph.subgraphs[callee].operators
+    ):
+        return {EVERYTHING: True}
+    if kind in ("READ_VARIABLE", "ASSIGN_VARIABLE"):
+        name = resource_name(subgraph, operator.reads[0]) if operator.reads else None
+        return {name or EVERYTHING: kind == "ASSIGN_VARIABLE"}
+    if kind.startswith("HASHTABLE") and kind != "HASHTABLE_LOOKUP":
+        return {"hash tables": kind in ("HASHTABLE", "HASHTABLE_IMPORT")}
+    if kind in ("RANDOM_UNIFORM", "RANDOM_STANDARD_NORMAL", "MULTINOMIAL"):
+        return {"random numbers": True}
+    return {}
+
+
+def precedence_pairs(graph: ModelGraph, subgraph: Subgraph) -> list[tuple[int, int]]:
+    """All (before, after) pairs of operators that must keep their order.
+
+    Data flow, side effects and state are one rule: who changes a thing stays behind whoever touched it before, and
+    ahead of whoever touches it later. So files that write a tensor twice, or read it before it is written, keep
+    their meaning too.
+    """
+    touched: dict[Any, list[tuple[int, bool]]] = {**accesses(subgraph)}
+    effects = [side_effects(graph, subgraph, operator) for operator in subgraph.operators]
+    names = {name for effect in effects for name in effect}
+    for name in names - {EVERYTHING}:
+        touched[name] = [
+            (i, any(effect.get(n) for n in (name, EVERYTHING)))
+            for i, effect in enumerate(effects)
+            if name in effect or EVERYTHING in effect
+        ]
+    if EVERYTHING in names:
+        touched[EVERYTHING] = [(i, EVERYTHING in effect) for i, effect in enumerate(effects) if effect]
+    pairs: dict[tuple[int, int], None] = {}
+    for history in touched.values():
+        writer: int | None = None
+        readers: list[int] = []
+        for operator, changes in history:
+            before = [] if writer is None else [writer]
+            if changes:
+                before += readers
+                writer, readers = operator, []
+            else:
+                readers.append(operator)
+            pairs.update(((b, operator), None) for b in before if b != operator)
+    return list(pairs)
+
+
+def ordering_problem(graph: ModelGraph, subgraph: Subgraph, callee_peaks: Mapping[int, int]) -> OrderingProblem:
+    """The ordering problem of a subgraph: its operators are the tasks, its tensors in working memory the buffers."""
+    sizes, producers, consumers, kept = [], [], [], []
+    touched = accesses(subgraph)
+    for tensor in subgraph.tensors:
+        history = touched.get(tensor.index, [])
+        is_output = tensor.index in subgraph.outputs
+        if tensor.size == 0 or not (history or is_output):
+            continue
+        first_writes = bool(history) and history[0][1] and tensor.index not in subgraph.inputs
+        operators = list(dict.fromkeys(operator for operator, _ in history))
+        sizes.append(tensor.size)
+        producers.append(operators[0] if first_writes else None)
+        consumers.append(tuple(operators[1:] if first_writes else operators))
+        kept.append(is_output)
+    transient = tuple(max((callee_peaks[c] for c in op.callees), default=0) for op in subgraph.operators)
+    return OrderingProblem(
+        transient,
+        tuple(sizes),
+        tuple(producers),
+        tuple(consumers),
+        tuple(kept),
+        tuple(precedence_pairs(graph, subgraph)),
+    )
+
+
+def order_model(
+    graph: ModelGraph,
+    time_limit: float,
+    progress: Callable[[int, int, int], None] = lambda states, upper, lower: None,
+) -> tuple[Ordering, ...]:
+    """The best order of every subgraph, by subgraph index; callees first, since their peak counts in the caller.
+
+    Raises:
+        OrderingRefusal: the file numbers its operators elsewhere, so moving them would break it.
+    """
+    if graph.metadata_buffer(CONTROL_DEPENDENCIES) is not None:
+        raise OrderingRefusal(f"the operators stay in place: metadata {CONTROL_DEPENDENCIES!r} refers to their numbers")
+    deadline = time.monotonic() + time_limit
+    orderings: dict[int, Ordering] = {}
+    peaks: dict[int, int] = {}
+    for index in callees_first(graph):
+        subgraph = graph.subgraphs[index]
+        problem = ordering_problem(graph, subgraph, peaks)
+        orderings[index] = order_tasks(problem, max(deadline - time.monotonic(), 0), progress)
+        peaks[index] = max(orderings[index].peak, problem.live(0))
+    return tuple(orderings[subgraph.index] for subgraph in graph.subgraphs)
+
+
+####################################################################################################
+# Weight clustering: an array -> the same array with few distinct values
+####################################################################################################
+
+
+@dataclass(frozen=True)
+class Clustering:
+    """The values of one array, replaced by ``len(codebook)`` distinct ones."""
+
+    values: np.ndarray  # of the shape and type of the original
+    codebook: np.ndarray  # ascending, of the type of the original
+    squared_error: float  # sum over all elements
+
+
+def cluster_values(values: np.ndarray, clusters: int) -> Clustering:
+    """Replace an array's values by at most ``clusters`` distinct ones, with the least possible squared error.
+
+    One-dimensional k-means has an exact solution: its clusters are intervals of the sorted values, so dynamic
+    programming over the interval borders finds the optimum (Wang and Song 2011). Integer arrays get integer
+    centroids, and the optimum is over those. Arrays with more than EXACT_UP_TO distinct values are solved on a grid of
+    borders first, which is then refined where the borders fell, down to single values: the result is the
+    best within a window of every border, and its error never exceeds that of the grid. Rounding an optimal border
+    to the grid moves at most one grid cell of m values and width h between centroids at distance d, which costs at
+    most 2 m h d per border. scikit-learn's KMeans, started from the result, confirms it or improves it.
+    """
+    distinct, counts = np.unique(values, return_counts=True)
+    if len(distinct) <= clusters:
+        return Clustering(values, distinct, 0.0)
+    intervals = _Intervals(distinct, counts)
+    borders = intervals.best_borders(clusters)
+    codebook = intervals.centroids(borders)
+    if not intervals.on_integers:
+        codebook = _polish(intervals, codebook)
+    labels = np.searchsorted((codebook[1:] + codebook[:-1]) / 2, distinct.astype(np.float64), side="left")
+    codebook = codebook.astype(values.dtype)
+    error = float(np.sum(counts * (distinct.astype(np.float64) - codebook[labels].astype(np.float64)) ** 2))
+    clustered = codebook[labels[np.searchsorted(distinct, values)]]
+    return Clustering(clustered, np.unique(codebook[np.unique(labels)]), error)
+
+
+EXACT_UP_TO = 1 << 14  # distinct values for which every border is tried
+FINEST_GRID = 1 << 11  # borders tried first for more distinct values than that
+
+
+class _Intervals:
+    """Costs of intervals of sorted distinct values, in constant time each by prefix sums."""
+
+    def __init__(self, distinct: np.ndarray, counts: np.ndarray) -> None:
+        self.on_integers = np.issubdtype(distinct.dtype, np.integer)
+        self.values = distinct.astype(np.float64)
+        # Centred, so that the difference of two sums of squares keeps its digits.
+        self.centre = np.round(np.average(self.values, weights=counts))
+        centred = self.values - self.centre
+        self.counts = counts
+        self.n, self.sum, self.squares = (
+            np.concatenate([[0.0], np.cumsum(counts * centred**power)]) for power in range(3)
+        )
+
+    def cost(self, start: np.ndarray, end: np.ndarray) -> np.ndarray:
+        """Squared error of values[start:end] around their best centroid; infinite for an empty interval."""
+        n, total = self.n[end] - self.n[start], self.sum[end] - self.sum[start]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            mean = total / n
+            if self.on_integers:
+                mean = np.rint(mean)
+            cost = self.squares[end] - self.squares[start] + mean * (n * mean - 2 * total)
+        return np.where(end > start, np.maximum(cost, 0.0), np.inf)
+
+    def centroids(self, borders: np.ndarray) -> np.ndarray:
+        start, end = borders[:-1], borders[1:]
+        mean = (self.sum[end] - self.sum[start]) / (self.n[end] - self.n[start])
+        return (np.rint(mean) if self.on_integers else mean) + self.centre
+
+    def best_borders(self, clusters: int) -> np.ndarray:
+        """The borders of the best intervals: positions 0 = b0 < b1 < ... < bk = number of values."""
+        size = len(self.values)
+        spacing = 1 if size <= EXACT_UP_TO else -(-size // FINEST_GRID)
+        grid = np.unique(np.append(np.arange(0, size, spacing), size))
+        borders = self.choose([grid[1:-1]] * (clusters - 1))
+        while spacing > 1:
+            spacing = max(spacing // 8, 1)
+            moved = True
+            while moved:  # a border may leave its window; the cost falls with every move, so this ends
+                window = spacing * np.arange(-16, 17)
+                refined = self.choose([np.unique(np.clip(b + window, 1, size - 1)) for b in borders[1:-1]])
+                moved = bool(np.any(np.abs(refined - borders) >= 16 * spacing))
+                borders = refined
+        return borders
+
+    def choose(self, candidates: Sequence[np.ndarray]) -> np.ndarray:
+        """The best borders, each from its ascending candidates, by dynamic programming."""
+        position, best = np.array([0]), np.array([0.0])
+        choices = []
+        for column in [*candidates, np.array([len(self.values)])]:
+            choice, total = self.best_starts(position, best, column)
+            choices.append((position, choice))
+            position, best = column, total
+        borders, at = [len(self.values)], 0
+        for position, choice in reversed(choices):
+            at = int(choice[at])
+            borders.append(int(position[at]))
+        return np.array(borders[::-1])
+
+    def best_starts(self, starts: np.ndarray, best: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """For every end the start that minimises best[start] + cost(start, end), and that minimum.
+
+        The cost has the Monge property, so a later end never has an earlier best start: every second end is looked
+        up between the answers of its neighbours, all ends of one round at once.
+        """
+        choice, total = np.zeros(len(ends), dtype=np.int64), np.empty(len(ends))
+        step = 1 << max(len(ends) - 1, 1).bit_length()
+        known = np.zeros(0, dtype=np.int64)
+        while step >= 1:
+            rows = np.arange(step - 1, len(ends), 2 * step)
+            after = np.searchsorted(known, rows)
+            low = np.where(after > 0, choice[known[after - 1]], 0) if len(known) else np.zeros_like(rows)
+            bounded = after < len(known)
+            high = np.full_like(rows, len(starts) - 1)
+            high[bounded] = choice[known[after[bounded]]]
+            lengths = high - low + 1
+            offsets = np.cumsum(lengths) - lengths
+            options = np.arange(lengths.sum()) + np.repeat(low - offsets, lengths)
+            totals = best[options] + self.cost(starts[options], np.repeat(ends[rows], lengths))
+            if len(rows):
+                total[rows] = np.minimum.reduceat(totals, offsets)
+                hits = np.flatnonzero(totals == np.repeat(total[rows], lengths))
+                choice[rows] = options[hits[np.searchsorted(hits, offsets)]]
+            known = np.union1d(known, rows)
+            step //= 2
+        return choice, total
+
+
+def _polish(intervals: _Intervals, codebook: np.ndarray) -> np.ndarray:
+    """The centroids that KMeans reaches from the given ones, if they are better."""
+    from sklearn.cluster import KMeans
+
+    values, counts = intervals.values, intervals.counts
+    if len(values) > 1 << 16:
+        return codebook  # single values moved one by one already; KMeans would only take its time
+    kmeans = KMeans(len(codebook), init=codebook[:, None], n_init=1, tol=0).fit(values[:, None], sample_weight=counts)
+    centres = np.sort(kmeans.cluster_centers_[:, 0])
+
+    def error(centroids: np.ndarray) -> float:
+        labels = np.searchsorted((centroids[1:] + centroids[:-1]) / 2, values)
+        return float(np.sum(counts * (values - centroids[labels]) ** 2))
+
+    return centres if error(centres) < error(codebook) else codebook
+
+
+####################################################################################################
+# Clustering a model: which tensors are weights, and what their bytes mean
+####################################################################################################
+
+# Operator kind -> the inputs that are weight matrices. Biases, peepholes and normalisation vectors are not.
+_LSTM_WEIGHTS = (1, 2, 3, 4, 5, 6, 7, 8, 16)
+WEIGHT_INPUTS: dict[str, tuple[int, ...]] = {
+    "CONV_2D": (1,), "DEPTHWISE_CONV_2D": (1,), "TRANSPOSE_CONV": (1,), "CONV_3D": (1,), "CONV_3D_TRANSPOSE": (1,),
+    "FULLY_CONNECTED": (1,), "BATCH_MATMUL": (0, 1), "EMBEDDING_LOOKUP": (1,), "GATHER": (0,), "SVDF": (1, 2),
+    "RNN": (1, 2), "UNIDIRECTIONAL_SEQUENCE_RNN": (1, 2), "BIDIRECTIONAL_SEQUENCE_RNN": (1, 2, 5, 6, 10, 11),
+    "LSTM": _LSTM_WEIGHTS, "UNIDIRECTIONAL_SEQUENCE_LSTM": _LSTM_WEIGHTS,
+    "BIDIRECTIONAL_SEQUENCE_LSTM": (*_LSTM_WEIGHTS, *(i + 17 for i in _LSTM_WEIGHTS), *range(40, 48)),
+}  # fmt: skip
+WEIGHT_DTYPES = {"INT8": "<i1", "UINT8": "<u1", "INT16": "<i2", "FLOAT32": "<f4", "FLOAT16": "<f2", "INT4": "<i1"}
+
+
+@dataclass(frozen=True)
+class ClusteredWeights:
+    """What clustering did to one weight matrix. Entropy and index sizes count the matrix alone, in bits or bytes."""
+
+    name: str
+    operator: str
+    dtype: str
+    shape: tuple[int, ...]
+    codebooks: int  # 1, or one per channel
+    distinct_before: int
+    distinct_after: int  # over all code-books
+    sqnr_db: float  # 10 log10(sum of squared weights / squared error); infinite when nothing changed
+    bytes_before: int
+    codebook_bytes: int
+    index_bytes: int  # every element as a packed index into its code-book
+    entropy_bytes: int  # what an ideal entropy coder of the indices would need instead
+
+    @property
+    def bytes_after(self) -> int:
+        return self.codebook_bytes + self.index_bytes
+
+
+def weight_tensors(graph: ModelGraph) -> tuple[list[tuple[str, Tensor]], list[str]]:
+    """The weight matrices, each buffer once, as (operator kind, tensor), and a note on each that must stay as it is."""
+    found: dict[int, tuple[str, Tensor]] = {}
+    notes: dict[str, None] = {}
+    for subgraph in graph.subgraphs:
+        makers = {i: operator for operator in subgraph.operators for i in operator.writes}
+        for operator in subgraph.operators:
+            for position in WEIGHT_INPUTS.get(operator.kind, ()):
+                index = operator.inputs[position] if position < len(operator.inputs) else -1
+                maker = makers.get(index)
+                if maker is not None and maker.kind in ("DEQUANTIZE", "DENSIFY") and maker.reads:
+                    index = maker.reads[0]
+                if index < 0 or subgraph.tensors[index].storage is not Storage.CONSTANT:
+                    continue
+                tensor = subgraph.tensors[index]
+                span = graph.buffers[tensor.buffer]
+                if len(tensor.shape) < 2 or tensor.buffer in found:
+                    continue
+                if tensor.is_sparse:
+                    notes[f"{tensor.name} is stored sparse and stays as it is"] = None
+                elif tensor.dtype not in WEIGHT_DTYPES:
+                    if operator.kind != "GATHER":  # which also gathers indices, shapes and the like
+                        notes[f"{tensor.name} is of type {tensor.dtype} and stays as it is"] = None
+                elif tensor.bytes != span.size:
+                    notes[f"{tensor.name} does not fill its buffer and stays as it is"] = None
+                else:
+                    found[tensor.buffer] = operator.kind, tensor
+    return list(found.values()), list(notes)
+
+
+def decode_weights(tensor: Tensor, stored: np.ndarray) -> np.ndarray:
+    """The elements of a weight tensor, in its shape, from its bytes (uint8). int4 comes as int8, low nibble first."""
+    if tensor.dtype == "INT4":
+        nibbles = np.stack([stored << 4, stored & 0xF0], axis=1).reshape(-1)[: tensor.elements]
+        return (nibbles.view(np.int8) >> 4).reshape(tensor.shape)
+    return stored.view(WEIGHT_DTYPES[tensor.dtype]).reshape(tensor.shape)
+
+
+def encode_weights(tensor: Tensor, values: np.ndarray) -> np.ndarray:
+    """The reverse of :func:`decode_weights`."""
+    if tensor.dtype == "INT4":
+        nibbles = np.append(values.reshape(-1).view(np.uint8) & 0x0F, np.zeros(tensor.elements % 2, np.uint8))
+        return nibbles[0::2] | nibbles[1::2] << 4
+    return np.ascontiguousarray(values).reshape(-1).view(np.uint8)
+
+
+def cluster_tensor(
+    kind: str, tensor: Tensor, weights: np.ndarray, clusters: int, per_channel: bool = False
+) -> tuple[np.ndarray, ClusteredWeights]:
+    """Cluster one weight matrix, whole or per quantised channel. Returns the new weights and the account of it."""
+    channels: list[Any] = [np.s_[:]]
+    quantization = tensor.quantization
+    if per_channel and quantization is not None and len(quantization.scales) > 1:
+        axis = quantization.dimension
+        channels = [(*[np.s_[:]] * axis, c) for c in range(weights.shape[axis])]
+    clustered = weights.copy()
+    error = 0.0
+    index_bits = codebook_bytes = 0
+    entropy_bits = 0.0
+    for channel in channels:
+        result = cluster_values(weights[channel], clusters)
+        clustered[channel] = result.values
+        error += result.squared_error
+        size, k = result.values.size, len(result.codebook)
+        index_bits += size * max(k - 1, 0).bit_length()
+        codebook_bytes += (k * (ELEMENT_BITS[tensor.dtype] or 0) + 7) // 8
+        counts = np.unique(result.values, return_counts=True)[1]
+        entropy_bits += float(np.sum(counts * np.log2(size / counts)))
+    signal = float(np.sum(weights.astype(np.float64) ** 2))
+    account = ClusteredWeights(
+        tensor.name,
+        kind,
+        tensor.dtype,
+        tensor.shape,
+        len(channels),
+        len(np.unique(weights)),
+        len(np.unique(clustered)),
+        10 * math.log10(signal / error) if error and signal else math.inf,
+        tensor.bytes or 0,
+        codebook_bytes,
+        (index_bits + 7) // 8,
+        math.ceil(entropy_bits / 8),
+    )
+    return clustered, account
+
+
+####################################################################################################
+# Rewriting: decisions -> bytes. Everything that is not meant to change stays byte-identical
+####################################################################################################
+
+
+def permute_operators(data: bytearray | mmap.mmap, subgraph: Subgraph, order: Sequence[int]) -> None:
+    """Put the operators of a subgraph in a new order, in place.
+
+    The operator vector holds offsets relative to each element's own position, so element i becomes the old element
+    j plus 4 (j - i). No other byte changes.
+    """
+    layout = f"<{len(order)}I"
+    old = struct.unpack_from(layout, data, subgraph.operator_vector)
+    new = (old[j] + 4 * (j - i) for i, j in enumerate(order))
+    struct.pack_into(layout, data, subgraph.operator_vector, *new)
+
+
+def overwrite_buffer(data: bytearray | mmap.mmap, span: BufferSpan, content: np.ndarray) -> None:
+    """Replace the bytes of a buffer by as many others."""
+    assert content.nbytes == span.size
+    data[span.start : span.start + span.size] = content.tobytes()
+
+
+@contextlib.contextmanager
+def replacing(path: Path, mode: str = "wb", **options: Any) -> Iterator[Any]:
+    """Open a temporary file beside ``path`` and put it in its place when all is written: never half a file."""
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a directory")
+    target = path.resolve()  # a symbolic link keeps pointing at its file
+    if target.exists() and not target.is_file():  # a device or a pipe cannot be replaced
+        with open(target, mode, **options) as file:
+            yield file
+        return
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=target.suffix)
+    try:
+        with os.fdopen(handle, mode, **options) as file:
+            yield file
+        permissions = target.stat().st_mode & 0o777 if target.exists() else 0o666 & ~_umask()
+        os.chmod(name, permissions)
+        os.replace(name, target)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(name)
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask
+
+
+####################################################################################################
+# Reports: plain results -> tables, CSV, JSON, pictures
+####################################################################################################
+
+LONGEST_NAME = 60  # characters of a name in a table; CSV and JSON have it whole
+
+
+def shorten(name: str, limit: int = LONGEST_NAME) -> str:
+    """The name on one line, with its middle left out when it is too long: both ends tell names apart."""
+    name = "".join(c if c.isprintable() else "\ufffd" for c in name)
+    if len(name) <= limit:
+        return name
+    left = (limit - 3) // 2
+    return name[:left] + "..." + name[left + 3 - limit :]
+
+
+def operator_title(subgraph: Subgraph, operator: Operator, limit: int = LONGEST_NAME) -> str:
+    """``KIND (name of its output)``."""
+    return f"{operator.kind} ({shorten(subgraph.output_name(operator), limit)})"
+
+
+def shown_tensors(schedule: Schedule) -> list[Tensor]:
+    """The tensors that take working memory, or might: their size is unknown."""
+    return [t for t in schedule.subgraph.tensors if t.storage is Storage.ACTIVATION and (t.size > 0 or t.bytes is None)]
+
+
+@dataclass(frozen=True)
+class Extras:
+    """The optional columns of a schedule."""
+
+    macs: bool = False
+    size: bool = False
+
+
+def tensor_table(schedule: Schedule) -> str:
+    from prettytable import PrettyTable
+
+    table = PrettyTable(["Id", "Tensor", "Shape", "Size in RAM (B)"])
+    table.align.update({"Id": "r", "Tensor": "l", "Shape": "l", "Size in RAM (B)": "r"})
+    for tensor in shown_tensors(schedule):
+        size = "unknown" if tensor.bytes is None else f"{tensor.size:,}"
+        table.add_row([tensor.index, shorten(tensor.name), str(tensor.shape), size])
+    return table.get_string()
+
+
+def schedule_table(graph: ModelGraph, schedule: Schedule, extras: Extras) -> str:
+    from prettytable import PrettyTable
+
+    subgraph = schedule.subgraph
+    headers = ["Operator (output name)", "Tensors in memory (IDs)", "Memory use (B)"]
+    table = PrettyTable(headers + ["MACs"] * extras.macs + ["Size"] * extras.size)
+    table.align = "r"
+    table.align.update({headers[0]: "l", headers[1]: "l"})
+    for step in schedule.steps:
+        live = ", ".join(map(str, step.live))
+        row = [operator_title(subgraph, step.operator), f"[{live}]", f"{step.bytes:,}"]
+        row += [f"{multiply_accumulates(subgraph, step.operator):,}"] * extras.macs
+        row += [f"{parameter_bytes(graph, subgraph, [step.operator]):,}"] * extras.size
+        table.add_row(row)
+    return table.get_string()
+
+
+def model_macs(graph: ModelGraph) -> int:
+    return sum(multiply_accumulates(s, operator) for s in graph.subgraphs for operator in s.operators)
+
+
+def model_parameter_bytes(graph: ModelGraph) -> int:
+    """Bytes of all constants that operators read; a buffer that is shared, also between subgraphs, counts once."""
+    buffers = {
+        s.tensors[i].buffer
+        for s in graph.subgraphs
+        for op in s.operators
+        for i in op.reads
+        if s.tensors[i].storage is Storage.CONSTANT
+    }
+    return sum(graph.buffers[b].size for b in buffers)
+
+
+def analysis_text(graph: ModelGraph, schedules: Sequence[Schedule], extras: Extras) -> str:
+    """The report for people: two tables per subgraph, and one peak for the model."""
+    lines = []
+    for schedule in schedules:
+        if len(schedules) > 1:
+            title = schedule.subgraph.title
+            lines += [title, "=" * len(title)]
+        lines += ["Tensor information (weights excluded):", tensor_table(schedule), ""]
+        lines += ["Operator execution schedule:", schedule_table(graph, schedule, extras)]
+        if len(schedules) > 1:
+            lines += [f"Peak of this subgraph: {schedule.peak:,} B", ""]
+        if any(step.callee_bytes for step in schedule.steps):
+            lines += ["(memory use includes the peak of the subgraphs that an operator runs)", ""]
+    lines += [f"Current peak memory usage: {model_peak(schedules):,} B"]
+    if state := state_bytes(graph):
+        lines += [f"State kept between inferences: {state:,} B (not part of the peak)"]
+    if extras.macs:
+        lines += [f"Total MACs: {model_macs(graph):,}"]
+    if extras.size:
+        lines += [f"Total weight size: {model_parameter_bytes(graph):,} B"]
+    return "\n".join(lines)
+
+
+def model_peak(schedules: Sequence[Schedule]) -> int:
+    """The largest working set of any subgraph: each subgraph's includes those that it runs."""
+    return max(schedule.peak for schedule in schedules)
+
+
+def write_csv(folder: Path, graph: ModelGraph, schedules: Sequence[Schedule], extras: Extras) -> None:
+    """``tensor_details.csv`` and ``execution_schedule_info.csv``, whole names, one row per tensor and per operator."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with replacing(folder / "tensor_details.csv", "w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file)
+        rows.writerow(["Id", "Name", "Shape", "Size", "Type", "Subgraph"])
+        for schedule in schedules:
+            for t in shown_tensors(schedule):
+                size = "" if t.bytes is None else t.size
+                rows.writerow([t.index, t.name, " ".join(map(str, t.shape)), size, t.dtype, schedule.subgraph.index])
+    with replacing(folder / "execution_schedule_info.csv", "w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file)
+        columns = ["Operator", "Working set", "Memory use"] + ["MACs"] * extras.macs + ["Size"] * extras.size
+        rows.writerow([*columns, "Kind", "Subgraph"])
+        for schedule in schedules:
+            subgraph = schedule.subgraph
+            for step in schedule.steps:
+                op = step.operator
+                row = [subgraph.output_name(op), " ".join(map(str, step.live)), step.bytes]
+                row += [multiply_accumulates(subgraph, op)] * extras.macs
+                row += [parameter_bytes(graph, subgraph, [op])] * extras.size
+                rows.writerow([*row, op.kind, subgraph.index])
+
+
+def analysis_json(graph: ModelGraph, schedules: Sequence[Schedule]) -> dict[str, Any]:
+    """The analysis as JSON-ready data; all sizes are bytes, all ids are indices in the subgraph."""
+    return {
+        "tflite_tools_version": __version__,
+        "peak_bytes": model_peak(schedules),
+        "state_bytes": state_bytes(graph),
+        "macs": model_macs(graph),
+        "parameter_bytes": model_parameter_bytes(graph),
+        "notes": list(graph.notes),
+        "subgraphs": [
+            {
+                "index": schedule.subgraph.index,
+                "name": schedule.subgraph.name,
+                "peak_bytes": schedule.peak,
+                "inputs": list(schedule.subgraph.inputs),
+                "outputs": list(schedule.subgraph.outputs),
+                "tensors": [
+                    {"id": t.index, "name": t.name, "shape": list(t.shape), "type": t.dtype, "bytes": t.bytes}
+                    for t in shown_tensors(schedule)
+                ],
+                "operators": [
+                    {
+                        "kind": step.operator.kind,
+                        "inputs": list(step.operator.inputs),
+                        "outputs": list(step.operator.outputs),
+                        "in_memory": list(step.live),
+                        "bytes": step.bytes,
+                        "callee_bytes": step.callee_bytes,
+                        "macs": multiply_accumulates(schedule.subgraph, step.operator),
+                        "parameter_bytes": parameter_bytes(graph, schedule.subgraph, [step.operator]),
+                    }
+                    for step in schedule.steps
+                ],
+            }
+            for schedule in schedules
+        ],
+    }
+
+
+INPUT_COLOUR, OUTPUT_COLOUR, OTHER_COLOUR, CALLEE_COLOUR = "#D95319", "#EDB120", "#0072BD", "#7E2F8E"
+MOST_LABELLED_BARS = 80  # more operators than this are numbered, not named
+MOST_PANELS = 6
+
+
+def plot_schedules(file: Path, schedules: Sequence[Schedule]) -> None:
+    """Stacked bars per operator: inputs, outputs, other tensors in memory, in KB (1,024 B); the peak is marked.
+
+    Several subgraphs get a panel each, the MOST_PANELS largest. The extension decides the format.
+    """
+    from matplotlib.figure import Figure
+
+    shown = [s for s in schedules if s.steps] or list(schedules[:1])
+    shown = sorted(sorted(shown, key=lambda s: -s.peak)[:MOST_PANELS], key=lambda s: s.subgraph.index)
+    longest = max(len(s.steps) for s in shown)
+    width = min(max(longest / 4, 7), 24)
+    figure = Figure(figsize=(width, 5.5 * len(shown)), layout="constrained")
+    for schedule, axes in zip(shown, figure.subplots(len(shown), squeeze=False)[:, 0], strict=True):
+        _plot_schedule(axes, schedule, title=schedule.subgraph.title if len(schedules) > 1 else "")
+    with replacing(file) as output:
+        figure.savefig(output, format=file.suffix[1:].lower(), dpi=150)
+
+
+def _plot_schedule(axes: Any, schedule: Schedule, title: str) -> None:
+    tensors, steps = schedule.subgraph.tensors, schedule.steps
+    x = np.arange(len(steps))
+    bottom = np.zeros(len(steps))
+    names = ("Operator inputs", "Operator outputs", "Other tensors", "Subgraphs it runs")
+    parts: dict[str, list[int]] = {name: [] for name in names}
+    for step in steps:
+        inputs = sum(tensors[i].size for i in step.operator.reads if i in step.live)
+        outputs = sum(tensors[i].size for i in set(step.operator.writes) - set(step.operator.reads) if i in step.live)
+        others = step.bytes - step.callee_bytes - inputs - outputs
+        for part, amount in zip(parts.values(), (inputs, outputs, others, step.callee_bytes), strict=True):
+            part.append(amount)
+    colours = (INPUT_COLOUR, OUTPUT_COLOUR, OTHER_COLOUR, CALLEE_COLOUR)
+    many = len(steps) > MOST_LABELLED_BARS
+    for (label, amounts), colour in zip(parts.items(), colours, strict=True):
+        heights = np.array(amounts) / 1024
+        if heights.any() or label != names[-1]:
+            axes.bar(x, heights, 1.0 if many else 0.8, bottom, color=colour, label=label)
+            bottom += heights
+    axes.set_ylabel("Memory use (KB)")
+    axes.set_title(title, loc="left")
+    if steps:
+        top = max(range(len(steps)), key=lambda i: steps[i].bytes)
+        peak = steps[top].bytes / 1024
+        axes.axhline(peak, color="black", linewidth=0.8, linestyle="--")
+        name = operator_title(schedule.subgraph, steps[top].operator, 40)
+        to_left = top > len(steps) / 2
+        axes.annotate(
+            f"peak {steps[top].bytes:,} B: {name}",
+            (top, peak),
+            (-4 if to_left else 4, 5),
+            textcoords="offset points",
+            ha="right" if to_left else "left",
+            fontsize=9,
+        )
+        axes.plot([top], [peak], marker="v", color="black", markersize=6)
+    if many:
+        axes.set_xlabel("Operator number, in execution order")
+    else:
+        titles = [operator_title(schedule.subgraph, step.operator, 26) for step in steps]
+        axes.set_xticks(x, titles, rotation=90, fontsize=8)
+    axes.set_xlim(-0.6, max(len(steps) - 0.4, 0.6))
+    axes.set_ylim(0, (axes.get_ylim()[1] or 1) * 1.12)
+    axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=4, fontsize=8, frameon=False)
+
+
+def clustering_table(accounts: Sequence[ClusteredWeights]) -> str:
+    from prettytable import PrettyTable
+
+    headers = ["Weights", "Type", "Distinct values", "SQNR (dB)", "Bytes", "Code-book + indices (B)", "Entropy (B)"]
+    table = PrettyTable(headers)
+    table.align = "r"
+    table.align.update({"Weights": "l", "Type": "l"})
+    for a in accounts:
+        table.add_row(
+            [
+                shorten(a.name),
+                a.dtype,
+                f"{a.distinct_before:,} -> {a.distinct_after:,}",
+                f"{a.sqnr_db:.1f}",
+                f"{a.bytes_before:,}",
+                f"{a.codebook_bytes:,} + {a.index_bytes:,}",
+                f"{a.entropy_bytes:,}",
+            ]
+        )
+    return table.get_string()
+
+
+####################################################################################################
+# TFLiteModel: the API, and all that main() uses
+####################################################################################################
+
+
+@dataclass(frozen=True)
+class OptimizationResult:
+    """What reordering did. ``bound`` is proven: no order of these operators has a lower peak. Sizes in bytes."""
+
+    orders: tuple[tuple[int, ...], ...]  # per subgraph: old indices in the new order
+    peak_before: int
+    peak: int
+    bound: int
+    changed: bool
+    states: int  # sets of executed operators that the search looked at
+    seconds: float
+    refusal: str = ""  # why nothing was reordered, if it must not be
+
+    @property
+    def optimal(self) -> bool:
+        return self.peak <= self.bound
+
+
+@dataclass(frozen=True)
+class ClusteringResult:
+    """What clustering did, one entry per weight matrix, and notes on those that had to stay as they are."""
+
+    clusters: int
+    weights: tuple[ClusteredWeights, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def bytes_before(self) -> int:
+        return sum(w.bytes_before for w in self.weights)
+
+    @property
+    def bytes_after(self) -> int:
+        return sum(w.bytes_after for w in self.weights)
+
+
+MAPPED_FROM = 64 << 20  # bytes; larger files are memory-mapped, so that only what is read or changed takes RAM
+
+
+class TFLiteModel:
+    """A .tflite model in memory: analyse it, change it, write it back.
+
+    All methods describe the model as it is at that moment, with all changes made so far.
+    """
+
+    def __init__(self, model_bytes: bytes | bytearray | mmap.mmap) -> None:
+        """Take the bytes of a .tflite file; they are copied, except for a writable memory map.
+
+        Raises:
+            ModelError: not a TensorFlow Lite model, or a damaged one.
+        """
+        self._data = model_bytes if isinstance(model_bytes, mmap.mmap) else bytearray(model_bytes)
+        self._graph = read_model(self._data)
+
+    @classmethod
+    def load_from_file(cls, path: str | os.PathLike[str]) -> TFLiteModel:
+        """Read a model from a file.
+
+        Raises:
+            OSError: the file cannot be read.
+            ModelError: it is not a TensorFlow Lite model, or a damaged one.
+        """
+        with open(path, "rb") as file:
+            if os.fstat(file.fileno()).st_size > MAPPED_FROM:
+                # Copy on write: changes stay in this process, and only changed pages take memory.
+                return cls(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY))
+            return cls(file.read())
+
+    def write_to_file(self, path: str | os.PathLike[str]) -> None:
+        """Write the model; an existing file is replaced only once all bytes are written.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
+        with replacing(Path(path)) as file:
+            file.write(self._data)
+
+    @property
+    def graph(self) -> ModelGraph:
+        """The model's subgraphs, tensors and operators as plain data."""
+        return self._graph
+
+    @cached_property
+    def schedules(self) -> tuple[Schedule, ...]:
+        """Per subgraph the operators in execution order with their working sets."""
+        return schedule_model(self._graph)
+
+    def _reread(self) -> None:
+        self._graph = read_model(self._data)
+        self.__dict__.pop("schedules", None)
+
+    def peak_memory_usage(self) -> int:
+        """Bytes of the largest working set: all intermediate tensors alive while some operator runs."""
+        return model_peak(self.schedules)
+
+    def print_model_analysis(self, calc_macs: bool = False, calc_size: bool = False) -> None:
+        """Print the tables of tensors and of the schedule, and the peak, to stdout."""
+        print(analysis_text(self._graph, self.schedules, Extras(calc_macs, calc_size)))
+
+    def output_model_analysis_to_csv(
+        self, folder: str | os.PathLike[str], calc_macs: bool = False, calc_size: bool = False
+    ) -> None:
+        """Write ``tensor_details.csv`` and ``execution_schedule_info.csv`` into a folder, created if missing.
+
+        Raises:
+            OSError: the folder or a file cannot be written.
+        """
+        write_csv(Path(folder), self._graph, self.schedules, Extras(calc_macs, calc_size))
+
+    def analysis(self) -> dict[str, Any]:
+        """The analysis as JSON-ready data; README describes its keys."""
+        return analysis_json(self._graph, self.schedules)
+
+    def plot_memory_usage(self, file: str | os.PathLike[str]) -> None:
+        """Draw the working set of every operator; the extension of the file decides the format (png, svg, pdf).
+
+        Raises:
+            OSError: the file cannot be written.
+        """
+        plot_schedules(Path(file), self.schedules)
+
+    def compute_best_peak_memory_usage(self, time_limit: float = 60.0, **options: Any) -> OptimizationResult:
+        """Search for the operator order of the smallest peak, and leave the model as it is.
+
+        Args:
+            time_limit: seconds; then the best order so far is returned, with the best proven bound.
+        """
+        peak_before = self.peak_memory_usage()
+        start = time.monotonic()
+        given = tuple(tuple(range(len(s.operators))) for s in self._graph.subgraphs)
+        try:
+            orderings = order_model(self._graph, time_limit, **options)
+        except OrderingRefusal as refusal:
+            return OptimizationResult(given, peak_before, peak_before, 0, False, 0, 0.0, str(refusal))
+        peak = max(ordering.peak for ordering in orderings)
+        bound = max(ordering.bound for ordering in orderings)
+        orders = tuple(ordering.order for ordering in orderings)
+        return OptimizationResult(
+            orders,
+            peak_before,
+            peak,
+            bound,
+            orders != given,
+            sum(o.states for o in orderings),
+            time.monotonic() - start,
+        )
+
+    def optimize_memory(self, time_limit: float = 60.0, **options: Any) -> OptimizationResult:
+        """Reorder the operators for the smallest peak; every subgraph for itself, callees first.
+
+        Only the operator vectors change. A model whose order is as good as can be stays byte-identical.
+        """
+        result = self.compute_best_peak_memory_usage(time_limit, **options)
+        if result.changed:
+            for subgraph, order in zip(self._graph.subgraphs, result.orders, strict=True):
+                permute_operators(self._data, subgraph, order)
+            self._reread()
+        return result
+
+    def cluster_weights(self, clusters: int) -> ClusteringResult:
+        """Give every weight matrix at most ``clusters`` distinct values, biases untouched.
+
+        Raises:
+            ValueError: fewer than one cluster.
+        """
+        if clusters < 1:
+            raise ValueError("the number of clusters must be at least 1")
+        weights, notes = weight_tensors(self._graph)
+        accounts = []
+        for kind, tensor in weights:
+            span = self._graph.buffers[tensor.buffer]
+            stored = np.frombuffer(self._data[span.start : span.start + span.size], dtype=np.uint8)
+            values = decode_weights(tensor, stored)
+            if values.dtype.kind == "f" and not np.isfinite(values).all():
+                notes.append(f"{tensor.name} holds infinities or NaNs and stays as it is")
+                continue
+            clustered, account = cluster_tensor(kind, tensor, values, clusters)
+            overwrite_buffer(self._data, span, encode_weights(tensor, clustered))
+            accounts.append(account)
+        return ClusteringResult(clusters, tuple(accounts), tuple(notes))
+
+
+####################################################################################################
+# Command line
+####################################################################################################
+
+DONE, CHECK_FAILED, BAD_INPUT = 0, 1, 2  # exit codes
+PLOT_FORMATS = (".png", ".svg", ".pdf")
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> Any:
+        """One line, as for all other mistakes; --help has the rest."""
+        self.exit(BAD_INPUT, f"{self.prog}: error: {message}\n")
+
+
+def _positive(text: str) -> int:
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return number
+
+
+def _seconds(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
+    return number
+
+
+def _picture(text: str) -> Path:
+    path = Path(text)
+    if path.suffix.lower() not in PLOT_FORMATS:
+        raise argparse.ArgumentTypeError(f"{text!r} must end in {', '.join(PLOT_FORMATS)}")
+    return path
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="tflite-tools",
+        description="How much RAM a TensorFlow Lite model needs on a microcontroller, why, and how to need less.",
+        epilog="exit codes: 0 done, 1 a check failed, 2 bad input or usage",
+    )
+    add = parser.add_argument
+    add("-i", "--input", type=Path, required=True, metavar="FILE", help="the model to read (.tflite)")
+    add("-o", "--output", type=Path, metavar="FILE", help="write the resulting model here")
+    add("--in-place", action="store_true", help="write the resulting model over the input")
+    add("--clusters", type=_positive, metavar="N", help="give every weight matrix at most N distinct values")
+    add("--optimize", action="store_true", help="reorder the operators for the smallest peak memory use")
+    add("--time-limit", type=_seconds, default=60.0, metavar="SECONDS", help="for the search of an order (default: 60)")
+    add("--calc-macs", action="store_true", help="add the multiply-accumulates of every operator")
+    add("--calc-size", action="store_true", help="add the parameter bytes of every operator")
+    add("--csv", type=Path, metavar="FOLDER", help="write the tables as CSV files into this folder")
+    add("--json", metavar="FILE", help="write the analysis as JSON; '-' prints it instead of the tables")
+    add("--plot", type=_picture, metavar="FILE", help="draw the memory use of every operator (png, svg or pdf)")
+    add("--version", action="version", version=f"%(prog)s {__version__}")
+    return parser
+
+
+class UsageError(ValueError):
+    """What the user asked for cannot be done; the message says why, in one line."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code: 0 done, 1 a check failed, 2 bad input or usage."""
+    try:
+        arguments = _parser().parse_args(argv)
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else BAD_INPUT
+    try:
+        return _run(arguments)
+    except (UsageError, ModelError) as error:
+        message = str(error)
+        if isinstance(error, ModelError):
+            message = f"{arguments.input}: {message}"
+    except OSError as error:
+        message = f"{error.filename}: {error.strerror}" if error.strerror else str(error)
+    except MemoryError:
+        message = "not enough memory for this model"
+    except KeyboardInterrupt:
+        message = "interrupted; nothing was written"
+    print(f"tflite-tools: error: {message}", file=sys.stderr)
+    return BAD_INPUT
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    _check_outputs(arguments)
+    model = TFLiteModel.load_from_file(arguments.input)
+    results: dict[str, Any] = {}
+    lines = []  # what was done, after the tables
+    if arguments.clusters:
+        clustering = model.cluster_weights(arguments.clusters)
+        results["clustering"] = clustering
+        lines += _clustering_lines(clustering)
+        for note in clustering.notes:
+            _say(f"note: {note}")
+    if arguments.optimize:
+        with _progress_bar() as progress:
+            optimization = model.optimize_memory(arguments.time_limit, progress=progress)
+        results["optimization"] = optimization
+        lines += _optimization_lines(optimization)
+    for note in model.graph.notes:
+        _say(f"note: {note}")
+
+    if arguments.json != "-":
+        model.print_model_analysis(arguments.calc_macs, arguments.calc_size)
+        print("\n".join(lines), end="\n" if lines else "")
+    if arguments.json:
+        document = model.analysis() | {name: _plain(result) for name, result in results.items()}
+        text = json.dumps(document, indent=2)
+        if arguments.json == "-":
+            print(text)
+        else:
+            with replacing(Path(arguments.json), "w", encoding="utf-8") as file:
+                file.write(text + "\n")
+    if arguments.csv:
+        model.output_model_analysis_to_csv(arguments.csv, arguments.calc_macs, arguments.calc_size)
+    if arguments.plot:
+        model.plot_memory_usage(arguments.plot)
+    if arguments.output:
+        model.write_to_file(arguments.output)
+        _say(f"wrote {arguments.output}")
+    elif lines:
+        _say("nothing was written: give -o FILE to save this model")
+    return DONE
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def _check_outputs(arguments: argparse.Namespace) -> None:
+    """Refuse what would overwrite the input or another output, before any work is done."""
+    if arguments.in_place:
+        if arguments.output and not _same_file(arguments.output, arguments.input):
+            raise UsageError("--in-place and -o name two different places: give one of them")
+        arguments.output = arguments.input
+    elif arguments.output and _same_file(arguments.output, arguments.input):
+        raise UsageError(f"{arguments.output}: the output is the input; add --in-place to replace it")
+    files = [arguments.output, arguments.plot, Path(arguments.json) if arguments.json not in (None, "-") else None]
+    files = [file for file in files if file is not None]
+    for i, file in enumerate(files):
+        if (file != arguments.output and _same_file(file, arguments.input)) or any(
+            _same_file(file, other) for other in files[:i]
+        ):
+            raise UsageError(f"{file}: two files of this command have the same name")
+        if file.is_dir():
+            raise UsageError(f"{file}: is a directory; give a file name")
+        if not file.parent.is_dir():
+            raise UsageError(f"{file}: its folder does not exist")
+    if arguments.csv and arguments.csv.exists() and not arguments.csv.is_dir():
+        raise UsageError(f"{arguments.csv}: --csv needs a folder, and this is a file")
+
+
+def _same_file(a: Path, b: Path) -> bool:
+    return a.resolve() == b.resolve() or (a.exists() and b.exists() and a.samefile(b))
+
+
+@contextlib.contextmanager
+def _progress_bar() -> Iterator[Callable[[int, int, int], None]]:
+    """Show how far the search is, on a terminal and once it takes more than a moment."""
+    from tqdm import tqdm
+
+    with tqdm(desc="ordering", unit=" states", unit_scale=True, delay=1.0, disable=None, leave=False) as bar:
+
+        def progress(states: int, upper: int, lower: int) -> None:
+            bar.set_postfix_str(f"peak {upper:,} B, bound {lower:,} B", refresh=False)
+            bar.update(states - bar.n if states > bar.n else 0)
+
+        yield progress
+
+
+def _optimization_lines(result: OptimizationResult) -> list[str]:
+    if result.refusal:
+        return [f"Not reordered: {result.refusal}."]
+    if result.optimal:
+        verdict = "proven optimal: no order needs less"
+    else:
+        gap = 100 * (result.peak - result.bound) / result.bound
+        verdict = f"not proven optimal: no order needs less than {result.bound:,} B, {gap:.1f} % below this"
+    if not result.changed:
+        return [f"Operator order left as it is: peak {result.peak:,} B, {verdict}."]
+    saved = 100 * (1 - result.peak / result.peak_before) if result.peak_before else 0
+    return [f"Operators reordered: peak {result.peak_before:,} B -> {result.peak:,} B ({saved:.1f} % less), {verdict}."]
+
+
+def _clustering_lines(result: ClusteringResult) -> list[str]:
+    if not result.weights:
+        return ["", "No weights were clustered: the model has no weight matrix of a supported type."]
+    return [
+        "",
+        f"Weights clustered to at most {result.clusters} values per matrix:",
+        clustering_table(result.weights),
+        f"All weights: {result.bytes_before:,} B as stored, {result.bytes_after:,} B as code-books and packed indices",
+    ]
+
+
+def _plain(result: Any) -> dict[str, Any]:
+    """A result as JSON-ready data, with the properties that matter; infinities, which JSON lacks, become null."""
+    document = dataclasses.asdict(result)
+    if isinstance(result, OptimizationResult):
+        document["optimal"] = result.optimal
+    for weights in document.get("weights", ()):
+        if math.isinf(weights["sqnr_db"]):
+            weights["sqnr_db"] = None
+    return document
+
+
+if __name__ == "__main__":
+    sys.exit(main())
