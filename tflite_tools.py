@@ -58,8 +58,10 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+import flatbuffers
 import numpy as np
 import tflite
+from flatbuffers import number_types
 from tflite.utils import BUILTIN_OPCODE2NAME
 
 __version__ = "0.1.0"
@@ -179,6 +181,10 @@ class ModelGraph:
     buffers: tuple[BufferSpan, ...]
     metadata: tuple[tuple[str, int], ...]  # (name, buffer index)
     notes: tuple[str, ...] = ()
+
+    def has_data(self, tensor: Tensor) -> bool:
+        """Whether the tensor's content is in the file."""
+        return tensor.buffer > 0 and self.buffers[tensor.buffer].size > 0
 
     def metadata_buffer(self, name: str) -> BufferSpan | None:
         """The buffer of the last metadata entry of that name, which is the one that runtimes honour."""
@@ -320,8 +326,11 @@ class _Reader:
         return BufferSpan(start, size)
 
     def operator_kind(self, code: tflite.OperatorCode) -> tuple[str, bool]:
-        """(name, is it custom). Files from before 2020 know only the one-byte deprecated code."""
-        number = max(code.BuiltinCode(), code.DeprecatedBuiltinCode())
+        """(name, is it custom). Files from before 2020 know only the one-byte deprecated code, some newer ones only
+        the full one, which the bindings' own BuiltinCode() then hides: so the field is read as it is."""
+        field = code._tab.Offset(10)
+        full = code._tab.Get(number_types.Int32Flags, code._tab.Pos + field) if field else 0
+        number = max(full, code.DeprecatedBuiltinCode())
         if number == tflite.BuiltinOperator.CUSTOM:
             return self.text(code.CustomCode()) or "CUSTOM", True
         return BUILTIN_OPCODE2NAME.get(number, f"BUILTIN_{number}"), False
@@ -358,7 +367,8 @@ class _Reader:
         dtype = DTYPES[number] if 0 <= number < len(DTYPES) else f"TYPE_{number}"
         shape = self.indices(table, "Shape")
         is_dynamic = any(d < 0 for d in shape + self.indices(table, "ShapeSignature"))
-        if buffer and self.buffers[buffer].size > 0 and not is_input:
+        elsewhere = table._tab.Offset(24)  # external_buffer, newer than the bindings: the data is in another file
+        if ((buffer and self.buffers[buffer].size > 0) or elsewhere) and not is_input:
             storage = Storage.CONSTANT
         elif table.IsVariable() or is_handle:
             storage = Storage.STATE
@@ -1388,22 +1398,36 @@ def precedence_pairs(graph: ModelGraph, subgraph: Subgraph) -> list[tuple[int, i
     return list(pairs)
 
 
-def ordering_problem(graph: ModelGraph, subgraph: Subgraph, callee_peaks: Mapping[int, int]) -> OrderingProblem:
+@dataclass(frozen=True)
+class Costs:
+    """What a tensor takes while it is alive and what an operator takes besides, in bytes."""
+
+    tensor: Callable[[Tensor], int] = lambda tensor: tensor.size
+    operator: Callable[[Subgraph, Operator], int] = lambda subgraph, operator: 0
+
+
+def ordering_problem(
+    graph: ModelGraph, subgraph: Subgraph, callee_peaks: Mapping[int, int], costs: Costs = Costs()
+) -> OrderingProblem:
     """The ordering problem of a subgraph: its operators are the tasks, its tensors in working memory the buffers."""
     sizes, producers, consumers, kept = [], [], [], []
     touched = accesses(subgraph)
     for tensor in subgraph.tensors:
         history = touched.get(tensor.index, [])
         is_output = tensor.index in subgraph.outputs
-        if tensor.size == 0 or not (history or is_output):
+        size = costs.tensor(tensor)
+        if size == 0 or not (history or is_output):
             continue
         first_writes = bool(history) and history[0][1] and tensor.index not in subgraph.inputs
         operators = list(dict.fromkeys(operator for operator, _ in history))
-        sizes.append(tensor.size)
+        sizes.append(size)
         producers.append(operators[0] if first_writes else None)
         consumers.append(tuple(operators[1:] if first_writes else operators))
         kept.append(is_output)
-    transient = tuple(max((callee_peaks[c] for c in op.callees), default=0) for op in subgraph.operators)
+    transient = tuple(
+        max((callee_peaks[c] for c in op.callees), default=0) + costs.operator(subgraph, op)
+        for op in subgraph.operators
+    )
     return OrderingProblem(
         transient,
         tuple(sizes),
@@ -1418,6 +1442,7 @@ def order_model(
     graph: ModelGraph,
     time_limit: float,
     progress: Callable[[int, int, int], None] = lambda states, upper, lower: None,
+    costs: Costs = Costs(),
 ) -> tuple[Ordering, ...]:
     """The best order of every subgraph, by subgraph index; callees first, since their peak counts in the caller.
 
@@ -1431,10 +1456,461 @@ def order_model(
     peaks: dict[int, int] = {}
     for index in callees_first(graph):
         subgraph = graph.subgraphs[index]
-        problem = ordering_problem(graph, subgraph, peaks)
-        orderings[index] = order_tasks(problem, max(deadline - time.monotonic(), 0), progress)
-        peaks[index] = max(orderings[index].peak, problem.live(0))
+        problem = ordering_problem(graph, subgraph, peaks, costs)
+        found = order_tasks(problem, max(deadline - time.monotonic(), 0), progress)
+        # The problem took the callees' peaks for granted; if one could still fall, so could this bound.
+        callees = {c for operator in subgraph.operators for c in operator.callees}
+        unproven = max((orderings[c].peak - orderings[c].bound for c in callees), default=0)
+        peak, bound = (max(value, problem.live(0)) for value in (found.peak, found.bound - unproven))
+        orderings[index] = dataclasses.replace(found, peak=peak, bound=bound)
+        peaks[index] = orderings[index].peak
     return tuple(orderings[subgraph.index] for subgraph in graph.subgraphs)
+
+
+####################################################################################################
+# Arena planning: sizes and lifetimes -> offsets
+####################################################################################################
+
+ARENA_ALIGNMENT = 16  # bytes, of every buffer that TFLM plans
+
+
+@dataclass(frozen=True)
+class Block:
+    """Bytes that need one place in the arena from time ``first`` to time ``last``, both inclusive."""
+
+    size: int
+    first: int
+    last: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """An offset for every block, the height that they reach, and ``bound``: no plan whatsoever is lower than that."""
+
+    offsets: tuple[int, ...]
+    height: int
+    bound: int
+
+    @property
+    def optimal(self) -> bool:
+        return self.height <= self.bound
+
+
+def plan_height(blocks: Sequence[Block], offsets: Sequence[int]) -> int:
+    return max((offset + block.size for block, offset in zip(blocks, offsets, strict=True)), default=0)
+
+
+def live_bound(blocks: Sequence[Block]) -> int:
+    """The most bytes alive at one time, which no plan can undercut."""
+    change: dict[int, int] = defaultdict(int)
+    for block in blocks:
+        change[block.first] += block.size
+        change[block.last + 1] -= block.size
+    return max(itertools.accumulate(change[time] for time in sorted(change)), default=0)
+
+
+def place_first_fit(blocks: Sequence[Block], order: Iterable[int], fixed: Mapping[int, int]) -> list[int]:
+    """Give each block of the order the lowest gap among the earlier ones that are alive with it.
+
+    ``fixed`` blocks are where they are told to be, without a check, as TFLM does it.
+    """
+    offsets = [0] * len(blocks)
+    placed = np.empty((4, len(blocks)), dtype=np.int64)  # offset, end, first, last: sorted by offset
+    for count, index in enumerate(order):
+        block = blocks[index]
+        _, _, first, last = placed[:, :count]
+        at = fixed.get(index)
+        if at is None:
+            at = 0
+            alive = np.flatnonzero((first <= block.last) & (last >= block.first))
+            for offset, end in placed[:2, alive].T.tolist():
+                if offset - at >= block.size:
+                    break
+                at = max(at, end)
+        offsets[index] = at
+        rank = int(np.searchsorted(placed[0, :count], at, side="right"))
+        placed[:, rank + 1 : count + 1] = placed[:, rank:count]
+        placed[:, rank] = at, at + block.size, block.first, block.last
+    return offsets
+
+
+def greedy_offsets(blocks: Sequence[Block], fixed: Mapping[int, int]) -> list[int]:
+    """What TFLM's GreedyMemoryPlanner does: fixed blocks first, then the others from large to small, first fit.
+
+    Among blocks of one size the later comes first (tensorflow/lite/micro/memory_planner/greedy_memory_planner.cc).
+    """
+    free = sorted((i for i in reversed(range(len(blocks))) if i not in fixed), key=lambda i: -blocks[i].size)
+    return place_first_fit(blocks, [*sorted(fixed), *free], fixed)
+
+
+def conflicts(blocks: Sequence[Block], offsets: Sequence[int]) -> list[tuple[int, int]]:
+    """Pairs of blocks that are alive together and share an address."""
+    size, first, last = np.array([(b.size, b.first, b.last) for b in blocks], dtype=np.int64).reshape(-1, 3).T
+    start = np.array(offsets, dtype=np.int64)
+    found = []
+    for i in range(len(blocks)):
+        later = slice(i + 1, None)
+        clash = (first[later] <= last[i]) & (last[later] >= first[i])
+        clash &= (start[later] < start[i] + size[i]) & (start[later] + size[later] > start[i])
+        found += [(i, i + 1 + int(j)) for j in np.flatnonzero(clash)]
+    return found
+
+
+def plan_by_first_fit(blocks: Sequence[Block]) -> Plan:
+    """The lowest of some first-fit plans, in milliseconds: by size, by area, by length of life, by time."""
+    bound = live_bound(blocks)
+    best: list[int] | None = None
+    height = 0
+    for key in (
+        lambda b: (-b.size, b.first),
+        lambda b: (-b.size * (b.last - b.first + 1), b.first),
+        lambda b: (b.first - b.last, -b.size),
+        lambda b: (b.first, -b.size),
+        lambda b: (-b.last, -b.size),
+    ):
+        offsets = place_first_fit(blocks, sorted(range(len(blocks)), key=lambda i: key(blocks[i])), {})
+        if best is None or plan_height(blocks, offsets) < height:
+            best, height = offsets, plan_height(blocks, offsets)
+        if height <= bound:
+            break
+    return Plan(tuple(best or ()), height, bound)
+
+
+def plan_optimally(blocks: Sequence[Block], time_limit: float = 20.0) -> Plan:
+    """The lowest plan: first fit if it meets the bound, else constraint programming, within ``time_limit`` seconds.
+
+    The blocks are rectangles of fixed time and free address that must not overlap (NoOverlap2D). First the bound
+    itself is tried as the height; where that fails, the height is minimised.
+    """
+    plan = plan_by_first_fit(blocks)
+    if plan.optimal:
+        return plan
+    deadline = time.monotonic() + time_limit
+    # One worker with a fixed strategy is quick on nearly all models and deterministic; many help with the rest.
+    for height, workers, share in ((plan.bound, 1, 0.2), (plan.bound, 8, 0.5), (plan.height - ARENA_ALIGNMENT, 8, 1.0)):
+        if plan.optimal:
+            break
+        seconds = share * (deadline - time.monotonic())
+        offsets, bound = _solve_placement(blocks, plan.bound, height, seconds, workers)
+        if offsets is not None:
+            plan = Plan(tuple(offsets), plan_height(blocks, offsets), plan.bound)
+        plan = dataclasses.replace(plan, bound=max(plan.bound, min(bound, plan.height)))
+    return plan
+
+
+def _solve_placement(
+    blocks: Sequence[Block], bound: int, height: int, time_limit: float, workers: int
+) -> tuple[list[int] | None, int]:
+    """(offsets of the least height up to ``height``, if any were found; the proven lower bound, at least ``bound``)."""
+    if time_limit <= 0 or height < bound:
+        return None, bound
+    from ortools.sat.python import cp_model
+
+    unit = math.gcd(*(block.size for block in blocks))
+    model = cp_model.CpModel()
+    top = model.new_int_var(bound // unit, height // unit, "height")
+    starts, times, addresses = [], [], []  # no hint from first fit: it makes the search up to 600 times slower
+    for block in blocks:
+        size = block.size // unit
+        start = model.new_int_var(0, height // unit - size, "")
+        model.add(start + size <= top)
+        times.append(model.new_fixed_size_interval_var(block.first, block.last - block.first + 1, ""))
+        addresses.append(model.new_fixed_size_interval_var(start, size, ""))
+        starts.append(start)
+    model.add_no_overlap_2d(times, addresses)
+    by_area = sorted(range(len(blocks)), key=lambda i: -blocks[i].size * (blocks[i].last - blocks[i].first + 1))
+    model.add_decision_strategy([starts[i] for i in by_area], cp_model.CHOOSE_LOWEST_MIN, cp_model.SELECT_MIN_VALUE)
+    if height > bound:
+        model.minimize(top)
+    solver = cp_model.CpSolver()
+    solver.parameters.max_time_in_seconds = time_limit
+    solver.parameters.num_workers = workers
+    solver.parameters.random_seed = 1
+    status = solver.solve(model)
+    if status == cp_model.INFEASIBLE:
+        return None, height + unit
+    if status not in (cp_model.OPTIMAL, cp_model.FEASIBLE):
+        return None, bound
+    proven = int(solver.best_objective_bound) * unit if height > bound else bound
+    return [solver.value(start) * unit for start in starts], proven
+
+
+####################################################################################################
+# The arena of a model: what TensorFlow Lite Micro allocates for a file
+####################################################################################################
+
+OFFLINE_PLAN = "OfflineMemoryAllocation"  # metadata that fixes offsets (tflite-micro, docs/memory_management.md)
+PLANNED_AT_RUN_TIME = -1
+
+# Types that TFLM can size, and their bytes per element there: it does not pack sub-byte types in RAM.
+TFLM_ELEMENT_BYTES = {
+    "FLOAT32": 4, "FLOAT16": 2, "BFLOAT16": 2, "FLOAT64": 8, "INT8": 1, "INT16": 2, "INT32": 4, "INT64": 8, "UINT8": 1,
+    "UINT16": 2, "UINT32": 4, "UINT64": 8, "BOOL": 1, "COMPLEX64": 8, "COMPLEX128": 16, "RESOURCE": 4, "INT4": 1,
+}  # fmt: skip
+TFLM_OPERATORS = frozenset(
+    """ABS ADD ADD_N ARG_MAX ARG_MIN ASSIGN_VARIABLE AVERAGE_POOL_2D BATCH_MATMUL BATCH_TO_SPACE_ND BROADCAST_ARGS
+    BROADCAST_TO CALL_ONCE CAST CEIL CONCATENATION CONV_2D COS CUMSUM DEPTHWISE_CONV_2D DEPTH_TO_SPACE DEQUANTIZE DIV
+    DYNAMIC_UPDATE_SLICE ELU EMBEDDING_LOOKUP EQUAL EXP EXPAND_DIMS FILL FLOOR FLOOR_DIV FLOOR_MOD FULLY_CONNECTED
+    GATHER GATHER_ND GREATER GREATER_EQUAL HARD_SWISH IF L2_NORMALIZATION L2_POOL_2D LEAKY_RELU LESS LESS_EQUAL LOG
+    LOGICAL_AND LOGICAL_NOT LOGICAL_OR LOGISTIC LOG_SOFTMAX MAXIMUM MAX_POOL_2D MEAN MINIMUM MIRROR_PAD MUL NEG
+    NOT_EQUAL PACK PAD PADV2 PRELU QUANTIZE READ_VARIABLE REDUCE_ALL REDUCE_MAX REDUCE_MIN RELU RELU6 RESHAPE
+    RESIZE_BILINEAR RESIZE_NEAREST_NEIGHBOR REVERSE_V2 ROUND RSQRT SELECT_V2 SHAPE SIN SLICE SOFTMAX SPACE_TO_BATCH_ND
+    SPACE_TO_DEPTH SPLIT SPLIT_V SQRT SQUARE SQUARED_DIFFERENCE SQUEEZE STRIDED_SLICE SUB SUM SVDF TANH TRANSPOSE
+    TRANSPOSE_CONV UNIDIRECTIONAL_SEQUENCE_LSTM UNPACK VAR_HANDLE WHILE ZEROS_LIKE CIRCULAR_BUFFER TFLM_DECODE
+    TFLite_Detection_PostProcess SignalDelay SignalEnergy SignalFftAutoScale SignalFilterBank SignalFilterBankLog
+    SignalFilterBankSquareRoot SignalFilterBankSpectralSubtraction SignalFramer SignalIrfft SignalOverlapAdd
+    SignalPCAN SignalRfft SignalStacker SignalWindow ethos-u""".split()
+)
+
+
+class ArenaError(ValueError):
+    """Why nothing can be said about the arena of a model, in one line."""
+
+
+@dataclass(frozen=True)
+class ArenaBuffer:
+    """One buffer that TFLM plans: a tensor, or the scratch memory of an operator (then ``tensor`` is None)."""
+
+    block: Block
+    subgraph: int
+    tensor: int | None
+    operator: int | None = None
+    bytes: int = 0  # before alignment
+
+
+@dataclass(frozen=True)
+class Arena:
+    """The planned part of TFLM's arena, its head, with the buffers in the order in which TFLM plans them.
+
+    ``offsets`` and ``head`` (bytes) are what the runtime does with the file as it is. ``problems`` name what is wrong
+    with the plan in the file, if it has one.
+    """
+
+    buffers: tuple[ArenaBuffer, ...]
+    offsets: tuple[int, ...]
+    head: int
+    has_plan: bool
+    problems: tuple[str, ...] = ()
+    missing_operators: tuple[str, ...] = ()  # kinds that TFLM has no kernel for
+
+    @property
+    def blocks(self) -> list[Block]:
+        return [buffer.block for buffer in self.buffers]
+
+
+def scratch_requests(subgraph: Subgraph, operator: Operator) -> list[int]:
+    """The scratch buffers, in bytes, that TFLM's reference kernel of this operator asks for, in its order."""
+    tensors = [subgraph.tensors[i] if i >= 0 else None for i in operator.inputs]
+    kind = operator.kind
+    first = tensors[0] if tensors else None
+    output = subgraph.tensors[operator.writes[0]] if operator.writes else None
+    if first is None or output is None:
+        return []
+    second = tensors[1] if len(tensors) > 1 else None
+    if kind in ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"):
+        return [second.elements] if second is not None and second.dtype == "INT4" else []
+    if kind == "TRANSPOSE_CONV" and len(tensors) > 2 and tensors[2] is not None:
+        bias = tensors[3] if len(tensors) > 3 else None
+        if tensors[2].dtype == "INT8":
+            return [4 * output.elements]
+        if tensors[2].dtype == "INT16":
+            return [8 * output.elements] + ([8 * bias.elements] if bias and bias.dtype == "INT16" else [])
+        return []
+    if kind in ("MEAN", "SUM", "REDUCE_MAX", "REDUCE_MIN", "REDUCE_ALL") and second is not None:
+        accumulator = [4 * output.elements] if kind in ("MEAN", "SUM") and first.dtype in ("INT8", "INT16") else []
+        return [*accumulator, 4 * len(first.shape), 4 * second.elements]
+    if kind == "MIRROR_PAD":
+        return [4 * len(first.shape)] * 2
+    if kind == "ADD_N":
+        return [4 * len(operator.inputs)]  # a pointer each: 4 bytes on a microcontroller
+    if kind == "SVDF" and second is not None:
+        filters = second.shape[0]
+        sums = [4 * first.shape[0] * filters]
+        units = filters // max(operator.options.get("Rank", 1), 1)
+        return [*sums, 4 * first.shape[0] * units] if first.dtype == "INT8" else sums
+    if kind == "UNIDIRECTIONAL_SEQUENCE_LSTM":
+        state, cell = tensors[18], tensors[19]
+        if state is None or cell is None:
+            return []
+        return [state.elements * TFLM_ELEMENT_BYTES.get(cell.dtype, 4)] * 4
+    if kind == "TFLite_Detection_PostProcess" and second is not None:
+        return _detection_scratch(operator, first, second)
+    if kind == "SignalRfft":
+        length = _flexbuffer(operator.custom_options).get("fft_length", 0)
+        return [length * (TFLM_ELEMENT_BYTES[first.dtype])]
+    return []
+
+
+def _flexbuffer(data: bytes) -> dict[str, Any]:
+    from flatbuffers import flexbuffers
+
+    options = flexbuffers.Loads(data) if data else {}
+    return options if isinstance(options, dict) else {}
+
+
+def _detection_scratch(operator: Operator, boxes: Tensor, scores: Tensor) -> list[int]:
+    options = _flexbuffer(operator.custom_options)
+    n, classes = boxes.shape[1], options.get("num_classes", 0)
+    m = options.get("max_detections", 0)
+    return [n, 16 * n, 4 * scores.shape[1] * scores.shape[2], 4 * n, 4 * n, 4 * m * n, 4 * m * n, 4 * n, 4 * m * n,
+            4 * max(classes, m) * n, 4 * min(n, m) * n]  # fmt: skip
+
+
+def arena_buffers(graph: ModelGraph) -> list[ArenaBuffer]:
+    """What TFLM plans for a model: sizes, and lifetimes on its clock, in its order.
+
+    The clock ticks once per operator and once per subgraph that IF, WHILE and CALL_ONCE run inside of it; times are
+    inclusive, -1 is before the start (micro_allocation_info.cc). A tensor that nobody touches is planned as well.
+
+    Raises:
+        ArenaError: a tensor has no size that TFLM could compute.
+    """
+    first: dict[tuple[int, int], int] = {}
+    last: dict[tuple[int, int], int] = {}
+    scratch: dict[tuple[int, int], tuple[int, int]] = {}
+    clock = 0
+
+    def run(subgraph: Subgraph) -> None:
+        nonlocal clock
+        s = subgraph.index
+        for i in subgraph.inputs:
+            first.setdefault((s, i), clock)
+            last[s, i] = clock
+        for operator in subgraph.operators:
+            clock += 1
+            begin = clock
+            for i in operator.writes:
+                first.setdefault((s, i), clock)
+            if operator.kind in ("IF", "WHILE", "CALL_ONCE"):
+                for callee in operator.callees:
+                    clock += 1
+                    run(graph.subgraphs[callee])
+            for i in (*operator.reads, *operator.writes):
+                last[s, i] = clock
+            scratch[s, operator.index] = begin, clock
+        for i in subgraph.outputs:
+            first.setdefault((s, i), clock)
+            last[s, i] = clock
+
+    callees_first(graph)  # refuses recursion
+    run(graph.subgraphs[0])
+    buffers = []
+    for subgraph in graph.subgraphs:
+        for tensor in subgraph.tensors:
+            if graph.has_data(tensor) or tensor.storage is Storage.STATE:
+                continue
+            size = _tflm_bytes(tensor)
+            key = subgraph.index, tensor.index
+            if size:
+                block = Block(align(size), first.get(key, -1), last.get(key, -1))
+                buffers.append(ArenaBuffer(block, subgraph.index, tensor.index, bytes=size))
+    for subgraph in graph.subgraphs:
+        for operator in subgraph.operators:
+            for size in scratch_requests(subgraph, operator):
+                begin, end = scratch.get((subgraph.index, operator.index), (-1, -1))
+                if size:
+                    block = Block(align(size), begin, end)
+                    buffers.append(ArenaBuffer(block, subgraph.index, None, operator.index, size))
+    return buffers
+
+
+def align(size: int) -> int:
+    return -(-size // ARENA_ALIGNMENT) * ARENA_ALIGNMENT
+
+
+def _tflm_bytes(tensor: Tensor) -> int:
+    bytes_per_element = TFLM_ELEMENT_BYTES.get(tensor.dtype)
+    if bytes_per_element is None:
+        raise ArenaError(f"TFLM has no tensors of type {tensor.dtype} ({tensor.name})")
+    if any(d < 0 for d in tensor.shape):
+        raise ArenaError(f"the shape of tensor {tensor.index} ({tensor.name}) is only known at run time")
+    return tensor.elements * bytes_per_element
+
+
+def read_plan(graph: ModelGraph, data: Bytes) -> dict[tuple[int, int], int] | None:
+    """The offsets that the file fixes: (subgraph, tensor) -> bytes; None when it has no plan.
+
+    Raises:
+        ArenaError: the plan is not for this model, and the runtime would refuse the file.
+    """
+    span = graph.metadata_buffer(OFFLINE_PLAN)
+    if span is None:
+        return None
+    words = np.frombuffer(data[span.start : span.start + span.size // 4 * 4], dtype="<i4").tolist()
+    tensors = [(s.index, t.index) for s in graph.subgraphs for t in s.tensors]
+    if len(words) < 3 or words[2] != len(tensors) or len(words) < 3 + len(tensors):
+        planned = words[2] if len(words) > 2 else 0
+        raise ArenaError(f"the memory plan in the file is for {planned} tensors, but the model has {len(tensors)}")
+    return {key: offset for key, offset in zip(tensors, words[3:], strict=False) if offset != PLANNED_AT_RUN_TIME}
+
+
+ARENA_COSTS = Costs(
+    tensor=lambda tensor: align(_tflm_bytes(tensor)) if tensor.storage is Storage.ACTIVATION else 0,
+    operator=lambda subgraph, operator: sum(map(align, scratch_requests(subgraph, operator))),
+)
+
+
+def analyse_arena(graph: ModelGraph, data: Bytes) -> Arena:
+    """What TFLM allocates for the file as it is, with its reference kernels.
+
+    Raises:
+        ArenaError: nothing can be said, or the runtime would refuse the file.
+    """
+    buffers = arena_buffers(graph)
+    blocks = [buffer.block for buffer in buffers]
+    plan = read_plan(graph, data)
+    fixed = {i: (plan or {})[b.subgraph, b.tensor] for i, b in enumerate(buffers)
+             if b.tensor is not None and (b.subgraph, b.tensor) in (plan or {})}  # fmt: skip
+    offsets = greedy_offsets(blocks, fixed)
+    kinds = {op.kind for s in graph.subgraphs for op in s.operators}
+    problems = plan_problems(graph, buffers, offsets, fixed, plan) if plan is not None else []
+    return Arena(tuple(buffers), tuple(offsets), plan_height(blocks, offsets), plan is not None, tuple(problems),
+                 tuple(sorted(kinds - TFLM_OPERATORS)))  # fmt: skip
+
+
+def plan_problems(graph: ModelGraph, buffers: Sequence[ArenaBuffer], offsets: Sequence[int], fixed: Mapping[int, int],
+                  plan: Mapping[tuple[int, int], int]) -> list[str]:  # fmt: skip
+    """What is wrong with a plan: overlaps, misaligned or negative offsets, and variables that scratch may overwrite."""
+
+    def name(i: int) -> str:
+        buffer = buffers[i]
+        if buffer.tensor is None:
+            return f"the scratch of operator {buffer.operator}"
+        return f"tensor {buffer.tensor}" + (f" of subgraph {buffer.subgraph}" if len(graph.subgraphs) > 1 else "")
+
+    problems = [f"{name(i)} is planned at {offset:,}, which is not a multiple of {ARENA_ALIGNMENT} from 0 up"
+                for i, offset in fixed.items() if offset < 0 or offset % ARENA_ALIGNMENT]  # fmt: skip
+    problems += [f"{name(i)} and {name(j)} are alive together and share memory (in place on purpose, or a mistake)"
+                 for i, j in conflicts([b.block for b in buffers], offsets)]  # fmt: skip
+    problems += [f"tensor {t} is a variable and planned into the arena's head, where it can be overwritten"
+                 for s, t in plan if graph.subgraphs[s].tensors[t].is_updated_in_place]  # fmt: skip
+    return problems
+
+
+def plan_arena(arena: Arena, time_limit: float = 20.0) -> Plan:
+    """The lowest plan for a model's buffers that survives the runtime's own treatment of scratch.
+
+    TFLM takes offsets of tensors from the file but places scratch itself, after them. So a plan is only worth what
+    the runtime's planner makes of it: its ``height`` here is that, and ``offsets`` are where everything ends up.
+    """
+    blocks = arena.blocks
+    scratch = [i for i, buffer in enumerate(arena.buffers) if buffer.tensor is None]
+
+    def as_run(plan: Plan) -> Plan:
+        fixed = {i: offset for i, offset in enumerate(plan.offsets) if i not in scratch_set}
+        offsets = greedy_offsets(blocks, fixed)
+        return Plan(tuple(offsets), plan_height(blocks, offsets), plan.bound)
+
+    scratch_set = set(scratch)
+    own = greedy_offsets(blocks, {})
+    bound = live_bound(blocks)
+    candidates = [Plan(tuple(own), plan_height(blocks, own), bound)]
+    for solve in (plan_by_first_fit, partial(plan_optimally, time_limit=time_limit)):
+        if min(candidates, key=lambda plan: plan.height).optimal:
+            break
+        candidates.append(as_run(solve(blocks)))
+    best = min(candidates, key=lambda plan: plan.height)
+    return dataclasses.replace(best, bound=max(plan.bound for plan in candidates))
 
 
 ####################################################################################################
@@ -1733,6 +2209,107 @@ def overwrite_buffer(data: bytearray | mmap.mmap, span: BufferSpan, content: np.
     data[span.start : span.start + span.size] = content.tobytes()
 
 
+def erase_plan(data: bytearray | mmap.mmap, graph: ModelGraph) -> bool:
+    """Leave all tensors of a memory plan in the file to the runtime's planner; whether there was one."""
+    span = graph.metadata_buffer(OFFLINE_PLAN)
+    if span is None or span.size < 16:
+        return False
+    words = np.frombuffer(data[span.start : span.start + span.size // 4 * 4], dtype="<i4").copy()
+    words[3:] = PLANNED_AT_RUN_TIME
+    data[span.start : span.start + words.nbytes] = words.tobytes()
+    return True
+
+
+def write_plan(data: bytearray | mmap.mmap, graph: ModelGraph, arena: Arena, plan: Plan) -> bytearray | mmap.mmap:
+    """Fix the plan's offsets in the file as ``OfflineMemoryAllocation`` metadata; scratch stays with the runtime.
+
+    A plan that is there is overwritten in place; otherwise the file grows at its front.
+    """
+    offsets = {(b.subgraph, b.tensor): offset for b, offset in zip(arena.buffers, plan.offsets, strict=True)}
+    tensors = [(s.index, t.index) for s in graph.subgraphs for t in s.tensors]
+    words = [1, len(graph.subgraphs), len(tensors), *(offsets.get(key, PLANNED_AT_RUN_TIME) for key in tensors)]
+    content = np.array(words, dtype="<i4").tobytes()
+    span = graph.metadata_buffer(OFFLINE_PLAN)
+    if span is not None and span.size == len(content) and span.start % 4 == 0:
+        data[span.start : span.start + span.size] = content
+        return data
+    return add_metadata(data, OFFLINE_PLAN, content)
+
+
+MODEL_BUFFERS, MODEL_METADATA, MODEL_FIELDS = 4, 6, 10  # slots of the root table that we replace, and how many we know
+
+
+def add_metadata(data: Bytes, name: str, content: bytes) -> bytearray:
+    """The file with one more metadata entry, in place of any of that name. All old bytes stay, behind new ones.
+
+    A FlatBuffers builder grows from the end of the file to its front and counts every offset from the end. So with
+    the old file as its tail, the old tables are valid targets: only the vectors that grow and the root are new.
+
+    Raises:
+        ModelError: the root table has fields that nobody could copy, since their meaning is not known here.
+    """
+    model = tflite.Model.GetRootAs(data, 0)
+    root = model._tab
+    if root.Offset(4 + 2 * MODEL_FIELDS):
+        raise ModelError("the file uses a newer schema than this tool knows, so nothing can be added to it")
+    padding = -len(data) % 16  # while building, so that what is aligned in the old file stays aligned in the new one
+    builder = flatbuffers.Builder(0)
+    builder.Bytes = bytearray(data) + bytes(padding)
+    builder.minalign = 16
+    tail = len(builder.Bytes)
+
+    def vector(targets: Sequence[int]) -> int:
+        builder.StartVector(4, len(targets), 4)
+        for target in reversed(targets):
+            builder.PrependUOffsetTRelative(target)
+        return builder.EndVector()
+
+    builder.StartVector(1, len(content), 16)
+    builder.head -= len(content)
+    builder.Bytes[builder.head : builder.head + len(content)] = content
+    stored = builder.EndVector()
+    tflite.BufferStart(builder)
+    tflite.BufferAddData(builder, stored)
+    buffer = tflite.BufferEnd(builder)
+    buffers = [tail - model.Buffers(i)._tab.Pos for i in range(model.BuffersLength())]
+    if not buffers:  # index 0 stands for "no data"
+        tflite.BufferStart(builder)
+        buffers = [tflite.BufferEnd(builder)]
+    label = builder.CreateString(name)
+    tflite.MetadataStart(builder)
+    tflite.MetadataAddName(builder, label)
+    tflite.MetadataAddBuffer(builder, len(buffers))
+    entry = tflite.MetadataEnd(builder)
+    kept = [tail - m._tab.Pos for m in map(model.Metadata, range(model.MetadataLength())) if m.Name() != name.encode()]
+    new = {MODEL_BUFFERS: vector([*buffers, buffer]), MODEL_METADATA: vector([*kept, entry])}
+
+    builder.StartObject(MODEL_FIELDS)
+    for slot in range(1, MODEL_FIELDS):
+        if field := root.Offset(4 + 2 * slot):
+            new.setdefault(slot, tail - root.Indirect(root.Pos + field))
+        if slot in new:
+            builder.PrependUOffsetTRelativeSlot(slot, new[slot], 0)
+    builder.PrependUint32Slot(0, model.Version(), 0)
+    builder.Finish(builder.EndObject(), FILE_IDENTIFIER)
+    result = builder.Bytes[builder.head :]
+    del result[len(result) - padding :]
+    _shift_absolute_offsets(result, len(result) - len(data))
+    return result
+
+
+def _shift_absolute_offsets(data: bytearray, shift: int) -> None:
+    """Data outside the FlatBuffer is referred to by its position in the file, which has moved."""
+    model = tflite.Model.GetRootAs(data, 0)
+    tables = [(model.Buffers(i)._tab, 6) for i in range(model.BuffersLength())]
+    for subgraph in map(model.Subgraphs, range(model.SubgraphsLength())):
+        tables += [(subgraph.Operators(i)._tab, 22) for i in range(subgraph.OperatorsLength())]
+    for table, vtable_offset in tables:
+        if field := table.Offset(vtable_offset):
+            position = struct.unpack_from("<Q", data, table.Pos + field)[0]
+            if position > 1:
+                struct.pack_into("<Q", data, table.Pos + field, position + shift)
+
+
 @contextlib.contextmanager
 def replacing(path: Path, mode: str = "wb", **options: Any) -> Iterator[Any]:
     """Open a temporary file beside ``path`` and put it in its place when all is written: never half a file."""
@@ -1868,6 +2445,53 @@ def model_peak(schedules: Sequence[Schedule]) -> int:
     return max(schedule.peak for schedule in schedules)
 
 
+ARENA_CAVEAT = (
+    "(of the reference kernels; not included: TFLM's persistent structures, which depend on the target, and the scratch"
+    " memory of optimised kernels)"
+)
+
+
+def arena_text(arena: Arena, plan: Plan) -> str:
+    """What TFLM will allocate, and what could be had; ``plan`` is the best one known for the same buffers."""
+    who = "as planned in the file" if arena.has_plan else "as its own planner lays it out"
+    lines = [f"Arena of TensorFlow Lite Micro: {arena.head:,} B {who}"]
+    if arena.head <= plan.bound:
+        lines[0] += ", the least possible for this order"
+    elif plan.height < arena.head:
+        percent = 100 * (1 - plan.height / arena.head)
+        lines += [f"Arena with --plan: {plan.height:,} B{'' if plan.optimal else ' or less'} ({percent:.1f} % less)"]
+    lines += [ARENA_CAVEAT]
+    if arena.missing_operators:
+        lines += [f"TFLM has no kernel for: {', '.join(arena.missing_operators)}"]
+    lines += [f"Problem of the memory plan in the file: {problem}" for problem in arena.problems[:5]]
+    if len(arena.problems) > 5:
+        lines += [f"... and {len(arena.problems) - 5:,} more such problems"]
+    return "\n".join(lines)
+
+
+def arena_json(arena: Arena, plan: Plan) -> dict[str, Any]:
+    return {
+        "head_bytes": arena.head,
+        "has_plan": arena.has_plan,
+        "bound_bytes": plan.bound,
+        "planned_bytes": min(plan.height, arena.head),
+        "problems": list(arena.problems),
+        "missing_operators": list(arena.missing_operators),
+        "buffers": [
+            {
+                "subgraph": buffer.subgraph,
+                "tensor": buffer.tensor,
+                "scratch_of_operator": buffer.operator,
+                "bytes": buffer.bytes,
+                "offset": offset,
+                "first": buffer.block.first,
+                "last": buffer.block.last,
+            }
+            for buffer, offset in zip(arena.buffers, arena.offsets, strict=True)
+        ],
+    }
+
+
 def write_csv(folder: Path, graph: ModelGraph, schedules: Sequence[Schedule], extras: Extras) -> None:
     """``tensor_details.csv`` and ``execution_schedule_info.csv``, whole names, one row per tensor and per operator."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -2000,6 +2624,42 @@ def _plot_schedule(axes: Any, schedule: Schedule, title: str) -> None:
     axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=4, fontsize=8, frameon=False)
 
 
+def plot_arenas(file: Path, arenas: Mapping[str, Arena]) -> None:
+    """The arenas side by side: time across, address up, every buffer a rectangle with its tensor's id ("s": scratch).
+
+    Grey is memory that is reserved but holds nothing at that time. The extension decides the format.
+    """
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Rectangle
+
+    steps = max(max((b.block.last for b in arena.buffers), default=0) for arena in arenas.values()) + 2
+    figure = Figure(figsize=(min(max(steps / 6, 7), 13) * len(arenas), 7), layout="constrained")
+    panels = figure.subplots(1, len(arenas), squeeze=False, sharey=True)[0]
+    colours = [colormaps["tab20"](i) for i in range(20)]
+    top = max([arena.head for arena in arenas.values()] + [1]) / 1024
+    for axes, (title, arena) in zip(panels, arenas.items(), strict=True):
+        axes.add_patch(Rectangle((-1.5, 0), steps + 0.5, arena.head / 1024, facecolor="#e4e4e4", linewidth=0))
+        for number, (buffer, offset) in enumerate(zip(arena.buffers, arena.offsets, strict=True)):
+            x, width = buffer.block.first - 0.5, buffer.block.last - buffer.block.first + 1
+            y, height = offset / 1024, buffer.block.size / 1024
+            colour = colours[(number if buffer.tensor is None else buffer.tensor) % len(colours)]
+            hatch = "///" if buffer.tensor is None else None
+            rectangle = Rectangle((x, y), width, height, fc=colour, ec="white", linewidth=0.4, hatch=hatch)
+            axes.add_patch(rectangle)
+            if height > top / 45 and width > steps / 60:
+                label = "s" if buffer.tensor is None else str(buffer.tensor)
+                axes.text(x + width / 2, y + height / 2, label, ha="center", va="center", fontsize=7)
+        axes.set_xlim(-1.5, steps - 1)
+        axes.set_ylim(0, top * 1.05)
+        axes.axhline(arena.head / 1024, color="black", linewidth=0.8, linestyle="--")
+        axes.set_title(f"{title}: {arena.head:,} B", loc="left")
+        axes.set_xlabel("Time (operator number from 1; 0: the inputs are there)")
+    panels[0].set_ylabel("Address in the arena (KB)")
+    with replacing(file) as output:
+        figure.savefig(output, format=file.suffix[1:].lower(), dpi=150)
+
+
 def clustering_table(accounts: Sequence[ClusteredWeights]) -> str:
     from prettytable import PrettyTable
 
@@ -2043,6 +2703,22 @@ class OptimizationResult:
     @property
     def optimal(self) -> bool:
         return self.peak <= self.bound
+
+
+@dataclass(frozen=True)
+class PlanningResult:
+    """What planning the arena did. ``bound`` is proven: no plan for these tensors is lower. Sizes in bytes."""
+
+    head_before: int
+    head: int  # what TFLM allocates for the tensors and the scratch of its reference kernels
+    bound: int
+    changed: bool
+    seconds: float
+    refusal: str = ""  # why nothing was planned, if nothing can be
+
+    @property
+    def optimal(self) -> bool:
+        return self.head <= self.bound
 
 
 @dataclass(frozen=True)
@@ -2113,9 +2789,19 @@ class TFLiteModel:
         """Per subgraph the operators in execution order with their working sets."""
         return schedule_model(self._graph)
 
+    @cached_property
+    def arena(self) -> Arena:
+        """What TFLM allocates for the model as it is: buffers, offsets, bytes.
+
+        Raises:
+            ArenaError: a tensor has no size that TFLM could compute, or the runtime would refuse the file.
+        """
+        return analyse_arena(self._graph, self._data)
+
     def _reread(self) -> None:
         self._graph = read_model(self._data)
         self.__dict__.pop("schedules", None)
+        self.__dict__.pop("arena", None)
 
     def peak_memory_usage(self) -> int:
         """Bytes of the largest working set: all intermediate tensors alive while some operator runs."""
@@ -2124,6 +2810,10 @@ class TFLiteModel:
     def print_model_analysis(self, calc_macs: bool = False, calc_size: bool = False) -> None:
         """Print the tables of tensors and of the schedule, and the peak, to stdout."""
         print(analysis_text(self._graph, self.schedules, Extras(calc_macs, calc_size)))
+        try:
+            print(arena_text(self.arena, plan_by_first_fit(self.arena.blocks)))
+        except ArenaError as error:
+            print(f"Arena of TensorFlow Lite Micro: not known, since {error}")
 
     def output_model_analysis_to_csv(
         self, folder: str | os.PathLike[str], calc_macs: bool = False, calc_size: bool = False
@@ -2137,7 +2827,13 @@ class TFLiteModel:
 
     def analysis(self) -> dict[str, Any]:
         """The analysis as JSON-ready data; README describes its keys."""
-        return analysis_json(self._graph, self.schedules)
+        document = analysis_json(self._graph, self.schedules)
+        try:
+            document["arena"] = arena_json(self.arena, plan_by_first_fit(self.arena.blocks))
+        except ArenaError as error:
+            document["arena"] = None
+            document["notes"].append(f"the arena is not known, since {error}")
+        return document
 
     def plot_memory_usage(self, file: str | os.PathLike[str]) -> None:
         """Draw the working set of every operator; the extension of the file decides the format (png, svg, pdf).
@@ -2146,6 +2842,16 @@ class TFLiteModel:
             OSError: the file cannot be written.
         """
         plot_schedules(Path(file), self.schedules)
+
+    def plot_memory_map(self, file: str | os.PathLike[str], before: Arena | None = None) -> None:
+        """Draw TFLM's arena: time across, address up; beside the arena of ``before``, if given.
+
+        Raises:
+            ArenaError: as for :attr:`arena`.
+            OSError: the file cannot be written.
+        """
+        arenas = {"arena": self.arena} if before is None else {"before": before, "after": self.arena}
+        plot_arenas(Path(file), arenas)
 
     def compute_best_peak_memory_usage(self, time_limit: float = 60.0, **options: Any) -> OptimizationResult:
         """Search for the operator order of the smallest peak, and leave the model as it is.
@@ -2163,27 +2869,68 @@ class TFLiteModel:
         peak = max(ordering.peak for ordering in orderings)
         bound = max(ordering.bound for ordering in orderings)
         orders = tuple(ordering.order for ordering in orderings)
-        return OptimizationResult(
-            orders,
-            peak_before,
-            peak,
-            bound,
-            orders != given,
-            sum(o.states for o in orderings),
-            time.monotonic() - start,
-        )
+        states = sum(ordering.states for ordering in orderings)
+        return OptimizationResult(orders, peak_before, peak, bound, orders != given, states, time.monotonic() - start)
 
-    def optimize_memory(self, time_limit: float = 60.0, **options: Any) -> OptimizationResult:
+    def optimize_memory(self, time_limit: float = 60.0, for_arena: bool = False, **options: Any) -> OptimizationResult:
         """Reorder the operators for the smallest peak; every subgraph for itself, callees first.
 
-        Only the operator vectors change. A model whose order is as good as can be stays byte-identical.
+        Only the operator vectors change; a memory plan in the file is erased, since it was for the old order. A model
+        whose order is as good as can be stays byte-identical.
+
+        Args:
+            time_limit: seconds, as for :meth:`compute_best_peak_memory_usage`.
+            for_arena: also look for an order whose tensors and scratch fit a smaller arena of TFLM, and prefer that.
         """
         result = self.compute_best_peak_memory_usage(time_limit, **options)
+        if for_arena:
+            with contextlib.suppress(ArenaError):
+                result = self._better_for_arena(result, time_limit, **options)
         if result.changed:
-            for subgraph, order in zip(self._graph.subgraphs, result.orders, strict=True):
-                permute_operators(self._data, subgraph, order)
-            self._reread()
+            self._reorder(result.orders)
         return result
+
+    def _reorder(self, orders: Sequence[Sequence[int]]) -> None:
+        for subgraph, order in zip(self._graph.subgraphs, orders, strict=True):
+            permute_operators(self._data, subgraph, order)
+        erase_plan(self._data, self._graph)
+        self._reread()
+
+    def _better_for_arena(self, result: OptimizationResult, time_limit: float, **options: Any) -> OptimizationResult:
+        """The result, or the order of the smallest arena bound where TFLM can hold that in fewer bytes."""
+        if result.refusal:
+            return result
+        orderings = order_model(self._graph, time_limit, costs=ARENA_COSTS, **options)
+        orders = tuple(ordering.order for ordering in orderings)
+        plain, other = TFLiteModel(bytes(self._data)), TFLiteModel(bytes(self._data))
+        plain._reorder(result.orders)
+        other._reorder(orders)
+        if orders == result.orders or plan_arena(other.arena).height >= plan_arena(plain.arena).height:
+            return result
+        changed = any(order != tuple(range(len(order))) for order in orders)
+        return dataclasses.replace(result, orders=orders, peak=other.peak_memory_usage(), changed=changed)
+
+    def plan_memory(self, time_limit: float = 20.0) -> PlanningResult:
+        """Fix the lowest arena layout in the file, for TFLM to use; the rest of the file stays as it is.
+
+        A plan is written only if it makes the arena smaller than it is. So a plan in the file that shares memory on
+        purpose, as compilers for accelerators write it, stays.
+        """
+        start = time.monotonic()
+        try:
+            arena = self.arena
+        except ArenaError as error:
+            return PlanningResult(0, 0, 0, False, 0.0, str(error))
+        plan = plan_arena(arena, time_limit)
+        changed = plan.height < arena.head
+        if changed:
+            assert not conflicts(arena.blocks, plan.offsets)
+            self._data = write_plan(self._data, self._graph, arena, plan)
+            self._reread()
+            assert self.arena.head == plan.height
+            assert not self.arena.problems
+        bound = min(plan.bound, self.arena.head)
+        return PlanningResult(arena.head, self.arena.head, bound, changed, time.monotonic() - start)
 
     def cluster_weights(self, clusters: int) -> ClusteringResult:
         """Give every weight matrix at most ``clusters`` distinct values, biases untouched.
@@ -2232,6 +2979,20 @@ def _positive(text: str) -> int:
     return number
 
 
+def _size(text: str) -> int:
+    number, unit = text.upper().removesuffix("B"), 1
+    for letter, factor in (("K", 1024), ("M", 1024**2)):
+        if number.endswith(letter):
+            number, unit = number[:-1], factor
+    try:
+        size = float(number) * unit
+    except ValueError:
+        size = -1.0
+    if not 0 <= size < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 65536, 64KB or 0.5MB (KB: 1,024 bytes)")
+    return int(size)
+
+
 def _seconds(text: str) -> float:
     try:
         number = float(text)
@@ -2259,6 +3020,8 @@ def _parser() -> argparse.ArgumentParser:
     add("-i", "--input", type=Path, required=True, metavar="FILE", help="the model to read (.tflite)")
     add("-o", "--output", type=Path, metavar="FILE", help="write the resulting model here")
     add("--in-place", action="store_true", help="write the resulting model over the input")
+    add("--plan", action="store_true", help="fix the smallest arena layout in the file, for TensorFlow Lite Micro")
+    add("--max-arena", type=_size, metavar="BYTES", help="exit with 1 if TFLM's arena exceeds this (64KB: 65,536 B)")
     add("--clusters", type=_positive, metavar="N", help="give every weight matrix at most N distinct values")
     add("--optimize", action="store_true", help="reorder the operators for the smallest peak memory use")
     add("--time-limit", type=_seconds, default=60.0, metavar="SECONDS", help="for the search of an order (default: 60)")
@@ -2267,6 +3030,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--csv", type=Path, metavar="FOLDER", help="write the tables as CSV files into this folder")
     add("--json", metavar="FILE", help="write the analysis as JSON; '-' prints it instead of the tables")
     add("--plot", type=_picture, metavar="FILE", help="draw the memory use of every operator (png, svg or pdf)")
+    add("--memory-map", type=_picture, metavar="FILE", help="draw TFLM's arena (png, svg or pdf)")
     add("--version", action="version", version=f"%(prog)s {__version__}")
     return parser
 
@@ -2283,10 +3047,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return stop.code if isinstance(stop.code, int) else BAD_INPUT
     try:
         return _run(arguments)
-    except (UsageError, ModelError) as error:
+    except UsageError as error:
         message = str(error)
-        if isinstance(error, ModelError):
-            message = f"{arguments.input}: {message}"
+    except ModelError as error:
+        message = f"{arguments.input}: {error}"
+    except ArenaError as error:
+        message = f"{arguments.input}: the arena of TFLM is not known, since {error}"
     except OSError as error:
         message = f"{error.filename}: {error.strerror}" if error.strerror else str(error)
     except MemoryError:
@@ -2302,6 +3068,9 @@ def _run(arguments: argparse.Namespace) -> int:
     model = TFLiteModel.load_from_file(arguments.input)
     results: dict[str, Any] = {}
     lines = []  # what was done, after the tables
+    before: Arena | None = None
+    with contextlib.suppress(ArenaError):
+        before = model.arena
     if arguments.clusters:
         clustering = model.cluster_weights(arguments.clusters)
         results["clustering"] = clustering
@@ -2310,9 +3079,13 @@ def _run(arguments: argparse.Namespace) -> int:
             _say(f"note: {note}")
     if arguments.optimize:
         with _progress_bar() as progress:
-            optimization = model.optimize_memory(arguments.time_limit, progress=progress)
+            optimization = model.optimize_memory(arguments.time_limit, for_arena=arguments.plan, progress=progress)
         results["optimization"] = optimization
         lines += _optimization_lines(optimization)
+    if arguments.plan:
+        planning = model.plan_memory(arguments.time_limit)
+        results["planning"] = planning
+        lines += _planning_lines(planning, before)
     for note in model.graph.notes:
         _say(f"note: {note}")
 
@@ -2331,11 +3104,17 @@ def _run(arguments: argparse.Namespace) -> int:
         model.output_model_analysis_to_csv(arguments.csv, arguments.calc_macs, arguments.calc_size)
     if arguments.plot:
         model.plot_memory_usage(arguments.plot)
+    if arguments.memory_map:
+        changed = arguments.plan or arguments.optimize
+        model.plot_memory_map(arguments.memory_map, before if changed else None)
     if arguments.output:
         model.write_to_file(arguments.output)
         _say(f"wrote {arguments.output}")
     elif lines:
         _say("nothing was written: give -o FILE to save this model")
+    if arguments.max_arena is not None and model.arena.head > arguments.max_arena:
+        _say(f"check failed: the arena takes {model.arena.head:,} B, more than {arguments.max_arena:,} B")
+        return CHECK_FAILED
     return DONE
 
 
@@ -2351,8 +3130,8 @@ def _check_outputs(arguments: argparse.Namespace) -> None:
         arguments.output = arguments.input
     elif arguments.output and _same_file(arguments.output, arguments.input):
         raise UsageError(f"{arguments.output}: the output is the input; add --in-place to replace it")
-    files = [arguments.output, arguments.plot, Path(arguments.json) if arguments.json not in (None, "-") else None]
-    files = [file for file in files if file is not None]
+    json_file = None if arguments.json in (None, "-") else Path(arguments.json)
+    files = [f for f in (arguments.output, arguments.plot, arguments.memory_map, json_file) if f is not None]
     for i, file in enumerate(files):
         if (file != arguments.output and _same_file(file, arguments.input)) or any(
             _same_file(file, other) for other in files[:i]
@@ -2398,6 +3177,17 @@ def _optimization_lines(result: OptimizationResult) -> list[str]:
     return [f"Operators reordered: peak {result.peak_before:,} B -> {result.peak:,} B ({saved:.1f} % less), {verdict}."]
 
 
+def _planning_lines(result: PlanningResult, before: Arena | None) -> list[str]:
+    if result.refusal:
+        return [f"Arena not planned: {result.refusal}."]
+    verdict = "proven optimal: no layout is smaller" if result.optimal else f"no plan is below {result.bound:,} B"
+    if not result.changed:
+        return [f"Arena left as it is: {result.head:,} B, {verdict}."]
+    original = result.head_before if before is None else before.head
+    saved = 100 * (1 - result.head / original)
+    return [f"Arena planned: {original:,} B -> {result.head:,} B ({saved:.1f} % less), {verdict}."]
+
+
 def _clustering_lines(result: ClusteringResult) -> list[str]:
     if not result.weights:
         return ["", "No weights were clustered: the model has no weight matrix of a supported type."]
@@ -2412,7 +3202,7 @@ def _clustering_lines(result: ClusteringResult) -> list[str]:
 def _plain(result: Any) -> dict[str, Any]:
     """A result as JSON-ready data, with the properties that matter; infinities, which JSON lacks, become null."""
     document = dataclasses.asdict(result)
-    if isinstance(result, OptimizationResult):
+    if isinstance(result, (OptimizationResult, PlanningResult)):
         document["optimal"] = result.optimal
     for weights in document.get("weights", ()):
         if math.isinf(weights["sqnr_db"]):

