@@ -192,6 +192,18 @@ class ModelGraph:
         return spans[-1] if spans else None
 
 
+LONGEST_NAME = 60  # characters of a name in a table; CSV and JSON have it whole
+
+
+def shorten(name: str, limit: int = LONGEST_NAME) -> str:
+    """The name on one line, with its middle left out when it is too long: both ends tell names apart."""
+    name = "".join(c if c.isprintable() else "\ufffd" for c in name)
+    if len(name) <= limit:
+        return name
+    left = (limit - 3) // 2
+    return name[:left] + "..." + name[left + 3 - limit :]
+
+
 ####################################################################################################
 # Reading: bytes -> graph. Every check on bad input is here
 ####################################################################################################
@@ -1920,82 +1932,127 @@ def plan_arena(arena: Arena, time_limit: float = 20.0) -> Plan:
 
 @dataclass(frozen=True)
 class Clustering:
-    """The values of one array, replaced by ``len(codebook)`` distinct ones."""
+    """The values of one array, replaced by the few of a code-book."""
 
     values: np.ndarray  # of the shape and type of the original
     codebook: np.ndarray  # ascending, of the type of the original
+    counts: np.ndarray  # elements per entry of the code-book
     squared_error: float  # sum over all elements
+    distinct_before: int | None  # None where the values were binned, not told apart
+
+
+EXACT_UP_TO = 1 << 14  # distinct values for which every border between clusters is tried
+BINS = 1 << 16  # for arrays of more floats than that
+SMALL_GRID = 256  # borders tried first where there are too many to try all
 
 
 def cluster_values(values: np.ndarray, clusters: int) -> Clustering:
     """Replace an array's values by at most ``clusters`` distinct ones, with the least possible squared error.
 
     One-dimensional k-means has an exact solution: its clusters are intervals of the sorted values, so dynamic
-    programming over the interval borders finds the optimum (Wang and Song 2011). Integer arrays get integer
-    centroids, and the optimum is over those. Arrays with more than EXACT_UP_TO distinct values are solved on a grid of
-    borders first, which is then refined where the borders fell, down to single values: the result is the
-    best within a window of every border, and its error never exceeds that of the grid. Rounding an optimal border
-    to the grid moves at most one grid cell of m values and width h between centroids at distance d, which costs at
-    most 2 m h d per border. scikit-learn's KMeans, started from the result, confirms it or improves it.
+    programming over the borders between them finds the optimum (Wang and Song 2011). Integer arrays get integer
+    centroids, and the optimum is over those. Two approximations, both for arrays too large to matter otherwise:
+
+    - More than BINS floats are counted in BINS bins of equal width h, which are never divided. Moving m values over a
+      border by at most h, between centroids d apart, costs at most 2 m h d, so the error is at most the sum of that
+      over the borders above the optimum (typically 1e-8 of it).
+    - More than EXACT_UP_TO distinct values are first solved on a grid of borders, which is then refined around the
+      borders found, down to single values: the best within a window of every border, not proven to be the best of all.
+
+    On fewer values scikit-learn's KMeans, started from the result for floats, confirms it.
     """
-    distinct, counts = np.unique(values, return_counts=True)
-    if len(distinct) <= clusters:
-        return Clustering(values, distinct, 0.0)
-    intervals = _Intervals(distinct, counts)
-    borders = intervals.best_borders(clusters)
-    codebook = intervals.centroids(borders)
-    if not intervals.on_integers:
-        codebook = _polish(intervals, codebook)
-    labels = np.searchsorted((codebook[1:] + codebook[:-1]) / 2, distinct.astype(np.float64), side="left")
-    codebook = codebook.astype(values.dtype)
-    error = float(np.sum(counts * (distinct.astype(np.float64) - codebook[labels].astype(np.float64)) ** 2))
-    clustered = codebook[labels[np.searchsorted(distinct, values)]]
-    return Clustering(clustered, np.unique(codebook[np.unique(labels)]), error)
+    histogram = _Histogram.of(values)
+    borders = histogram.best_borders(min(clusters, len(histogram.values)))
+    codebook = histogram.centroids(borders)
+    if not histogram.on_integers and clusters < len(histogram.values) <= EXACT_UP_TO:
+        codebook = _confirm(histogram, codebook)
+    codebook = np.unique(codebook.astype(values.dtype))
+    exact = codebook.astype(np.float64)
+    labels = np.searchsorted((exact[1:] + exact[:-1]) / 2, histogram.values)
+    counts = np.bincount(labels, histogram.counts, len(codebook)).astype(np.int64)
+    used = counts > 0
+    error = histogram.squared_error(exact[labels])
+    clustered = codebook[labels][histogram.cells].reshape(values.shape)
+    return Clustering(clustered, codebook[used], counts[used], error, histogram.distinct)
 
 
-EXACT_UP_TO = 1 << 14  # distinct values for which every border is tried
-FINEST_GRID = 1 << 11  # borders tried first for more distinct values than that
+@dataclass(frozen=True)
+class _Histogram:
+    """The sorted values of an array with their counts; intervals of them cost constant time each, by prefix sums."""
 
+    values: np.ndarray  # float64, ascending: the values, or the means of the bins
+    counts: np.ndarray
+    cells: np.ndarray  # per element of the array its index into ``values``
+    squares: float  # of all elements, around ``centre``
+    centre: float
+    on_integers: bool
+    distinct: int | None
 
-class _Intervals:
-    """Costs of intervals of sorted distinct values, in constant time each by prefix sums."""
+    @classmethod
+    def of(cls, array: np.ndarray) -> _Histogram:
+        flat = array.reshape(-1)
+        on_integers = array.dtype.kind in "iu"
+        is_binned = not on_integers and flat.size > BINS
+        if is_binned:
+            low, high = float(flat.min()), float(flat.max())
+            scale = (BINS - 1) / (high - low) if high > low else 0.0
+            cells = ((flat - low) * scale).astype(np.int64)
+            counts = np.bincount(cells, minlength=BINS)
+            sums = np.bincount(cells, flat, BINS)
+        elif on_integers and array.dtype.itemsize <= 2:
+            low = int(flat.min(initial=0))
+            cells = flat.astype(np.int64) - low
+            counts = np.bincount(cells)
+            sums = (np.arange(len(counts)) + low) * counts.astype(np.float64)
+        else:
+            values, cells, counts = np.unique(flat, return_inverse=True, return_counts=True)
+            sums = values.astype(np.float64) * counts
+        present = counts > 0
+        renumber = np.cumsum(present) - 1
+        counts = counts[present]
+        values = sums[present] / counts
+        centre = float(np.round(np.average(values, weights=counts)))
+        centred = flat.astype(np.float64) - centre
+        distinct = None if is_binned else len(values)
+        return cls(values, counts, renumber[cells], float(centred @ centred), centre, on_integers, distinct)
 
-    def __init__(self, distinct: np.ndarray, counts: np.ndarray) -> None:
-        self.on_integers = np.issubdtype(distinct.dtype, np.integer)
-        self.values = distinct.astype(np.float64)
-        # Centred, so that the difference of two sums of squares keeps its digits.
-        self.centre = np.round(np.average(self.values, weights=counts))
-        centred = self.values - self.centre
-        self.counts = counts
-        self.n, self.sum, self.squares = (
-            np.concatenate([[0.0], np.cumsum(counts * centred**power)]) for power in range(3)
-        )
+    @cached_property
+    def prefix(self) -> tuple[np.ndarray, np.ndarray]:
+        """Counts and sums of the values before each position. Centred, so that differences keep their digits."""
+        sums = self.counts * (self.values - self.centre)
+        return np.append(0, np.cumsum(self.counts)), np.append(0, np.cumsum(sums))
 
-    def cost(self, start: np.ndarray, end: np.ndarray) -> np.ndarray:
-        """Squared error of values[start:end] around their best centroid; infinite for an empty interval."""
-        n, total = self.n[end] - self.n[start], self.sum[end] - self.sum[start]
+    def gain(self, start: np.ndarray, end: np.ndarray) -> np.ndarray:
+        """By how much a centroid for values[start:end] lowers the sum of squares; minus infinity for none at all."""
+        counts, sums = self.prefix
+        n, total = counts[end] - counts[start], sums[end] - sums[start]
         with np.errstate(divide="ignore", invalid="ignore"):
             mean = total / n
             if self.on_integers:
                 mean = np.rint(mean)
-            cost = self.squares[end] - self.squares[start] + mean * (n * mean - 2 * total)
-        return np.where(end > start, np.maximum(cost, 0.0), np.inf)
+            return np.where(end > start, mean * (2 * total - n * mean), -np.inf)
+
+    def squared_error(self, centroids: np.ndarray) -> float:
+        """The error of all elements when each value is replaced by its centroid."""
+        c = centroids - self.centre
+        gain = float(np.sum(self.counts * c * (2 * (self.values - self.centre) - c)))
+        return max(self.squares - gain, 0.0)
 
     def centroids(self, borders: np.ndarray) -> np.ndarray:
-        start, end = borders[:-1], borders[1:]
-        mean = (self.sum[end] - self.sum[start]) / (self.n[end] - self.n[start])
+        counts, sums = (prefix[borders] for prefix in self.prefix)
+        mean = np.diff(sums) / np.diff(counts)
         return (np.rint(mean) if self.on_integers else mean) + self.centre
 
     def best_borders(self, clusters: int) -> np.ndarray:
         """The borders of the best intervals: positions 0 = b0 < b1 < ... < bk = number of values."""
         size = len(self.values)
-        spacing = 1 if size <= EXACT_UP_TO else -(-size // FINEST_GRID)
+        spacing = 1 if size <= EXACT_UP_TO else -(-size // max(SMALL_GRID, 16 * clusters))
         grid = np.unique(np.append(np.arange(0, size, spacing), size))
         borders = self.choose([grid[1:-1]] * (clusters - 1))
         while spacing > 1:
             spacing = max(spacing // 8, 1)
             moved = True
-            while moved:  # a border may leave its window; the cost falls with every move, so this ends
+            while moved:  # a border may leave its window; the error falls with every move, so this ends
                 window = spacing * np.arange(-16, 17)
                 refined = self.choose([np.unique(np.clip(b + window, 1, size - 1)) for b in borders[1:-1]])
                 moved = bool(np.any(np.abs(refined - borders) >= 16 * spacing))
@@ -2004,12 +2061,22 @@ class _Intervals:
 
     def choose(self, candidates: Sequence[np.ndarray]) -> np.ndarray:
         """The best borders, each from its ascending candidates, by dynamic programming."""
-        position, best = np.array([0]), np.array([0.0])
+        position: np.ndarray = np.array([0])
+        best: np.ndarray = np.zeros(1)
+        gains = np.empty((0, 0))
+        known: tuple[np.ndarray, np.ndarray] | None = None  # what ``gains`` is for
         choices = []
         for column in [*candidates, np.array([len(self.values)])]:
-            choice, total = self.best_starts(position, best, column)
+            if len(position) * len(column) <= 1 << 18:
+                if known is None or known[0] is not position or known[1] is not column:
+                    gains, known = self.gain(position[:, None], column), (position, column)
+                total = best[:, None] + gains
+                choice = np.argmax(total, axis=0)
+                best = total[choice, np.arange(len(column))]
+            else:
+                choice, best = self.best_starts(position, best, column)
             choices.append((position, choice))
-            position, best = column, total
+            position = column
         borders, at = [len(self.values)], 0
         for position, choice in reversed(choices):
             at = int(choice[at])
@@ -2017,9 +2084,9 @@ class _Intervals:
         return np.array(borders[::-1])
 
     def best_starts(self, starts: np.ndarray, best: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """For every end the start that minimises best[start] + cost(start, end), and that minimum.
+        """For every end the start that maximises best[start] + gain(start, end), and that maximum.
 
-        The cost has the Monge property, so a later end never has an earlier best start: every second end is looked
+        The gain has the Monge property, so a later end never has an earlier best start: every second end is looked
         up between the answers of its neighbours, all ends of one round at once.
         """
         choice, total = np.zeros(len(ends), dtype=np.int64), np.empty(len(ends))
@@ -2027,39 +2094,33 @@ class _Intervals:
         known = np.zeros(0, dtype=np.int64)
         while step >= 1:
             rows = np.arange(step - 1, len(ends), 2 * step)
-            after = np.searchsorted(known, rows)
-            low = np.where(after > 0, choice[known[after - 1]], 0) if len(known) else np.zeros_like(rows)
-            bounded = after < len(known)
-            high = np.full_like(rows, len(starts) - 1)
-            high[bounded] = choice[known[after[bounded]]]
-            lengths = high - low + 1
-            offsets = np.cumsum(lengths) - lengths
-            options = np.arange(lengths.sum()) + np.repeat(low - offsets, lengths)
-            totals = best[options] + self.cost(starts[options], np.repeat(ends[rows], lengths))
             if len(rows):
-                total[rows] = np.minimum.reduceat(totals, offsets)
+                after = np.searchsorted(known, rows)
+                low, high = np.zeros_like(rows), np.full_like(rows, len(starts) - 1)
+                low[after > 0] = choice[known[after[after > 0] - 1]]
+                high[after < len(known)] = choice[known[after[after < len(known)]]]
+                lengths = high - low + 1
+                offsets = np.cumsum(lengths) - lengths
+                options = np.arange(lengths.sum()) + np.repeat(low - offsets, lengths)
+                totals = best[options] + self.gain(starts[options], np.repeat(ends[rows], lengths))
+                total[rows] = np.maximum.reduceat(totals, offsets)
                 hits = np.flatnonzero(totals == np.repeat(total[rows], lengths))
                 choice[rows] = options[hits[np.searchsorted(hits, offsets)]]
-            known = np.union1d(known, rows)
+                known = np.union1d(known, rows)
             step //= 2
         return choice, total
 
 
-def _polish(intervals: _Intervals, codebook: np.ndarray) -> np.ndarray:
-    """The centroids that KMeans reaches from the given ones, if they are better."""
+def _confirm(histogram: _Histogram, codebook: np.ndarray) -> np.ndarray:
+    """The centroids that KMeans reaches from the given ones, should they be better."""
     from sklearn.cluster import KMeans
 
-    values, counts = intervals.values, intervals.counts
-    if len(values) > 1 << 16:
-        return codebook  # single values moved one by one already; KMeans would only take its time
-    kmeans = KMeans(len(codebook), init=codebook[:, None], n_init=1, tol=0).fit(values[:, None], sample_weight=counts)
-    centres = np.sort(kmeans.cluster_centers_[:, 0])
-
-    def error(centroids: np.ndarray) -> float:
-        labels = np.searchsorted((centroids[1:] + centroids[:-1]) / 2, values)
-        return float(np.sum(counts * (values - centroids[labels]) ** 2))
-
-    return centres if error(centres) < error(codebook) else codebook
+    kmeans = KMeans(len(codebook), init=codebook[:, None], n_init=1, tol=0)
+    labels = kmeans.fit_predict(histogram.values[:, None], sample_weight=histogram.counts)
+    reached = kmeans.cluster_centers_[:, 0]
+    nearest = np.searchsorted((codebook[1:] + codebook[:-1]) / 2, histogram.values)
+    is_better = histogram.squared_error(reached[labels]) < histogram.squared_error(codebook[nearest])
+    return np.sort(reached) if is_better else codebook
 
 
 ####################################################################################################
@@ -2087,17 +2148,60 @@ class ClusteredWeights:
     dtype: str
     shape: tuple[int, ...]
     codebooks: int  # 1, or one per channel
-    distinct_before: int
+    distinct_before: int | None  # None for floats that are too many to tell apart quickly
     distinct_after: int  # over all code-books
-    sqnr_db: float  # 10 log10(sum of squared weights / squared error); infinite when nothing changed
+    signal: float  # sum of squared weights
+    squared_error: float
     bytes_before: int
     codebook_bytes: int
     index_bytes: int  # every element as a packed index into its code-book
     entropy_bytes: int  # what an ideal entropy coder of the indices would need instead
 
     @property
+    def sqnr_db(self) -> float:
+        return decibels(self.signal, self.squared_error)
+
+    @property
     def bytes_after(self) -> int:
         return self.codebook_bytes + self.index_bytes
+
+
+def decibels(signal: float, noise: float) -> float:
+    """Signal-to-noise ratio; infinite without noise."""
+    return 10 * math.log10(signal / noise) if signal and noise else math.inf
+
+
+@dataclass(frozen=True)
+class ClusteringResult:
+    """What clustering did, one entry per weight matrix, and notes on those that had to stay as they are."""
+
+    clusters: int
+    per_channel: bool
+    weights: tuple[ClusteredWeights, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def sqnr_db(self) -> float:
+        """Over all matrices together."""
+        return decibels(sum(w.signal for w in self.weights), sum(w.squared_error for w in self.weights))
+
+    @property
+    def lowest_sqnr_db(self) -> float:
+        return min((w.sqnr_db for w in self.weights), default=math.inf)
+
+    @property
+    def bytes_before(self) -> int:
+        return sum(w.bytes_before for w in self.weights)
+
+    @property
+    def bytes_after(self) -> int:
+        """Code-books and packed indices."""
+        return sum(w.bytes_after for w in self.weights)
+
+    @property
+    def entropy_bytes(self) -> int:
+        """Code-books and entropy-coded indices, as an ideal coder would store them."""
+        return sum(w.codebook_bytes + w.entropy_bytes for w in self.weights)
 
 
 def weight_tensors(graph: ModelGraph) -> tuple[list[tuple[str, Tensor]], list[str]]:
@@ -2156,32 +2260,29 @@ def cluster_tensor(
         axis = quantization.dimension
         channels = [(*[np.s_[:]] * axis, c) for c in range(weights.shape[axis])]
     clustered = weights.copy()
-    error = 0.0
-    index_bits = codebook_bytes = 0
-    entropy_bits = 0.0
+    results = []
     for channel in channels:
         result = cluster_values(weights[channel], clusters)
         clustered[channel] = result.values
-        error += result.squared_error
-        size, k = result.values.size, len(result.codebook)
-        index_bits += size * max(k - 1, 0).bit_length()
-        codebook_bytes += (k * (ELEMENT_BITS[tensor.dtype] or 0) + 7) // 8
-        counts = np.unique(result.values, return_counts=True)[1]
-        entropy_bits += float(np.sum(counts * np.log2(size / counts)))
-    signal = float(np.sum(weights.astype(np.float64) ** 2))
+        results.append(result)
+    error = sum(result.squared_error for result in results)
+    signal = float(np.sum(np.square(weights, dtype=np.float64)))
+    bits = ELEMENT_BITS[tensor.dtype] or 0
+    entropy = sum(float(r.counts @ np.log2(r.counts.sum() / r.counts)) for r in results)
     account = ClusteredWeights(
-        tensor.name,
-        kind,
-        tensor.dtype,
-        tensor.shape,
-        len(channels),
-        len(np.unique(weights)),
-        len(np.unique(clustered)),
-        10 * math.log10(signal / error) if error and signal else math.inf,
-        tensor.bytes or 0,
-        codebook_bytes,
-        (index_bits + 7) // 8,
-        math.ceil(entropy_bits / 8),
+        name=tensor.name,
+        operator=kind,
+        dtype=tensor.dtype,
+        shape=tensor.shape,
+        codebooks=len(results),
+        distinct_before=results[0].distinct_before if len(results) == 1 else len(np.unique(weights)),
+        distinct_after=len(np.unique(np.concatenate([r.codebook for r in results]))),
+        signal=signal,
+        squared_error=error,
+        bytes_before=tensor.bytes or 0,
+        codebook_bytes=sum((len(r.codebook) * bits + 7) // 8 for r in results),
+        index_bytes=(sum(int(r.counts.sum()) * (len(r.codebook) - 1).bit_length() for r in results) + 7) // 8,
+        entropy_bytes=math.ceil(entropy / 8),
     )
     return clustered, account
 
@@ -2340,19 +2441,134 @@ def _umask() -> int:
 
 
 ####################################################################################################
-# Reports: plain results -> tables, CSV, JSON, pictures
+# Verification: do two models compute the same? (LiteRT, each run in a process of its own)
 ####################################################################################################
 
-LONGEST_NAME = 60  # characters of a name in a table; CSV and JSON have it whole
+WORKER = "--litert-worker"  # first argument of this file when it runs a model for verify_models
+INFERENCES = 3  # consecutive ones, so that state which survives an inference is compared as well
 
 
-def shorten(name: str, limit: int = LONGEST_NAME) -> str:
-    """The name on one line, with its middle left out when it is too long: both ends tell names apart."""
-    name = "".join(c if c.isprintable() else "\ufffd" for c in name)
-    if len(name) <= limit:
-        return name
-    left = (limit - 3) // 2
-    return name[:left] + "..." + name[left + 3 - limit :]
+class VerificationError(ValueError):
+    """Why two models could not be compared, in one line."""
+
+
+@dataclass(frozen=True)
+class VerificationResult:
+    """How the outputs of two models compare on the same seeded random inputs."""
+
+    signatures: tuple[str, ...]  # what was run; "" is the model itself
+    outputs: int  # arrays compared
+    different: int  # of them, not bit-identical
+    signal: float  # sum of squares of all finite outputs of the original
+    noise: float  # sum of squared differences
+
+    @property
+    def identical(self) -> bool:
+        return self.different == 0
+
+    @property
+    def sqnr_db(self) -> float:
+        return decibels(self.signal, self.noise)
+
+
+def verify_models(original: Bytes, changed: Bytes, seed: int = 0, timeout: float = 300.0) -> VerificationResult:
+    """Run both models in LiteRT with the same kernels (no delegate, one thread) on the same inputs.
+
+    Every signature runs, or the model itself if it has none, INFERENCES times in a row. A crash of the runtime is
+    reported, not suffered.
+
+    Raises:
+        VerificationError: LiteRT is not installed, or does not run one of the models.
+    """
+    import importlib.util
+
+    if importlib.util.find_spec("ai_edge_litert") is None:
+        raise VerificationError("it needs LiteRT: pip install ai-edge-litert")
+    before, after = (
+        _run_in_litert(data, what, seed, timeout)
+        for data, what in ((original, "the original"), (changed, "the changed"))
+    )
+    if before.keys() != after.keys():
+        return VerificationResult(tuple(before), 0, 1, 0.0, 0.0)
+    pairs = [(a, b) for name in before for a, b in zip(before[name], after[name], strict=True)]
+    signal = noise = 0.0
+    for a, b in pairs:
+        if a.dtype.kind in "iuf" and a.shape == b.shape:
+            x, y = a.astype(np.float64), b.astype(np.float64)
+            finite = np.isfinite(x) & np.isfinite(y)
+            signal += float(np.sum(x[finite] ** 2))
+            noise += float(np.sum((x[finite] - y[finite]) ** 2))
+    different = sum(a.dtype != b.dtype or a.shape != b.shape or a.tobytes() != b.tobytes() for a, b in pairs)
+    return VerificationResult(tuple(before), len(pairs), different, signal, noise)
+
+
+def _run_in_litert(data: Bytes, what: str, seed: int, timeout: float) -> dict[str, list[np.ndarray]]:
+    import pickle
+    import subprocess
+
+    with tempfile.TemporaryDirectory() as folder:
+        model, outputs = Path(folder, "model.tflite"), Path(folder, "outputs")
+        model.write_bytes(data)
+        command = [sys.executable, __file__, WORKER, str(model), str(outputs), str(seed)]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, stdin=subprocess.DEVNULL)
+        except subprocess.TimeoutExpired:
+            raise VerificationError(f"LiteRT did not finish {what} model within {timeout:.0f} s") from None
+        if done.returncode or not outputs.exists():
+            lines = [line for line in done.stderr.splitlines() if line.strip()] or [f"exit code {done.returncode}"]
+            raise VerificationError(f"LiteRT does not run {what} model: {shorten(lines[-1], 200)}")
+        return dict(pickle.loads(outputs.read_bytes()))  # written by ourselves, just now
+
+
+def litert_worker(model: str, outputs: str, seed: str) -> None:
+    """What the process does that runs one model: {signature: outputs of all inferences} -> a file."""
+    import pickle
+
+    from ai_edge_litert.interpreter import Interpreter, OpResolverType
+
+    interpreter = Interpreter(
+        model_path=model,
+        num_threads=1,
+        experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
+    )
+    rng = np.random.default_rng(int(seed))
+    results: dict[str, list[np.ndarray]] = {}
+    for name in interpreter.get_signature_list():
+        run = interpreter.get_signature_runner(name)
+        details = sorted(run.get_input_details().items())
+        for _ in range(INFERENCES):
+            answer = run(**{key: _random_input(rng, detail) for key, detail in details})
+            results.setdefault(name, []).extend(answer[key] for key in sorted(answer))
+    if not results:
+        interpreter.allocate_tensors()
+        for _ in range(INFERENCES):
+            for detail in interpreter.get_input_details():
+                interpreter.set_tensor(detail["index"], _random_input(rng, detail))
+            interpreter.invoke()
+            results.setdefault("", []).extend(
+                interpreter.get_tensor(d["index"]) for d in interpreter.get_output_details()
+            )
+    Path(outputs).write_bytes(pickle.dumps(results))
+
+
+def _random_input(rng: np.random.Generator, detail: Mapping[str, Any]) -> np.ndarray:
+    shape, dtype = detail["shape"], np.dtype(detail["dtype"])
+    if dtype.kind == "f":
+        return rng.normal(size=shape).astype(dtype)
+    if dtype.kind == "c":
+        return (rng.normal(size=shape) + 1j * rng.normal(size=shape)).astype(dtype)
+    if dtype.kind == "b":
+        return rng.integers(0, 2, shape).astype(dtype)
+    if dtype.kind not in "iu":
+        raise ValueError(f"no random inputs for tensors of type {dtype}")
+    if dtype.itemsize > 2:  # probably indices or sizes: only small ones are sure to exist
+        return rng.integers(0, 2, shape).astype(dtype)
+    return rng.integers(np.iinfo(dtype).min, np.iinfo(dtype).max, shape, dtype=dtype, endpoint=True)
+
+
+####################################################################################################
+# Reports: plain results -> tables, CSV, JSON, pictures
+####################################################################################################
 
 
 def operator_title(subgraph: Subgraph, operator: Operator, limit: int = LONGEST_NAME) -> str:
@@ -2660,26 +2876,62 @@ def plot_arenas(file: Path, arenas: Mapping[str, Arena]) -> None:
         figure.savefig(output, format=file.suffix[1:].lower(), dpi=150)
 
 
-def clustering_table(accounts: Sequence[ClusteredWeights]) -> str:
+def clustering_table(result: ClusteringResult) -> str:
     from prettytable import PrettyTable
 
     headers = ["Weights", "Type", "Distinct values", "SQNR (dB)", "Bytes", "Code-book + indices (B)", "Entropy (B)"]
     table = PrettyTable(headers)
     table.align = "r"
     table.align.update({"Weights": "l", "Type": "l"})
-    for a in accounts:
+    for a in result.weights:
+        before = "many" if a.distinct_before is None else f"{a.distinct_before:,}"
         table.add_row(
             [
                 shorten(a.name),
                 a.dtype,
-                f"{a.distinct_before:,} -> {a.distinct_after:,}",
+                f"{before} -> {a.distinct_after:,}",
                 f"{a.sqnr_db:.1f}",
                 f"{a.bytes_before:,}",
                 f"{a.codebook_bytes:,} + {a.index_bytes:,}",
-                f"{a.entropy_bytes:,}",
+                f"{a.codebook_bytes + a.entropy_bytes:,}",
             ]
         )
     return table.get_string()
+
+
+def comparison_table(results: Sequence[ClusteringResult]) -> str:
+    """One row per number of clusters; the bytes are those of all clustered weights."""
+    from prettytable import PrettyTable
+
+    headers = ["N", "SQNR (dB)", "Worst matrix (dB)", "Bytes", "Code-books + indices (B)", "Entropy (B)"]
+    table = PrettyTable(headers)
+    table.align = "r"
+    for r in results:
+        row = [f"{r.clusters:,}", f"{r.sqnr_db:.1f}", f"{r.lowest_sqnr_db:.1f}", f"{r.bytes_before:,}"]
+        table.add_row([*row, f"{r.bytes_after:,}", f"{r.entropy_bytes:,}"])
+    return table.get_string()
+
+
+def plot_clusterings(file: Path, results: Sequence[ClusteringResult]) -> None:
+    """Size of the clustered weights against their error, a point per number of clusters."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 5), layout="constrained")
+    axes = figure.subplots()
+    shown = [r for r in results if r.weights and math.isfinite(r.sqnr_db)]
+    for label, sizes in (
+        ("code-books and packed indices", [r.bytes_after for r in shown]),
+        ("code-books and entropy-coded indices", [r.entropy_bytes for r in shown]),
+    ):
+        axes.plot([size / 1024 for size in sizes], [r.sqnr_db for r in shown], marker="o", label=label)
+    for r in shown:
+        axes.annotate(f"N = {r.clusters}", (r.bytes_after / 1024, r.sqnr_db), (6, -10), textcoords="offset points")
+    axes.set_xlabel("Size of all clustered weights (KB)")
+    axes.set_ylabel("SQNR of all clustered weights (dB)")
+    axes.legend(loc="lower right")
+    axes.grid(alpha=0.3)
+    with replacing(file) as output:
+        figure.savefig(output, format=file.suffix[1:].lower(), dpi=150)
 
 
 ####################################################################################################
@@ -2719,23 +2971,6 @@ class PlanningResult:
     @property
     def optimal(self) -> bool:
         return self.head <= self.bound
-
-
-@dataclass(frozen=True)
-class ClusteringResult:
-    """What clustering did, one entry per weight matrix, and notes on those that had to stay as they are."""
-
-    clusters: int
-    weights: tuple[ClusteredWeights, ...]
-    notes: tuple[str, ...]
-
-    @property
-    def bytes_before(self) -> int:
-        return sum(w.bytes_before for w in self.weights)
-
-    @property
-    def bytes_after(self) -> int:
-        return sum(w.bytes_after for w in self.weights)
 
 
 MAPPED_FROM = 64 << 20  # bytes; larger files are memory-mapped, so that only what is read or changed takes RAM
@@ -2932,8 +3167,19 @@ class TFLiteModel:
         bound = min(plan.bound, self.arena.head)
         return PlanningResult(arena.head, self.arena.head, bound, changed, time.monotonic() - start)
 
-    def cluster_weights(self, clusters: int) -> ClusteringResult:
+    def verify_against(self, original: TFLiteModel, seed: int = 0) -> VerificationResult:
+        """Run this model and another in LiteRT on the same random inputs and compare their outputs bit by bit.
+
+        Raises:
+            VerificationError: LiteRT is not installed, or does not run one of the models.
+        """
+        return verify_models(original._data, self._data, seed)
+
+    def cluster_weights(self, clusters: int, per_channel: bool = False) -> ClusteringResult:
         """Give every weight matrix at most ``clusters`` distinct values, biases untouched.
+
+        Args:
+            per_channel: a code-book for every output channel, where the quantisation is per channel as well.
 
         Raises:
             ValueError: fewer than one cluster.
@@ -2949,10 +3195,15 @@ class TFLiteModel:
             if values.dtype.kind == "f" and not np.isfinite(values).all():
                 notes.append(f"{tensor.name} holds infinities or NaNs and stays as it is")
                 continue
-            clustered, account = cluster_tensor(kind, tensor, values, clusters)
+            clustered, account = cluster_tensor(kind, tensor, values, clusters, per_channel)
             overwrite_buffer(self._data, span, encode_weights(tensor, clustered))
             accounts.append(account)
-        return ClusteringResult(clusters, tuple(accounts), tuple(notes))
+        return ClusteringResult(clusters, per_channel, tuple(accounts), tuple(notes))
+
+    def compare_clusterings(self, clusters: Sequence[int], per_channel: bool = False) -> list[ClusteringResult]:
+        """What :meth:`cluster_weights` would give for each number of clusters; the model stays as it is."""
+        copies = (TFLiteModel(bytes(self._data)) for _ in clusters)
+        return [copy.cluster_weights(n, per_channel) for copy, n in zip(copies, clusters, strict=True)]
 
 
 ####################################################################################################
@@ -2993,6 +3244,10 @@ def _size(text: str) -> int:
     return int(size)
 
 
+def _cluster_counts(text: str) -> list[int]:
+    return [_positive(part) for part in text.split(",")]
+
+
 def _seconds(text: str) -> float:
     try:
         number = float(text)
@@ -3021,8 +3276,15 @@ def _parser() -> argparse.ArgumentParser:
     add("-o", "--output", type=Path, metavar="FILE", help="write the resulting model here")
     add("--in-place", action="store_true", help="write the resulting model over the input")
     add("--plan", action="store_true", help="fix the smallest arena layout in the file, for TensorFlow Lite Micro")
+    add("--verify", action="store_true", help="compare the outputs with the input model's, bit by bit, in LiteRT")
     add("--max-arena", type=_size, metavar="BYTES", help="exit with 1 if TFLM's arena exceeds this (64KB: 65,536 B)")
-    add("--clusters", type=_positive, metavar="N", help="give every weight matrix at most N distinct values")
+    add(
+        "--clusters",
+        type=_cluster_counts,
+        metavar="N",
+        help="give every weight matrix at most N distinct values; several numbers, as in 4,8,16, only compare them",
+    )
+    add("--per-channel", action="store_true", help="cluster per output channel where the quantisation is per channel")
     add("--optimize", action="store_true", help="reorder the operators for the smallest peak memory use")
     add("--time-limit", type=_seconds, default=60.0, metavar="SECONDS", help="for the search of an order (default: 60)")
     add("--calc-macs", action="store_true", help="add the multiply-accumulates of every operator")
@@ -3055,6 +3317,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         message = f"{arguments.input}: the arena of TFLM is not known, since {error}"
     except OSError as error:
         message = f"{error.filename}: {error.strerror}" if error.strerror else str(error)
+    except VerificationError as error:
+        print(f"tflite-tools: check failed: {arguments.input}: not verified: {error}", file=sys.stderr)
+        return CHECK_FAILED
     except MemoryError:
         message = "not enough memory for this model"
     except KeyboardInterrupt:
@@ -3071,11 +3336,16 @@ def _run(arguments: argparse.Namespace) -> int:
     before: Arena | None = None
     with contextlib.suppress(ArenaError):
         before = model.arena
+    clusterings: list[ClusteringResult] = []
     if arguments.clusters:
-        clustering = model.cluster_weights(arguments.clusters)
-        results["clustering"] = clustering
-        lines += _clustering_lines(clustering)
-        for note in clustering.notes:
+        if len(arguments.clusters) > 1:
+            clusterings = model.compare_clusterings(arguments.clusters, arguments.per_channel)
+            lines += ["", "Weights clustered to at most N values each, for comparison:", comparison_table(clusterings)]
+        else:
+            clusterings = [model.cluster_weights(arguments.clusters[0], arguments.per_channel)]
+            lines += _clustering_lines(clusterings[0])
+        results["clustering"] = clusterings
+        for note in clusterings[0].notes:
             _say(f"note: {note}")
     if arguments.optimize:
         with _progress_bar() as progress:
@@ -3086,6 +3356,12 @@ def _run(arguments: argparse.Namespace) -> int:
         planning = model.plan_memory(arguments.time_limit)
         results["planning"] = planning
         lines += _planning_lines(planning, before)
+    verified = True
+    if arguments.verify:
+        verification = model.verify_against(TFLiteModel.load_from_file(arguments.input))
+        results["verification"] = verification
+        verified = verification.identical or bool(arguments.clusters)
+        lines += _verification_lines(verification)
     for note in model.graph.notes:
         _say(f"note: {note}")
 
@@ -3102,11 +3378,16 @@ def _run(arguments: argparse.Namespace) -> int:
                 file.write(text + "\n")
     if arguments.csv:
         model.output_model_analysis_to_csv(arguments.csv, arguments.calc_macs, arguments.calc_size)
-    if arguments.plot:
+    if arguments.plot and len(clusterings) > 1:
+        plot_clusterings(arguments.plot, clusterings)
+    elif arguments.plot:
         model.plot_memory_usage(arguments.plot)
     if arguments.memory_map:
         changed = arguments.plan or arguments.optimize
         model.plot_memory_map(arguments.memory_map, before if changed else None)
+    if not verified:
+        _say("check failed: the outputs differ, so no model was written")
+        return CHECK_FAILED
     if arguments.output:
         model.write_to_file(arguments.output)
         _say(f"wrote {arguments.output}")
@@ -3141,6 +3422,10 @@ def _check_outputs(arguments: argparse.Namespace) -> None:
             raise UsageError(f"{file}: is a directory; give a file name")
         if not file.parent.is_dir():
             raise UsageError(f"{file}: its folder does not exist")
+    if len(arguments.clusters or []) > 1 and arguments.output:
+        raise UsageError("several numbers of clusters are only compared: give one number to write a model")
+    if arguments.per_channel and not arguments.clusters:
+        raise UsageError("--per-channel says how to cluster: add --clusters N")
     if arguments.csv and arguments.csv.exists() and not arguments.csv.is_dir():
         raise UsageError(f"{arguments.csv}: --csv needs a folder, and this is a file")
 
@@ -3188,27 +3473,43 @@ def _planning_lines(result: PlanningResult, before: Arena | None) -> list[str]:
     return [f"Arena planned: {original:,} B -> {result.head:,} B ({saved:.1f} % less), {verdict}."]
 
 
+def _verification_lines(result: VerificationResult) -> list[str]:
+    what = f"{result.outputs} outputs of {INFERENCES} inferences" + (
+        f" of each of {len(result.signatures)} signatures" if len(result.signatures) > 1 else ""
+    )
+    if result.identical:
+        return [f"Verified in LiteRT: {what} are bit-identical to the input model's."]
+    return [
+        f"Compared in LiteRT: {result.different} of {what} differ from the input model's, SQNR {result.sqnr_db:.1f} dB."
+    ]
+
+
 def _clustering_lines(result: ClusteringResult) -> list[str]:
     if not result.weights:
         return ["", "No weights were clustered: the model has no weight matrix of a supported type."]
     return [
         "",
         f"Weights clustered to at most {result.clusters} values per matrix:",
-        clustering_table(result.weights),
+        clustering_table(result),
         f"All weights: {result.bytes_before:,} B as stored, {result.bytes_after:,} B as code-books and packed indices",
     ]
 
 
-def _plain(result: Any) -> dict[str, Any]:
+def _plain(result: Any) -> Any:
     """A result as JSON-ready data, with the properties that matter; infinities, which JSON lacks, become null."""
+    if isinstance(result, list):
+        return [_plain(item) for item in result]
     document = dataclasses.asdict(result)
-    if isinstance(result, (OptimizationResult, PlanningResult)):
-        document["optimal"] = result.optimal
-    for weights in document.get("weights", ()):
-        if math.isinf(weights["sqnr_db"]):
-            weights["sqnr_db"] = None
+    for name in ("optimal", "identical", "bytes_before", "bytes_after", "entropy_bytes"):
+        if hasattr(result, name):
+            document[name] = getattr(result, name)
+    for weights, source in zip(document.get("weights", ()), getattr(result, "weights", ()), strict=True):
+        weights["sqnr_db"] = source.sqnr_db if math.isfinite(source.sqnr_db) else None
     return document
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    if sys.argv[1:2] == [WORKER]:
+        litert_worker(*sys.argv[2:])
+    else:
+        sys.exit(main())

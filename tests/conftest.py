@@ -41,6 +41,24 @@ def run_litert(model: bytes, inputs: list[np.ndarray]) -> list[np.ndarray]:
     return [interpreter.get_tensor(detail["index"]) for detail in interpreter.get_output_details()]
 
 
+def random_inputs(model: bytes, seed: int) -> list[np.ndarray]:
+    """Seeded inputs of the right types; small where they may be indices."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    rng = np.random.default_rng(seed)
+    inputs = []
+    for detail in Interpreter(model_content=model).get_input_details():
+        shape, dtype = detail["shape"], np.dtype(detail["dtype"])
+        if dtype.kind == "f":
+            inputs.append(rng.normal(size=shape).astype(dtype))
+        elif dtype.kind == "b":
+            inputs.append(rng.integers(0, 2, shape).astype(bool))
+        else:
+            low, high = (-128, 128) if dtype == np.int8 else (0, 2 if dtype.itemsize > 2 else 100)
+            inputs.append(rng.integers(low, high, shape).astype(dtype))
+    return inputs
+
+
 @dataclass(frozen=True)
 class TflmRun:
     """What the real TFLM says of a model."""

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from ai_edge_litert import schema_py_generated as schema
 from builder import Builder
+from conftest import MODELS, corpus, corpus_id, needs_shared, random_inputs, run_litert
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -128,3 +129,111 @@ def test_infinite_weights_are_left_alone():
     assert not result.weights
     assert "infinities" in result.notes[0]
     assert bytes(model._data) == data
+
+
+def test_per_channel_code_books_follow_the_quantisation():
+    rng = np.random.default_rng(2)
+    b = Builder()
+    x, y = b.tensor((1, 8, 8, 4)), b.tensor((1, 8, 8, 6))
+    parameters = schema.QuantizationParametersT()
+    parameters.scale, parameters.zeroPoint, parameters.quantizedDimension = [0.1] * 6, [0] * 6, 3
+    weights = rng.integers(-127, 128, (1, 5, 5, 6)).astype(np.int8)
+    w = b.constant(weights, quantization=parameters)
+    b.op("DEPTHWISE_CONV_2D", [x, w, -1], [y])
+    data = b.build([x], [y])
+    whole, apart = TFLiteModel(data), TFLiteModel(data)
+    (one,) = whole.cluster_weights(4).weights
+    (six,) = apart.cluster_weights(4, per_channel=True).weights
+    assert (one.codebooks, six.codebooks, six.codebook_bytes) == (1, 6, 24)
+    assert six.squared_error < one.squared_error
+    span = apart.graph.buffers[apart.graph.subgraphs[0].tensors[w].buffer]
+    clustered = np.frombuffer(bytes(apart._data), np.int8, span.size, span.start).reshape(weights.shape)
+    assert all(len(np.unique(clustered[..., c])) <= 4 for c in range(6))
+    assert six.squared_error == squared_error(weights, clustered)
+
+
+@pytest.mark.parametrize("size", [70_000, 200_000])
+def test_large_float_arrays_stay_within_the_stated_bound(size: int):
+    kmeans1d = pytest.importorskip("kmeans1d")
+    values = np.random.default_rng(size).normal(size=size).astype(np.float32)
+    for clusters in (2, 8, 17):
+        result = cluster_values(values, clusters)
+        labels, centroids = kmeans1d.cluster(values.astype(np.float64), clusters)
+        exact = squared_error(values, np.array(centroids)[labels])
+        assert len(result.codebook) == clusters
+        assert np.isclose(result.squared_error, squared_error(values, result.values), rtol=1e-6)
+        assert result.squared_error <= exact * (1 + 1e-5)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(2, 20), st.integers(2, 400))
+def test_both_ways_of_the_dynamic_programme_agree(seed: int, clusters: int, size: int):
+    values = np.random.default_rng(seed).normal(size=size).astype(np.float32)
+    histogram = tflite_tools._Histogram.of(values)
+    grid = np.arange(1, len(histogram.values))
+    starts, best = np.append(0, grid), np.append(0.0, np.full(len(grid), -np.inf))
+    for _ in range(min(clusters, len(grid))):
+        totals = best[:, None] + histogram.gain(starts[:, None], starts)
+        choice, total = histogram.best_starts(starts, best, starts)
+        assert np.array_equal(total, totals.max(axis=0))
+        best = total
+        del choice
+
+
+@needs_shared
+def test_never_worse_than_kmeans_with_ten_starts():
+    from sklearn.cluster import KMeans
+
+    compared = 0
+    for path in corpus():
+        if path.stat().st_size > 120_000 or path.name == "0_subgraphs.bin.tflite":
+            continue
+        data = path.read_bytes()
+        graph = read_model(data)
+        for _, tensor in weight_tensors(graph)[0][:2]:
+            span = graph.buffers[tensor.buffer]
+            values = decode_weights(tensor, np.frombuffer(data[span.start : span.start + span.size], np.uint8))
+            if not 16 < values.size < 20_000 or not np.isfinite(values).all() or len(np.unique(values)) <= 8:
+                continue
+            kmeans = KMeans(8, n_init=10, random_state=0).fit(values.reshape(-1, 1).astype(np.float64))
+            centres = kmeans.cluster_centers_[:, 0]
+            if np.issubdtype(values.dtype, np.integer):
+                centres = np.rint(centres)
+            theirs = squared_error(values.reshape(-1), centres[kmeans.labels_])
+            assert cluster_values(values, 8).squared_error <= theirs * (1 + 1e-6)
+            compared += 1
+    assert compared > 20
+
+
+@needs_shared
+@pytest.mark.parametrize("path", [p for p in corpus() if "/models/" in str(p)], ids=corpus_id)
+def test_clustered_corpus_still_runs(path):
+    data = path.read_bytes()
+    try:
+        inputs = random_inputs(data, 0)
+        run_litert(data, inputs)
+        model = TFLiteModel(data)
+    except (RuntimeError, ValueError) as error:
+        pytest.skip(f"LiteRT does not run the original: {str(error)[:80]}")
+    weights = [t for _, t in weight_tensors(model.graph)[0]]
+    model.cluster_weights(16)
+    run_litert(bytes(model._data), inputs)
+    allowed = np.zeros(len(data), bool)
+    for tensor in weights:
+        span = model.graph.buffers[tensor.buffer]
+        allowed[span.start : span.start + span.size] = True
+    changed = np.frombuffer(data, np.uint8) != np.frombuffer(bytes(model._data), np.uint8)
+    assert not (changed & ~allowed).any()
+
+
+def test_several_numbers_are_compared(tmp_path, capsys: pytest.CaptureFixture[str]):
+    path = str(MODELS / "digits_cells_int8.tflite")
+    assert tflite_tools.main(["-i", path, "--clusters", "2,4,8", "--plot", str(tmp_path / "trade.png")]) == 0
+    printed = capsys.readouterr().out
+    assert "for comparison" in printed
+    assert (tmp_path / "trade.png").read_bytes().startswith(b"\x89PNG")
+    results = TFLiteModel.load_from_file(path).compare_clusterings([2, 4, 8])
+    assert [r.clusters for r in results] == [2, 4, 8]
+    assert results[0].sqnr_db < results[1].sqnr_db < results[2].sqnr_db
+    assert results[0].bytes_after < results[1].bytes_after < results[2].bytes_after < results[2].bytes_before
+    assert all(r.entropy_bytes <= r.bytes_after for r in results)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from builder import Builder, branches, worked_example
-from conftest import MODELS, corpus, corpus_id, needs_shared, run_litert
+from conftest import MODELS, corpus, corpus_id, needs_shared, random_inputs, run_litert
 
 import tflite_tools
 from tflite_tools import ModelError, TFLiteModel
@@ -153,23 +153,6 @@ def test_large_files_are_mapped_not_copied(tmp_path: Path, monkeypatch: pytest.M
 def test_bad_bytes():
     with pytest.raises(ModelError):
         TFLiteModel(b"not a model")
-
-
-def random_inputs(model: bytes, seed: int) -> list[np.ndarray]:
-    from ai_edge_litert.interpreter import Interpreter
-
-    rng = np.random.default_rng(seed)
-    inputs = []
-    for detail in Interpreter(model_content=model).get_input_details():
-        shape, dtype = detail["shape"], np.dtype(detail["dtype"])
-        if dtype.kind == "f":
-            inputs.append(rng.normal(size=shape).astype(dtype))
-        elif dtype.kind == "b":
-            inputs.append(rng.integers(0, 2, shape).astype(bool))
-        else:
-            low, high = (-128, 128) if dtype == np.int8 else (0, 2 if dtype.itemsize > 2 else 100)
-            inputs.append(rng.integers(low, high, shape).astype(dtype))
-    return inputs
 
 
 @needs_shared
