@@ -1972,8 +1972,9 @@ def cluster_values(values: np.ndarray, clusters: int) -> Clustering:
     counts = np.bincount(labels, histogram.counts, len(codebook)).astype(np.int64)
     used = counts > 0
     error = histogram.squared_error(exact[labels])
-    clustered = codebook[labels][histogram.cells].reshape(values.shape)
-    return Clustering(clustered, codebook[used], counts[used], error, histogram.distinct)
+    clustered = codebook[labels][histogram.number][histogram.cells].reshape(values.shape)
+    distinct = None if histogram.is_binned else len(histogram.values)
+    return Clustering(clustered, codebook[used], counts[used], error, distinct)
 
 
 @dataclass(frozen=True)
@@ -1982,11 +1983,12 @@ class _Histogram:
 
     values: np.ndarray  # float64, ascending: the values, or the means of the bins
     counts: np.ndarray
-    cells: np.ndarray  # per element of the array its index into ``values``
+    cells: np.ndarray  # per element of the array its cell
+    number: np.ndarray  # per cell its index into ``values``
     squares: float  # of all elements, around ``centre``
     centre: float
     on_integers: bool
-    distinct: int | None
+    is_binned: bool
 
     @classmethod
     def of(cls, array: np.ndarray) -> _Histogram:
@@ -1995,26 +1997,25 @@ class _Histogram:
         is_binned = not on_integers and flat.size > BINS
         if is_binned:
             low, high = float(flat.min()), float(flat.max())
-            scale = (BINS - 1) / (high - low) if high > low else 0.0
-            cells = ((flat - low) * scale).astype(np.int64)
-            counts = np.bincount(cells, minlength=BINS)
-            sums = np.bincount(cells, flat, BINS)
-        elif on_integers and array.dtype.itemsize <= 2:
-            low = int(flat.min(initial=0))
-            cells = flat.astype(np.int64) - low
+            cells = ((flat - low) * ((BINS - 1) / (high - low) if high > low else 0.0)).astype(np.int64)
             counts = np.bincount(cells)
-            sums = (np.arange(len(counts)) + low) * counts.astype(np.float64)
+            sums: np.ndarray = np.bincount(cells, flat)
+        elif on_integers and array.dtype.itemsize <= 2:
+            least = int(flat.min(initial=0))
+            cells = flat.astype(np.int64) - least
+            counts = np.bincount(cells)
+            sums = (np.arange(len(counts)) + least) * counts.astype(np.float64)
         else:
-            values, cells, counts = np.unique(flat, return_inverse=True, return_counts=True)
-            sums = values.astype(np.float64) * counts
+            distinct, cells, counts = np.unique(flat, return_inverse=True, return_counts=True)
+            sums = distinct.astype(np.float64) * counts
         present = counts > 0
-        renumber = np.cumsum(present) - 1
         counts = counts[present]
         values = sums[present] / counts
         centre = float(np.round(np.average(values, weights=counts)))
-        centred = flat.astype(np.float64) - centre
-        distinct = None if is_binned else len(values)
-        return cls(values, counts, renumber[cells], float(centred @ centred), centre, on_integers, distinct)
+        centred = flat.astype(np.float64) - centre if is_binned else values - centre
+        squares = float(np.dot(centred, centred) if is_binned else np.dot(counts, centred**2))
+        number = np.cumsum(present) - 1
+        return cls(values, counts, cells, number, squares, centre, on_integers, is_binned)
 
     @cached_property
     def prefix(self) -> tuple[np.ndarray, np.ndarray]:
@@ -2046,7 +2047,7 @@ class _Histogram:
     def best_borders(self, clusters: int) -> np.ndarray:
         """The borders of the best intervals: positions 0 = b0 < b1 < ... < bk = number of values."""
         size = len(self.values)
-        spacing = 1 if size <= EXACT_UP_TO else -(-size // max(SMALL_GRID, 16 * clusters))
+        spacing = 1 if size <= EXACT_UP_TO else -(-size // max(SMALL_GRID, 10 * clusters))
         grid = np.unique(np.append(np.arange(0, size, spacing), size))
         borders = self.choose([grid[1:-1]] * (clusters - 1))
         while spacing > 1:
@@ -2545,9 +2546,8 @@ def litert_worker(model: str, outputs: str, seed: str) -> None:
             for detail in interpreter.get_input_details():
                 interpreter.set_tensor(detail["index"], _random_input(rng, detail))
             interpreter.invoke()
-            results.setdefault("", []).extend(
-                interpreter.get_tensor(d["index"]) for d in interpreter.get_output_details()
-            )
+            answers = [interpreter.get_tensor(detail["index"]) for detail in interpreter.get_output_details()]
+            results.setdefault("", []).extend(answers)
     Path(outputs).write_bytes(pickle.dumps(results))
 
 
@@ -3014,6 +3014,10 @@ class TFLiteModel:
         with replacing(Path(path)) as file:
             file.write(self._data)
 
+    def to_bytes(self) -> bytes:
+        """The model as it would be written."""
+        return bytes(self._data)
+
     @property
     def graph(self) -> ModelGraph:
         """The model's subgraphs, tensors and operators as plain data."""
@@ -3474,14 +3478,12 @@ def _planning_lines(result: PlanningResult, before: Arena | None) -> list[str]:
 
 
 def _verification_lines(result: VerificationResult) -> list[str]:
-    what = f"{result.outputs} outputs of {INFERENCES} inferences" + (
-        f" of each of {len(result.signatures)} signatures" if len(result.signatures) > 1 else ""
-    )
+    signatures = f" of each of {len(result.signatures)} signatures" if len(result.signatures) > 1 else ""
+    what = f"{result.outputs} outputs of {INFERENCES} inferences{signatures}"
     if result.identical:
         return [f"Verified in LiteRT: {what} are bit-identical to the input model's."]
-    return [
-        f"Compared in LiteRT: {result.different} of {what} differ from the input model's, SQNR {result.sqnr_db:.1f} dB."
-    ]
+    difference = f"{result.different} of {what} differ from the input model's"
+    return [f"Compared in LiteRT: {difference}, SQNR {result.sqnr_db:.1f} dB."]
 
 
 def _clustering_lines(result: ClusteringResult) -> list[str]:

@@ -102,7 +102,8 @@ def test_bad_numbers_of_clusters(capsys: pytest.CaptureFixture[str], value: str)
     [
         ["--plot", "plot.doc"], ["--plot", "plot"], ["--time-limit", "-1"], ["--time-limit", "nan"], ["--no-such"],
         ["--csv", CELLS], ["-o", "/no/such/folder/out.tflite"], ["--json", "/no/such/folder/out.json"],
-        ["-o", str(MODELS)], ["-o", CELLS], ["--per-channel"], ["--clusters", "2,4", "-o", "b.tflite"], ["--plot", "a.png", "--json", "a.png"], ["--in-place", "-o", "b.tflite"],
+        ["-o", str(MODELS)], ["-o", CELLS], ["--per-channel"], ["--clusters", "2,4", "-o", "b.tflite"],
+        ["--plot", "a.png", "--json", "a.png"], ["--in-place", "-o", "b.tflite"],
     ],
 )  # fmt: skip
 def test_usage_errors(capsys: pytest.CaptureFixture[str], arguments: list[str]):

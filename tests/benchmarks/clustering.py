@@ -1,0 +1,124 @@
+"""Weight clustering: how fast against KMeans on all weights, how close to the exact optimum, what it costs in accuracy.
+
+python tests/benchmarks/clustering.py            # speed and error on random matrices and on whole models
+python tests/benchmarks/clustering.py --digits   # README's table: accuracy of the digits models for N = 2..32
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+from builder import Builder  # noqa: E402
+
+from tflite_tools import TFLiteModel, cluster_values  # noqa: E402
+
+
+def best_seconds(function: Callable[..., Any], *arguments: Any) -> tuple[float, Any]:
+    """The best of three calls, and its result: the first one warms caches up, on both sides."""
+    runs = []
+    for _ in range(3):
+        start = time.perf_counter()
+        result = function(*arguments)
+        runs.append((time.perf_counter() - start, result))
+    return min(runs, key=lambda run: run[0])
+
+
+def kmeans_on_all(points: np.ndarray, clusters: int) -> float:
+    """The squared error that scikit-learn reaches on the weights themselves, as most tools cluster."""
+    from sklearn.cluster import KMeans
+
+    return float(KMeans(clusters, n_init=1, random_state=0).fit(points).inertia_)
+
+
+def compare_speed() -> None:
+    import kmeans1d
+
+    rng = np.random.default_rng(0)
+    matrices = {
+        "int8, 150k": np.clip(rng.normal(0, 30, 150_000), -127, 127).astype(np.int8),
+        "int8, 1M": np.clip(rng.normal(0, 30, 1_000_000), -127, 127).astype(np.int8),
+        "int16, 300k": rng.normal(0, 5000, 300_000).astype(np.int16),
+        "float32, 150k": rng.normal(size=150_000).astype(np.float32),
+        "float32, 1M": rng.normal(size=1_000_000).astype(np.float32),
+    }
+    print("matrix           N   ours (s)  KMeans (s)  ratio   error / KMeans   error / exact - 1")
+    for name, values in matrices.items():
+        for clusters in (4, 16, 32):
+            ours, result = best_seconds(cluster_values, values, clusters)
+            points = values.reshape(-1, 1).astype(np.float64)
+            theirs, inertia = best_seconds(kmeans_on_all, points, clusters)
+            labels, centroids = kmeans1d.cluster(points[:, 0], clusters)
+            exact = float(np.sum((points[:, 0] - np.array(centroids)[labels]) ** 2))
+            figures = f"{ours:10.4f} {theirs:11.3f} {theirs / ours:6.0f}"
+            errors = f"{result.squared_error / inertia:16.4f} {result.squared_error / exact - 1:19.1e}"
+            print(f"{name:14} {clusters:3} {figures} {errors}", flush=True)
+    print("(integer types: ours has integer centroids, the exact optimum real ones)")
+
+
+def dense_model(dtype: type, megabytes: int) -> bytes:
+    """A model of fully connected layers of 1 MB each."""
+    rng = np.random.default_rng(1)
+    b = Builder()
+    x = source = b.tensor((1, 1024), "FLOAT32")
+    for _ in range(megabytes):
+        rows = (1 << 20) // 1024 // np.dtype(dtype).itemsize
+        y = b.tensor((1, rows), "FLOAT32")
+        b.op("FULLY_CONNECTED", [x, b.constant(rng.normal(0, 30, (rows, 1024)).astype(dtype)), -1], [y])
+    return b.build([source], [y])
+
+
+def time_models() -> None:
+    for dtype, megabytes in ((np.int8, 4), (np.float32, 20)):
+        model = TFLiteModel(dense_model(dtype, megabytes))
+        elapsed, _ = best_seconds(model.cluster_weights, 16)
+        print(f"{megabytes} MB {dtype.__name__} model, N = 16: {elapsed:.2f} s")
+
+
+def digits_accuracy() -> None:
+    from ai_edge_litert.interpreter import Interpreter
+
+    test = np.load(ROOT / "tests" / "models" / "digits_test.npz")
+    print("| model | original | " + " | ".join(f"N = {n}" for n in (32, 16, 8, 4, 2)) + " |")
+    print("|---|" + "---:|" * 6)
+    for name, factor, channels in (("cnn", 4, 1), ("cells", 4, 1), ("mobilenet", 12, 3)):
+        images = test["x"].repeat(factor, 1).repeat(factor, 2)[..., None].repeat(channels, 3)
+        inputs = np.clip(np.round(images / 0.003921568859368563 - 128), -128, 127).astype(np.int8)
+        row = []
+        for clusters in (None, 32, 16, 8, 4, 2):
+            model = TFLiteModel.load_from_file(ROOT / "tests" / "models" / f"digits_{name}_int8.tflite")
+            if clusters:
+                model.cluster_weights(clusters)
+            interpreter = Interpreter(model_content=model.to_bytes(), num_threads=1)
+            interpreter.allocate_tensors()
+            correct = 0
+            for image, label in zip(inputs, test["y"], strict=True):
+                interpreter.set_tensor(interpreter.get_input_details()[0]["index"], image[None])
+                interpreter.invoke()
+                correct += int(np.argmax(interpreter.get_tensor(interpreter.get_output_details()[0]["index"])) == label)
+            row.append(f"{100 * correct / len(inputs):.1f} %")
+        print(f"| digits_{name}_int8 | " + " | ".join(row) + " |")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--digits", action="store_true", help="measure the accuracy of the shipped models instead")
+    if parser.parse_args().digits:
+        digits_accuracy()
+    else:
+        compare_speed()
+        time_models()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
