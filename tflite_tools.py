@@ -2661,10 +2661,7 @@ def model_peak(schedules: Sequence[Schedule]) -> int:
     return max(schedule.peak for schedule in schedules)
 
 
-ARENA_CAVEAT = (
-    "(of the reference kernels; not included: TFLM's persistent structures, which depend on the target, and the scratch"
-    " memory of optimised kernels)"
-)
+ARENA_CAVEAT = "(reference kernels; without TFLM's persistent structures, which depend on the target)"
 
 
 def arena_text(arena: Arena, plan: Plan) -> str:
@@ -3404,6 +3401,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _say(text: str) -> None:
+    sys.stdout.flush()  # so that both streams show up in the order of events
     print(text, file=sys.stderr)
 
 

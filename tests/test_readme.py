@@ -1,0 +1,68 @@
+"""README is the contract: every console block in it is what the current code prints.
+
+``python tests/test_readme.py`` writes the blocks anew.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+BLOCK = re.compile(r"```console\n\$ (?P<command>[^\n]*)\n(?P<output>.*?)```", re.DOTALL)
+SNIPPET = re.compile(r"```python\n(?P<code>.*?)```", re.DOTALL)
+
+
+def run(command: str, folder: Path) -> str:
+    """What a shell shows of a command, run where the project's files are but nothing of it can be overwritten."""
+    for name in ("tflite_tools.py", "tests"):
+        if not (folder / name).exists():
+            (folder / name).symlink_to(ROOT / name)
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    done = subprocess.run(
+        ["bash", "-c", command],
+        cwd=folder,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    return done.stdout
+
+
+def blocks() -> list[re.Match[str]]:
+    return list(BLOCK.finditer((ROOT / "README.md").read_text()))
+
+
+def test_console_blocks(tmp_path: Path):
+    assert len(blocks()) >= 4
+    for block in blocks():
+        assert run(block["command"], tmp_path) == block["output"], block["command"]
+
+
+@pytest.mark.parametrize("number", range(len(SNIPPET.findall((ROOT / "README.md").read_text()))))
+def test_python_snippets(number: int, tmp_path: Path):
+    code = SNIPPET.findall((ROOT / "README.md").read_text())[number]
+    (tmp_path / "snippet.py").write_text(code)
+    assert "Traceback" not in run(f"PYTHONPATH={ROOT} python snippet.py", tmp_path)
+
+
+def test_set_up_is_what_ci_does():
+    commands = re.findall(r"```sh\n(.*?)\n```", (ROOT / "README.md").read_text(), re.DOTALL)
+    ci = (ROOT / ".ci" / "run").read_text()
+    assert "--optimize" in commands[0]
+    assert commands[1] in ci
+
+
+if __name__ == "__main__":
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        readme = (ROOT / "README.md").read_text()
+        readme = BLOCK.sub(lambda b: f"```console\n$ {b['command']}\n{run(b['command'], Path(folder))}```", readme)
+        (ROOT / "README.md").write_text(readme)
