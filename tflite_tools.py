@@ -985,8 +985,10 @@ class _CutNetwork:
             self.flow.set_arcs_capacity(arcs, capacities)
         if self.flow.solve(self.source, self.sink) != self.status_ok:
             raise ArithmeticError("the sizes of the tensors overflow the flow solver")
-        side = sum(1 << node for node in self.flow.get_source_side_min_cut() if node < self.problem.tasks)
-        return self.flow.optimal_flow(), side
+        side = np.zeros(self.source, dtype=bool)
+        nodes = np.array(self.flow.get_source_side_min_cut())
+        side[nodes[nodes < self.source]] = True
+        return self.flow.optimal_flow(), int.from_bytes(np.packbits(side, bitorder="little").tobytes(), "little")
 
     def bound(self, task: int, inside: int = 0, outside: int = 0) -> tuple[int, int]:
         """(least bytes in use while ``task`` runs, in any order; the set executed before it where that is so).
@@ -1022,6 +1024,14 @@ class _Sweep:
                 if problem.sizes[b] and not problem.kept[b] and not others & problem.descendants[t]:
                     bytes_by_others[others] += problem.sizes[b]
             self.freeable.append([(self.split_words(others), size) for others, size in bytes_by_others.items()])
+        before, after = problem.ancestors, problem.descendants
+        if reverse:
+            before, after = after, before
+        # The levels at which a task can be next: not before all that must precede it, nor after all that may.
+        self.opens: dict[int, list[int]] = defaultdict(list)
+        for t in range(problem.tasks):
+            self.opens[before[t].bit_count()].append(t)
+        self.closes = [problem.tasks - 1 - s.bit_count() for s in after]
         self.start_live = problem.live((1 << problem.tasks) - 1 if reverse else 0)
         self.order: list[int] | None = None
         self.is_exhaustive = True  # False once a beam or a limit has dropped a state
@@ -1041,9 +1051,11 @@ class _Sweep:
         live = np.array([self.start_live], dtype=np.int64)
         committed = self.start_live
         history: list[tuple[np.ndarray, np.ndarray]] = []
-        for _ in range(self.problem.tasks):
+        window: list[int] = []
+        for level in range(self.problem.tasks):
             yield states.shape[1]
-            moves = self.moves(states, live, budget)
+            window = sorted([t for t in window if self.closes[t] >= level] + self.opens[level])
+            moves = self.moves(states, live, budget, window)
             if not moves:
                 return
             parent = np.concatenate([chosen for _, chosen, _ in moves]).astype(np.int32)
@@ -1071,15 +1083,17 @@ class _Sweep:
             state = int(parent[state])
         self.order = order if self.reverse else order[::-1]
 
-    def moves(self, states: np.ndarray, live: np.ndarray, budget: int) -> list[tuple[int, np.ndarray, np.ndarray]]:
-        """What to run next: (task, the states that run it, the bytes alive afterwards), free moves alone."""
+    def moves(
+        self, states: np.ndarray, live: np.ndarray, budget: int, window: Iterable[int]
+    ) -> list[tuple[int, np.ndarray, np.ndarray]]:
+        """What of the window to run next: (task, the states that run it, the bytes alive then), free moves alone."""
         everywhere, anywhere = (
             int.from_bytes(reduce.reduce(states, axis=1).astype("<u8").tobytes(), "little")
             for reduce in (np.bitwise_and, np.bitwise_or)
         )
         found = []
         free_move = np.full(states.shape[1], -1, dtype=np.int32)
-        for t in range(self.problem.tasks):
+        for t in window:
             if everywhere >> t & 1 or self.required[t] & ~anywhere:
                 continue
             ready = states[t >> 6] & np.uint64(1 << (t & 63)) == 0
@@ -1110,14 +1124,15 @@ class _Sweep:
 
     def distinct(self, states: np.ndarray) -> np.ndarray:
         """Indices of the columns without repetitions (at worst, with some: a hash only brings equal ones together)."""
-        if self.words == 1:
-            return np.unique(states[0], return_index=True)[1]
+        varying = states[(states != states[:, :1]).any(axis=1)]
+        if len(varying) == 1:
+            return np.unique(varying[0], return_index=True)[1]
         mixed = np.zeros(states.shape[1], dtype=np.uint64)
-        for word in states:
+        for word in varying:
             mixed = (mixed ^ word) * np.uint64(0x9E3779B97F4A7C15)
             mixed ^= mixed >> np.uint64(29)
         order = np.argsort(mixed, kind="stable")
-        ranked = states[:, order]
+        ranked = varying[:, order]
         repeated = (ranked[:, 1:] == ranked[:, :-1]).all(axis=0)
         return order[np.concatenate([[True], ~repeated])]
 

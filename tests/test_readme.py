@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -50,6 +51,26 @@ def test_python_snippets(number: int, tmp_path: Path):
     code = SNIPPET.findall((ROOT / "README.md").read_text())[number]
     (tmp_path / "snippet.py").write_text(code)
     assert "Traceback" not in run(f"PYTHONPATH={ROOT} python snippet.py", tmp_path)
+
+
+def test_json_keys_are_those_of_the_table(tmp_path: Path):
+    command = (
+        "python tflite_tools.py -i tests/models/digits_mobilenet_int8.tflite --optimize --plan --clusters 8 --verify"
+    )
+    report = json.loads(run(f"{command} --json - 2>/dev/null", tmp_path))
+    rows = dict(re.findall(r"^\| (`.*?) \| (.*) \|$", (ROOT / "README.md").read_text(), re.MULTILINE))
+    documented = {key: set(re.findall(r"`(\w+?)(?:\[\])?`", text)) for key, text in rows.items()}
+    top = {name for key in rows for name in re.findall(r"`(\w+)(?:\[\])?`", key)}
+    assert top == report.keys()
+    assert documented["`subgraphs[]`"] == report["subgraphs"][0].keys()
+    assert documented["`subgraphs[].tensors[]`"] - {"null"} == report["subgraphs"][0]["tensors"][0].keys()
+    assert documented["`subgraphs[].operators[]`"] == report["subgraphs"][0]["operators"][0].keys()
+    assert documented["`arena`"] - {"null"} == report["arena"].keys()
+    assert {"subgraph", *documented["`arena.buffers[]`"]} == report["arena"]["buffers"][0].keys()
+    assert documented["`optimization`"] == report["optimization"].keys()
+    assert documented["`planning`"] == report["planning"].keys()
+    assert documented["`clustering[]`"] == report["clustering"][0].keys()
+    assert documented["`verification`"] == report["verification"].keys()
 
 
 def test_set_up_is_what_ci_does():
