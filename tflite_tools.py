@@ -1488,7 +1488,10 @@ def order_model(
         # The problem took the callees' peaks for granted; if one could still fall, so could this bound.
         callees = {c for operator in subgraph.operators for c in operator.callees}
         unproven = max((orderings[c].peak - orderings[c].bound for c in callees), default=0)
-        peak, bound = (max(value, problem.live(0)) for value in (found.peak, found.bound - unproven))
+        # All inputs are there at the start, also those that nobody reads and the problem knows nothing of.
+        at_start = [i for i, life in tensor_lifetimes(subgraph).items() if life.first < 0]
+        entry = sum(costs.tensor(subgraph.tensors[i]) for i in at_start)
+        peak, bound = (max(value, entry) for value in (found.peak, found.bound - unproven))
         orderings[index] = dataclasses.replace(found, peak=peak, bound=bound)
         peaks[index] = orderings[index].peak
     return tuple(orderings[subgraph.index] for subgraph in graph.subgraphs)

@@ -164,7 +164,7 @@ def test_reordered_corpus_is_bit_identical_in_litert(path: Path):
         graph = model.graph
     except ModelError:
         pytest.skip("not readable")
-    result = model.optimize_memory(time_limit=10)
+    result = model.optimize_memory(time_limit=2)
     if not result.changed:
         assert bytes(model._data) == data
         pytest.skip("already optimal, so byte-identical")
