@@ -3339,8 +3339,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except VerificationError as error:
         print(f"tflite-tools: check failed: {arguments.input}: not verified: {error}", file=sys.stderr)
         return CHECK_FAILED
+    except ArithmeticError as error:
+        message = f"{arguments.input}: {error}"
     except MemoryError:
-        message = "not enough memory for this model"
+        message = f"{arguments.input}: not enough memory for this model"
     except KeyboardInterrupt:
         message = "interrupted; nothing was written"
     print(f"tflite-tools: error: {message}", file=sys.stderr)

@@ -36,6 +36,7 @@ from tflite_tools import (
     plan_optimally,
     read_model,
     read_plan,
+    scratch_requests,
 )
 
 blocks_strategy = st.lists(
@@ -431,3 +432,76 @@ def test_report_and_json(capsys: pytest.CaptureFixture[str]):
     assert (report["arena"]["head_bytes"], report["planning"]["head_before"]) == (55296, 73728)
     assert all(b["offset"] % 16 == 0 for b in report["arena"]["buffers"])
     assert all(align(b["bytes"]) >= b["bytes"] for b in report["arena"]["buffers"])
+
+
+@pytest.mark.parametrize(
+    ("kind", "shapes", "options", "expected"),
+    [
+        ("ADD_N", [(4,), (4,), (4,)], None, [12]),
+        ("REDUCE_MAX", [(2, 3, 4), (2,)], None, [12, 8]),
+        ("SVDF", [(2, 8), (6, 8), (6, 5)], {"rank": 3}, [48, 16]),
+        ("TRANSPOSE_CONV", [(4,), (3, 3, 2, 2), (1, 4, 4, 2)], None, [4 * 5]),
+        ("CONV_2D", [(1, 4, 4, 2), (3, 3, 2, 2)], None, []),
+        ("RELU", [(4,)], None, []),
+    ],
+)
+def test_scratch_requests(kind: str, shapes: list[tuple[int, ...]], options: dict | None, expected: list[int]):
+    b = Builder()
+    inputs, y = [b.tensor(shape) for shape in shapes], b.tensor((5,))
+    fields = schema.SVDFOptionsT() if options else None
+    if fields:
+        fields.rank = options["rank"]
+    b.op(kind, inputs, [y], fields)
+    subgraph = read_model(b.build(inputs, [y])).subgraphs[0]
+    assert scratch_requests(subgraph, subgraph.operators[0]) == expected
+
+
+def test_what_bad_plans_are_called():
+    model = ModelBuilder()
+    graphs = [Builder(model), Builder(model, "other")]
+    for b in graphs:
+        x, axes, y = b.tensor((1, 4, 4, 8)), b.constant(np.array([1, 2], np.int32)), b.tensor((1, 8))
+        state = b.tensor((8,), isVariable=True)
+        b.op("MEAN", [x, axes], [y])
+        b.op("SVDF", [y, y, y, -1, state], [x])
+        b.finish([x], [x])
+    offsets = [0, -1, 0, 0, *[0] * 4]
+    model.add_metadata(OFFLINE_PLAN, np.array([1, 2, 8, *offsets], "<i4").tobytes())
+    problems = " ".join(TFLiteModel(model.build()).arena.problems)
+    assert "of subgraph 1" in problems
+    assert "is a variable" in problems
+
+
+def test_a_newer_schema_is_not_guessed_at():
+    data = bytearray(branches([(8, 1)]))
+    root = int.from_bytes(data[:4], "little")
+    vtable = root - int.from_bytes(data[root : root + 4], "little", signed=True)
+    # A root table with an eleventh field: a longer vtable, which does not fit, so it moves to the end.
+    fields = [int.from_bytes(data[i : i + 2], "little") for i in range(vtable, vtable + int(data[vtable]), 2)]
+    fields += [0] * (13 - len(fields))
+    fields[0], fields[12] = 26, 4
+    position = len(data)
+    data += b"".join(field.to_bytes(2, "little") for field in fields)
+    data[root : root + 4] = (root - position).to_bytes(4, "little", signed=True)
+    with pytest.raises(ModelError, match="newer schema"):
+        add_metadata(data, "anything", b"1234")
+
+
+def test_refusals_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    b = Builder()
+    x = b.tensor((3,), "STRING")
+    path = tmp_path / "text.tflite"
+    path.write_bytes(b.build([x], [x]))
+    assert main(["-i", str(path), "--plan"]) == 0
+    assert "Arena not planned" in capsys.readouterr().out
+    assert main(["-i", str(path), "--max-arena", "1"]) == 2
+    assert main(["-i", str(path), "--memory-map", str(tmp_path / "map.png")]) == 2
+    assert main(["-i", str(path), "--max-arena", "much"]) == 2
+    b = Builder()
+    x, y = b.tensor(), b.tensor()
+    b.op("RELU", [x], [y])
+    b.model.add_metadata("model_control_dependencies", b"\1\0")
+    path.write_bytes(b.build([x], [y]))
+    capsys.readouterr()
+    assert main(["-i", str(path), "--optimize", "--plan"]) == 0
+    assert "Not reordered" in capsys.readouterr().out

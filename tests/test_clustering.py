@@ -186,14 +186,14 @@ def test_never_worse_than_kmeans_with_ten_starts():
 
     compared = 0
     for path in corpus():
-        if path.stat().st_size > 120_000 or path.name == "0_subgraphs.bin.tflite":
+        if path.stat().st_size > 90_000 or path.name == "0_subgraphs.bin.tflite" or compared == 25:
             continue
         data = path.read_bytes()
         graph = read_model(data)
-        for _, tensor in weight_tensors(graph)[0][:2]:
+        for _, tensor in weight_tensors(graph)[0][:1]:
             span = graph.buffers[tensor.buffer]
             values = decode_weights(tensor, np.frombuffer(data[span.start : span.start + span.size], np.uint8))
-            if not 16 < values.size < 20_000 or not np.isfinite(values).all() or len(np.unique(values)) <= 8:
+            if not 16 < values.size < 5_000 or not np.isfinite(values).all() or len(np.unique(values)) <= 8:
                 continue
             kmeans = KMeans(8, n_init=10, random_state=0).fit(values.reshape(-1, 1).astype(np.float64))
             centres = kmeans.cluster_centers_[:, 0]
@@ -202,11 +202,11 @@ def test_never_worse_than_kmeans_with_ten_starts():
             theirs = squared_error(values.reshape(-1), centres[kmeans.labels_])
             assert cluster_values(values, 8).squared_error <= theirs * (1 + 1e-6)
             compared += 1
-    assert compared > 20
+    assert compared == 25
 
 
 @needs_shared
-@pytest.mark.parametrize("path", [p for p in corpus() if "/models/" in str(p)], ids=corpus_id)
+@pytest.mark.parametrize("path", [p for p in corpus() if "/models/" in str(p) and "huge" not in p.name], ids=corpus_id)
 def test_clustered_corpus_still_runs(path):
     data = path.read_bytes()
     try:
@@ -237,3 +237,14 @@ def test_several_numbers_are_compared(tmp_path, capsys: pytest.CaptureFixture[st
     assert results[0].sqnr_db < results[1].sqnr_db < results[2].sqnr_db
     assert results[0].bytes_after < results[1].bytes_after < results[2].bytes_after < results[2].bytes_before
     assert all(r.entropy_bytes <= r.bytes_after for r in results)
+
+
+def test_a_tensor_that_does_not_fill_its_buffer_is_left_alone():
+    b = Builder()
+    x, y = b.tensor((1, 4)), b.tensor((1, 4))
+    matrix = b.constant(np.arange(20, dtype=np.int8).reshape(5, 4), name="short")
+    b.table.tensors[matrix].shape = [4, 4]
+    b.op("FULLY_CONNECTED", [x, matrix, -1], [y])
+    found, notes = weight_tensors(read_model(b.build([x], [y])))
+    assert not found
+    assert "does not fill" in notes[0]

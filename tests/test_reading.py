@@ -172,3 +172,38 @@ def test_corpus_is_read(path):
 
 def test_shipped_models_are_read():
     assert {len(read_model(p.read_bytes()).subgraphs) for p in MODELS.glob("*.tflite")} == {1}
+
+
+def test_damaged_references():
+    b = Builder()
+    x, y = b.tensor(), b.tensor()
+    b.op("RELU", [x], [y])
+    b.table.operators[0].opcodeIndex = 5
+    with pytest.raises(ModelError, match="operator code"):
+        read_model(b.build([x], [y]))
+    b = Builder()
+    x, y = b.tensor(), b.tensor()
+    options = schema.WhileOptionsT()
+    options.condSubgraphIndex = 3
+    b.op("WHILE", [x], [y], options)
+    with pytest.raises(ModelError, match="runs subgraph"):
+        read_model(b.build([x], [y]))
+    b = Builder()
+    x = b.tensor()
+    b.model.add_metadata("m", b"1")
+    b.model.metadata[0].buffer = 99
+    with pytest.raises(ModelError, match="buffer 99"):
+        read_model(b.build([x], []))
+    b = Builder()
+    x = b.tensor()
+    buffer = schema.BufferT()
+    buffer.offset, buffer.size = 1 << 40, 5
+    b.model.buffers.append(buffer)
+    with pytest.raises(ModelError, match="external buffer"):
+        read_model(b.build([x], []))
+
+
+def test_data_in_another_file_is_constant():
+    b = Builder()
+    x = b.tensor((8,), externalBuffer=1)
+    assert read_model(b.build([], [x])).subgraphs[0].tensors[0].storage is Storage.CONSTANT
