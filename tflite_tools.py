@@ -52,7 +52,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -217,7 +217,8 @@ Bytes = bytes | bytearray | memoryview | mmap.mmap
 
 FILE_IDENTIFIER = b"TFL3"
 CONTROL_DEPENDENCIES = "model_control_dependencies"  # metadata that numbers operators
-LARGEST_TENSOR = 1 << 40  # bytes; a larger claim means a damaged file, and keeps all sums far below 64 bits
+LARGEST_TENSOR = 1 << 40  # elements; a larger claim means a damaged file, and keeps all sums far below 64 bits
+HIGHEST_RANK = 64  # dimensions
 
 # Bits per element by the number in the schema; types newer than the bindings are named here as well.
 ELEMENT_BITS: dict[str, int | None] = {
@@ -365,8 +366,9 @@ class _Reader:
                 if not lowest <= i < count:
                     raise ModelError(f"the file is damaged: {what} refers to tensor {i} of {count} in subgraph {index}")
         handles = {i for op in operators if op.kind == "VAR_HANDLE" for i in op.outputs}
+        given = set(inputs)
         tensors = tuple(
-            self.tensor(self.table(table.Tensors, i), i, i in inputs, i in handles) for i in self.range(count)
+            self.tensor(self.table(table.Tensors, i), i, i in given, i in handles) for i in self.range(count)
         )
         vector = table._tab.Vector(table._tab.Offset(10)) if operators else 0
         return Subgraph(index, self.text(table.Name()), tensors, operators, inputs, outputs, vector)
@@ -386,11 +388,13 @@ class _Reader:
             storage = Storage.STATE
         else:
             storage = Storage.ACTIVATION
-        size = self.tensor_bytes(f"tensor {index} ({name})", dtype, shape)
+        size = self.tensor_bytes(f"tensor {index} ({shorten(name)})", dtype, shape)
         if storage is Storage.ACTIVATION:
             if size is None:
                 why = "its shape is only known at run time" if ELEMENT_BITS.get(dtype) else f"its type is {dtype}"
-                self.notes[f"the size of tensor {index} ({name}) is unknown, since {why}; it counts as 0 B"] = None
+                self.notes[
+                    f"the size of tensor {index} ({shorten(name)}) is unknown, since {why}; it counts as 0 B"
+                ] = None
             elif is_dynamic:
                 self.notes["dimensions that are only known at run time (-1) are counted as stored in the file"] = None
         return Tensor(
@@ -407,13 +411,13 @@ class _Reader:
         )
 
     def tensor_bytes(self, what: str, dtype: str, shape: tuple[int, ...]) -> int | None:
+        elements = math.prod(abs(d) for d in shape) if len(shape) <= HIGHEST_RANK else LARGEST_TENSOR + 1
+        if elements > LARGEST_TENSOR:
+            raise ModelError(f"the file is damaged: {what} claims an impossible shape")
         bits = ELEMENT_BITS.get(dtype)
         if bits is None or any(d < 0 for d in shape):
             return None
-        size = (math.prod(shape) * bits + 7) // 8
-        if size > LARGEST_TENSOR:
-            raise ModelError(f"the file is damaged: {what} claims {size:,} bytes")
-        return size
+        return (elements * bits + 7) // 8
 
     def quantization(self, table: tflite.QuantizationParameters | None) -> Quantization | None:
         if table is None or table.ScaleLength() == 0:
@@ -538,21 +542,34 @@ def schedule_subgraph(subgraph: Subgraph, callee_peaks: Mapping[int, int]) -> Sc
     return Schedule(subgraph, tuple(steps), max([entry, *(step.bytes for step in steps)]))
 
 
+DEEPEST_CALLS = 64  # subgraphs that run each other; no real model comes near
+
+
 def callees_first(graph: ModelGraph) -> list[int]:
     """Subgraph indices, each after all subgraphs that it runs.
 
     Raises:
-        ModelError: a subgraph runs itself, directly or through others.
+        ModelError: a subgraph runs itself, directly or through others, or the calls are nested absurdly deep.
     """
-    calls = {s.index: {c for op in s.operators for c in op.callees} for s in graph.subgraphs}
-    order: list[int] = []
-    while calls:
-        ready = [index for index, callees in calls.items() if callees.issubset(order)]
-        if not ready:
-            raise ModelError(f"the file is damaged: subgraph {min(calls)} runs itself, so its memory use has no bound")
-        order += ready
-        for index in ready:
-            del calls[index]
+    callees = {s.index: {c for op in s.operators for c in op.callees} for s in graph.subgraphs}
+    callers = defaultdict(list)
+    for index, called in callees.items():
+        for c in called:
+            callers[c].append(index)
+    waiting = {index: len(called) for index, called in callees.items()}
+    order = [index for index, count in waiting.items() if count == 0]
+    depth = dict.fromkeys(order, 1)
+    for index in order:  # which grows on the way
+        for caller in callers[index]:
+            waiting[caller] -= 1
+            if waiting[caller] == 0:
+                depth[caller] = 1 + max(depth[c] for c in callees[caller])
+                order.append(caller)
+    if len(order) < len(callees):
+        culprit = min(set(callees) - set(order))
+        raise ModelError(f"the file is damaged: subgraph {culprit} runs itself, so its memory use has no bound")
+    if max(depth.values()) > DEEPEST_CALLS:
+        raise ModelError(f"subgraphs run each other more than {DEEPEST_CALLS} deep, which no runtime survives")
     return order
 
 
@@ -597,6 +614,8 @@ def multiply_accumulates(subgraph: Subgraph, operator: Operator) -> int:
     """
     kind, tensors = operator.kind, subgraph.tensors
     shapes = [tensors[i].shape if i >= 0 else () for i in operator.inputs]
+    if not shapes or any(d < 0 for i in (*operator.reads, *operator.writes) for d in tensors[i].shape):
+        return 0
     out = tensors[operator.writes[0]].elements if operator.writes else 0
     filter_shape = shapes[1] if len(shapes) > 1 else ()
     if kind == "CONV_2D" and len(filter_shape) == 4:
@@ -620,9 +639,9 @@ def multiply_accumulates(subgraph: Subgraph, operator: Operator) -> int:
         return matrices * (math.prod(shapes[0][:-1]) if kind != "SVDF" else 1)
     if kind in ("AVERAGE_POOL_2D", "MAX_POOL_2D", "L2_POOL_2D"):
         return out * operator.options.get("FilterHeight", 1) * operator.options.get("FilterWidth", 1)
-    if kind == "MEAN" and shapes:
+    if kind == "MEAN":
         return math.prod(shapes[0])
-    return out * (len(operator.inputs) - 1) if kind in ("ADD", "ADD_N") and operator.inputs else 0
+    return out * (len(shapes) - 1) if kind in ("ADD", "ADD_N") else 0
 
 
 def parameter_bytes(graph: ModelGraph, subgraph: Subgraph, operators: Iterable[Operator]) -> int:
@@ -1162,15 +1181,18 @@ def order_by_cuts(problem: OrderingProblem, stop: Callable[[], bool]) -> list[in
     return order
 
 
-def largest_bound(network: _CutNetwork, order: Sequence[int], floor: int = -1) -> tuple[int, int, int]:
+def largest_bound(
+    network: _CutNetwork, order: Sequence[int], floor: int = -1, stop: Callable[[], bool] = lambda: False
+) -> tuple[int, int, int]:
     """(bytes, task, the set executed before it): the largest of the tasks' lower bounds that exceeds ``floor``.
 
     What a task needs in any order is no less than its bound, so the needs of ``order`` tell where to stop looking.
+    When ``stop`` says so, the largest bound so far is returned.
     """
     needs = network.problem.needs(order)
     best = floor, -1, 0
     for position in sorted(range(len(order)), key=lambda i: -needs[i]):
-        if needs[position] <= best[0]:
+        if needs[position] <= best[0] or stop():
             break
         bound, executed = network.bound(order[position])
         if bound > best[0]:
@@ -1196,8 +1218,8 @@ class Ordering:
 class _Piece:
     """A stretch of the problem between two series cuts: its best order so far and its proven bound."""
 
-    def __init__(self, problem: OrderingProblem, names: list[int]) -> None:
-        self.problem, self.names = problem, names
+    def __init__(self, problem: OrderingProblem, names: list[int], stop: Callable[[], bool]) -> None:
+        self.problem, self.names, self.stop = problem, names, stop
         self.order = problem.topological
         self.upper = problem.peak(self.order)
         self.lower = max(
@@ -1215,7 +1237,7 @@ class _Piece:
     def tighten(self) -> None:
         """Raise the lower bound to what minimum cuts prove, as far as it can matter for the current order."""
         if self.lower < self.upper:
-            self.lower = max(self.lower, largest_bound(self.network, self.order, self.lower)[0])
+            self.lower = max(self.lower, largest_bound(self.network, self.order, self.lower, self.stop)[0])
 
     def adopt(self, order: list[int] | None) -> bool:
         """Take an order if it is better than the best so far."""
@@ -1234,7 +1256,7 @@ class _Search:
         self.states = 0
         folded, self.groups = merge_tasks(problem)
         cuts = series_cuts(folded)
-        self.pieces = [_Piece(*restrict(folded, a, b)) for a, b in itertools.pairwise(cuts)]
+        self.pieces = [_Piece(*restrict(folded, a, b), self.out_of_time) for a, b in itertools.pairwise(cuts)]
 
     @property
     def lower(self) -> int:
@@ -1371,16 +1393,23 @@ def accesses(subgraph: Subgraph) -> dict[int, list[tuple[int, bool]]]:
 EVERYTHING = "every side effect"  # the effect of operators that may touch any state
 
 
-def side_effects(graph: ModelGraph, subgraph: Subgraph, operator: Operator) -> dict[str, bool]:
-    """What an operator touches besides its tensors: name -> does it change that."""
+def effectful_subgraphs(graph: ModelGraph) -> set[int]:
+    """The subgraphs that do more than compute their outputs, themselves or through what they run."""
+    found: set[int] = set()
+    for index in callees_first(graph):
+        subgraph = graph.subgraphs[index]
+        if any(side_effects(subgraph, operator, found) for operator in subgraph.operators):
+            found.add(index)
+    return found
+
+
+def side_effects(subgraph: Subgraph, operator: Operator, effectful: Collection[int]) -> dict[str, bool]:
+    """What an operator touches besides its tensors: name -> does it change that. ``effectful`` are the subgraphs that
+    touch anything."""
     kind = operator.kind
     if operator.is_custom:
         return {"custom operators": True}  # nobody knows what they share
-    if kind == "CALL_ONCE" or any(
-        side_effects(graph, graph.subgraphs[callee], inner)
-        for callee in operator.callees
-        for inner in graph.subgraphs[callee].operators
-    ):
+    if kind == "CALL_ONCE" or any(callee in effectful for callee in operator.callees):
         return {EVERYTHING: True}
     if kind in ("READ_VARIABLE", "ASSIGN_VARIABLE"):
         name = resource_name(subgraph, operator.reads[0]) if operator.reads else None
@@ -1400,7 +1429,8 @@ def precedence_pairs(graph: ModelGraph, subgraph: Subgraph) -> list[tuple[int, i
     their meaning too.
     """
     touched: dict[Any, list[tuple[int, bool]]] = {**accesses(subgraph)}
-    effects = [side_effects(graph, subgraph, operator) for operator in subgraph.operators]
+    effectful = effectful_subgraphs(graph) if any(operator.callees for operator in subgraph.operators) else ()
+    effects = [side_effects(subgraph, operator, effectful) for operator in subgraph.operators]
     names = {name for effect in effects for name in effect}
     for name in names - {EVERYTHING}:
         touched[name] = [
@@ -1438,14 +1468,14 @@ def ordering_problem(
 ) -> OrderingProblem:
     """The ordering problem of a subgraph: its operators are the tasks, its tensors in working memory the buffers."""
     sizes, producers, consumers, kept = [], [], [], []
-    touched = accesses(subgraph)
+    touched, inputs, outputs = accesses(subgraph), set(subgraph.inputs), set(subgraph.outputs)
     for tensor in subgraph.tensors:
         history = touched.get(tensor.index, [])
-        is_output = tensor.index in subgraph.outputs
+        is_output = tensor.index in outputs
         size = costs.tensor(tensor)
         if size == 0 or not (history or is_output):
             continue
-        first_writes = bool(history) and history[0][1] and tensor.index not in subgraph.inputs
+        first_writes = bool(history) and history[0][1] and tensor.index not in inputs
         operators = list(dict.fromkeys(operator for operator, _ in history))
         sizes.append(size)
         producers.append(operators[0] if first_writes else None)
@@ -1551,12 +1581,10 @@ def place_first_fit(blocks: Sequence[Block], order: Iterable[int], fixed: Mappin
         _, _, first, last = placed[:, :count]
         at = fixed.get(index)
         if at is None:
-            at = 0
-            alive = np.flatnonzero((first <= block.last) & (last >= block.first))
-            for offset, end in placed[:2, alive].T.tolist():
-                if offset - at >= block.size:
-                    break
-                at = max(at, end)
+            starts, ends = placed[:2, :count][:, (first <= block.last) & (last >= block.first)]
+            reach = np.maximum.accumulate(np.append(0, ends))  # below which everything may be taken, before each start
+            gaps = np.flatnonzero(starts - reach[:-1] >= block.size)
+            at = int(reach[gaps[0]] if len(gaps) else reach[-1])
         offsets[index] = at
         rank = int(np.searchsorted(placed[0, :count], at, side="right"))
         placed[:, rank + 1 : count + 1] = placed[:, rank:count]
@@ -1573,16 +1601,18 @@ def greedy_offsets(blocks: Sequence[Block], fixed: Mapping[int, int]) -> list[in
     return place_first_fit(blocks, [*sorted(fixed), *free], fixed)
 
 
-def conflicts(blocks: Sequence[Block], offsets: Sequence[int]) -> list[tuple[int, int]]:
-    """Pairs of blocks that are alive together and share an address."""
+def conflicts(blocks: Sequence[Block], offsets: Sequence[int], most: int = 1000) -> list[tuple[int, int]]:
+    """Pairs of blocks that are alive together and share an address; not many more than ``most`` of them."""
     size, first, last = np.array([(b.size, b.first, b.last) for b in blocks], dtype=np.int64).reshape(-1, 3).T
     start = np.array(offsets, dtype=np.int64)
-    found = []
+    found: list[tuple[int, int]] = []
     for i in range(len(blocks)):
         later = slice(i + 1, None)
         clash = (first[later] <= last[i]) & (last[later] >= first[i])
         clash &= (start[later] < start[i] + size[i]) & (start[later] + size[later] > start[i])
         found += [(i, i + 1 + int(j)) for j in np.flatnonzero(clash)]
+        if len(found) >= most:
+            break
     return found
 
 
@@ -1693,6 +1723,9 @@ TFLM_OPERATORS = frozenset(
 )
 
 
+LONGEST_CLOCK = 1_000_000  # operators run, every call of a subgraph counted anew
+
+
 class ArenaError(ValueError):
     """Why nothing can be said about the arena of a model, in one line."""
 
@@ -1771,6 +1804,18 @@ def scratch_requests(subgraph: Subgraph, operator: Operator) -> list[int]:
     return []
 
 
+def _checked_scratch(subgraph: Subgraph, operator: Operator) -> list[int]:
+    """The same, for operators that may lack the inputs or options that their kernel relies on."""
+    try:
+        requests = scratch_requests(subgraph, operator)
+        if all(isinstance(size, int) and 0 <= size <= LARGEST_TENSOR for size in requests):
+            return requests
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError, struct.error):
+        pass
+    what = f"operator {operator.index} ({shorten(operator.kind)})"
+    raise ArenaError(f"the inputs or options of {what} are not what its kernel needs")
+
+
 def _flexbuffer(data: bytes) -> dict[str, Any]:
     from flatbuffers import flexbuffers
 
@@ -1802,6 +1847,8 @@ def arena_buffers(graph: ModelGraph) -> list[ArenaBuffer]:
 
     def run(subgraph: Subgraph) -> None:
         nonlocal clock
+        if clock > LONGEST_CLOCK:
+            raise ArenaError("its subgraphs run each other too often to follow")
         s = subgraph.index
         for i in subgraph.inputs:
             first.setdefault((s, i), clock)
@@ -1836,7 +1883,7 @@ def arena_buffers(graph: ModelGraph) -> list[ArenaBuffer]:
                 buffers.append(ArenaBuffer(block, subgraph.index, tensor.index, bytes=size))
     for subgraph in graph.subgraphs:
         for operator in subgraph.operators:
-            for size in scratch_requests(subgraph, operator):
+            for size in _checked_scratch(subgraph, operator):
                 begin, end = scratch.get((subgraph.index, operator.index), (-1, -1))
                 if size:
                     block = Block(align(size), begin, end)
@@ -1876,7 +1923,7 @@ def read_plan(graph: ModelGraph, data: Bytes) -> dict[tuple[int, int], int] | No
 
 ARENA_COSTS = Costs(
     tensor=lambda tensor: align(_tflm_bytes(tensor)) if tensor.storage is Storage.ACTIVATION else 0,
-    operator=lambda subgraph, operator: sum(map(align, scratch_requests(subgraph, operator))),
+    operator=lambda subgraph, operator: sum(map(align, _checked_scratch(subgraph, operator))),
 )
 
 
@@ -2406,7 +2453,10 @@ def add_metadata(data: Bytes, name: str, content: bytes) -> bytearray:
     builder.StartObject(MODEL_FIELDS)
     for slot in range(1, MODEL_FIELDS):
         if field := root.Offset(4 + 2 * slot):
-            new.setdefault(slot, tail - root.Indirect(root.Pos + field))
+            target = tail - root.Indirect(root.Pos + field)
+            if not 0 < target <= tail:
+                raise ModelError("the file is damaged: a field of its root table points outside of it")
+            new.setdefault(slot, target)
         if slot in new:
             builder.PrependUOffsetTRelativeSlot(slot, new[slot], 0)
     builder.PrependUint32Slot(0, model.Version(), 0)
@@ -2426,7 +2476,7 @@ def _shift_absolute_offsets(data: bytearray, shift: int) -> None:
     for table, vtable_offset in tables:
         if field := table.Offset(vtable_offset):
             position = struct.unpack_from("<Q", data, table.Pos + field)[0]
-            if position > 1:
+            if 1 < position <= len(data):
                 struct.pack_into("<Q", data, table.Pos + field, position + shift)
 
 
@@ -3159,7 +3209,8 @@ class TFLiteModel:
         plain, other = TFLiteModel(bytes(self._data)), TFLiteModel(bytes(self._data))
         plain._reorder(result.orders)
         other._reorder(orders)
-        if orders == result.orders or plan_arena(other.arena).height >= plan_arena(plain.arena).height:
+        heights = [plan_arena(model.arena, time_limit).height for model in (plain, other) if orders != result.orders]
+        if not heights or heights[0] <= heights[1]:
             return result
         changed = any(order != tuple(range(len(order))) for order in orders)
         return dataclasses.replace(result, orders=orders, peak=other.peak_memory_usage(), changed=changed)
@@ -3345,7 +3396,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         message = f"{arguments.input}: not enough memory for this model"
     except KeyboardInterrupt:
         message = "interrupted; nothing was written"
-    print(f"tflite-tools: error: {message}", file=sys.stderr)
+    print(f"tflite-tools: error: {' '.join(message.splitlines())}", file=sys.stderr)  # names may hold anything
     return BAD_INPUT
 
 
