@@ -157,7 +157,7 @@ class Subgraph:
 
     @property
     def title(self) -> str:
-        return f"Subgraph {self.index}" + (f" ({self.name})" if self.name else "")
+        return f"Subgraph {self.index}" + (f" ({shorten(self.name)})" if self.name else "")
 
     def output_name(self, operator: Operator) -> str:
         """The name of the first output, by which people know an operator."""
@@ -1508,6 +1508,9 @@ def order_model(
     """
     if graph.metadata_buffer(CONTROL_DEPENDENCIES) is not None:
         raise OrderingRefusal(f"the operators stay in place: metadata {CONTROL_DEPENDENCIES!r} refers to their numbers")
+    vectors = [subgraph.operator_vector for subgraph in graph.subgraphs if subgraph.operators]
+    if len(set(vectors)) < len(vectors):
+        raise OrderingRefusal("the operators stay in place: two subgraphs of the file share them")
     deadline = time.monotonic() + time_limit
     orderings: dict[int, Ordering] = {}
     peaks: dict[int, int] = {}
@@ -1686,6 +1689,7 @@ def _solve_placement(
     solver.parameters.max_time_in_seconds = time_limit
     solver.parameters.num_workers = workers
     solver.parameters.random_seed = 1
+    solver.parameters.catch_sigint_signal = False  # it would not give Python's own handler back
     status = solver.solve(model)
     if status == cp_model.INFEASIBLE:
         return None, height + unit
@@ -1723,7 +1727,7 @@ TFLM_OPERATORS = frozenset(
 )
 
 
-LONGEST_CLOCK = 1_000_000  # operators run, every call of a subgraph counted anew
+LONGEST_CLOCK = 100_000  # operators run, every call of a subgraph counted anew
 
 
 class ArenaError(ValueError):
@@ -2397,7 +2401,8 @@ def write_plan(data: bytearray | mmap.mmap, graph: ModelGraph, arena: Arena, pla
     words = [1, len(graph.subgraphs), len(tensors), *(offsets.get(key, PLANNED_AT_RUN_TIME) for key in tensors)]
     content = np.array(words, dtype="<i4").tobytes()
     span = graph.metadata_buffer(OFFLINE_PLAN)
-    if span is not None and span.size == len(content) and span.start % 4 == 0:
+    is_shared = span in {graph.buffers[t.buffer] for s in graph.subgraphs for t in s.tensors if graph.has_data(t)}
+    if span is not None and span.size == len(content) and span.start % 4 == 0 and not is_shared:
         data[span.start : span.start + span.size] = content
         return data
     return add_metadata(data, OFFLINE_PLAN, content)
@@ -2470,14 +2475,13 @@ def add_metadata(data: Bytes, name: str, content: bytes) -> bytearray:
 def _shift_absolute_offsets(data: bytearray, shift: int) -> None:
     """Data outside the FlatBuffer is referred to by its position in the file, which has moved."""
     model = tflite.Model.GetRootAs(data, 0)
-    tables = [(model.Buffers(i)._tab, 6) for i in range(model.BuffersLength())]
+    tables = [(model.Buffers(i)._tab, 6) for i in range(model.BuffersLength())]  # some may be the same table
     for subgraph in map(model.Subgraphs, range(model.SubgraphsLength())):
         tables += [(subgraph.Operators(i)._tab, 22) for i in range(subgraph.OperatorsLength())]
-    for table, vtable_offset in tables:
-        if field := table.Offset(vtable_offset):
-            position = struct.unpack_from("<Q", data, table.Pos + field)[0]
-            if 1 < position <= len(data):
-                struct.pack_into("<Q", data, table.Pos + field, position + shift)
+    for place in {table.Pos + field for table, slot in tables if (field := table.Offset(slot))}:
+        position = struct.unpack_from("<Q", data, place)[0]
+        if 1 < position <= len(data):
+            struct.pack_into("<Q", data, place, position + shift)
 
 
 @contextlib.contextmanager
@@ -2490,7 +2494,7 @@ def replacing(path: Path, mode: str = "wb", **options: Any) -> Iterator[Any]:
         with open(target, mode, **options) as file:
             yield file
         return
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=target.suffix)
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=".tflite-tools.", suffix=".tmp")
     try:
         with os.fdopen(handle, mode, **options) as file:
             yield file
@@ -2641,7 +2645,7 @@ def _random_input(rng: np.random.Generator, detail: Mapping[str, Any]) -> np.nda
 
 def operator_title(subgraph: Subgraph, operator: Operator, limit: int = LONGEST_NAME) -> str:
     """``KIND (name of its output)``."""
-    return f"{operator.kind} ({shorten(subgraph.output_name(operator), limit)})"
+    return f"{shorten(operator.kind, limit)} ({shorten(subgraph.output_name(operator), limit)})"
 
 
 def shown_tensors(schedule: Schedule) -> list[Tensor]:
@@ -2739,11 +2743,11 @@ def arena_text(arena: Arena, plan: Plan) -> str:
     if arena.head <= plan.bound:
         lines[0] += ", the least possible for this order"
     elif plan.height < arena.head:
-        percent = 100 * (1 - plan.height / arena.head)
+        percent = 100 * (1 - plan.height / arena.head) if arena.head else 0.0
         lines += [f"Arena with --plan: {plan.height:,} B{'' if plan.optimal else ' or less'} ({percent:.1f} % less)"]
     lines += [ARENA_CAVEAT]
     if arena.missing_operators:
-        lines += [f"TFLM has no kernel for: {', '.join(arena.missing_operators)}"]
+        lines += [f"TFLM has no kernel for: {', '.join(map(shorten, arena.missing_operators))}"]
     lines += [f"Problem of the memory plan in the file: {problem}" for problem in arena.problems[:5]]
     if len(arena.problems) > 5:
         lines += [f"... and {len(arena.problems) - 5:,} more such problems"]
@@ -2859,6 +2863,11 @@ def plot_schedules(file: Path, schedules: Sequence[Schedule]) -> None:
         figure.savefig(output, format=file.suffix[1:].lower(), dpi=150)
 
 
+def drawn(text: str) -> str:
+    """The text for matplotlib, which would take what is between two dollar signs for a formula."""
+    return text.replace("$", r"\$")
+
+
 def _plot_schedule(axes: Any, schedule: Schedule, title: str) -> None:
     tensors, steps = schedule.subgraph.tensors, schedule.steps
     x = np.arange(len(steps))
@@ -2879,12 +2888,12 @@ def _plot_schedule(axes: Any, schedule: Schedule, title: str) -> None:
             axes.bar(x, heights, 1.0 if many else 0.8, bottom, color=colour, label=label)
             bottom += heights
     axes.set_ylabel("Memory use (KB)")
-    axes.set_title(title, loc="left")
+    axes.set_title(drawn(title), loc="left")
     if steps:
         top = max(range(len(steps)), key=lambda i: steps[i].bytes)
         peak = steps[top].bytes / 1024
         axes.axhline(peak, color="black", linewidth=0.8, linestyle="--")
-        name = operator_title(schedule.subgraph, steps[top].operator, 40)
+        name = drawn(operator_title(schedule.subgraph, steps[top].operator, 40))
         to_left = top > len(steps) / 2
         axes.annotate(
             f"peak {steps[top].bytes:,} B: {name}",
@@ -2898,7 +2907,7 @@ def _plot_schedule(axes: Any, schedule: Schedule, title: str) -> None:
     if many:
         axes.set_xlabel("Operator number, in execution order")
     else:
-        titles = [operator_title(schedule.subgraph, step.operator, 26) for step in steps]
+        titles = [drawn(operator_title(schedule.subgraph, step.operator, 26)) for step in steps]
         axes.set_xticks(x, titles, rotation=90, fontsize=8)
     axes.set_xlim(-0.6, max(len(steps) - 0.4, 0.6))
     axes.set_ylim(0, (axes.get_ylim()[1] or 1) * 1.12)
@@ -3117,7 +3126,7 @@ class TFLiteModel:
         try:
             print(arena_text(self.arena, plan_by_first_fit(self.arena.blocks)))
         except ArenaError as error:
-            print(f"Arena of TensorFlow Lite Micro: not known, since {error}")
+            print(f"Arena of TensorFlow Lite Micro: not known, since {shorten(str(error), 200)}")
 
     def output_model_analysis_to_csv(
         self, folder: str | os.PathLike[str], calc_macs: bool = False, calc_size: bool = False
@@ -3227,6 +3236,9 @@ class TFLiteModel:
         except ArenaError as error:
             return PlanningResult(0, 0, 0, False, 0.0, str(error))
         plan = plan_arena(arena, time_limit)
+        if plan.height >= 1 << 31:
+            why = f"it would be {plan.height:,} B, but offsets in the file have 32 bits"
+            return PlanningResult(arena.head, arena.head, plan.bound, False, time.monotonic() - start, why)
         changed = plan.height < arena.head
         if changed:
             assert not conflicts(arena.blocks, plan.offsets)
@@ -3373,6 +3385,9 @@ class UsageError(ValueError):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code: 0 done, 1 a check failed, 2 bad input or usage."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError, OSError):
+            stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # names may hold what it cannot show
     try:
         arguments = _parser().parse_args(argv)
     except SystemExit as stop:
@@ -3385,10 +3400,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         message = f"{arguments.input}: {error}"
     except ArenaError as error:
         message = f"{arguments.input}: the arena of TFLM is not known, since {error}"
-    except OSError as error:
-        message = f"{error.filename}: {error.strerror}" if error.strerror else str(error)
+    except (OSError, RuntimeError) as error:  # RuntimeError: a circle of symbolic links, before Python 3.13
+        strerror = getattr(error, "strerror", None)
+        message = f"{getattr(error, 'filename', None)}: {strerror}" if strerror else str(error)
     except VerificationError as error:
-        print(f"tflite-tools: check failed: {arguments.input}: not verified: {error}", file=sys.stderr)
+        _say(f"tflite-tools: check failed: {arguments.input}: not verified: {error}")
         return CHECK_FAILED
     except ArithmeticError as error:
         message = f"{arguments.input}: {error}"
@@ -3396,7 +3412,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         message = f"{arguments.input}: not enough memory for this model"
     except KeyboardInterrupt:
         message = "interrupted; nothing was written"
-    print(f"tflite-tools: error: {' '.join(message.splitlines())}", file=sys.stderr)  # names may hold anything
+    _say(f"tflite-tools: error: {message}")
     return BAD_INPUT
 
 
@@ -3428,6 +3444,8 @@ def _run(arguments: argparse.Namespace) -> int:
         planning = model.plan_memory(arguments.time_limit)
         results["planning"] = planning
         lines += _planning_lines(planning, before)
+    if arguments.memory_map or arguments.max_arena is not None:
+        _ = model.arena  # if it is not known, better now than with half of the outputs written
     verified = True
     if arguments.verify:
         verification = model.verify_against(TFLiteModel.load_from_file(arguments.input))
@@ -3473,7 +3491,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def _say(text: str) -> None:
     sys.stdout.flush()  # so that both streams show up in the order of events
-    print(text, file=sys.stderr)
+    print(shorten(text, 1000), file=sys.stderr)  # on one line, whatever names it holds
 
 
 def _check_outputs(arguments: argparse.Namespace) -> None:
@@ -3495,6 +3513,9 @@ def _check_outputs(arguments: argparse.Namespace) -> None:
             raise UsageError(f"{file}: is a directory; give a file name")
         if not file.parent.is_dir():
             raise UsageError(f"{file}: its folder does not exist")
+    for name in ("tensor_details.csv", "execution_schedule_info.csv"):
+        if arguments.csv and _same_file(arguments.csv / name, arguments.input):
+            raise UsageError(f"{arguments.csv / name}: --csv would write over the input")
     if len(arguments.clusters or []) > 1 and arguments.output:
         raise UsageError("several numbers of clusters are only compared: give one number to write a model")
     if arguments.per_channel and not arguments.clusters:
@@ -3542,7 +3563,7 @@ def _planning_lines(result: PlanningResult, before: Arena | None) -> list[str]:
     if not result.changed:
         return [f"Arena left as it is: {result.head:,} B, {verdict}."]
     original = result.head_before if before is None else before.head
-    saved = 100 * (1 - result.head / original)
+    saved = 100 * (1 - result.head / original) if original else 0.0
     return [f"Arena planned: {original:,} B -> {result.head:,} B ({saved:.1f} % less), {verdict}."]
 
 
