@@ -103,7 +103,7 @@ def test_the_worker_runs_signatures_and_plain_models(tmp_path: Path):
 def test_a_sample_of_the_corpus_is_verified():
     """tests/benchmarks/trust.py has all of it."""
     verified = 0
-    for path in [p for p in corpus() if p.stat().st_size < 9_000][::3]:
+    for path in [p for p in corpus() if p.stat().st_size < 9_000 and "huge" not in p.name][::3]:
         original = path.read_bytes()
         try:
             model = TFLiteModel(original)
