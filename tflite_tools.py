@@ -1182,16 +1182,20 @@ def order_by_cuts(problem: OrderingProblem, stop: Callable[[], bool]) -> list[in
 
 
 def largest_bound(
-    network: _CutNetwork, order: Sequence[int], floor: int = -1, stop: Callable[[], bool] = lambda: False
+    network: _CutNetwork,
+    order: Sequence[int],
+    floor: int = -1,
+    stop: Callable[[], bool] = lambda: False,
+    most: int | None = None,
 ) -> tuple[int, int, int]:
     """(bytes, task, the set executed before it): the largest of the tasks' lower bounds that exceeds ``floor``.
 
     What a task needs in any order is no less than its bound, so the needs of ``order`` tell where to stop looking.
-    When ``stop`` says so, the largest bound so far is returned.
+    When ``stop`` says so, or after ``most`` of the tasks, the largest bound so far is returned.
     """
     needs = network.problem.needs(order)
     best = floor, -1, 0
-    for position in sorted(range(len(order)), key=lambda i: -needs[i]):
+    for position in sorted(range(len(order)), key=lambda i: -needs[i])[:most]:
         if needs[position] <= best[0] or stop():
             break
         bound, executed = network.bound(order[position])
@@ -1234,10 +1238,10 @@ class _Piece:
     def sweeps(self) -> tuple[_Sweep, _Sweep]:
         return _Sweep(self.problem), _Sweep(self.problem, reverse=True)
 
-    def tighten(self) -> None:
+    def tighten(self, most: int | None = None) -> None:
         """Raise the lower bound to what minimum cuts prove, as far as it can matter for the current order."""
         if self.lower < self.upper:
-            self.lower = max(self.lower, largest_bound(self.network, self.order, self.lower, self.stop)[0])
+            self.lower = max(self.lower, largest_bound(self.network, self.order, self.lower, self.stop, most)[0])
 
     def adopt(self, order: list[int] | None) -> bool:
         """Take an order if it is better than the best so far."""
@@ -1273,9 +1277,9 @@ class _Search:
         return time.monotonic() > self.deadline
 
     def run(self) -> None:
-        stages: list[Callable[[_Piece], None]] = [_Piece.tighten]
-        stages += [partial(self.beam, width=width) for width in (32, 512)]
-        stages += [self.cut_recursion, self.prove]
+        # The better the order, the fewer cuts its bound takes: a glance first, all that matter after the first beam.
+        stages: list[Callable[[_Piece], None]] = [partial(_Piece.tighten, most=64), partial(self.beam, width=32)]
+        stages += [_Piece.tighten, partial(self.beam, width=512), self.cut_recursion, self.prove]
         for stage in stages:
             for piece in sorted(self.pieces, key=lambda piece: -piece.upper):
                 if self.out_of_time():
@@ -2010,9 +2014,11 @@ class Clustering:
     distinct_before: int | None  # None where the values were binned, not told apart
 
 
-EXACT_UP_TO = 1 << 14  # distinct values for which every border between clusters is tried
+EXACT_UP_TO = 1 << 12  # distinct values for which every border between clusters is tried
 BINS = 1 << 16  # for arrays of more floats than that
-SMALL_GRID = 256  # borders tried first where there are too many to try all
+SMALL_GRID = 64  # the least number of borders tried first where there are too many to try all
+REACH = 64  # positions tried next on either side of a border: as far as the next border in the grid before
+LARGEST_TABLE = 1 << 9  # positions for which all pairs are compared
 
 
 def cluster_values(values: np.ndarray, clusters: int) -> Clustering:
@@ -2022,16 +2028,20 @@ def cluster_values(values: np.ndarray, clusters: int) -> Clustering:
     programming over the borders between them finds the optimum (Wang and Song 2011). Integer arrays get integer
     centroids, and the optimum is over those. Two approximations, both for arrays too large to matter otherwise:
 
-    - More than BINS floats are counted in BINS bins of equal width h, which are never divided. Moving m values over a
-      border by at most h, between centroids d apart, costs at most 2 m h d, so the error is at most the sum of that
-      over the borders above the optimum (typically 1e-8 of it).
+    - More than BINS floats are counted in BINS bins of equal width first. The bins around the borders found are then
+      divided into their values, and the borders move among those. Only where the optimum has a border elsewhere, by
+      more bins than that, are the m values of its bin on the wrong side of it: with bins of width h and centroids d
+      apart that costs at most 2 m h d (typically nothing at all).
     - More than EXACT_UP_TO distinct values are first solved on a grid of borders, which is then refined around the
-      borders found, down to single values: the best within a window of every border, not proven to be the best of all.
+      borders found, down to single values: the best within wide windows around every border. That was the best of all
+      wherever we compared up to 32 clusters, and within 0.1 % of it for 64 and 128.
 
     On fewer values scikit-learn's KMeans, started from the result for floats, confirms it.
     """
     histogram = _Histogram.of(values)
     borders = histogram.best_borders(min(clusters, len(histogram.values)))
+    if histogram.is_binned:
+        histogram, borders = histogram.settled(values, borders)
     codebook = histogram.centroids(borders)
     if not histogram.on_integers and clusters < len(histogram.values) <= EXACT_UP_TO:
         codebook = _confirm(histogram, codebook)
@@ -2054,7 +2064,7 @@ class _Histogram:
     counts: np.ndarray
     cells: np.ndarray  # per element of the array its cell
     number: np.ndarray  # per cell its index into ``values``
-    squares: float  # of all elements, around ``centre``
+    inner: float  # sum of the squared distances of all elements from the means of their bins
     centre: float
     on_integers: bool
     is_binned: bool
@@ -2081,10 +2091,53 @@ class _Histogram:
         counts = counts[present]
         values = sums[present] / counts
         centre = float(np.round(np.average(values, weights=counts)))
-        centred = flat.astype(np.float64) - centre if is_binned else values - centre
-        squares = float(np.dot(centred, centred) if is_binned else np.dot(counts, centred**2))
+        inner = 0.0
+        if is_binned:
+            centred = flat.astype(np.float64) - centre
+            inner = float(np.dot(centred, centred) - np.dot(counts, (values - centre) ** 2))
         number = np.cumsum(present) - 1
-        return cls(values, counts, cells, number, squares, centre, on_integers, is_binned)
+        return cls(values, counts, cells, number, inner, centre, on_integers, is_binned)
+
+    def settled(self, array: np.ndarray, borders: np.ndarray) -> tuple[_Histogram, np.ndarray]:
+        """The best borders between single values instead of bins, and the histogram that they belong to."""
+        for _ in range(8):
+            fine, bins = self.divided(array, borders)
+            found = fine.refined(np.searchsorted(bins, borders), np.arange(1, len(fine.values)))
+            before, borders = borders, np.append(bins[found[:-1]], len(self.values))
+            if np.all(np.abs(borders - before) <= 1):
+                break  # no border has left the bins that were divided
+        return fine, found
+
+    def divided(self, array: np.ndarray, borders: np.ndarray) -> tuple[_Histogram, np.ndarray]:
+        """With the two bins on either side of every border divided into their values; and every value's bin."""
+        flat = array.reshape(-1)
+        is_near = np.zeros(len(self.values), dtype=bool)
+        for distance in (-2, -1, 0, 1):
+            is_near[np.clip(borders[1:-1] + distance, 0, len(self.values) - 1)] = True
+        divided = np.flatnonzero(is_near[self.number][self.cells])
+        distinct, first, which, counts = np.unique(
+            flat[divided], return_index=True, return_inverse=True, return_counts=True
+        )
+        whole = np.flatnonzero(~is_near)
+        bins = np.append(whole, self.number[self.cells[divided[first]]])
+        order = np.argsort(bins, kind="stable")
+        rank = np.empty_like(order)
+        rank[order] = np.arange(len(order))
+        number = np.zeros(len(self.values), dtype=np.int64)
+        number[whole] = rank[: len(whole)]
+        cells = number[self.number][self.cells]
+        cells[divided] = rank[len(whole) :][which]
+        exact = distinct.astype(np.float64)
+        mean = self.values[bins[len(whole) :]]
+        histogram = dataclasses.replace(
+            self,
+            values=np.append(self.values[whole], exact)[order],
+            counts=np.append(self.counts[whole], counts)[order],
+            cells=cells,
+            number=np.arange(len(order)),
+            inner=self.inner - float(np.dot(counts, (exact - mean) ** 2)),
+        )
+        return histogram, bins[order]
 
     @cached_property
     def prefix(self) -> tuple[np.ndarray, np.ndarray]:
@@ -2097,16 +2150,14 @@ class _Histogram:
         counts, sums = self.prefix
         n, total = counts[end] - counts[start], sums[end] - sums[start]
         with np.errstate(divide="ignore", invalid="ignore"):
-            mean = total / n
-            if self.on_integers:
-                mean = np.rint(mean)
-            return np.where(end > start, mean * (2 * total - n * mean), -np.inf)
+            if not self.on_integers:
+                return np.where(n > 0, total * total / n, -np.inf)
+            mean = np.rint(total / n)
+            return np.where(n > 0, mean * (2 * total - n * mean), -np.inf)
 
     def squared_error(self, centroids: np.ndarray) -> float:
         """The error of all elements when each value is replaced by its centroid."""
-        c = centroids - self.centre
-        gain = float(np.sum(self.counts * c * (2 * (self.values - self.centre) - c)))
-        return max(self.squares - gain, 0.0)
+        return max(self.inner, 0.0) + float(np.dot(self.counts, (self.values - centroids) ** 2))
 
     def centroids(self, borders: np.ndarray) -> np.ndarray:
         counts, sums = (prefix[borders] for prefix in self.prefix)
@@ -2116,35 +2167,60 @@ class _Histogram:
     def best_borders(self, clusters: int) -> np.ndarray:
         """The borders of the best intervals: positions 0 = b0 < b1 < ... < bk = number of values."""
         size = len(self.values)
-        spacing = 1 if size <= EXACT_UP_TO else -(-size // max(SMALL_GRID, 10 * clusters))
-        grid = np.unique(np.append(np.arange(0, size, spacing), size))
-        borders = self.choose([grid[1:-1]] * (clusters - 1))
-        while spacing > 1:
-            spacing = max(spacing // 8, 1)
-            moved = True
-            while moved:  # a border may leave its window; the error falls with every move, so this ends
-                window = spacing * np.arange(-16, 17)
-                refined = self.choose([np.unique(np.clip(b + window, 1, size - 1)) for b in borders[1:-1]])
-                moved = bool(np.any(np.abs(refined - borders) >= 16 * spacing))
-                borders = refined
+        points = size if size <= EXACT_UP_TO else max(SMALL_GRID, 8 * clusters)
+        grid = self.grid(points)
+        table = self.gain(grid, grid[:, None]) if len(grid) <= LARGEST_TABLE else None
+        borders = self.choose([grid] * (clusters - 1), itertools.repeat(table))
+        while points < size:
+            points *= 8
+            borders = self.refined(borders, self.grid(points))
         return borders
 
-    def choose(self, candidates: Sequence[np.ndarray]) -> np.ndarray:
-        """The best borders, each from its ascending candidates, by dynamic programming."""
-        position: np.ndarray = np.array([0])
-        best: np.ndarray = np.zeros(1)
-        gains = np.empty((0, 0))
-        known: tuple[np.ndarray, np.ndarray] | None = None  # what ``gains`` is for
-        choices = []
-        for column in [*candidates, np.array([len(self.values)])]:
-            if len(position) * len(column) <= 1 << 18:
-                if known is None or known[0] is not position or known[1] is not column:
-                    gains, known = self.gain(position[:, None], column), (position, column)
-                total = best[:, None] + gains
-                choice = np.argmax(total, axis=0)
-                best = total[choice, np.arange(len(column))]
-            else:
+    @cached_property
+    def spread(self) -> np.ndarray:
+        """How many of a good code-book's borders lie below each value, up to a factor: they are as dense as the cube
+        root of the density of the values (Panter and Dite 1951)."""
+        return np.cumsum(np.cbrt(self.counts[1:] * np.diff(self.values) ** 2))
+
+    def grid(self, points: int) -> np.ndarray:
+        """About so many positions, where borders are likely."""
+        size = len(self.values)
+        if points >= size:
+            return np.arange(1, size)
+        return np.unique(np.searchsorted(self.spread, np.linspace(0, self.spread[-1], points + 1)[1:]) + 1)
+
+    def refined(self, borders: np.ndarray, grid: np.ndarray) -> np.ndarray:
+        """The best borders within a window of the grid around every given one, followed while one leaves its window."""
+        width = min(2 * REACH + 1, len(grid))
+        at = np.searchsorted(grid, borders[1:-1])
+        while True:  # the error falls with every round but the last, so this ends
+            first = np.clip(at - width // 2, 0, len(grid) - width)
+            columns = grid[first[:, None] + np.arange(width)]
+            borders = self.choose(columns, self.tables(columns))
+            at = np.searchsorted(grid, borders[1:-1])
+            is_edge = (at == first) & (first > 0) | (at == first + width - 1) & (first < len(grid) - width)
+            if not np.any(is_edge):
+                return borders
+
+    def tables(self, columns: np.ndarray) -> Iterator[np.ndarray]:
+        """Per column but the first, what its positions gain after those of the column before: [position, before]."""
+        together = max((1 << 17) // columns.shape[1] ** 2, 1)
+        for i in range(1, len(columns), together):
+            yield from self.gain(columns[i - 1 : -1, None, :][:together], columns[i:, :, None][:together])
+
+    def choose(self, columns: Sequence[np.ndarray] | np.ndarray, tables: Iterator[np.ndarray | None]) -> np.ndarray:
+        """The best borders, each from its ascending column, by dynamic programming over the tables of gains."""
+        position, best = np.array([0]), np.zeros(1)
+        choices: list[tuple[np.ndarray, np.ndarray]] = []
+        for column in [*columns, np.array([len(self.values)])]:
+            is_inner = len(choices) not in (0, len(columns))
+            table = next(tables) if is_inner else self.gain(position, column[:, None])
+            if table is None:
                 choice, best = self.best_starts(position, best, column)
+            else:
+                total = best + table
+                choice = np.argmax(total, axis=1)
+                best = total[np.arange(len(column)), choice]
             choices.append((position, choice))
             position = column
         borders, at = [len(self.values)], 0

@@ -2,6 +2,7 @@
 
 python tests/benchmarks/clustering.py            # speed and error on random matrices and on whole models
 python tests/benchmarks/clustering.py --digits   # README's table: accuracy of the digits models for N = 2..32
+python tests/benchmarks/clustering.py --corpus FOLDER   # every weight matrix against KMeans with n_init=10
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from builder import Builder  # noqa: E402
 
-from tflite_tools import TFLiteModel, cluster_values  # noqa: E402
+from tflite_tools import ModelError, TFLiteModel, cluster_values, decode_weights, weight_tensors  # noqa: E402
 
 
 def best_seconds(function: Callable[..., Any], *arguments: Any) -> tuple[float, Any]:
@@ -109,11 +110,50 @@ def digits_accuracy() -> None:
         print(f"| digits_{name}_int8 | " + " | ".join(row) + " |")
 
 
+def compare_corpus(folder: Path) -> int:
+    """Every weight matrix of every model against KMeans with ten starts on all weights; the number of defeats."""
+    from sklearn.cluster import KMeans
+
+    matrices = defeats = 0
+    largest_gain = 0.0
+    for path in sorted(folder.rglob("*.tflite")):
+        try:
+            model = TFLiteModel.load_from_file(path)
+        except ModelError:
+            continue
+        data = model.to_bytes()
+        for _, tensor in weight_tensors(model.graph)[0]:
+            span = model.graph.buffers[tensor.buffer]
+            stored = np.frombuffer(data, np.uint8, span.size, span.start)
+            values = decode_weights(tensor, stored)
+            if len(np.unique(values)) <= 16 or values.size > 300_000:
+                continue
+            result = cluster_values(values, 16)
+            points, counts = np.unique(values.astype(np.float64), return_counts=True)
+            kmeans = KMeans(16, n_init=10, random_state=0).fit(points[:, None], sample_weight=counts)
+            centroids = np.sort(kmeans.cluster_centers_[:, 0]).astype(values.dtype).astype(np.float64)
+            if values.dtype.kind in "iu":
+                centroids = np.rint(np.sort(kmeans.cluster_centers_[:, 0]))
+            nearest = centroids[np.abs(points[:, None] - centroids).argmin(axis=1)]
+            theirs = float(np.dot(counts, (points - nearest) ** 2))
+            matrices += 1
+            largest_gain = max(largest_gain, theirs / result.squared_error - 1 if result.squared_error else 0.0)
+            if result.squared_error > theirs * (1 + 1e-9):
+                defeats += 1
+                print(f"{path.name} {tensor.name} {values.shape} {result.squared_error:.9g} > {theirs:.9g}", flush=True)
+    print(f"{matrices} matrices, N = 16: {defeats} above KMeans n_init=10; at best it is {largest_gain:.1%} above ours")
+    return defeats
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--digits", action="store_true", help="measure the accuracy of the shipped models instead")
-    if parser.parse_args().digits:
+    parser.add_argument("--corpus", type=Path, metavar="FOLDER", help="compare all matrices of these models instead")
+    arguments = parser.parse_args()
+    if arguments.digits:
         digits_accuracy()
+    elif arguments.corpus:
+        return 1 if compare_corpus(arguments.corpus) else 0
     else:
         compare_speed()
         time_models()

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import resource
 import sys
 import threading
 import time
@@ -181,6 +182,7 @@ def summarize(results: Sequence[Result], baseline_limit: float) -> None:
     proven, seconds = sum(r.proven for r in results), sum(r.seconds for r in results)
     print(f"\n{len(results)} files, {proven} proven optimal, {seconds:.1f} s in all")
     print(f"slowest: {slowest.name}, {slowest.seconds:.1f} s")
+    print(f"peak memory of this process: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:,.0f} MiB")
     if open_files:
         widest = max(open_files, key=lambda r: r.peak / max(r.bound, 1))
         print(f"largest gap: {widest.name}, {100 * (widest.peak / max(widest.bound, 1) - 1):.1f} % above its bound")
