@@ -238,6 +238,8 @@ OPTION_FIELDS: dict[str, tuple[str, tuple[str, ...]]] = {
     "AVERAGE_POOL_2D": ("Pool2DOptions", _POOL_FIELDS),
     "MAX_POOL_2D": ("Pool2DOptions", _POOL_FIELDS),
     "L2_POOL_2D": ("Pool2DOptions", _POOL_FIELDS),
+    "CONCATENATION": ("ConcatenationOptions", ("Axis", "FusedActivationFunction")),
+    "RESIZE_NEAREST_NEIGHBOR": ("ResizeNearestNeighborOptions", ("AlignCorners", "HalfPixelCenters")),
     "BATCH_MATMUL": ("BatchMatMulOptions", ("AdjX", "AdjY")),
     "SVDF": ("SVDFOptions", ("Rank",)),
     "VAR_HANDLE": ("VarHandleOptions", ("Container", "SharedName")),
@@ -1912,6 +1914,66 @@ def _tflm_bytes(tensor: Tensor) -> int:
     return tensor.elements * bytes_per_element
 
 
+TENSOR_BYTES = 12  # of persistent structures on a 32-bit target, for every tensor, constants included
+OPERATOR_BYTES = 32
+INTERPRETER_BYTES = 132
+# Bytes of the parsed options and of the kernel's own data, per operator (sizeof on a 32-bit target).
+OPTION_BYTES = {
+    "CONV_2D": 28, "DEPTHWISE_CONV_2D": 28, "FULLY_CONNECTED": 16, "AVERAGE_POOL_2D": 40, "MAX_POOL_2D": 40, "ADD": 8,
+    "MUL": 4, "SUB": 8, "SOFTMAX": 4, "RESHAPE": 36, "MEAN": 1, "SUM": 1, "REDUCE_MAX": 1, "STRIDED_SLICE": 24,
+    "SVDF": 12, "TRANSPOSE_CONV": 20, "UNIDIRECTIONAL_SEQUENCE_LSTM": 16, "CONCATENATION": 8, "PACK": 8, "SPLIT": 4,
+}  # fmt: skip
+KERNEL_BYTES = {
+    "CONV_2D": 56, "DEPTHWISE_CONV_2D": 56, "TRANSPOSE_CONV": 80, "FULLY_CONNECTED": 48, "ADD": 60, "SUB": 52,
+    "MUL": 36, "AVERAGE_POOL_2D": 32, "MAX_POOL_2D": 32, "QUANTIZE": 32, "DEQUANTIZE": 32, "MEAN": 44, "SUM": 44,
+    "REDUCE_MAX": 44, "REDUCE_ALL": 44, "SOFTMAX": 56, "SVDF": 36, "STRIDED_SLICE": 84, "RELU": 28, "RELU6": 8,
+    "LEAKY_RELU": 24, "LOGISTIC": 16, "HARD_SWISH": 20, "PRELU": 28, "UNIDIRECTIONAL_SEQUENCE_LSTM": 688, "PAD": 60,
+    "PADV2": 60, "CONCATENATION": 24, "EQUAL": 48, "NOT_EQUAL": 48, "LESS": 48, "GREATER": 48, "ABS": 32, "RSQRT": 32,
+}  # fmt: skip
+
+
+def glue_persistent_bytes(kind: str, inputs: int) -> int:
+    """What an operator takes of TFLM's persistent memory, as far as that depends on its kind and number of inputs."""
+    arrays = 2 * align(4 * inputs) if kind == "CONCATENATION" else 0
+    return OPERATOR_BYTES + OPTION_BYTES.get(kind, 0) + align(KERNEL_BYTES.get(kind, 0)) + arrays
+
+
+def operator_persistent_bytes(subgraph: Subgraph, operator: Operator) -> int:
+    """An estimate of what an operator takes of TFLM's persistent memory on a 32-bit target, its tensors apart."""
+    total = glue_persistent_bytes(operator.kind, len(operator.inputs)) + 4 * len(_checked_scratch(subgraph, operator))
+    tensors = [subgraph.tensors[i] if i >= 0 else None for i in operator.inputs]
+    weights = tensors[1] if len(tensors) > 1 else None
+    if operator.kind in ("CONV_2D", "DEPTHWISE_CONV_2D", "TRANSPOSE_CONV") and operator.writes:
+        channels = subgraph.tensors[operator.writes[0]].shape[-1:]
+        total += 2 * align(4 * sum(channels))  # a multiplier and a shift each
+    if operator.kind == "FULLY_CONNECTED" and weights and weights.quantization:
+        scales = len(weights.quantization.scales)
+        total += 2 * align(4 * scales) if scales > 1 else 0
+    if operator.kind == "BATCH_MATMUL" and tensors[0] and weights:  # transposed copies
+        total += align(tensors[0].bytes or 0) if operator.options.get("AdjX") else 0
+        total += align(weights.bytes or 0) if not operator.options.get("AdjY") else 0
+    return total
+
+
+def persistent_bytes(graph: ModelGraph) -> int:
+    """An estimate of the persistent part of TFLM's arena, its tail, on a 32-bit target with the reference kernels.
+
+    It counts TFLM's structures per subgraph, tensor and operator, as their sizes are in tflite-micro of August 2026.
+    Kernels of signal processing keep more than that.
+
+    Raises:
+        ArenaError: the inputs or options of an operator are not what its kernel needs.
+    """
+    total = INTERPRETER_BYTES + align(state_bytes(graph)) + 2 * ARENA_ALIGNMENT
+    for subgraph in graph.subgraphs:
+        total += 8 + TENSOR_BYTES * len(subgraph.tensors)
+        total += sum(operator_persistent_bytes(subgraph, operator) for operator in subgraph.operators)
+    main = graph.subgraphs[0]
+    for quantization in (main.tensors[i].quantization for i in (*main.inputs, *main.outputs)):
+        total += 40 + (16 + 4 * len(quantization.scales) if quantization else 0)
+    return total
+
+
 def read_plan(graph: ModelGraph, data: Bytes) -> dict[tuple[int, int], int] | None:
     """The offsets that the file fixes: (subgraph, tensor) -> bytes; None when it has no plan.
 
@@ -1996,6 +2058,563 @@ def plan_arena(arena: Arena, time_limit: float = 20.0) -> Plan:
         candidates.append(as_run(solve(blocks)))
     best = min(candidates, key=lambda plan: plan.height)
     return dataclasses.replace(best, bound=max(plan.bound for plan in candidates))
+
+
+####################################################################################################
+# Partial execution: a region of spatial operators -> the same results, stripe by stripe
+####################################################################################################
+
+# A region is a range of the schedule whose operators all work along the height of NHWC tensors. Run stripe by stripe,
+# its inner tensors never exist whole (patches of MCUNetV2, Lin et al. 2021; Pex, Liberis and Lane 2023). The rows that
+# two stripes both need, the halo, are computed again or cached (StreamNet, Zheng et al. 2023), whatever costs less.
+# Row ranges are (first, behind the last).
+
+Rows = tuple[int, int]
+
+SPLIT_DTYPES = ("FLOAT32", "INT8", "UINT8")
+UNARY_OPERATORS = frozenset(
+    """ABS CEIL COS DEQUANTIZE ELU EXP FLOOR HARD_SWISH LEAKY_RELU LOG LOGISTIC NEG QUANTIZE RELU RELU6 RELU_N1_TO_1
+    ROUND RSQRT SIN SQRT SQUARE TANH""".split()
+)
+BROADCAST_OPERATORS = frozenset("ADD DIV MAXIMUM MINIMUM MUL PRELU SQUARED_DIFFERENCE SUB".split())
+UPSAMPLING = (2, 4, 8)  # factors whose reciprocal is exact, so that every row has its source where it had it before
+
+
+@dataclass(frozen=True)
+class RowRule:
+    """How an operator works along the height: which rows of its inputs make which rows of its output.
+
+    Output row r reads ``extent`` rows from ``r * stride - above`` on, of those that exist; the others are padding.
+    With ``repeat``, it reads row ``r // repeat``.
+    """
+
+    sources: tuple[int, ...]  # the tensors of which it reads rows; all others it reads whole
+    stride: int = 1
+    extent: int = 1
+    above: int = 0
+    repeat: int = 1
+    columns: tuple[int, int] = (0, 0)  # padding on the left and right
+    channels: tuple[int, int] = (0, 0)
+
+    def whole(self, rows: Rows) -> Rows:
+        """The rows, extended to what can be computed by itself."""
+        return rows[0] // self.repeat * self.repeat, -(-rows[1] // self.repeat) * self.repeat
+
+    def reads(self, rows: Rows, height: int) -> tuple[Rows, Rows]:
+        """(input rows, of an input of that height, for these output rows; rows of padding above and below them)."""
+        first = rows[0] // self.repeat * self.stride - self.above
+        behind = (rows[1] - 1) // self.repeat * self.stride - self.above + self.extent
+        return (max(first, 0), min(behind, height)), (max(-first, 0), max(behind - height, 0))
+
+
+def row_rule(graph: ModelGraph, data: Bytes, subgraph: Subgraph, operator: Operator) -> RowRule | None:
+    """The rule of an operator, or None for one that has to run whole."""
+    tensors, kind = subgraph.tensors, operator.kind
+    if len(operator.outputs) != 1 or not operator.inputs or not _is_spatial(tensors[operator.outputs[0]]):
+        return None
+    output = tensors[operator.outputs[0]]
+    if output.shape[1] == 1:
+        return None
+    if kind in UNARY_OPERATORS or kind in BROADCAST_OPERATORS or kind == "CONCATENATION":
+        return _elementwise_rule(tensors, operator, output)
+    source = tensors[operator.inputs[0]]
+    if not _is_spatial(source):
+        return None
+    if kind in ("CONV_2D", "DEPTHWISE_CONV_2D", "MAX_POOL_2D", "AVERAGE_POOL_2D"):
+        return _window_rule(tensors, operator, source, output)
+    if kind in ("PAD", "PADV2") and graph.has_data(paddings := tensors[operator.inputs[1]]):
+        span = graph.buffers[paddings.buffer]
+        wide = {"INT32": "<i4", "INT64": "<i8"}.get(paddings.dtype)
+        if wide is None or span.size != 8 * np.dtype(wide).itemsize:
+            return None
+        pads = np.frombuffer(data[span.start : span.start + span.size], wide).reshape(4, 2)
+        if pads[0].any() or (pads < 0).any() or tuple(pads.sum(axis=1) + source.shape) != output.shape:
+            return None
+        _, (above, _), columns, channels = (tuple(pair) for pair in pads.tolist())
+        return RowRule((source.index,), above=above, columns=columns, channels=channels)
+    if kind == "RESIZE_NEAREST_NEIGHBOR" and operator.options and not operator.options["AlignCorners"]:
+        factors = [b // a for a, b in zip(source.shape[1:3], output.shape[1:3], strict=True)]
+        exact = tuple(f * a for f, a in zip(factors, source.shape[1:3], strict=True)) == output.shape[1:3]
+        if exact and all(f in UPSAMPLING for f in factors):
+            return RowRule((source.index,), repeat=factors[0])
+    return None
+
+
+def _is_spatial(tensor: Tensor) -> bool:
+    """Whether it is one picture, rows of columns of channels, of a size that is known."""
+    return (
+        len(tensor.shape) == 4
+        and tensor.shape[0] == 1
+        and min(tensor.shape) > 0
+        and tensor.dtype in SPLIT_DTYPES
+        and tensor.storage is Storage.ACTIVATION
+        and not tensor.is_dynamic
+    )
+
+
+def _window_rule(tensors: Sequence[Tensor], operator: Operator, source: Tensor, output: Tensor) -> RowRule | None:
+    options, is_pool = operator.options, operator.kind.endswith("POOL_2D")
+    if not options or (not is_pool and len(tensors[operator.inputs[1]].shape) != 4):
+        return None
+    sizes = (options["FilterHeight"], options["FilterWidth"]) if is_pool else tensors[operator.inputs[1]].shape[1:3]
+    strides = options["StrideH"], options["StrideW"]
+    dilations = options.get("DilationHFactor", 1), options.get("DilationWFactor", 1)
+    extents, pads = [], []
+    for axis, (size, stride, dilation) in enumerate(zip(sizes, strides, dilations, strict=True), start=1):
+        extent = (size - 1) * dilation + 1
+        if min(size, stride, dilation) < 1:
+            return None
+        # TensorFlow pads as little as SAME needs, and the smaller half first.
+        is_same = options["Padding"] == tflite.Padding.SAME
+        short = max((output.shape[axis] - 1) * stride + extent - source.shape[axis], 0)
+        total = short if is_same else 0
+        expected = -(-source.shape[axis] // stride) if is_same else (source.shape[axis] - extent) // stride + 1
+        if output.shape[axis] != expected:
+            return None
+        extents.append(extent)
+        pads.append((total // 2, total - total // 2))
+    if operator.kind == "AVERAGE_POOL_2D" and (any(pads[0]) or any(pads[1])):
+        return None  # it divides by the number of elements that are no padding
+    return RowRule((source.index,), strides[0], extents[0], pads[0][0], columns=pads[1])
+
+
+def _elementwise_rule(tensors: Sequence[Tensor], operator: Operator, output: Tensor) -> RowRule | None:
+    if operator.kind == "CONCATENATION":
+        if operator.options.get("Axis") not in (2, 3, -1, -2):
+            return None
+    elif len(operator.inputs) > (1 if operator.kind in UNARY_OPERATORS else 2):
+        return None
+    sources = []
+    for tensor in (tensors[i] for i in operator.inputs):
+        if _is_spatial(tensor) and tensor.shape[1] == output.shape[1]:
+            sources.append(tensor.index)
+        elif operator.kind == "CONCATENATION" or (len(tensor.shape) > 2 and tensor.shape[-3] != 1):
+            return None
+    return RowRule(tuple(dict.fromkeys(sources))) if sources else None
+
+
+@dataclass(frozen=True)
+class Stripe:
+    """What one stripe does: the output rows that each operator of the region computes, and the rows of each inner
+    tensor that its readers want to find."""
+
+    computed: Mapping[int, Rows]  # by operator; one that computes nothing is left out
+    wanted: Mapping[int, Rows]  # by tensor
+
+
+def stripe_rows(
+    rules: Mapping[int, tuple[int, RowRule]],
+    heights: Mapping[int, int],
+    escaping: Collection[int],
+    stripes: int,
+    is_cached: bool,
+) -> list[Stripe] | None:
+    """The row algebra of a region: who computes what in which stripe. None where a stripe would consist of padding.
+
+    Args:
+        rules: operator -> (output tensor, rule), in execution order.
+        heights: of all tensors that the rules name.
+        escaping: outputs that are read outside of the region; every row of them is computed.
+        is_cached: whether the rows of earlier stripes are still there, so that none is computed twice.
+    """
+    read_inside = {i for _, rule in rules.values() for i in rule.sources}
+    done = dict.fromkeys((output for output, _ in rules.values()), 0)  # rows that exist or have existed
+    result = []
+    for stripe in range(1, stripes + 1):
+        computed: dict[int, Rows] = {}
+        wanted: dict[int, Rows] = {}
+        for operator, (output, rule) in reversed(list(rules.items())):
+            first, behind = wanted.get(output, (done[output], done[output]))
+            if output in escaping:
+                first = min(first, done[output])
+                if stripe == stripes or output not in read_inside:
+                    behind = max(behind, heights[output] * stripe // stripes)
+            first, behind = rule.whole((first, behind))
+            wanted[output] = first, behind
+            if is_cached:
+                first = max(first, done[output])
+            done[output] = max(done[output], behind)
+            if first >= behind:
+                continue
+            computed[operator] = first, behind
+            for source in rule.sources:
+                rows, _ = rule.reads((first, behind), heights[source])
+                if rows[0] >= rows[1]:
+                    return None
+                before = wanted.get(source, rows)
+                wanted[source] = min(before[0], rows[0]), max(before[1], rows[1])
+        result.append(Stripe(computed, wanted))
+    return result
+
+
+@dataclass(frozen=True)
+class NewTensor:
+    """A tensor to be added: of the type and quantisation of ``like``, or a constant of 32-bit integers or, with
+    ``like``, of one element of that type."""
+
+    name: str
+    shape: tuple[int, ...]
+    like: int | None = None
+    values: bytes | None = None
+
+
+@dataclass(frozen=True)
+class NewOperator:
+    """An operator to be added: a copy of ``like`` on other tensors, or one of a kind of its own."""
+
+    kind: str
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    like: int | None = None
+    is_unpadded: bool = False  # a copy of an operator with SAME padding that comes without
+
+
+@dataclass(frozen=True)
+class Rewrite:
+    """A new schedule of a subgraph: old operators by number and new ones. New tensors have the numbers behind the old
+    ones; old tensors that nothing uses any longer are to be dropped."""
+
+    operators: tuple[int | NewOperator, ...]
+    tensors: tuple[NewTensor, ...] = ()
+
+
+LONGEST_CONCATENATION = 10  # inputs that TFLM's kernel takes
+
+
+class _Emitter:
+    """Collects the new operators and tensors of regions, in execution order."""
+
+    def __init__(self, subgraph: Subgraph) -> None:
+        self.subgraph = subgraph
+        self.tensors: list[NewTensor] = []
+        self.operators: list[NewOperator] = []
+        self.constants: dict[tuple[int | None, tuple[int, ...], bytes], int] = {}
+        self.names: dict[int, str] = {}
+
+    def tensor(self, like: int, shape: tuple[int, ...], label: str) -> int:
+        if like not in self.names:
+            self.names[like] = shorten(self.subgraph.tensors[like].name, 24)
+        self.tensors.append(NewTensor(f"{self.names[like]}{label}", shape, like))
+        return len(self.subgraph.tensors) + len(self.tensors) - 1
+
+    def rows(self, like: int, rows: Rows) -> int:
+        _, _, width, channels = self.subgraph.tensors[like].shape
+        return self.tensor(like, (1, rows[1] - rows[0], width, channels), f" {rows[0]}:{rows[1]}")
+
+    def constant(self, values: bytes, shape: tuple[int, ...], like: int | None = None) -> int:
+        key = like, shape, values
+        if key not in self.constants:
+            self.tensors.append(NewTensor("split", shape, like, values))
+            self.constants[key] = len(self.subgraph.tensors) + len(self.tensors) - 1
+        return self.constants[key]
+
+    def integers(self, *values: int, shape: tuple[int, ...]) -> int:
+        return self.constant(struct.pack(f"<{len(values)}i", *values), shape)
+
+    def emit(self, kind: str, inputs: Sequence[int], output: int, like: int | None = None, **fields: Any) -> int:
+        self.operators.append(NewOperator(kind, tuple(inputs), (output,), like, **fields))
+        return output
+
+    def slice(self, tensor: int, like: int, have: Rows, want: Rows) -> int:
+        """The wanted rows of a tensor that has others as well; the tensor itself where it has no others."""
+        if have == want:
+            return tensor
+        _, _, width, channels = self.subgraph.tensors[like].shape
+        begin = self.integers(0, want[0] - have[0], 0, 0, shape=(4,))
+        size = self.integers(1, want[1] - want[0], width, channels, shape=(4,))
+        return self.emit("SLICE", (tensor, begin, size), self.rows(like, want))
+
+    def join(self, parts: Sequence[int], like: int, rows: Sequence[Rows], target: int | None = None) -> int:
+        """Neighbouring rows in one tensor, in several steps if they are too many for one operator."""
+        parts, rows = list(parts), list(rows)
+        while len(parts) > LONGEST_CONCATENATION:
+            groups = [slice(i, i + LONGEST_CONCATENATION) for i in range(0, len(parts), LONGEST_CONCATENATION)]
+            parts = [self.join(parts[g], like, rows[g]) if len(parts[g]) > 1 else parts[g][0] for g in groups]
+            rows = [(rows[g][0][0], rows[g][-1][1]) for g in groups]
+        output = self.rows(like, (rows[0][0], rows[-1][1])) if target is None else target
+        return self.emit("CONCATENATION", parts, output)
+
+    def pad(self, operator: Operator, rule: RowRule, tensor: int, height: int, pads: Rows) -> int:
+        """The rows with the padding around them that the operator itself would have put there."""
+        is_max = operator.kind == "MAX_POOL_2D"
+        if not (any(pads) or any(rule.columns)):
+            return tensor
+        like = rule.sources[0]
+        _, _, width, channels = self.subgraph.tensors[like].shape
+        inputs = [tensor, self.integers(0, 0, *pads, *rule.columns, 0, 0, shape=(4, 2))]
+        if is_max:
+            lowest = {"FLOAT32": np.float32(np.finfo(np.float32).min), "INT8": np.int8(-128), "UINT8": np.uint8(0)}
+            inputs.append(self.constant(lowest[self.subgraph.tensors[like].dtype].tobytes(), (1,), like))
+        shape = 1, height + sum(pads), width + sum(rule.columns), channels
+        return self.emit("PADV2" if is_max else "PAD", inputs, self.tensor(like, shape, " padded"))
+
+    def compute(self, operator: Operator, rule: RowRule, rows: Rows, inputs: Mapping[int, int]) -> int:
+        """Some rows of an operator's output; ``inputs`` are the tensors that hold the rows it reads of its sources."""
+        output = operator.outputs[0]
+        chosen = [inputs.get(i, i) for i in operator.inputs]
+        source = self.subgraph.tensors[rule.sources[0]]
+        read, pads = rule.reads(rows, source.shape[1])
+        is_unpadded = operator.options.get("Padding") == tflite.Padding.SAME
+        if operator.kind in ("PAD", "PADV2"):
+            chosen[1] = self.integers(0, 0, *pads, *rule.columns, *rule.channels, shape=(4, 2))
+        elif operator.kind == "RESIZE_NEAREST_NEIGHBOR":
+            chosen[1] = self.integers(rows[1] - rows[0], self.subgraph.tensors[output].shape[2], shape=(2,))
+        elif is_unpadded:
+            chosen[0] = self.pad(operator, rule, chosen[0], read[1] - read[0], pads)
+        result = self.rows(output, rows)
+        return self.emit(operator.kind, chosen, result, operator.index, is_unpadded=is_unpadded)
+
+    def region(
+        self,
+        rules: Mapping[int, tuple[int, RowRule]],
+        stripes: Sequence[Stripe],
+        escaping: Collection[int],
+        is_cached: bool,
+    ) -> None:
+        """All operators of a region, whose rows are those of :func:`stripe_rows`."""
+        tensors = self.subgraph.tensors
+        cache: dict[int, tuple[int, Rows]] = {}  # what earlier stripes left: (tensor, its rows)
+        pieces: dict[int, list[tuple[int, Rows]]] = {output: [] for output in escaping}
+        later: list[dict[int, int]] = [{}]  # per stripe the first row that a later one wants
+        for stripe in reversed(stripes[1:]):
+            wanted = {t: min(rows[0], later[-1].get(t, rows[0])) for t, rows in stripe.wanted.items()}
+            later.append({**later[-1], **wanted})
+        for stripe, wanted_later in zip(stripes, reversed(later), strict=True):
+            available = dict(cache)
+            fetched: dict[tuple[int, Rows], int] = {}
+            for number, (output, rule) in rules.items():
+                if number not in stripe.computed:
+                    continue
+                rows = stripe.computed[number]
+                inputs = {}
+                for source in rule.sources:
+                    want, _ = rule.reads(rows, tensors[source].shape[1])
+                    if (source, want) not in fetched:
+                        tensor, have = available.get(source, (source, (0, tensors[source].shape[1])))
+                        fetched[source, want] = self.slice(tensor, source, have, want)
+                    inputs[source] = fetched[source, want]
+                computed = self.compute(self.subgraph.operators[number], rule, rows, inputs)
+                available[output] = computed, rows
+                if output in cache and stripe.wanted[output][0] < rows[0]:
+                    kept, before = cache[output]
+                    available[output] = self.join((kept, computed), output, (before, rows)), (before[0], rows[1])
+                if output in pieces:
+                    start = pieces[output][-1][1][1] if pieces[output] else 0
+                    fresh = max(start, rows[0]), rows[1]
+                    if fresh[0] < fresh[1]:
+                        pieces[output].append((self.slice(computed, output, rows, fresh), fresh))
+                cache.pop(output, None)
+                if is_cached and (first := wanted_later.get(output, rows[1])) < rows[1]:
+                    tensor, have = available[output]
+                    keep = max(first, have[0]), rows[1]
+                    cache[output] = self.slice(tensor, output, have, keep), keep
+        for output, parts in pieces.items():
+            self.join([tensor for tensor, _ in parts], output, [rows for _, rows in parts], output)
+
+
+@dataclass(frozen=True)
+class SplitRegion:
+    """Operators [start, end) in stripes, and what that takes; the sizes of tensors as TFLM aligns them, in bytes."""
+
+    start: int
+    end: int
+    stripes: int
+    is_cached: bool
+    peak: int  # with all that is alive around the region
+    macs: int  # more multiply-accumulates than before
+    persistent: int  # more bytes of persistent structures on a 32-bit target
+    operators: int  # more operators
+
+
+@dataclass(frozen=True)
+class Composition:
+    """Disjoint regions in execution order, and what the subgraph takes with them."""
+
+    regions: tuple[SplitRegion, ...]
+    peak: int
+    macs: int
+    persistent: int
+    operators: int
+
+
+STRIPES = (2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 48, 64)
+
+
+class SplitSearch:
+    """Finds the regions of a subgraph that pay. With a fixed order the peaks of disjoint regions are independent, given
+    what is alive at their ends, so choices compose by dynamic programming.
+
+    Raises:
+        ArenaError: a tensor has no size that TFLM could compute.
+    """
+
+    def __init__(self, graph: ModelGraph, data: Bytes, subgraph: Subgraph, deadline: float) -> None:
+        self.subgraph, self.deadline = subgraph, deadline
+        self.sizes = [ARENA_COSTS.tensor(t) if t.size else 0 for t in subgraph.tensors]
+        callee_peaks = {s.subgraph.index: s.peak for s in schedule_model(graph)}
+        count = len(subgraph.operators)
+        self.needs = ordering_problem(graph, subgraph, callee_peaks, ARENA_COSTS).needs(range(count))
+        self.rules = [row_rule(graph, data, subgraph, operator) for operator in subgraph.operators]
+        self.lifetimes = tensor_lifetimes(subgraph)
+        self.entering = [
+            sum(self.sizes[t] for t, life in self.lifetimes.items() if life.first < i <= life.last)
+            for i in range(count + 1)
+        ]
+        self.readers: dict[int, list[int]] = defaultdict(list)
+        for operator in subgraph.operators:
+            for t in operator.reads:
+                self.readers[t].append(operator.index)
+        self.producers = {t: operator.index for operator in subgraph.operators for t in operator.writes}
+        self.macs = [multiply_accumulates(subgraph, operator) for operator in subgraph.operators]
+        self.persistent = [operator_persistent_bytes(subgraph, operator) for operator in subgraph.operators]
+        self.regions: dict[int, list[SplitRegion]] = defaultdict(list)  # by start
+        self.tried: set[Rows] = set()
+
+    def ranges(self) -> Iterator[Rows]:
+        """All ranges of operators that could be a region."""
+        for end in range(1, len(self.rules) + 1):
+            earliest = 0
+            for start in reversed(range(end)):
+                rule = self.rules[start]
+                if rule is None:
+                    break
+                for t in self.subgraph.operators[start].reads:
+                    if t not in rule.sources and t in self.producers:
+                        earliest = max(earliest, self.producers[t] + 1)
+                if start < earliest:
+                    break
+                yield start, end
+
+    def escaping(self, start: int, end: int) -> list[int]:
+        outputs = (t for operator in self.subgraph.operators[start:end] for t in operator.writes)
+        return [t for t in outputs if not self.readers[t] or self.lifetimes[t].last >= end]
+
+    def bound(self, start: int, end: int) -> int:
+        """Bytes that the region needs at least: all it starts from, and at its end every output and its pieces."""
+        return max(self.entering[start], self.entering[end] + sum(self.sizes[t] for t in self.escaping(start, end)))
+
+    def evaluate(self, start: int, end: int, stripes: int, is_cached: bool, most_macs: int) -> SplitRegion | None:
+        operators = self.subgraph.operators[start:end]
+        rules = {op.index: (op.writes[0], rule) for op in operators if (rule := self.rules[op.index])}
+        heights = {
+            t: self.subgraph.tensors[t].shape[1] for output, rule in rules.values() for t in (output, *rule.sources)
+        }
+        escaping = self.escaping(start, end)
+        if min(heights[t] for t in escaping) < stripes:
+            return None
+        rows = stripe_rows(rules, heights, escaping, stripes, is_cached)
+        if rows is None:
+            return None
+        macs = -sum(self.macs[start:end])
+        for stripe in rows:
+            for number, (first, behind) in stripe.computed.items():
+                macs += self.macs[number] * (behind - first) // heights[rules[number][0]]
+        if macs > most_macs:
+            return None
+        emitter = _Emitter(self.subgraph)
+        emitter.region(rules, rows, escaping, is_cached)
+        persistent = -sum(self.persistent[start:end])
+        for new in emitter.operators:
+            persistent += (
+                glue_persistent_bytes(new.kind, len(new.inputs)) if new.like is None else self.persistent[new.like]
+            )
+        persistent += TENSOR_BYTES * (len(emitter.tensors) - len(operators) + len(escaping))
+        peak = self.peak(emitter, start, end)
+        return SplitRegion(
+            start, end, stripes, is_cached, peak, macs, persistent, len(emitter.operators) - len(operators)
+        )
+
+    def peak(self, emitter: _Emitter, start: int, end: int) -> int:
+        """The most bytes alive while the new operators run."""
+        old = len(self.sizes)
+        last: dict[int, int] = {}
+        for number, operator in enumerate(emitter.operators):
+            for t in operator.inputs:
+                last[t] = number
+        dying: dict[int, list[int]] = defaultdict(list)
+        for t, number in last.items():
+            if t >= old or (t in self.lifetimes and self.lifetimes[t].last < end):
+                dying[number].append(t)
+        sizes: dict[int, int] = {}
+        live = peak = self.entering[start]
+        for number, operator in enumerate(emitter.operators):
+            output = operator.outputs[0]
+            if output >= old:
+                new = emitter.tensors[output - old]
+                assert new.like is not None
+                item = TFLM_ELEMENT_BYTES[self.subgraph.tensors[new.like].dtype]
+                sizes[output] = align(math.prod(new.shape) * item)
+                live += sizes[output]
+            else:
+                live += self.sizes[output]
+            peak = max(peak, live)
+            for t in dying[number]:
+                live -= sizes.get(t, 0) if t >= old else self.sizes[t]
+        return peak
+
+    def try_ranges(self, limit: int, most_macs: int, most_persistent: int) -> None:
+        """Evaluate what could bring the subgraph below a limit in bytes, and has not been tried."""
+        for start, end in self.ranges():
+            if (start, end) in self.tried or max(self.needs[start:end]) <= limit or self.bound(start, end) > limit:
+                continue
+            self.tried.add((start, end))
+            bound = self.bound(start, end)
+            for is_cached in (False, True):
+                for stripes in STRIPES:
+                    if time.monotonic() > self.deadline:
+                        return
+                    region = self.evaluate(start, end, stripes, is_cached, most_macs)
+                    if region is None:
+                        break
+                    if region.persistent > most_persistent:
+                        break
+                    if region.peak < max(self.needs[start:end]):
+                        self.regions[start].append(region)
+                    if region.peak <= bound:
+                        break
+
+    def compose(self, limit: int, most_macs: int) -> Composition | None:
+        """The regions that keep the peak within the limit at the least persistent memory."""
+        labels: list[list[Composition]] = [[] for _ in range(len(self.needs) + 1)]
+        labels[0] = [Composition((), 0, 0, 0, 0)]
+        for position, here in enumerate(labels[:-1]):
+            steps = [SplitRegion(position, position + 1, 1, False, self.needs[position], 0, 0, 0)]
+            for step in (*steps, *self.regions[position]):
+                if step.peak > limit:
+                    continue
+                for label in here:
+                    if label.macs + step.macs <= most_macs:
+                        chosen = label.regions if step.stripes == 1 else (*label.regions, step)
+                        new = Composition(
+                            chosen,
+                            max(label.peak, step.peak),
+                            label.macs + step.macs,
+                            label.persistent + step.persistent,
+                            label.operators + step.operators,
+                        )
+                        _keep_best(labels[step.end], new)
+        return min(labels[-1], key=lambda label: label.persistent, default=None)
+
+    def front(self, most_macs: int) -> list[Composition]:
+        """Compositions with ever lower peaks, each with the least persistent memory for its peak, unsplit first."""
+        start = max(self.needs, default=0)
+        compositions = [Composition((), start, 0, 0, 0)]
+        failed = -1  # no composition has that peak or a lower one
+        while (limit := compositions[-1].peak - 1) > failed and time.monotonic() < self.deadline:
+            self.try_ranges(limit, most_macs, start)
+            found = self.compose(limit, most_macs)
+            if found is None:
+                break
+            compositions.append(found)
+        return compositions
+
+
+def _keep_best(labels: list[Composition], new: Composition) -> None:
+    """Add a label unless another is at least as good in everything that counts; drop those that it makes useless."""
+    if any(old.persistent <= new.persistent and old.macs <= new.macs for old in labels):
+        return
+    labels[:] = [old for old in labels if old.persistent < new.persistent or old.macs < new.macs]
+    labels.append(new)
 
 
 ####################################################################################################
