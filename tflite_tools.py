@@ -56,7 +56,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import flatbuffers
 import numpy as np
@@ -2247,19 +2247,17 @@ def stripe_rows(
     return result
 
 
-@dataclass(frozen=True)
-class NewTensor:
-    """A tensor to be added: of the type and quantisation of ``like``, or a constant of 32-bit integers or, with
-    ``like``, of one element of that type."""
+class NewTensor(NamedTuple):
+    """A tensor to be added: of the type, quantisation and name of ``like``, the latter with a label behind it. Those
+    with ``values`` are constants, of int32 where they are not like another tensor."""
 
-    name: str
+    label: str
     shape: tuple[int, ...]
     like: int | None = None
     values: bytes | None = None
 
 
-@dataclass(frozen=True)
-class NewOperator:
+class NewOperator(NamedTuple):
     """An operator to be added: a copy of ``like`` on other tensors, or one of a kind of its own."""
 
     kind: str
@@ -2289,12 +2287,9 @@ class _Emitter:
         self.tensors: list[NewTensor] = []
         self.operators: list[NewOperator] = []
         self.constants: dict[tuple[int | None, tuple[int, ...], bytes], int] = {}
-        self.names: dict[int, str] = {}
 
     def tensor(self, like: int, shape: tuple[int, ...], label: str) -> int:
-        if like not in self.names:
-            self.names[like] = shorten(self.subgraph.tensors[like].name, 24)
-        self.tensors.append(NewTensor(f"{self.names[like]}{label}", shape, like))
+        self.tensors.append(NewTensor(label, shape, like))
         return len(self.subgraph.tensors) + len(self.tensors) - 1
 
     def rows(self, like: int, rows: Rows) -> int:
@@ -2304,7 +2299,7 @@ class _Emitter:
     def constant(self, values: bytes, shape: tuple[int, ...], like: int | None = None) -> int:
         key = like, shape, values
         if key not in self.constants:
-            self.tensors.append(NewTensor("split", shape, like, values))
+            self.tensors.append(NewTensor("rows", shape, like, values))
             self.constants[key] = len(self.subgraph.tensors) + len(self.tensors) - 1
         return self.constants[key]
 
@@ -2437,7 +2432,7 @@ class Composition:
     operators: int
 
 
-STRIPES = (2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 48, 64)
+STRIPES = (2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32)
 
 
 class SplitSearch:
@@ -2468,9 +2463,12 @@ class SplitSearch:
         self.macs = [multiply_accumulates(subgraph, operator) for operator in subgraph.operators]
         self.persistent = [operator_persistent_bytes(subgraph, operator) for operator in subgraph.operators]
         self.regions: dict[int, list[SplitRegion]] = defaultdict(list)  # by start
-        self.tried: set[Rows] = set()
+        self.ranges = {r: (max(self.needs[slice(*r)]), self.bound(*r)) for r in self.possible_ranges()}
+        # Per range and halo mode the stripes left to try, the fewest last, and the lowest peak so far.
+        self.untried: dict[tuple[int, int, bool], list[int]] = defaultdict(lambda: list(reversed(STRIPES)))
+        self.reached: dict[tuple[int, int, bool], int] = {}
 
-    def ranges(self) -> Iterator[Rows]:
+    def possible_ranges(self) -> Iterator[Rows]:
         """All ranges of operators that could be a region."""
         for end in range(1, len(self.rules) + 1):
             earliest = 0
@@ -2493,7 +2491,10 @@ class SplitSearch:
         """Bytes that the region needs at least: all it starts from, and at its end every output and its pieces."""
         return max(self.entering[start], self.entering[end] + sum(self.sizes[t] for t in self.escaping(start, end)))
 
-    def evaluate(self, start: int, end: int, stripes: int, is_cached: bool, most_macs: int) -> SplitRegion | None:
+    def evaluate(
+        self, start: int, end: int, stripes: int, is_cached: bool, most_macs: int, limit: int, most_persistent: int
+    ) -> SplitRegion | None:
+        """What a region takes; None if that is more than the limits, or if it cannot be cut like that."""
         operators = self.subgraph.operators[start:end]
         rules = {op.index: (op.writes[0], rule) for op in operators if (rule := self.rules[op.index])}
         heights = {
@@ -2509,20 +2510,53 @@ class SplitSearch:
         for stripe in rows:
             for number, (first, behind) in stripe.computed.items():
                 macs += self.macs[number] * (behind - first) // heights[rules[number][0]]
-        if macs > most_macs:
+        persistent = -sum(self.persistent[start:end]) - TENSOR_BYTES * (end - start - len(escaping))
+        copies = sum(self.persistent[number] + TENSOR_BYTES for stripe in rows for number in stripe.computed)
+        if macs > most_macs or persistent + copies > most_persistent:
+            return None
+        if self.least_peak(rules, rows, escaping, start, end) > limit:
             return None
         emitter = _Emitter(self.subgraph)
         emitter.region(rules, rows, escaping, is_cached)
-        persistent = -sum(self.persistent[start:end])
         for new in emitter.operators:
-            persistent += (
-                glue_persistent_bytes(new.kind, len(new.inputs)) if new.like is None else self.persistent[new.like]
-            )
-        persistent += TENSOR_BYTES * (len(emitter.tensors) - len(operators) + len(escaping))
+            is_glue = new.like is None
+            persistent += glue_persistent_bytes(new.kind, len(new.inputs)) if is_glue else self.persistent[new.like]
+        persistent += TENSOR_BYTES * len(emitter.tensors)
+        if persistent > most_persistent:
+            return None
         peak = self.peak(emitter, start, end)
         return SplitRegion(
             start, end, stripes, is_cached, peak, macs, persistent, len(emitter.operators) - len(operators)
         )
+
+    def least_peak(
+        self,
+        rules: Mapping[int, tuple[int, RowRule]],
+        stripes: Sequence[Stripe],
+        escaping: Collection[int],
+        start: int,
+        end: int,
+    ) -> int:
+        """What is surely alive together with the rows that each operator reads and writes: quick to tell, in bytes."""
+        tensors = self.subgraph.tensors
+        named = {t for output, rule in rules.values() for t in (output, *rule.sources)}
+        row_bytes = {t: (tensors[t].bytes or 0) // tensors[t].shape[1] for t in named}
+        staying = sum(self.sizes[t] for t, life in self.lifetimes.items() if life.first < start and life.last >= end)
+        read_inside = {t for _, rule in rules.values() for t in rule.sources}
+        least = done = 0
+        for stripe in stripes:
+            around = done + (staying if stripe is stripes[-1] else self.entering[start])
+            for number, rows in stripe.computed.items():
+                output, rule = rules[number]
+                working = (rows[1] - rows[0]) * row_bytes[output]
+                for source in rule.sources:
+                    (first, behind), _ = rule.reads(rows, tensors[source].shape[1])
+                    if behind - first < tensors[source].shape[1]:
+                        working += (behind - first) * row_bytes[source]
+                least = max(least, around + working)
+                if output in escaping and output not in read_inside:
+                    done += (rows[1] - rows[0]) * row_bytes[output]
+        return least
 
     def peak(self, emitter: _Emitter, start: int, end: int) -> int:
         """The most bytes alive while the new operators run."""
@@ -2552,26 +2586,26 @@ class SplitSearch:
                 live -= sizes.get(t, 0) if t >= old else self.sizes[t]
         return peak
 
-    def try_ranges(self, limit: int, most_macs: int, most_persistent: int) -> None:
-        """Evaluate what could bring the subgraph below a limit in bytes, and has not been tried."""
-        for start, end in self.ranges():
-            if (start, end) in self.tried or max(self.needs[start:end]) <= limit or self.bound(start, end) > limit:
+    def try_ranges(self, limit: int, most_macs: int, best: int) -> None:
+        """Give every range that needs more than ``limit`` bytes, if it can have it, a region that does not.
+
+        Few stripes come first, since more of them cost more; later calls, with lower limits, go on from there.
+        ``best`` is the smallest sum of peak and additional persistent bytes so far; a region that cannot be part of a
+        smaller one is left out.
+        """
+        for (start, end), (unsplit, bound) in self.ranges.items():
+            if unsplit <= limit or bound > limit or bound >= best:
                 continue
-            self.tried.add((start, end))
-            bound = self.bound(start, end)
             for is_cached in (False, True):
-                for stripes in STRIPES:
+                key = start, end, is_cached
+                while self.reached.get(key, unsplit) > limit and (untried := self.untried[key]):
                     if time.monotonic() > self.deadline:
                         return
-                    region = self.evaluate(start, end, stripes, is_cached, most_macs)
-                    if region is None:
-                        break
-                    if region.persistent > most_persistent:
-                        break
-                    if region.peak < max(self.needs[start:end]):
+                    stripes = untried.pop()
+                    region = self.evaluate(start, end, stripes, is_cached, most_macs, limit, best - bound)
+                    if region is not None and region.peak <= limit:
+                        self.reached[key] = region.peak
                         self.regions[start].append(region)
-                    if region.peak <= bound:
-                        break
 
     def compose(self, limit: int, most_macs: int) -> Composition | None:
         """The regions that keep the peak within the limit at the least persistent memory."""
@@ -2597,13 +2631,11 @@ class SplitSearch:
 
     def front(self, most_macs: int) -> list[Composition]:
         """Compositions with ever lower peaks, each with the least persistent memory for its peak, unsplit first."""
-        start = max(self.needs, default=0)
-        compositions = [Composition((), start, 0, 0, 0)]
-        failed = -1  # no composition has that peak or a lower one
-        while (limit := compositions[-1].peak - 1) > failed and time.monotonic() < self.deadline:
-            self.try_ranges(limit, most_macs, start)
-            found = self.compose(limit, most_macs)
-            if found is None:
+        compositions = [Composition((), max(self.needs, default=0), 0, 0, 0)]
+        while time.monotonic() < self.deadline:
+            limit = compositions[-1].peak - 1
+            self.try_ranges(limit, most_macs, min(c.peak + c.persistent for c in compositions))
+            if not (found := self.compose(limit, most_macs)):
                 break
             compositions.append(found)
         return compositions
