@@ -2338,8 +2338,8 @@ class _Emitter:
         _, _, width, channels = self.subgraph.tensors[like].shape
         inputs = [tensor, self.integers(0, 0, *pads, *rule.columns, 0, 0, shape=(4, 2))]
         if is_max:
-            lowest = {"FLOAT32": np.float32(np.finfo(np.float32).min), "INT8": np.int8(-128), "UINT8": np.uint8(0)}
-            inputs.append(self.constant(lowest[self.subgraph.tensors[like].dtype].tobytes(), (1,), like))
+            item = {"FLOAT32": struct.pack("<f", np.finfo(np.float32).min), "INT8": b"\x80", "UINT8": b"\0"}
+            inputs.append(self.constant(item[self.subgraph.tensors[like].dtype], (1,), like))
         shape = 1, height + sum(pads), width + sum(rule.columns), channels
         return self.emit("PADV2" if is_max else "PAD", inputs, self.tensor(like, shape, " padded"))
 
@@ -2487,6 +2487,14 @@ class SplitSearch:
         outputs = (t for operator in self.subgraph.operators[start:end] for t in operator.writes)
         return [t for t in outputs if not self.readers[t] or self.lifetimes[t].last >= end]
 
+    def region_rules(self, start: int, end: int) -> dict[int, tuple[int, RowRule]]:
+        operators = self.subgraph.operators[start:end]
+        return {op.index: (op.writes[0], rule) for op in operators if (rule := self.rules[op.index])}
+
+    def heights(self, rules: Mapping[int, tuple[int, RowRule]]) -> dict[int, int]:
+        named = (t for output, rule in rules.values() for t in (output, *rule.sources))
+        return {t: self.subgraph.tensors[t].shape[1] for t in named}
+
     def bound(self, start: int, end: int) -> int:
         """Bytes that the region needs at least: all it starts from, and at its end every output and its pieces."""
         return max(self.entering[start], self.entering[end] + sum(self.sizes[t] for t in self.escaping(start, end)))
@@ -2495,12 +2503,8 @@ class SplitSearch:
         self, start: int, end: int, stripes: int, is_cached: bool, most_macs: int, limit: int, most_persistent: int
     ) -> SplitRegion | None:
         """What a region takes; None if that is more than the limits, or if it cannot be cut like that."""
-        operators = self.subgraph.operators[start:end]
-        rules = {op.index: (op.writes[0], rule) for op in operators if (rule := self.rules[op.index])}
-        heights = {
-            t: self.subgraph.tensors[t].shape[1] for output, rule in rules.values() for t in (output, *rule.sources)
-        }
-        escaping = self.escaping(start, end)
+        rules, escaping = self.region_rules(start, end), self.escaping(start, end)
+        heights = self.heights(rules)
         if min(heights[t] for t in escaping) < stripes:
             return None
         rows = stripe_rows(rules, heights, escaping, stripes, is_cached)
@@ -2518,15 +2522,15 @@ class SplitSearch:
             return None
         emitter = _Emitter(self.subgraph)
         emitter.region(rules, rows, escaping, is_cached)
-        for new in emitter.operators:
-            is_glue = new.like is None
-            persistent += glue_persistent_bytes(new.kind, len(new.inputs)) if is_glue else self.persistent[new.like]
+        glue = (new for new in emitter.operators if new.like is None)
+        persistent += copies - TENSOR_BYTES * sum(len(stripe.computed) for stripe in rows)
+        persistent += sum(glue_persistent_bytes(new.kind, len(new.inputs)) for new in glue)
         persistent += TENSOR_BYTES * len(emitter.tensors)
         if persistent > most_persistent:
             return None
         peak = self.peak(emitter, start, end)
         return SplitRegion(
-            start, end, stripes, is_cached, peak, macs, persistent, len(emitter.operators) - len(operators)
+            start, end, stripes, is_cached, peak, macs, persistent, len(emitter.operators) - (end - start)
         )
 
     def least_peak(
@@ -2639,6 +2643,23 @@ class SplitSearch:
                 break
             compositions.append(found)
         return compositions
+
+    def rewrite(self, composition: Composition) -> Rewrite:
+        """The schedule of the whole subgraph with these regions in stripes."""
+        emitter = _Emitter(self.subgraph)
+        schedule: list[int | NewOperator] = []
+        done = 0
+        for region in composition.regions:
+            schedule += range(done, region.start)
+            before = len(emitter.operators)
+            rules, escaping = self.region_rules(region.start, region.end), self.escaping(region.start, region.end)
+            rows = stripe_rows(rules, self.heights(rules), escaping, region.stripes, region.is_cached)
+            assert rows is not None
+            emitter.region(rules, rows, escaping, region.is_cached)
+            schedule += emitter.operators[before:]
+            done = region.end
+        schedule += range(done, len(self.subgraph.operators))
+        return Rewrite(tuple(schedule), tuple(emitter.tensors))
 
 
 def _keep_best(labels: list[Composition], new: Composition) -> None:
@@ -3135,68 +3156,265 @@ def write_plan(data: bytearray | mmap.mmap, graph: ModelGraph, arena: Arena, pla
     return add_metadata(data, OFFLINE_PLAN, content)
 
 
-MODEL_BUFFERS, MODEL_METADATA, MODEL_FIELDS = 4, 6, 10  # slots of the root table that we replace, and how many we know
+MODEL_CODES, MODEL_SUBGRAPHS, MODEL_BUFFERS, MODEL_METADATA = 1, 2, 4, 6  # slots of the root table that we replace
+MODEL_FIELDS = 10  # how many we know
+SUBGRAPH_TENSORS, SUBGRAPH_OPERATORS, SUBGRAPH_FIELDS = 0, 3, 6
+DEBUG_INDEX = 5  # the one field of a subgraph that is a number
 
 
-def add_metadata(data: Bytes, name: str, content: bytes) -> bytearray:
-    """The file with one more metadata entry, in place of any of that name. All old bytes stay, behind new ones.
+class _Extension:
+    """A file with new tables in front of it. All old bytes stay, behind the new ones.
 
     A FlatBuffers builder grows from the end of the file to its front and counts every offset from the end. So with
-    the old file as its tail, the old tables are valid targets: only the vectors that grow and the root are new.
+    the old file as its tail, the old tables are valid targets, and only what changes has to be written.
 
     Raises:
         ModelError: the root table has fields that nobody could copy, since their meaning is not known here.
     """
-    model = tflite.Model.GetRootAs(data, 0)
-    root = model._tab
-    if root.Offset(4 + 2 * MODEL_FIELDS):
-        raise ModelError("the file uses a newer schema than this tool knows, so nothing can be added to it")
-    padding = -len(data) % 16  # while building, so that what is aligned in the old file stays aligned in the new one
-    builder = flatbuffers.Builder(0)
-    builder.Bytes = bytearray(data) + bytes(padding)
-    builder.minalign = 16
-    tail = len(builder.Bytes)
 
-    def vector(targets: Sequence[int]) -> int:
-        builder.StartVector(4, len(targets), 4)
+    def __init__(self, data: Bytes) -> None:
+        self.model = tflite.Model.GetRootAs(data, 0)
+        if self.model._tab.Offset(4 + 2 * MODEL_FIELDS):
+            raise ModelError("the file uses a newer schema than this tool knows, so nothing can be added to it")
+        self.length = len(data)
+        self.padding = -len(data) % 16  # while building, so that what is aligned in the old file stays aligned
+        self.builder = flatbuffers.Builder(0)
+        self.builder.Bytes = bytearray(data) + bytes(self.padding)
+        self.builder.minalign = 16
+        self.tail = len(self.builder.Bytes)
+        self.buffers = [self.old(self.model.Buffers(i)) for i in range(self.model.BuffersLength())]
+        if not self.buffers:  # index 0 stands for "no data"
+            tflite.BufferStart(self.builder)
+            self.buffers.append(tflite.BufferEnd(self.builder))
+
+    def old(self, table: Any) -> int:
+        """The offset of a table of the old file."""
+        return self.tail - int(table._tab.Pos)
+
+    def old_field(self, table: Any, slot: int) -> int | None:
+        """The offset of what a table of the old file refers to, or None."""
+        if not (field := table._tab.Offset(4 + 2 * slot)):
+            return None
+        target = self.tail - table._tab.Indirect(table._tab.Pos + field)
+        if not 0 < target <= self.tail:
+            raise ModelError("the file is damaged: a field of one of its tables points outside of it")
+        return int(target)
+
+    def vector(self, targets: Sequence[int]) -> int:
+        self.builder.StartVector(4, len(targets), 4)
         for target in reversed(targets):
-            builder.PrependUOffsetTRelative(target)
-        return builder.EndVector()
+            self.builder.PrependUOffsetTRelative(target)
+        return int(self.builder.EndVector())
 
-    builder.StartVector(1, len(content), 16)
-    builder.head -= len(content)
-    builder.Bytes[builder.head : builder.head + len(content)] = content
-    stored = builder.EndVector()
-    tflite.BufferStart(builder)
-    tflite.BufferAddData(builder, stored)
-    buffer = tflite.BufferEnd(builder)
-    buffers = [tail - model.Buffers(i)._tab.Pos for i in range(model.BuffersLength())]
-    if not buffers:  # index 0 stands for "no data"
+    def integers(self, values: Sequence[int]) -> int:
+        return int(self.builder.CreateNumpyVector(np.array(values, dtype="<i4")))
+
+    def buffer(self, content: bytes) -> int:
+        """Add a buffer; its index."""
+        builder = self.builder
+        builder.StartVector(1, len(content), 16)
+        builder.head -= len(content)
+        builder.Bytes[builder.head : builder.head + len(content)] = content
+        stored = builder.EndVector()
         tflite.BufferStart(builder)
-        buffers = [tflite.BufferEnd(builder)]
-    label = builder.CreateString(name)
-    tflite.MetadataStart(builder)
-    tflite.MetadataAddName(builder, label)
-    tflite.MetadataAddBuffer(builder, len(buffers))
-    entry = tflite.MetadataEnd(builder)
-    kept = [tail - m._tab.Pos for m in map(model.Metadata, range(model.MetadataLength())) if m.Name() != name.encode()]
-    new = {MODEL_BUFFERS: vector([*buffers, buffer]), MODEL_METADATA: vector([*kept, entry])}
+        tflite.BufferAddData(builder, stored)
+        self.buffers.append(tflite.BufferEnd(builder))
+        return len(self.buffers) - 1
 
-    builder.StartObject(MODEL_FIELDS)
-    for slot in range(1, MODEL_FIELDS):
-        if field := root.Offset(4 + 2 * slot):
-            target = tail - root.Indirect(root.Pos + field)
-            if not 0 < target <= tail:
-                raise ModelError("the file is damaged: a field of its root table points outside of it")
-            new.setdefault(slot, target)
-        if slot in new:
-            builder.PrependUOffsetTRelativeSlot(slot, new[slot], 0)
-    builder.PrependUint32Slot(0, model.Version(), 0)
-    builder.Finish(builder.EndObject(), FILE_IDENTIFIER)
-    result = builder.Bytes[builder.head :]
-    del result[len(result) - padding :]
-    _shift_absolute_offsets(result, len(result) - len(data))
-    return result
+    def metadata(self, without: str) -> list[int]:
+        """The metadata entries that do not have that name."""
+        entries = map(self.model.Metadata, range(self.model.MetadataLength()))
+        return [self.old(entry) for entry in entries if entry.Name() != without.encode()]
+
+    def finish(self, new: Mapping[int, int]) -> bytearray:
+        """The new file, with these slots of the root replaced, and the buffers."""
+        new = {**new, MODEL_BUFFERS: self.vector(self.buffers)}
+        fields = {slot: new.get(slot) or self.old_field(self.model, slot) for slot in range(1, MODEL_FIELDS)}
+        self.builder.StartObject(MODEL_FIELDS)
+        for slot, target in fields.items():
+            if target is not None:
+                self.builder.PrependUOffsetTRelativeSlot(slot, target, 0)
+        self.builder.PrependUint32Slot(0, self.model.Version(), 0)
+        self.builder.Finish(self.builder.EndObject(), FILE_IDENTIFIER)
+        result = self.builder.Bytes[self.builder.head :]
+        del result[len(result) - self.padding :]
+        _shift_absolute_offsets(result, len(result) - self.length)
+        return result
+
+
+def add_metadata(data: Bytes, name: str, content: bytes) -> bytearray:
+    """The file with one more metadata entry, in place of any of that name.
+
+    Raises:
+        ModelError: as for :class:`_Extension`.
+    """
+    extension = _Extension(data)
+    buffer, label = extension.buffer(content), extension.builder.CreateString(name)
+    tflite.MetadataStart(extension.builder)
+    tflite.MetadataAddName(extension.builder, label)
+    tflite.MetadataAddBuffer(extension.builder, buffer)
+    entry = tflite.MetadataEnd(extension.builder)
+    return extension.finish({MODEL_METADATA: extension.vector([*extension.metadata(without=name), entry])})
+
+
+def rewrite_subgraph(data: Bytes, graph: ModelGraph, subgraph: Subgraph, rewrite: Rewrite) -> bytearray:
+    """The file with a new schedule of one subgraph.
+
+    Tensors keep their numbers, so that inputs, outputs and signatures stay as they are: new ones take the places of
+    those that nothing uses any longer, then further ones. Weights are shared, options as well wherever they are the
+    same. A memory plan is dropped, since it was for the old tensors.
+
+    Raises:
+        ModelError: as for :class:`_Extension`.
+    """
+    return _SubgraphWriter(data, graph, subgraph, rewrite).write()
+
+
+# Options of the operators that glue stripes together, and the version that int8 takes; other types take version 1.
+GLUE_OPTIONS = {
+    "SLICE": "SliceOptions",
+    "PAD": "PadOptions",
+    "PADV2": "PadV2Options",
+    "CONCATENATION": "ConcatenationOptions",
+}
+GLUE_VERSION_INT8 = 2
+HEIGHT = 1  # the axis of the rows
+
+
+class _SubgraphWriter:
+    def __init__(self, data: Bytes, graph: ModelGraph, subgraph: Subgraph, rewrite: Rewrite) -> None:
+        self.graph, self.subgraph, self.rewrite = graph, subgraph, rewrite
+        self.extension = _Extension(data)
+        self.builder = self.extension.builder
+        self.table = self.extension.model.Subgraphs(subgraph.index)
+        self.codes = [
+            self.extension.old(self.extension.model.OperatorCodes(i))
+            for i in range(self.extension.model.OperatorCodesLength())
+        ]
+        self.known_codes: dict[tuple[str, int], int] = {}
+        self.options: dict[Any, int] = {}
+
+    def write(self) -> bytearray:
+        extension, old = self.extension, len(self.subgraph.tensors)
+        kept = [self.subgraph.operators[o] for o in self.rewrite.operators if isinstance(o, int)]
+        used = {*self.subgraph.inputs, *self.subgraph.outputs}
+        used |= {i for o in kept for i in (*o.inputs, *o.outputs, *o.intermediates)}
+        used |= {i for o in self.rewrite.operators if not isinstance(o, int) for i in (*o.inputs, *o.outputs)}
+        before = {i for o in self.subgraph.operators for i in (*o.inputs, *o.outputs)}
+        free = sorted(i for i in before - used if i >= 0)
+        numbers = [*free, *range(old, old + len(self.rewrite.tensors) - len(free))]
+        number = {old + i: n for i, n in enumerate(numbers[: len(self.rewrite.tensors)])}
+        tensors = [extension.old(self.table.Tensors(i)) for i in range(old)] + [0] * max(len(number) - len(free), 0)
+        for i, tensor in enumerate(self.rewrite.tensors):
+            tensors[number[old + i]] = self.tensor(tensor)
+        operators = [
+            extension.old(self.table.Operators(o)) if isinstance(o, int) else self.operator(o, number)
+            for o in self.rewrite.operators
+        ]
+        fields: dict[int, int | None] = {
+            slot: extension.old_field(self.table, slot) for slot in range(SUBGRAPH_FIELDS) if slot != DEBUG_INDEX
+        }
+        fields |= {SUBGRAPH_TENSORS: extension.vector(tensors), SUBGRAPH_OPERATORS: extension.vector(operators)}
+        self.builder.StartObject(SUBGRAPH_FIELDS)
+        for slot, target in fields.items():
+            if target is not None:
+                self.builder.PrependUOffsetTRelativeSlot(slot, target, 0)
+        self.builder.PrependInt32Slot(DEBUG_INDEX, self.table.DebugMetadataIndex(), -1)
+        written = self.builder.EndObject()
+        subgraphs = [extension.old(extension.model.Subgraphs(i)) for i in range(len(self.graph.subgraphs))]
+        subgraphs[self.subgraph.index] = written
+        return extension.finish(
+            {
+                MODEL_CODES: extension.vector(self.codes),
+                MODEL_SUBGRAPHS: extension.vector(subgraphs),
+                MODEL_METADATA: extension.vector(extension.metadata(without=OFFLINE_PLAN)),
+            }
+        )
+
+    def tensor(self, new: NewTensor) -> int:
+        builder = self.builder
+        like = None if new.like is None else self.table.Tensors(new.like)
+        title = "" if new.like is None else shorten(self.subgraph.tensors[new.like].name, 24) + " "
+        quantization = None if like is None else like.Quantization()
+        name, shape = builder.CreateString(title + new.label), self.extension.integers(new.shape)
+        buffer = 0 if new.values is None else self.extension.buffer(new.values)
+        tflite.TensorStart(builder)
+        tflite.TensorAddShape(builder, shape)
+        tflite.TensorAddType(builder, tflite.TensorType.INT32 if like is None else like.Type())
+        tflite.TensorAddBuffer(builder, buffer)
+        tflite.TensorAddName(builder, name)
+        if quantization is not None:
+            builder.PrependUOffsetTRelativeSlot(4, self.extension.old(quantization), 0)
+        tflite.TensorAddHasRank(builder, True)
+        return int(tflite.TensorEnd(builder))
+
+    def operator(self, new: NewOperator, number: Mapping[int, int]) -> int:
+        builder = self.builder
+        inputs, outputs = (
+            self.extension.integers([number.get(i, i) for i in group]) for group in (new.inputs, new.outputs)
+        )
+        if new.like is None:
+            options: int | None
+            kind, code = GLUE_OPTIONS[new.kind], self.code(new)
+            options_type, options = getattr(tflite.BuiltinOptions, kind), self.glue_options(kind)
+        else:
+            like = self.table.Operators(new.like)
+            code, options_type = like.OpcodeIndex(), like.BuiltinOptionsType()
+            options = self.unpadded_options(new) if new.is_unpadded else self.extension.old_field(like, 4)
+        tflite.OperatorStart(builder)
+        builder.PrependUint32Slot(0, code, 0)
+        tflite.OperatorAddInputs(builder, inputs)
+        tflite.OperatorAddOutputs(builder, outputs)
+        if options:
+            tflite.OperatorAddBuiltinOptionsType(builder, options_type)
+            builder.PrependUOffsetTRelativeSlot(4, options, 0)
+        return int(tflite.OperatorEnd(builder))
+
+    def code(self, new: NewOperator) -> int:
+        """The index of an operator code for glue; one that is in the file, if it will do."""
+        i = new.outputs[0] - len(self.subgraph.tensors)
+        like = self.rewrite.tensors[i].like if i >= 0 else new.outputs[0]
+        assert like is not None
+        version = GLUE_VERSION_INT8 if self.subgraph.tensors[like].dtype == "INT8" else 1
+        if (new.kind, version) in self.known_codes:
+            return self.known_codes[new.kind, version]
+        builtin = getattr(tflite.BuiltinOperator, new.kind)
+        for index in range(self.extension.model.OperatorCodesLength()):
+            there = self.extension.model.OperatorCodes(index)
+            if there.DeprecatedBuiltinCode() == builtin and there.Version() >= version:
+                break
+        else:
+            tflite.OperatorCodeStart(self.builder)
+            tflite.OperatorCodeAddDeprecatedBuiltinCode(self.builder, builtin)
+            tflite.OperatorCodeAddBuiltinCode(self.builder, builtin)
+            tflite.OperatorCodeAddVersion(self.builder, version)
+            self.codes.append(tflite.OperatorCodeEnd(self.builder))
+            index = len(self.codes) - 1
+        self.known_codes[new.kind, version] = index
+        return index
+
+    def glue_options(self, kind: str) -> int:
+        if kind not in self.options:
+            getattr(tflite, f"{kind}Start")(self.builder)
+            if kind == "ConcatenationOptions":
+                tflite.ConcatenationOptionsAddAxis(self.builder, HEIGHT)
+            self.options[kind] = getattr(tflite, f"{kind}End")(self.builder)
+        return self.options[kind]
+
+    def unpadded_options(self, new: NewOperator) -> int:
+        """The options of the operator that is copied, with VALID instead of SAME padding."""
+        if new.like not in self.options:
+            content = self.table.Operators(new.like).BuiltinOptions()
+            name, _ = OPTION_FIELDS[new.kind]
+            old = getattr(tflite, name)()
+            old.Init(content.Bytes, content.Pos)
+            getattr(tflite, f"{name}Start")(self.builder)
+            for add in (function for function in dir(tflite) if function.startswith(f"{name}Add")):
+                field = add.removeprefix(f"{name}Add")
+                value = tflite.Padding.VALID if field == "Padding" else getattr(old, field)()
+                getattr(tflite, add)(self.builder, value)
+            self.options[new.like] = getattr(tflite, f"{name}End")(self.builder)
+        return self.options[new.like]
 
 
 def _shift_absolute_offsets(data: bytearray, shift: int) -> None:
@@ -3572,6 +3790,19 @@ MOST_LABELLED_BARS = 80  # more operators than this are numbered, not named
 MOST_PANELS = 6
 
 
+def split_table(result: SplitResult) -> str:
+    """The alternatives of partial execution; an arrow marks the one that was taken."""
+    from prettytable import PrettyTable
+
+    titles = ["", "Peak (B)", "Persistent, 32-bit, estimate (B)", "Sum (B)", "More MACs", "Operators", "File (B)"]
+    table = PrettyTable(titles, align="r")
+    for a in result.alternatives:
+        mark = "->" if a == result.chosen else ""
+        figures = (a.peak, a.persistent, a.total)
+        table.add_row([mark, *(f"{n:,}" for n in figures), f"{a.macs_percent:.1f} %", a.operators, f"{a.file_bytes:,}"])
+    return str(table.get_string())
+
+
 def plot_schedules(file: Path, schedules: Sequence[Schedule]) -> None:
     """Stacked bars per operator: inputs, outputs, other tensors in memory, in KB (1,024 B); the peak is marked.
 
@@ -3759,6 +3990,35 @@ class OptimizationResult:
 
 
 @dataclass(frozen=True)
+class SplitAlternative:
+    """One way to run subgraph 0: regions in stripes, and what that takes. Sizes in bytes."""
+
+    regions: tuple[SplitRegion, ...]
+    peak: int  # of the tensors as TFLM aligns them, in the order of the file
+    persistent: int  # an estimate of TFLM's persistent structures on a 32-bit target
+    macs_percent: float  # more multiply-accumulates than without stripes
+    operators: int
+    file_bytes: int
+
+    @property
+    def total(self) -> int:
+        return self.peak + self.persistent
+
+
+@dataclass(frozen=True)
+class SplitResult:
+    """What partial execution did. ``alternatives`` has the unsplit model first, then ever lower peaks."""
+
+    before: SplitAlternative
+    chosen: SplitAlternative
+    alternatives: tuple[SplitAlternative, ...]
+    changed: bool
+    seconds: float
+    is_complete: bool = True  # False: the time was over before all regions had been tried
+    refusal: str = ""  # why nothing was split, if nothing can be
+
+
+@dataclass(frozen=True)
 class PlanningResult:
     """What planning the arena did. ``bound`` is proven: no plan for these tensors is lower. Sizes in bytes."""
 
@@ -3772,6 +4032,17 @@ class PlanningResult:
     @property
     def optimal(self) -> bool:
         return self.head <= self.bound
+
+
+SHOWN_ALTERNATIVES = 10
+
+
+def _spread(front: Sequence[Composition]) -> list[Composition]:
+    """The first, the last and the best by sum of a front, and some that lie evenly between by their peaks."""
+    best = min(front, key=lambda c: c.peak + c.persistent)
+    goals = np.linspace(front[0].peak, front[-1].peak, SHOWN_ALTERNATIVES)
+    chosen = {min(range(len(front)), key=lambda i: abs(front[i].peak - goal)) for goal in goals}
+    return [front[i] for i in sorted(chosen | {front.index(best)})]
 
 
 MAPPED_FROM = 64 << 20  # bytes; larger files are memory-mapped, so that only what is read or changed takes RAM
@@ -3951,6 +4222,50 @@ class TFLiteModel:
         changed = any(order != tuple(range(len(order))) for order in orders)
         return dataclasses.replace(result, orders=orders, peak=other.peak_memory_usage(), changed=changed)
 
+    def split_operators(self, max_macs: float = 10.0, time_limit: float = 30.0) -> SplitResult:
+        """Run regions of spatial operators stripe by stripe where that needs less memory; the outputs stay the same.
+
+        Of all the ways that were found, the one with the smallest sum of peak and persistent structures on a 32-bit
+        target is taken. Only subgraph 0 is looked at, in the order that it has.
+
+        Args:
+            max_macs: how many per cent more multiply-accumulates the model may take.
+            time_limit: seconds for the search; then the best so far counts.
+        """
+        start = time.monotonic()
+        size = len(self._data)
+        try:
+            if self._graph.metadata_buffer(CONTROL_DEPENDENCIES) is not None:
+                raise ArenaError(f"metadata {CONTROL_DEPENDENCIES!r} refers to the numbers of its operators")
+            subgraph = self._graph.subgraphs[0]
+            search = SplitSearch(self._graph, self._data, subgraph, start + time_limit)
+            persistent = persistent_bytes(self._graph)
+        except ArenaError as refusal:
+            none = SplitAlternative((), self.peak_memory_usage(), 0, 0.0, 0, size)
+            return SplitResult(none, none, (none,), False, 0.0, refusal=str(refusal))
+        macs = sum(search.macs)
+        front = search.front(int(macs * max_macs / 100))
+        files = [rewrite_subgraph(self._data, self._graph, subgraph, search.rewrite(c)) for c in _spread(front)[1:]]
+        alternatives = [
+            SplitAlternative(
+                c.regions,
+                c.peak,
+                persistent + c.persistent,
+                100 * c.macs / macs if macs else 0.0,
+                len(subgraph.operators) + c.operators,
+                len(file),
+            )
+            for c, file in zip(_spread(front), [self._data, *files], strict=True)
+        ]
+        best = min(range(len(alternatives)), key=lambda i: (alternatives[i].total, i))
+        if best > 0:
+            self._data = files[best - 1]
+            self._reread()
+        seconds = time.monotonic() - start
+        return SplitResult(
+            alternatives[0], alternatives[best], tuple(alternatives), best > 0, seconds, seconds < time_limit
+        )
+
     def plan_memory(self, time_limit: float = 20.0) -> PlanningResult:
         """Fix the lowest arena layout in the file, for TFLM to use; the rest of the file stays as it is.
 
@@ -4067,6 +4382,16 @@ def _seconds(text: str) -> float:
     return number
 
 
+def _percent(text: str) -> float:
+    try:
+        number = float(text.removesuffix("%"))
+    except ValueError:
+        number = -1.0
+    if not 0 <= number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of per cent")
+    return number
+
+
 def _picture(text: str) -> Path:
     path = Path(text)
     if path.suffix.lower() not in PLOT_FORMATS:
@@ -4094,6 +4419,14 @@ def _parser() -> argparse.ArgumentParser:
         help="give every weight matrix at most N distinct values; several numbers, as in 4,8,16, only compare them",
     )
     add("--per-channel", action="store_true", help="cluster per output channel where the quantisation is per channel")
+    add("--split", action="store_true", help="run regions of the model stripe by stripe where that needs less memory")
+    add(
+        "--max-macs",
+        type=_percent,
+        default=10.0,
+        metavar="PERCENT",
+        help="how many more multiply-accumulates --split may cost (default: 10)",
+    )
     add("--optimize", action="store_true", help="reorder the operators for the smallest peak memory use")
     add("--time-limit", type=_seconds, default=60.0, metavar="SECONDS", help="for the search of an order (default: 60)")
     add("--calc-macs", action="store_true", help="add the multiply-accumulates of every operator")
@@ -4162,6 +4495,10 @@ def _run(arguments: argparse.Namespace) -> int:
         results["clustering"] = clusterings
         for note in clusterings[0].notes:
             _say(f"note: {note}")
+    if arguments.split:
+        split = model.split_operators(arguments.max_macs)
+        results["split"] = split
+        lines += _split_lines(split)
     if arguments.optimize:
         with _progress_bar() as progress:
             optimization = model.optimize_memory(arguments.time_limit, for_arena=arguments.plan, progress=progress)
@@ -4269,6 +4606,27 @@ def _progress_bar() -> Iterator[Callable[[int, int, int], None]]:
         yield progress
 
 
+def _split_lines(result: SplitResult) -> list[str]:
+    if result.refusal:
+        return [f"Not split: {result.refusal}."]
+    lines = ["", "Ways to run it in stripes (peak before reordering and planning):", split_table(result)]
+    if not result.is_complete:
+        lines.append("(the time was over before all of them were tried)")
+    if not result.changed:
+        return [*lines, "Not split: no way has a smaller sum of peak and persistent structures."]
+    before, after = result.before, result.chosen
+    lines += [
+        f"Operators {region.start} to {region.end - 1} run in {region.stripes} stripes, "
+        + ("with the rows that two of them need cached" if region.is_cached else "which compute what they share twice")
+        + f": at most {region.peak:,} B"
+        for region in after.regions
+    ]
+    saved = 100 * (1 - after.peak / before.peak)
+    growth = after.file_bytes - before.file_bytes
+    cost = f"{after.macs_percent:.1f} % more multiply-accumulates, {growth:,} B more file"
+    return [*lines, f"Split: peak {before.peak:,} B -> {after.peak:,} B ({saved:.1f} % less), {cost}."]
+
+
 def _optimization_lines(result: OptimizationResult) -> list[str]:
     if result.refusal:
         return [f"Not reordered: {result.refusal}."]
@@ -4319,7 +4677,7 @@ def _plain(result: Any) -> Any:
     if isinstance(result, list):
         return [_plain(item) for item in result]
     document = dataclasses.asdict(result)
-    for name in ("optimal", "identical", "bytes_before", "bytes_after", "entropy_bytes"):
+    for name in ("optimal", "identical", "total", "bytes_before", "bytes_after", "entropy_bytes"):
         if hasattr(result, name):
             document[name] = getattr(result, name)
     for weights, source in zip(document.get("weights", ()), getattr(result, "weights", ()), strict=True):
