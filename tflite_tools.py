@@ -3489,11 +3489,18 @@ class VerificationResult:
         return decibels(self.signal, self.noise)
 
 
-def verify_models(original: Bytes, changed: Bytes, seed: int = 0, timeout: float = 300.0) -> VerificationResult:
+def verify_models(
+    original: Bytes, changed: Bytes, seed: int = 0, reference_kernels: bool = False, timeout: float = 300.0
+) -> VerificationResult:
     """Run both models in LiteRT with the same kernels (no delegate, one thread) on the same inputs.
 
     Every signature runs, or the model itself if it has none, INFERENCES times in a row. A crash of the runtime is
     reported, not suffered.
+
+    Args:
+        reference_kernels: take those of TFLM instead of the optimised ones. The latter sum floats in an order that
+            depends on the number of rows, so that stripes differ in the last bits.
+        timeout: seconds for each of the two.
 
     Raises:
         VerificationError: LiteRT is not installed, or does not run one of the models.
@@ -3503,7 +3510,7 @@ def verify_models(original: Bytes, changed: Bytes, seed: int = 0, timeout: float
     if importlib.util.find_spec("ai_edge_litert") is None:
         raise VerificationError("it needs LiteRT: pip install ai-edge-litert")
     before, after = (
-        _run_in_litert(data, what, seed, timeout)
+        _run_in_litert(data, what, seed, reference_kernels, timeout)
         for data, what in ((original, "the original"), (changed, "the changed"))
     )
     if before.keys() != after.keys():
@@ -3520,14 +3527,16 @@ def verify_models(original: Bytes, changed: Bytes, seed: int = 0, timeout: float
     return VerificationResult(tuple(before), len(pairs), different, signal, noise)
 
 
-def _run_in_litert(data: Bytes, what: str, seed: int, timeout: float) -> dict[str, list[np.ndarray]]:
+def _run_in_litert(
+    data: Bytes, what: str, seed: int, reference_kernels: bool, timeout: float
+) -> dict[str, list[np.ndarray]]:
     import pickle
     import subprocess
 
     with tempfile.TemporaryDirectory() as folder:
         model, outputs = Path(folder, "model.tflite"), Path(folder, "outputs")
         model.write_bytes(data)
-        command = [sys.executable, __file__, WORKER, str(model), str(outputs), str(seed)]
+        command = [sys.executable, __file__, WORKER, str(model), str(outputs), str(seed), KERNELS[reference_kernels]]
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, stdin=subprocess.DEVNULL)
         except subprocess.TimeoutExpired:
@@ -3538,7 +3547,10 @@ def _run_in_litert(data: Bytes, what: str, seed: int, timeout: float) -> dict[st
         return dict(pickle.loads(outputs.read_bytes()))  # written by ourselves, just now
 
 
-def litert_worker(model: str, outputs: str, seed: str) -> None:
+KERNELS = ("BUILTIN_WITHOUT_DEFAULT_DELEGATES", "BUILTIN_REF")  # LiteRT's names for optimised and reference ones
+
+
+def litert_worker(model: str, outputs: str, seed: str, kernels: str) -> None:
     """What the process does that runs one model: {signature: outputs of all inferences} -> a file."""
     import pickle
 
@@ -3547,7 +3559,7 @@ def litert_worker(model: str, outputs: str, seed: str) -> None:
     interpreter = Interpreter(
         model_path=model,
         num_threads=1,
-        experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
+        experimental_op_resolver_type=OpResolverType[kernels],
     )
     rng = np.random.default_rng(int(seed))
     results: dict[str, list[np.ndarray]] = {}
@@ -4291,13 +4303,18 @@ class TFLiteModel:
         bound = min(plan.bound, self.arena.head)
         return PlanningResult(arena.head, self.arena.head, bound, changed, time.monotonic() - start)
 
-    def verify_against(self, original: TFLiteModel, seed: int = 0) -> VerificationResult:
+    def verify_against(
+        self, original: TFLiteModel, seed: int = 0, reference_kernels: bool = False
+    ) -> VerificationResult:
         """Run this model and another in LiteRT on the same random inputs and compare their outputs bit by bit.
+
+        Args:
+            reference_kernels: for a split model of floats, see :func:`verify_models`.
 
         Raises:
             VerificationError: LiteRT is not installed, or does not run one of the models.
         """
-        return verify_models(original._data, self._data, seed)
+        return verify_models(original._data, self._data, seed, reference_kernels)
 
     def cluster_weights(self, clusters: int, per_channel: bool = False) -> ClusteringResult:
         """Give every weight matrix at most ``clusters`` distinct values, biases untouched.
@@ -4512,7 +4529,8 @@ def _run(arguments: argparse.Namespace) -> int:
         _ = model.arena  # if it is not known, better now than with half of the outputs written
     verified = True
     if arguments.verify:
-        verification = model.verify_against(TFLiteModel.load_from_file(arguments.input))
+        original = TFLiteModel.load_from_file(arguments.input)
+        verification = model.verify_against(original, reference_kernels=arguments.split)
         results["verification"] = verification
         verified = verification.identical or bool(arguments.clusters)
         lines += _verification_lines(verification)

@@ -29,13 +29,15 @@ def corpus_id(path: Path) -> str:
     return str(path.relative_to(SHARED))
 
 
-def run_litert(model: bytes, inputs: list[np.ndarray]) -> list[np.ndarray]:
-    """One inference in LiteRT with the reference kernels; outputs in the model's order."""
+def run_litert(model: bytes, inputs: list[np.ndarray], reference: bool = False) -> list[np.ndarray]:
+    """One inference in LiteRT without delegates, or with the reference kernels; outputs in the model's order."""
     from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
     interpreter = Interpreter(
         model_content=bytes(model),
-        experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
+        experimental_op_resolver_type=OpResolverType.BUILTIN_REF
+        if reference
+        else OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
         num_threads=1,
     )
     interpreter.allocate_tensors()

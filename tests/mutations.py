@@ -417,6 +417,7 @@ FLAGS = (
     ("--clusters", "3", "-o", "out.tflite", "--csv", "csv", "--calc-macs", "--calc-size"),
     ("--optimize", "--json", "-", "-o", "out.tflite"),
     ("--plan", "--in-place", "--max-arena", "1KB"),
+    ("--split", "--optimize", "--plan", "-o", "split.tflite"),
 )
 PICTURES = (("--plot", "plot.svg"), ("--optimize", "--plan", "--memory-map", "map.svg"))  # ten times slower
 

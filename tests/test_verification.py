@@ -82,17 +82,18 @@ def test_without_litert_the_message_says_what_to_install(monkeypatch: pytest.Mon
         verify_models(CELLS, CELLS)
 
 
-def test_the_worker_runs_signatures_and_plain_models(tmp_path: Path):
+@pytest.mark.parametrize("kernels", tflite_tools.KERNELS)
+def test_the_worker_runs_signatures_and_plain_models(tmp_path: Path, kernels: str):
     import pickle
 
-    litert_worker(str(MODELS / "digits_cnn_int8.tflite"), str(tmp_path / "signature"), "0")
+    litert_worker(str(MODELS / "digits_cnn_int8.tflite"), str(tmp_path / "signature"), "0", kernels)
     assert len(pickle.loads((tmp_path / "signature").read_bytes())) == 1
     b = Builder()
     inputs = [b.tensor((3,), dtype) for dtype in ("INT8", "INT32", "BOOL", "FLOAT32", "COMPLEX64")]
     y = b.tensor((3,), "FLOAT32")
     b.op("RELU", [inputs[3]], [y])
     (tmp_path / "plain.tflite").write_bytes(b.build(inputs, [y]))
-    litert_worker(str(tmp_path / "plain.tflite"), str(tmp_path / "plain"), "0")
+    litert_worker(str(tmp_path / "plain.tflite"), str(tmp_path / "plain"), "0", kernels)
     outputs = pickle.loads((tmp_path / "plain").read_bytes())
     assert len(outputs[""]) == tflite_tools.INFERENCES
     with pytest.raises(ValueError, match="no random inputs"):

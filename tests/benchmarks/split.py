@@ -1,0 +1,128 @@
+"""Partial execution: what --split --optimize --plan makes of models, and whether their outputs stay the same.
+
+python tests/benchmarks/split.py                  # README's table, measured on the real runtime where it can be
+python tests/benchmarks/split.py --corpus FOLDER  # every model of a folder, verified in LiteRT on five seeds
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+from conftest import SHARED, run_tflm  # noqa: E402
+
+from tflite_tools import ModelError, TFLiteModel, VerificationError  # noqa: E402
+
+MODELS = {
+    "MobileNet v1 0.25 96": "nets/mobilenet_v1_025_96.tflite",
+    "MobileNet v2 0.35 96": "nets/mobilenet_v2_035_96.tflite",
+    "MobileNet v2 1.0 224": "nets/mobilenet_v2_100_224.tflite",
+    "MobileNet v3 small 224": "nets/mobilenet_v3_small_224.tflite",
+    "SqueezeNet v1 224": "nets/squeezenet_v1_224.tflite",
+    "SSD MobileNet v2 300": "nets/ssd_mobilenet_v2_300.tflite",
+    "ResNet-8 32": "nets/resnet8_32.tflite",
+    "DS-CNN keyword spotting": "nets/dscnn_kws_49x10.tflite",
+    "TFLM: person detection": "person_detect.tflite",
+    "TinyEngine: MCUNet, visual wake words": "vww.tflite",
+}
+
+
+def measured(model: TFLiteModel) -> tuple[int, str] | None:
+    """(non-persistent bytes, checksum of the outputs) of the real runtime; None where it does not run the model."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.tflite"
+        model.write_to_file(path)
+        try:
+            run = run_tflm(path)
+        except RuntimeError:
+            return None
+        return run.head, run.output
+
+
+def show(title: str, path: Path) -> bool:
+    """One row of the table; whether all that could be checked was right."""
+    original = TFLiteModel.load_from_file(path)
+    model = TFLiteModel.load_from_file(path)
+    start = time.monotonic()
+    result = model.split_operators()
+    seconds = time.monotonic() - start
+    model.optimize_memory(20, for_arena=True)
+    model.plan_memory()
+    before, after = measured(original), measured(model)
+    is_right = before is None or after is None or (after == (model.arena.head, before[1]))
+    runtime = "not run" if after is None or before is None else f"{before[0]:,} -> {after[0]:,}"
+    cells = [
+        title,
+        f"{original.peak_memory_usage():,}",
+        f"{model.peak_memory_usage():,}",
+        f"{model.arena.head:,}",
+        runtime,
+        f"{result.before.total:,}",
+        f"{model.arena.head + result.chosen.persistent:,}",
+        f"{result.chosen.macs_percent:.1f} %",
+        f"{result.before.operators} -> {result.chosen.operators}",
+        f"{100 * (result.chosen.file_bytes / result.before.file_bytes - 1):.1f} %",
+        f"{seconds:.1f}",
+    ]
+    print("| " + " | ".join(cells) + " |" + ("" if is_right else " WRONG"), flush=True)
+    return is_right
+
+
+def check_corpus(folder: Path, seeds: int) -> int:
+    counts: Counter[str] = Counter()
+    for path in sorted(folder.rglob("*.tflite")):
+        if re.search(r"syn_.*_n[13]000_", path.name) or path.stat().st_size > 200e6:
+            continue
+        try:
+            original, model = TFLiteModel.load_from_file(path), TFLiteModel.load_from_file(path)
+        except ModelError:
+            continue
+        result = model.split_operators(max_macs=50)
+        if not result.changed:
+            counts["left alone" if not result.refusal else "refused"] += 1
+            continue
+        try:
+            same = all(model.verify_against(original, seed, reference_kernels=True).identical for seed in range(seeds))
+            outcome = "split, bit-identical" if same else "split, DIFFERENT"
+        except VerificationError as error:
+            outcome = "split, not run by LiteRT"
+            if "does not run the original" not in str(error):
+                outcome = "split, no longer RUN by LiteRT"
+        counts[outcome] += 1
+        saved = f"{result.before.peak:,} -> {result.chosen.peak:,}"
+        print(f"{path.name:60} {saved:28} {outcome} {result.seconds:.1f} s", flush=True)
+    print("; ".join(f"{number} {outcome}" for outcome, number in sorted(counts.items())))
+    return sum(number for outcome, number in counts.items() if "DIFFERENT" in outcome or "RUN" in outcome)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--corpus", type=Path, metavar="FOLDER", help="verify every model of this folder instead")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--pattern", default="", help="only rows with this in their title")
+    arguments = parser.parse_args()
+    if arguments.corpus:
+        return 1 if check_corpus(arguments.corpus, arguments.seeds) else 0
+    print(
+        "| Model | Peak (B) | Peak, split (B) | Planned arena (B) | Arena, measured (B) | Sum (B) | Sum, split (B) ",
+        end="",
+    )
+    print("| More MACs | Operators | File growth | Search (s) |\n|---|" + "---:|" * 10)
+    fine = True
+    for title, name in MODELS.items():
+        found = [SHARED / name] if "/" in name else sorted(SHARED.glob(f"models/**/{name}"))
+        if arguments.pattern in title and found and found[0].exists():
+            fine &= show(title, found[0])
+    return 0 if fine else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
