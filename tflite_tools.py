@@ -1765,6 +1765,7 @@ class Arena:
     has_plan: bool
     problems: tuple[str, ...] = ()
     missing_operators: tuple[str, ...] = ()  # kinds that TFLM has no kernel for
+    persistent: int = 0  # an estimate of the tail on a 32-bit target
 
     @property
     def blocks(self) -> list[Block]:
@@ -2012,7 +2013,7 @@ def analyse_arena(graph: ModelGraph, data: Bytes) -> Arena:
     kinds = {op.kind for s in graph.subgraphs for op in s.operators}
     problems = plan_problems(graph, buffers, offsets, fixed, plan) if plan is not None else []
     return Arena(tuple(buffers), tuple(offsets), plan_height(blocks, offsets), plan is not None, tuple(problems),
-                 tuple(sorted(kinds - TFLM_OPERATORS)))  # fmt: skip
+                 tuple(sorted(kinds - TFLM_OPERATORS)), persistent_bytes(graph))  # fmt: skip
 
 
 def plan_problems(graph: ModelGraph, buffers: Sequence[ArenaBuffer], offsets: Sequence[int], fixed: Mapping[int, int],
@@ -2202,14 +2203,21 @@ class Stripe:
     wanted: Mapping[int, Rows]  # by tensor
 
 
+class NoStripes(ValueError):
+    """A region cannot be cut into that many stripes."""
+
+
 def stripe_rows(
     rules: Mapping[int, tuple[int, RowRule]],
     heights: Mapping[int, int],
     escaping: Collection[int],
     stripes: int,
     is_cached: bool,
-) -> list[Stripe] | None:
-    """The row algebra of a region: who computes what in which stripe. None where a stripe would consist of padding.
+) -> Iterator[Stripe]:
+    """The row algebra of a region: who computes what in which stripe.
+
+    Raises:
+        NoStripes: one of them would consist of padding.
 
     Args:
         rules: operator -> (output tensor, rule), in execution order.
@@ -2219,7 +2227,6 @@ def stripe_rows(
     """
     read_inside = {i for _, rule in rules.values() for i in rule.sources}
     done = dict.fromkeys((output for output, _ in rules.values()), 0)  # rows that exist or have existed
-    result = []
     for stripe in range(1, stripes + 1):
         computed: dict[int, Rows] = {}
         wanted: dict[int, Rows] = {}
@@ -2240,11 +2247,10 @@ def stripe_rows(
             for source in rule.sources:
                 rows, _ = rule.reads((first, behind), heights[source])
                 if rows[0] >= rows[1]:
-                    return None
+                    raise NoStripes
                 before = wanted.get(source, rows)
                 wanted[source] = min(before[0], rows[0]), max(before[1], rows[1])
-        result.append(Stripe(computed, wanted))
-    return result
+        yield Stripe(computed, wanted)
 
 
 class NewTensor(NamedTuple):
@@ -2294,7 +2300,7 @@ class _Emitter:
 
     def rows(self, like: int, rows: Rows) -> int:
         _, _, width, channels = self.subgraph.tensors[like].shape
-        return self.tensor(like, (1, rows[1] - rows[0], width, channels), f" {rows[0]}:{rows[1]}")
+        return self.tensor(like, (1, rows[1] - rows[0], width, channels), f"{rows[0]}:{rows[1]}")
 
     def constant(self, values: bytes, shape: tuple[int, ...], like: int | None = None) -> int:
         key = like, shape, values
@@ -2341,7 +2347,7 @@ class _Emitter:
             item = {"FLOAT32": struct.pack("<f", np.finfo(np.float32).min), "INT8": b"\x80", "UINT8": b"\0"}
             inputs.append(self.constant(item[self.subgraph.tensors[like].dtype], (1,), like))
         shape = 1, height + sum(pads), width + sum(rule.columns), channels
-        return self.emit("PADV2" if is_max else "PAD", inputs, self.tensor(like, shape, " padded"))
+        return self.emit("PADV2" if is_max else "PAD", inputs, self.tensor(like, shape, "padded"))
 
     def compute(self, operator: Operator, rule: RowRule, rows: Rows, inputs: Mapping[int, int]) -> int:
         """Some rows of an operator's output; ``inputs`` are the tensors that hold the rows it reads of its sources."""
@@ -2432,6 +2438,7 @@ class Composition:
     operators: int
 
 
+LONGEST_REGION = 100  # operators
 STRIPES = (2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32)
 
 
@@ -2449,12 +2456,16 @@ class SplitSearch:
         callee_peaks = {s.subgraph.index: s.peak for s in schedule_model(graph)}
         count = len(subgraph.operators)
         self.needs = ordering_problem(graph, subgraph, callee_peaks, ARENA_COSTS).needs(range(count))
+        self.row_bytes = [(t.bytes or 0) // t.shape[1] if _is_spatial(t) else 0 for t in subgraph.tensors]
         self.rules = [row_rule(graph, data, subgraph, operator) for operator in subgraph.operators]
         self.lifetimes = tensor_lifetimes(subgraph)
-        self.entering = [
-            sum(self.sizes[t] for t, life in self.lifetimes.items() if life.first < i <= life.last)
-            for i in range(count + 1)
-        ]
+        changes = [0] * (count + 2)
+        for t, life in self.lifetimes.items():
+            changes[life.first + 1] += self.sizes[t]
+            changes[life.last + 1] -= self.sizes[t]
+        self.entering = list(
+            itertools.accumulate(changes[: count + 1])
+        )  # bytes alive before each operator, and at the end
         self.readers: dict[int, list[int]] = defaultdict(list)
         for operator in subgraph.operators:
             for t in operator.reads:
@@ -2463,29 +2474,40 @@ class SplitSearch:
         self.macs = [multiply_accumulates(subgraph, operator) for operator in subgraph.operators]
         self.persistent = [operator_persistent_bytes(subgraph, operator) for operator in subgraph.operators]
         self.regions: dict[int, list[SplitRegion]] = defaultdict(list)  # by start
-        self.ranges = {r: (max(self.needs[slice(*r)]), self.bound(*r)) for r in self.possible_ranges()}
+        self.ranges = dict(self.possible_ranges())
         # Per range and halo mode the stripes left to try, the fewest last, and the lowest peak so far.
         self.untried: dict[tuple[int, int, bool], list[int]] = defaultdict(lambda: list(reversed(STRIPES)))
         self.reached: dict[tuple[int, int, bool], int] = {}
 
-    def possible_ranges(self) -> Iterator[Rows]:
-        """All ranges of operators that could be a region."""
+    def possible_ranges(self) -> Iterator[tuple[Rows, tuple[int, int]]]:
+        """All ranges of operators that could be a region, with the bytes that they need whole and in stripes at least.
+
+        Whatever the stripes are, at its start all that it reads is there, at its end every output and its pieces.
+        """
         for end in range(1, len(self.rules) + 1):
-            earliest = 0
-            for start in reversed(range(end)):
-                rule = self.rules[start]
+            earliest = unsplit = escaping = 0
+            for start in reversed(range(max(end - LONGEST_REGION, 0), end)):
+                rule, operator = self.rules[start], self.subgraph.operators[start]
                 if rule is None:
                     break
-                for t in self.subgraph.operators[start].reads:
+                for t in operator.reads:
                     if t not in rule.sources and t in self.producers:
                         earliest = max(earliest, self.producers[t] + 1)
                 if start < earliest:
                     break
-                yield start, end
+                unsplit = max(unsplit, self.needs[start])
+                escaping += self.sizes[operator.writes[0]] if self.escapes(operator.writes[0], end) else 0
+                bound = max(self.entering[start], self.entering[end] + escaping)
+                if bound < unsplit:
+                    yield (start, end), (unsplit, bound)
+
+    def escapes(self, output: int, end: int) -> bool:
+        """Whether a tensor made before ``end`` has to be whole then."""
+        return not self.readers[output] or (output in self.lifetimes and self.lifetimes[output].last >= end)
 
     def escaping(self, start: int, end: int) -> list[int]:
         outputs = (t for operator in self.subgraph.operators[start:end] for t in operator.writes)
-        return [t for t in outputs if not self.readers[t] or self.lifetimes[t].last >= end]
+        return [t for t in outputs if self.escapes(t, end)]
 
     def region_rules(self, start: int, end: int) -> dict[int, tuple[int, RowRule]]:
         operators = self.subgraph.operators[start:end]
@@ -2495,10 +2517,6 @@ class SplitSearch:
         named = (t for output, rule in rules.values() for t in (output, *rule.sources))
         return {t: self.subgraph.tensors[t].shape[1] for t in named}
 
-    def bound(self, start: int, end: int) -> int:
-        """Bytes that the region needs at least: all it starts from, and at its end every output and its pieces."""
-        return max(self.entering[start], self.entering[end] + sum(self.sizes[t] for t in self.escaping(start, end)))
-
     def evaluate(
         self, start: int, end: int, stripes: int, is_cached: bool, most_macs: int, limit: int, most_persistent: int
     ) -> SplitRegion | None:
@@ -2507,23 +2525,29 @@ class SplitSearch:
         heights = self.heights(rules)
         if min(heights[t] for t in escaping) < stripes:
             return None
-        rows = stripe_rows(rules, heights, escaping, stripes, is_cached)
-        if rows is None:
-            return None
+        read_inside = {t for _, rule in rules.values() for t in rule.sources}
+        rows = []
         macs = -sum(self.macs[start:end])
-        for stripe in rows:
-            for number, (first, behind) in stripe.computed.items():
-                macs += self.macs[number] * (behind - first) // heights[rules[number][0]]
         persistent = -sum(self.persistent[start:end]) - TENSOR_BYTES * (end - start - len(escaping))
-        copies = sum(self.persistent[number] + TENSOR_BYTES for stripe in rows for number in stripe.computed)
-        if macs > most_macs or persistent + copies > most_persistent:
-            return None
-        if self.least_peak(rules, rows, escaping, start, end) > limit:
+        around = self.entering[start]
+        try:
+            for stripe in stripe_rows(rules, heights, escaping, stripes, is_cached):
+                rows.append(stripe)
+                macs += sum(self.macs[n] * (r[1] - r[0]) // heights[rules[n][0]] for n, r in stripe.computed.items())
+                persistent += sum(self.persistent[n] for n in stripe.computed)
+                if macs > most_macs or persistent > most_persistent:
+                    return None
+                if len(rows) < stripes and around + self.working_set(rules, stripe) > limit:
+                    return None
+                for number, (first, behind) in stripe.computed.items():
+                    output = rules[number][0]
+                    if output in escaping and output not in read_inside:
+                        around += (behind - first) * self.row_bytes[output]
+        except NoStripes:
             return None
         emitter = _Emitter(self.subgraph)
         emitter.region(rules, rows, escaping, is_cached)
         glue = (new for new in emitter.operators if new.like is None)
-        persistent += copies - TENSOR_BYTES * sum(len(stripe.computed) for stripe in rows)
         persistent += sum(glue_persistent_bytes(new.kind, len(new.inputs)) for new in glue)
         persistent += TENSOR_BYTES * len(emitter.tensors)
         if persistent > most_persistent:
@@ -2533,34 +2557,18 @@ class SplitSearch:
             start, end, stripes, is_cached, peak, macs, persistent, len(emitter.operators) - (end - start)
         )
 
-    def least_peak(
-        self,
-        rules: Mapping[int, tuple[int, RowRule]],
-        stripes: Sequence[Stripe],
-        escaping: Collection[int],
-        start: int,
-        end: int,
-    ) -> int:
-        """What is surely alive together with the rows that each operator reads and writes: quick to tell, in bytes."""
-        tensors = self.subgraph.tensors
-        named = {t for output, rule in rules.values() for t in (output, *rule.sources)}
-        row_bytes = {t: (tensors[t].bytes or 0) // tensors[t].shape[1] for t in named}
-        staying = sum(self.sizes[t] for t, life in self.lifetimes.items() if life.first < start and life.last >= end)
-        read_inside = {t for _, rule in rules.values() for t in rule.sources}
-        least = done = 0
-        for stripe in stripes:
-            around = done + (staying if stripe is stripes[-1] else self.entering[start])
-            for number, rows in stripe.computed.items():
-                output, rule = rules[number]
-                working = (rows[1] - rows[0]) * row_bytes[output]
-                for source in rule.sources:
-                    (first, behind), _ = rule.reads(rows, tensors[source].shape[1])
-                    if behind - first < tensors[source].shape[1]:
-                        working += (behind - first) * row_bytes[source]
-                least = max(least, around + working)
-                if output in escaping and output not in read_inside:
-                    done += (rows[1] - rows[0]) * row_bytes[output]
-        return least
+    def working_set(self, rules: Mapping[int, tuple[int, RowRule]], stripe: Stripe) -> int:
+        """The most bytes of rows that an operator of a stripe reads and writes, without those of whole tensors."""
+        most = 0
+        for number, rows in stripe.computed.items():
+            output, rule = rules[number]
+            working = (rows[1] - rows[0]) * self.row_bytes[output]
+            for source in rule.sources:
+                height = self.subgraph.tensors[source].shape[1]
+                (first, behind), _ = rule.reads(rows, height)
+                working += (behind - first) * self.row_bytes[source] if behind - first < height else 0
+            most = max(most, working)
+        return most
 
     def peak(self, emitter: _Emitter, start: int, end: int) -> int:
         """The most bytes alive while the new operators run."""
@@ -2653,13 +2661,41 @@ class SplitSearch:
             schedule += range(done, region.start)
             before = len(emitter.operators)
             rules, escaping = self.region_rules(region.start, region.end), self.escaping(region.start, region.end)
-            rows = stripe_rows(rules, self.heights(rules), escaping, region.stripes, region.is_cached)
-            assert rows is not None
+            rows = list(stripe_rows(rules, self.heights(rules), escaping, region.stripes, region.is_cached))
             emitter.region(rules, rows, escaping, region.is_cached)
             schedule += emitter.operators[before:]
             done = region.end
         schedule += range(done, len(self.subgraph.operators))
         return Rewrite(tuple(schedule), tuple(emitter.tensors))
+
+
+@dataclass(frozen=True)
+class SplitAlternative:
+    """One way to run subgraph 0: regions in stripes, and what that takes. Sizes in bytes."""
+
+    regions: tuple[SplitRegion, ...]
+    peak: int  # of the tensors as TFLM aligns them, in the order of the file
+    persistent: int  # an estimate of TFLM's persistent structures on a 32-bit target
+    macs_percent: float  # more multiply-accumulates than without stripes
+    operators: int
+    file_bytes: int
+
+    @property
+    def total(self) -> int:
+        return self.peak + self.persistent
+
+
+@dataclass(frozen=True)
+class SplitResult:
+    """What partial execution did. ``alternatives`` has the unsplit model first, then ever lower peaks."""
+
+    before: SplitAlternative
+    chosen: SplitAlternative
+    alternatives: tuple[SplitAlternative, ...]
+    changed: bool
+    seconds: float
+    is_complete: bool = True  # False: the time was over before all regions had been tried
+    refusal: str = ""  # why nothing was split, if nothing can be
 
 
 def _keep_best(labels: list[Composition], new: Composition) -> None:
@@ -3182,6 +3218,7 @@ class _Extension:
         self.builder.Bytes = bytearray(data) + bytes(self.padding)
         self.builder.minalign = 16
         self.tail = len(self.builder.Bytes)
+        self.vectors: dict[tuple[int, ...], int] = {}
         self.buffers = [self.old(self.model.Buffers(i)) for i in range(self.model.BuffersLength())]
         if not self.buffers:  # index 0 stands for "no data"
             tflite.BufferStart(self.builder)
@@ -3207,7 +3244,10 @@ class _Extension:
         return int(self.builder.EndVector())
 
     def integers(self, values: Sequence[int]) -> int:
-        return int(self.builder.CreateNumpyVector(np.array(values, dtype="<i4")))
+        """A vector of int32; equal ones are written once."""
+        if (key := tuple(values)) not in self.vectors:
+            self.vectors[key] = int(self.builder.CreateNumpyVector(np.array(values, dtype="<i4")))
+        return self.vectors[key]
 
     def buffer(self, content: bytes) -> int:
         """Add a buffer; its index."""
@@ -3690,9 +3730,6 @@ def model_peak(schedules: Sequence[Schedule]) -> int:
     return max(schedule.peak for schedule in schedules)
 
 
-ARENA_CAVEAT = "(reference kernels; without TFLM's persistent structures, which depend on the target)"
-
-
 def arena_text(arena: Arena, plan: Plan) -> str:
     """What TFLM will allocate, and what could be had; ``plan`` is the best one known for the same buffers."""
     who = "as planned in the file" if arena.has_plan else "as its own planner lays it out"
@@ -3702,7 +3739,8 @@ def arena_text(arena: Arena, plan: Plan) -> str:
     elif plan.height < arena.head:
         percent = 100 * (1 - plan.height / arena.head) if arena.head else 0.0
         lines += [f"Arena with --plan: {plan.height:,} B{'' if plan.optimal else ' or less'} ({percent:.1f} % less)"]
-    lines += [ARENA_CAVEAT]
+    tail = f"about {arena.persistent:,} B on a 32-bit target, an estimate"
+    lines += [f"(reference kernels; TFLM's persistent structures come on top: {tail})"]
     if arena.missing_operators:
         lines += [f"TFLM has no kernel for: {', '.join(map(shorten, arena.missing_operators))}"]
     lines += [f"Problem of the memory plan in the file: {problem}" for problem in arena.problems[:5]]
@@ -3714,6 +3752,7 @@ def arena_text(arena: Arena, plan: Plan) -> str:
 def arena_json(arena: Arena, plan: Plan) -> dict[str, Any]:
     return {
         "head_bytes": arena.head,
+        "persistent_estimate_bytes": arena.persistent,
         "has_plan": arena.has_plan,
         "bound_bytes": plan.bound,
         "planned_bytes": min(plan.height, arena.head),
@@ -3815,10 +3854,11 @@ def split_table(result: SplitResult) -> str:
     return str(table.get_string())
 
 
-def plot_schedules(file: Path, schedules: Sequence[Schedule]) -> None:
+def plot_schedules(file: Path, schedules: Sequence[Schedule], split: SplitResult | None = None) -> None:
     """Stacked bars per operator: inputs, outputs, other tensors in memory, in KB (1,024 B); the peak is marked.
 
-    Several subgraphs get a panel each, the MOST_PANELS largest. The extension decides the format.
+    Several subgraphs get a panel each, the MOST_PANELS largest, and so do the alternatives of partial execution. The
+    extension decides the format.
     """
     from matplotlib.figure import Figure
 
@@ -3826,9 +3866,13 @@ def plot_schedules(file: Path, schedules: Sequence[Schedule]) -> None:
     shown = sorted(sorted(shown, key=lambda s: -s.peak)[:MOST_PANELS], key=lambda s: s.subgraph.index)
     longest = max(len(s.steps) for s in shown)
     width = min(max(longest / 4, 7), 24)
-    figure = Figure(figsize=(width, 5.5 * len(shown)), layout="constrained")
-    for schedule, axes in zip(shown, figure.subplots(len(shown), squeeze=False)[:, 0], strict=True):
+    panels = len(shown) + (split is not None)
+    figure = Figure(figsize=(width, 5.5 * panels), layout="constrained")
+    columns = figure.subplots(panels, squeeze=False)[:, 0]
+    for schedule, axes in zip(shown, columns, strict=False):
         _plot_schedule(axes, schedule, title=schedule.subgraph.title if len(schedules) > 1 else "")
+    if split is not None:
+        _plot_alternatives(columns[-1], split)
     with replacing(file) as output:
         figure.savefig(output, format=file.suffix[1:].lower(), dpi=150)
 
@@ -3882,6 +3926,22 @@ def _plot_schedule(axes: Any, schedule: Schedule, title: str) -> None:
     axes.set_xlim(-0.6, max(len(steps) - 0.4, 0.6))
     axes.set_ylim(0, (axes.get_ylim()[1] or 1) * 1.12)
     axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=4, fontsize=8, frameon=False)
+
+
+def _plot_alternatives(axes: Any, split: SplitResult) -> None:
+    """Peak against peak and persistent structures, a point per alternative; the one that was taken is marked."""
+    points = [(a.peak / 1024, a.total / 1024) for a in split.alternatives]
+    axes.plot(*zip(*points, strict=True), marker="o", color=OTHER_COLOUR)
+    axes.plot(*points[split.alternatives.index(split.chosen)], "o", color=INPUT_COLOUR, markersize=10, label="taken")
+    for point, a in zip(points, split.alternatives, strict=True):
+        label = f"+{a.macs_percent:.1f} % MACs" if a.regions else "not split"
+        axes.annotate(label, point, (5, 5), textcoords="offset points", fontsize=8)
+    axes.set_xlabel("Peak (KB)")
+    axes.set_ylabel("Peak + persistent, estimate (KB)")
+    axes.margins(0.12)
+    axes.set_ylim(bottom=0)
+    axes.legend(loc="lower right")
+    axes.grid(alpha=0.3)
 
 
 def plot_arenas(file: Path, arenas: Mapping[str, Arena]) -> None:
@@ -3999,35 +4059,6 @@ class OptimizationResult:
     @property
     def optimal(self) -> bool:
         return self.peak <= self.bound
-
-
-@dataclass(frozen=True)
-class SplitAlternative:
-    """One way to run subgraph 0: regions in stripes, and what that takes. Sizes in bytes."""
-
-    regions: tuple[SplitRegion, ...]
-    peak: int  # of the tensors as TFLM aligns them, in the order of the file
-    persistent: int  # an estimate of TFLM's persistent structures on a 32-bit target
-    macs_percent: float  # more multiply-accumulates than without stripes
-    operators: int
-    file_bytes: int
-
-    @property
-    def total(self) -> int:
-        return self.peak + self.persistent
-
-
-@dataclass(frozen=True)
-class SplitResult:
-    """What partial execution did. ``alternatives`` has the unsplit model first, then ever lower peaks."""
-
-    before: SplitAlternative
-    chosen: SplitAlternative
-    alternatives: tuple[SplitAlternative, ...]
-    changed: bool
-    seconds: float
-    is_complete: bool = True  # False: the time was over before all regions had been tried
-    refusal: str = ""  # why nothing was split, if nothing can be
 
 
 @dataclass(frozen=True)
@@ -4158,13 +4189,16 @@ class TFLiteModel:
             document["notes"].append(f"the arena is not known, since {error}")
         return document
 
-    def plot_memory_usage(self, file: str | os.PathLike[str]) -> None:
+    def plot_memory_usage(self, file: str | os.PathLike[str], split: SplitResult | None = None) -> None:
         """Draw the working set of every operator; the extension of the file decides the format (png, svg, pdf).
+
+        Args:
+            split: what :meth:`split_operators` returned, whose alternatives are then drawn as well.
 
         Raises:
             OSError: the file cannot be written.
         """
-        plot_schedules(Path(file), self.schedules)
+        plot_schedules(Path(file), self.schedules, split)
 
     def plot_memory_map(self, file: str | os.PathLike[str], before: Arena | None = None) -> None:
         """Draw TFLM's arena: time across, address up; beside the arena of ``before``, if given.
@@ -4445,7 +4479,13 @@ def _parser() -> argparse.ArgumentParser:
         help="how many more multiply-accumulates --split may cost (default: 10)",
     )
     add("--optimize", action="store_true", help="reorder the operators for the smallest peak memory use")
-    add("--time-limit", type=_seconds, default=60.0, metavar="SECONDS", help="for the search of an order (default: 60)")
+    add(
+        "--time-limit",
+        type=_seconds,
+        default=60.0,
+        metavar="SECONDS",
+        help="for each search (default: 60; 30 for --split)",
+    )
     add("--calc-macs", action="store_true", help="add the multiply-accumulates of every operator")
     add("--calc-size", action="store_true", help="add the parameter bytes of every operator")
     add("--csv", type=Path, metavar="FOLDER", help="write the tables as CSV files into this folder")
@@ -4513,7 +4553,7 @@ def _run(arguments: argparse.Namespace) -> int:
         for note in clusterings[0].notes:
             _say(f"note: {note}")
     if arguments.split:
-        split = model.split_operators(arguments.max_macs)
+        split = model.split_operators(arguments.max_macs, min(arguments.time_limit, 30.0))
         results["split"] = split
         lines += _split_lines(split)
     if arguments.optimize:
@@ -4553,9 +4593,9 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.plot and len(clusterings) > 1:
         plot_clusterings(arguments.plot, clusterings)
     elif arguments.plot:
-        model.plot_memory_usage(arguments.plot)
+        model.plot_memory_usage(arguments.plot, results.get("split"))
     if arguments.memory_map:
-        changed = arguments.plan or arguments.optimize
+        changed = arguments.plan or arguments.optimize or arguments.split
         model.plot_memory_map(arguments.memory_map, before if changed else None)
     if not verified:
         _say("check failed: the outputs differ, so no model was written")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import gc
 import importlib
 import io
@@ -124,6 +125,28 @@ def with_weights() -> bytes:
     return b.build([0], [x])
 
 
+def with_windows() -> bytes:
+    """A chain of spatial operators with large tensors inside, which --split runs in stripes."""
+    b = Builder()
+    sizes = [(48, 40, 1), (48, 40, 8), (24, 20, 8), (24, 20, 8), (26, 22, 8), (12, 10, 8), (12, 10, 8)]
+    tensors = [b.tensor((1, *size)) for size in sizes]
+    conv, depthwise, pool = schema.Conv2DOptionsT(), schema.DepthwiseConv2DOptionsT(), schema.Pool2DOptionsT()
+    for options, stride in ((conv, 1), (depthwise, 1), (pool, 2)):
+        options.strideH = options.strideW = stride
+    pool.filterHeight = pool.filterWidth = 3
+    halves = schema.Pool2DOptionsT()
+    halves.filterHeight, halves.filterWidth, halves.strideH, halves.strideW = 4, 4, 2, 2
+    halves.padding = schema.Padding.VALID
+    paddings = b.constant(np.array([[0, 0], [1, 1], [1, 1], [0, 0]], np.int32))
+    b.op("CONV_2D", [tensors[0], b.constant(np.ones((8, 3, 3, 1), np.int8))], [tensors[1]], conv)
+    b.op("MAX_POOL_2D", [tensors[1]], [tensors[2]], pool)
+    b.op("DEPTHWISE_CONV_2D", [tensors[2], b.constant(np.ones((1, 3, 3, 8), np.int8))], [tensors[3]], depthwise)
+    b.op("PAD", [tensors[3], paddings], [tensors[4]])
+    b.op("AVERAGE_POOL_2D", [tensors[4]], [tensors[5]], halves)
+    b.op("RELU", [tensors[5]], [tensors[6]])
+    return b.build(tensors[:1], tensors[-1:])
+
+
 BUILT: dict[str, Callable[[], bytes]] = {
     "worked_example": worked_example,
     "branches": lambda: branches([(96, 16), (160, 32), (48, 64), (80, 16)]),
@@ -131,6 +154,7 @@ BUILT: dict[str, Callable[[], bytes]] = {
     "with_control_flow": with_control_flow,
     "with_scratch": with_scratch,
     "with_weights": with_weights,
+    "with_windows": with_windows,
 }
 
 ####################################################################################################
@@ -534,6 +558,9 @@ def broken_rules(code: int | None, stdout: str, stderr: str, data: bytes, flags:
     output = Path("model.tflite" if "--in-place" in flags else "out.tflite")
     if output.exists():
         broken += [f"output: {what}" for what in differences(data, output.read_bytes(), "--clusters" in flags)]
+    split = Path("split.tflite")
+    if split.exists():
+        broken += [f"output: {what}" for what in split_differences(data, split.read_bytes())]
     report = stdout if "-" in flags else Path("report.json").read_text() if Path("report.json").exists() else ""
     if report:
         document = json.loads(report)
@@ -568,6 +595,26 @@ def differences(before: bytes, after: bytes, clustered: bool = False) -> list[st
             found.append(f"other constants in subgraph {one.index}")
         elif meaning(one) != meaning(other):
             found.append(f"subgraph {one.index} computes something else")
+    return found
+
+
+def split_differences(before: bytes, after: bytes) -> list[str]:
+    """What must not change when operators are split: all that is seen from outside, and the constants that stay."""
+    try:
+        old, new = tflite_tools.read_model(before), tflite_tools.read_model(after)
+    except tflite_tools.ModelError as error:
+        return [f"the written model cannot be read: {error}"]
+    one, other = old.subgraphs[0], new.subgraphs[0]
+    found = []
+    if (one.inputs, one.outputs) != (other.inputs, other.outputs):
+        found.append("other inputs or outputs")
+    if repr([one.tensors[i] for i in one.inputs + one.outputs]) != repr(
+        [other.tensors[i] for i in other.inputs + other.outputs]
+    ):
+        found.append("inputs or outputs of another shape or type")
+    others = [[dataclasses.replace(s, operator_vector=0) for s in graph.subgraphs[1:]] for graph in (old, new)]
+    if repr(others[0]) != repr(others[1]):
+        found.append("another subgraph is different")
     return found
 
 

@@ -8,13 +8,14 @@ import math
 import random
 import struct
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from ai_edge_litert import schema_py_generated as schema
 from builder import Builder
-from conftest import random_inputs, run_litert
+from conftest import MODELS, SHARED, corpus, corpus_id, needs_shared, random_inputs, run_litert, run_tflm
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -29,6 +30,9 @@ from tflite_tools import (
     SplitRegion,
     SplitSearch,
     Subgraph,
+    TFLiteModel,
+    main,
+    persistent_bytes,
     read_model,
     rewrite_subgraph,
     row_rule,
@@ -305,9 +309,9 @@ def test_cached_rows_are_computed_once(seed: int):
             assert region.macs <= 0
             rules = search.region_rules(region.start, region.end)
             escaping = search.escaping(region.start, region.end)
-            rows = tflite_tools.stripe_rows(rules, search.heights(rules), escaping, region.stripes, True)
+            rows = list(tflite_tools.stripe_rows(rules, search.heights(rules), escaping, region.stripes, True))
             for number, (output, _) in rules.items():
-                ranges = [stripe.computed[number] for stripe in rows or () if number in stripe.computed]
+                ranges = [stripe.computed[number] for stripe in rows if number in stripe.computed]
                 assert all(a[1] <= b[0] for a, b in itertools.pairwise(ranges))
                 if output in escaping:
                     assert sum(b - a for a, b in ranges) == search.subgraph.tensors[output].shape[1]
@@ -374,3 +378,163 @@ def test_several_regions_and_what_is_around_them(is_cached: bool):
     new = {t.buffer for t in after.subgraphs[0].tensors} - {t.buffer for t in graph.subgraphs[0].tensors}
     assert all(after.buffers[b].size <= 32 for b in new)
     assert litert_agrees(data, changed)
+
+
+# -- what is chosen ----------------------------------------------------------------------------------
+
+
+def test_the_composition_is_the_best_of_all_that_were_tried():
+    """The dynamic programme against every set of disjoint regions."""
+    net = Net(seed=5)
+    x = source = net.picture(48, 40, 2)
+    for channels, stride in ((8, 1), (8, 2), (6, 1), (8, 2)):
+        x = net.window("CONV_2D", x, channels, stride=stride)
+    data = net.build([source], [x])
+    graph = read_model(data)
+    search = SplitSearch(graph, data, graph.subgraphs[0], math.inf)
+    most_macs = sum(search.macs) // 3
+    front = search.front(most_macs)
+    assert len(front) > 2
+    assert all(a.peak > b.peak for a, b in itertools.pairwise(front))
+    options = [r for found in search.regions.values() for r in found]
+    for limit in {c.peak for c in front[1:]}:
+        best = min(
+            sum(r.persistent for r in chosen)
+            for count in range(1, 4)
+            for chosen in itertools.combinations([r for r in options if r.peak <= limit], count)
+            if all(a.end <= b.start or b.end <= a.start for a, b in itertools.combinations(chosen, 2))
+            and sum(r.macs for r in chosen) <= most_macs
+            and all(need <= limit for k, need in enumerate(search.needs)
+                    if not any(r.start <= k < r.end for r in chosen))
+        )  # fmt: skip
+        composed = search.compose(limit, most_macs)
+        assert composed is not None
+        assert composed.persistent == best
+
+
+def test_the_peak_of_the_written_model_is_the_one_that_was_promised():
+    for name in ("cnn", "mobilenet"):
+        model = TFLiteModel.load_from_file(MODELS / f"digits_{name}_int8.tflite")
+        original = TFLiteModel(model.to_bytes())
+        result = model.split_operators(max_macs=25)
+        assert result.changed
+        aligned = tflite_tools.plan_optimally(model.arena.blocks).bound
+        assert aligned == result.chosen.peak
+        assert result.chosen.total < result.before.total
+        assert len(model.to_bytes()) == result.chosen.file_bytes
+        assert len(model.graph.subgraphs[0].operators) == result.chosen.operators
+        assert abs(model.arena.persistent - result.chosen.persistent) < 0.01 * result.chosen.persistent
+        assert result.chosen.macs_percent <= 25
+        assert litert_agrees(original.to_bytes(), model.to_bytes(), seeds=5)
+
+
+def test_no_extra_work_is_allowed():
+    model = TFLiteModel.load_from_file(MODELS / "digits_mobilenet_int8.tflite")
+    result = model.split_operators(max_macs=0)
+    assert all(a.macs_percent <= 0 for a in result.alternatives)
+
+
+def test_what_cannot_be_split_stays_as_it_is():
+    net = Net()
+    x = net.picture(16, 8, 2)
+    y = net.map("SOFTMAX", x)
+    data = net.build([x], [y])
+    model = TFLiteModel(data)
+    result = model.split_operators()
+    assert not result.changed
+    assert result.alternatives == (result.before,)
+    assert model.to_bytes() == data
+
+
+def test_a_file_that_numbers_its_operators_is_refused():
+    net = Net()
+    x = net.picture(16, 8, 2)
+    y = net.window("CONV_2D", net.window("CONV_2D", x, 16), 2)
+    net.model.add_metadata("model_control_dependencies", b"1234")
+    model = TFLiteModel(net.build([x], [y]))
+    result = model.split_operators()
+    assert not result.changed
+    assert "model_control_dependencies" in result.refusal
+
+
+@pytest.mark.parametrize(
+    ("padding", "kind"), [(SAME, "AVERAGE_POOL_2D"), (SAME, "L2_POOL_2D"), (SAME, "MEAN"), (SAME, "SOFTMAX")]
+)
+def test_barriers(padding: int, kind: str):
+    net = Net()
+    x = net.picture(9, 9, 2)
+    y = net.window(kind, x, padding=padding) if kind.endswith("2D") else net.map(kind, x)
+    data = net.build([x], [y])
+    graph = read_model(data)
+    assert row_rule(graph, data, graph.subgraphs[0], graph.subgraphs[0].operators[0]) is None
+
+
+# -- the estimate of the persistent part, and the real runtime ---------------------------------------
+
+# What the runtime's own benchmark adds: 100 slots of 20 bytes for resource variables, and the recording of figures.
+BENCHMARK_OVERHEAD = 2_104
+
+
+@needs_shared
+@pytest.mark.parametrize(
+    "name", ["mobilenet_v1_025_96", "mobilenet_v3_small_224", "resnet8_32", "dscnn_kws_49x10", "nasnet_mobile_224"]
+)
+def test_persistent_bytes_are_estimated_well(name: str):
+    path = SHARED / "nets" / f"{name}.tflite"
+    estimate = persistent_bytes(read_model(path.read_bytes()))
+    assert estimate == pytest.approx(run_tflm(path).tail - BENCHMARK_OVERHEAD, rel=0.05)
+
+
+@pytest.mark.parametrize("name", ["cnn", "mobilenet"])
+def test_the_real_runtime_takes_what_the_plan_says(name: str, tmp_path: Path):
+    path = MODELS / f"digits_{name}_int8.tflite"
+    model = TFLiteModel.load_from_file(path)
+    model.split_operators(max_macs=25)
+    model.optimize_memory(for_arena=True)
+    model.plan_memory()
+    model.write_to_file(tmp_path / "split.tflite")
+    before, after = run_tflm(path), run_tflm(tmp_path / "split.tflite")
+    assert after.head == model.arena.head < before.head
+    assert after.output == before.output
+    assert model.arena.persistent == pytest.approx(after.tail - BENCHMARK_OVERHEAD, rel=0.1)
+
+
+SMALL = [p for p in corpus() if p.stat().st_size < 1.2e6]
+
+
+@needs_shared
+@pytest.mark.parametrize("path", SMALL, ids=corpus_id)
+def test_corpus_is_split_bit_identically(path: Path):
+    try:
+        model = TFLiteModel.load_from_file(path)
+    except tflite_tools.ModelError:
+        pytest.skip("not a model")
+    original = model.to_bytes()
+    result = model.split_operators(max_macs=50, time_limit=1)
+    if not result.changed:
+        assert model.to_bytes() == original
+        return
+    try:
+        inputs = random_inputs(original, 0)
+        before = run_litert(original, inputs, reference=True)
+    except (ValueError, RuntimeError) as error:
+        pytest.skip(f"LiteRT does not run it: {error}")
+    after = run_litert(model.to_bytes(), inputs, reference=True)
+    assert all(a.tobytes() == b.tobytes() for a, b in zip(before, after, strict=True))
+
+
+# -- the command line ----------------------------------------------------------------------------------
+
+
+def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    path = str(MODELS / "digits_mobilenet_int8.tflite")
+    output, plot = tmp_path / "split.tflite", tmp_path / "split.png"
+    options = ["--split", "--optimize", "--plan", "--verify", "-o", str(output), "--plot", str(plot)]
+    assert main(["-i", path, *options]) == 0
+    printed = capsys.readouterr().out
+    assert "Split: peak 55,296 B -> " in printed
+    assert "bit-identical" in printed
+    assert plot.stat().st_size > 10_000
+    assert TFLiteModel.load_from_file(output).peak_memory_usage() < 55_296
+    assert main(["-i", path, "--split", "--max-macs", "-1"]) == 2
+    assert "--max-macs" in capsys.readouterr().err
