@@ -17,6 +17,7 @@ On the command line::
 
     tflite-tools -i model.tflite                                    # tensors, schedule, peak
     tflite-tools -i model.tflite --optimize -o smaller.tflite       # reorder the operators
+    tflite-tools -i model.tflite --split -o stripes.tflite          # run parts of it stripe by stripe
     tflite-tools -i model.tflite --csv report/ --plot memory.png    # the same for other programs and for eyes
 
 From a script::
@@ -31,8 +32,8 @@ From a script::
 Weights stay in flash. What must fit in RAM is the *working set*: the intermediate tensors that are alive while an
 operator runs. The order of the operators decides how large it gets; where a planner places the tensors in the
 *arena* decides how much RAM that takes. Both are fixed in the file, so both can be optimised in the file, at no
-cost in accuracy or speed. The module reads from top to bottom in the order in which data flows; every section uses
-only what stands above it.
+cost in accuracy or speed; for a little of the latter, stripes take less than any order. The module reads from top
+to bottom in the order in which data flows; every section uses only what stands above it.
 """
 
 from __future__ import annotations
@@ -1909,9 +1910,9 @@ def align(size: int) -> int:
 def _tflm_bytes(tensor: Tensor) -> int:
     bytes_per_element = TFLM_ELEMENT_BYTES.get(tensor.dtype)
     if bytes_per_element is None:
-        raise ArenaError(f"TFLM has no tensors of type {tensor.dtype} ({tensor.name})")
+        raise ArenaError(f"TFLM has no tensors of type {tensor.dtype} ({shorten(tensor.name)})")
     if any(d < 0 for d in tensor.shape):
-        raise ArenaError(f"the shape of tensor {tensor.index} ({tensor.name}) is only known at run time")
+        raise ArenaError(f"the shape of tensor {tensor.index} ({shorten(tensor.name)}) is only known at run time")
     return tensor.elements * bytes_per_element
 
 
@@ -1950,7 +1951,7 @@ def operator_persistent_bytes(subgraph: Subgraph, operator: Operator) -> int:
     if operator.kind == "FULLY_CONNECTED" and weights and weights.quantization:
         scales = len(weights.quantization.scales)
         total += 2 * align(4 * scales) if scales > 1 else 0
-    if operator.kind == "BATCH_MATMUL" and tensors[0] and weights:  # transposed copies
+    if operator.kind == "BATCH_MATMUL" and weights and tensors[0]:  # transposed copies
         total += align(tensors[0].bytes or 0) if operator.options.get("AdjX") else 0
         total += align(weights.bytes or 0) if not operator.options.get("AdjY") else 0
     return total
@@ -2111,7 +2112,11 @@ class RowRule:
 def row_rule(graph: ModelGraph, data: Bytes, subgraph: Subgraph, operator: Operator) -> RowRule | None:
     """The rule of an operator, or None for one that has to run whole."""
     tensors, kind = subgraph.tensors, operator.kind
-    if len(operator.outputs) != 1 or not operator.inputs or not _is_spatial(tensors[operator.outputs[0]]):
+    if len(operator.outputs) != 1 or operator.outputs[0] < 0 or not _is_spatial(tensors[operator.outputs[0]]):
+        return None
+    is_convolution, is_pad = kind in ("CONV_2D", "DEPTHWISE_CONV_2D"), kind in ("PAD", "PADV2")
+    needed = operator.inputs[:2] if is_convolution else operator.inputs  # the bias may be left out
+    if len(needed) < (2 if is_convolution or is_pad else 1) or min(needed) < 0:
         return None
     output = tensors[operator.outputs[0]]
     if output.shape[1] == 1:
@@ -2121,9 +2126,9 @@ def row_rule(graph: ModelGraph, data: Bytes, subgraph: Subgraph, operator: Opera
     source = tensors[operator.inputs[0]]
     if not _is_spatial(source):
         return None
-    if kind in ("CONV_2D", "DEPTHWISE_CONV_2D", "MAX_POOL_2D", "AVERAGE_POOL_2D"):
+    if is_convolution or kind in ("MAX_POOL_2D", "AVERAGE_POOL_2D"):
         return _window_rule(tensors, operator, source, output)
-    if kind in ("PAD", "PADV2") and graph.has_data(paddings := tensors[operator.inputs[1]]):
+    if is_pad and graph.has_data(paddings := tensors[operator.inputs[1]]):
         span = graph.buffers[paddings.buffer]
         wide = {"INT32": "<i4", "INT64": "<i8"}.get(paddings.dtype)
         if wide is None or span.size != 8 * np.dtype(wide).itemsize:
@@ -2439,6 +2444,16 @@ class Composition:
 
 
 LONGEST_REGION = 100  # operators
+
+
+class Limits(NamedTuple):
+    """What a region may take."""
+
+    peak: int
+    macs: int
+    persistent: int
+
+
 STRIPES = (2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32)
 
 
@@ -2456,6 +2471,7 @@ class SplitSearch:
         callee_peaks = {s.subgraph.index: s.peak for s in schedule_model(graph)}
         count = len(subgraph.operators)
         self.needs = ordering_problem(graph, subgraph, callee_peaks, ARENA_COSTS).needs(range(count))
+        self.is_pad = [operator.kind in ("PAD", "PADV2") for operator in subgraph.operators]
         self.row_bytes = [(t.bytes or 0) // t.shape[1] if _is_spatial(t) else 0 for t in subgraph.tensors]
         self.rules = [row_rule(graph, data, subgraph, operator) for operator in subgraph.operators]
         self.lifetimes = tensor_lifetimes(subgraph)
@@ -2517,57 +2533,83 @@ class SplitSearch:
         named = (t for output, rule in rules.values() for t in (output, *rule.sources))
         return {t: self.subgraph.tensors[t].shape[1] for t in named}
 
-    def evaluate(
-        self, start: int, end: int, stripes: int, is_cached: bool, most_macs: int, limit: int, most_persistent: int
-    ) -> SplitRegion | None:
+    def evaluate(self, start: int, end: int, stripes: int, is_cached: bool, limits: Limits) -> SplitRegion | None:
         """What a region takes; None if that is more than the limits, or if it cannot be cut like that."""
         rules, escaping = self.region_rules(start, end), self.escaping(start, end)
-        heights = self.heights(rules)
-        if min(heights[t] for t in escaping) < stripes:
-            return None
-        read_inside = {t for _, rule in rules.values() for t in rule.sources}
-        rows = []
-        macs = -sum(self.macs[start:end])
-        persistent = -sum(self.persistent[start:end]) - TENSOR_BYTES * (end - start - len(escaping))
-        around = self.entering[start]
-        try:
-            for stripe in stripe_rows(rules, heights, escaping, stripes, is_cached):
-                rows.append(stripe)
-                macs += sum(self.macs[n] * (r[1] - r[0]) // heights[rules[n][0]] for n, r in stripe.computed.items())
-                persistent += sum(self.persistent[n] for n in stripe.computed)
-                if macs > most_macs or persistent > most_persistent:
-                    return None
-                if len(rows) < stripes and around + self.working_set(rules, stripe) > limit:
-                    return None
-                for number, (first, behind) in stripe.computed.items():
-                    output = rules[number][0]
-                    if output in escaping and output not in read_inside:
-                        around += (behind - first) * self.row_bytes[output]
-        except NoStripes:
+        rows = self.rows_within(limits, rules, escaping, stripes, is_cached)
+        if rows is None:
             return None
         emitter = _Emitter(self.subgraph)
         emitter.region(rules, rows, escaping, is_cached)
-        glue = (new for new in emitter.operators if new.like is None)
-        persistent += sum(glue_persistent_bytes(new.kind, len(new.inputs)) for new in glue)
-        persistent += TENSOR_BYTES * len(emitter.tensors)
-        if persistent > most_persistent:
-            return None
-        peak = self.peak(emitter, start, end)
-        return SplitRegion(
-            start, end, stripes, is_cached, peak, macs, persistent, len(emitter.operators) - (end - start)
+        before = sum(self.persistent[start:end]) + TENSOR_BYTES * (end - start - len(escaping))
+        after = TENSOR_BYTES * len(emitter.tensors) + sum(
+            glue_persistent_bytes(new.kind, len(new.inputs)) if new.like is None else self.persistent[new.like]
+            for new in emitter.operators
         )
+        peak = self.peak(emitter, start, end)
+        if after - before > limits.persistent or peak > limits.peak:
+            return None
+        macs = sum(self.stripe_macs(rules, stripe) for stripe in rows) - sum(self.macs[start:end])
+        more_operators = len(emitter.operators) - (end - start)
+        return SplitRegion(start, end, stripes, is_cached, peak, macs, after - before, more_operators)
+
+    def rows_within(
+        self,
+        limits: Limits,
+        rules: Mapping[int, tuple[int, RowRule]],
+        escaping: Collection[int],
+        stripes: int,
+        is_cached: bool,
+    ) -> list[Stripe] | None:
+        """The row algebra of a region; None as soon as one can tell that a limit does not hold."""
+        heights = self.heights(rules)
+        if min(heights[t] for t in escaping) < stripes:
+            return None
+        start = min(rules)
+        sinks = set(escaping) - {t for _, rule in rules.values() for t in rule.sources}
+        macs = -sum(self.macs[number] for number in rules)
+        persistent = -sum(self.persistent[number] + TENSOR_BYTES for number in rules)
+        around = self.entering[start]  # the pieces of outputs come on top
+        rows = []
+        try:
+            for stripe in stripe_rows(rules, heights, escaping, stripes, is_cached):
+                rows.append(stripe)
+                macs += self.stripe_macs(rules, stripe)
+                persistent += sum(self.least_persistent(number, rules[number][1]) for number in stripe.computed)
+                if macs > limits.macs or persistent > limits.persistent:
+                    return None
+                if len(rows) < stripes and around + self.working_set(rules, stripe) > limits.peak:
+                    return None
+                for number, (first, behind) in stripe.computed.items():
+                    around += (behind - first) * self.row_bytes[rules[number][0]] if rules[number][0] in sinks else 0
+        except NoStripes:
+            return None
+        return rows
+
+    def stripe_macs(self, rules: Mapping[int, tuple[int, RowRule]], stripe: Stripe) -> int:
+        heights = {number: self.subgraph.tensors[rules[number][0]].shape[1] for number in stripe.computed}
+        return sum(self.macs[n] * (rows[1] - rows[0]) // heights[n] for n, rows in stripe.computed.items())
+
+    def least_persistent(self, number: int, rule: RowRule) -> int:
+        """Persistent bytes of a copy of an operator, with the padding that it always needs."""
+        is_padded = any(rule.columns) and not self.is_pad[number]
+        return self.persistent[number] + TENSOR_BYTES + is_padded * (glue_persistent_bytes("PAD", 2) + TENSOR_BYTES)
 
     def working_set(self, rules: Mapping[int, tuple[int, RowRule]], stripe: Stripe) -> int:
-        """The most bytes of rows that an operator of a stripe reads and writes, without those of whole tensors."""
+        """The most bytes of rows that an operator of a stripe reads, pads and writes, whole tensors apart."""
         most = 0
         for number, rows in stripe.computed.items():
             output, rule = rules[number]
-            working = (rows[1] - rows[0]) * self.row_bytes[output]
+            written = (rows[1] - rows[0]) * self.row_bytes[output]
+            read = padded = 0
             for source in rule.sources:
-                height = self.subgraph.tensors[source].shape[1]
-                (first, behind), _ = rule.reads(rows, height)
-                working += (behind - first) * self.row_bytes[source] if behind - first < height else 0
-            most = max(most, working)
+                _, height, width, _ = self.subgraph.tensors[source].shape
+                (first, behind), pads = rule.reads(rows, height)
+                read += (behind - first) * self.row_bytes[source] if behind - first < height else 0
+                if (any(pads) or any(rule.columns)) and not self.is_pad[number]:
+                    row = self.row_bytes[source] * (width + sum(rule.columns)) // width
+                    padded = (behind - first + sum(pads)) * row
+            most = max(most, read + padded, (padded or read) + written)
         return most
 
     def peak(self, emitter: _Emitter, start: int, end: int) -> int:
@@ -2614,8 +2656,8 @@ class SplitSearch:
                     if time.monotonic() > self.deadline:
                         return
                     stripes = untried.pop()
-                    region = self.evaluate(start, end, stripes, is_cached, most_macs, limit, best - bound)
-                    if region is not None and region.peak <= limit:
+                    region = self.evaluate(start, end, stripes, is_cached, Limits(limit, most_macs, best - bound))
+                    if region is not None:
                         self.reached[key] = region.peak
                         self.regions[start].append(region)
 
@@ -2967,10 +3009,14 @@ class _Histogram:
 
 def _confirm(histogram: _Histogram, codebook: np.ndarray) -> np.ndarray:
     """The centroids that KMeans reaches from the given ones, should they be better."""
+    import warnings
+
     from sklearn.cluster import KMeans
 
     kmeans = KMeans(len(codebook), init=codebook[:, None], n_init=1, tol=0)
-    labels = kmeans.fit_predict(histogram.values[:, None], sample_weight=histogram.counts)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about values so close together that it takes them for the same
+        labels = kmeans.fit_predict(histogram.values[:, None], sample_weight=histogram.counts)
     reached = kmeans.cluster_centers_[:, 0]
     nearest = np.searchsorted((codebook[1:] + codebook[:-1]) / 2, histogram.values)
     is_better = histogram.squared_error(reached[labels]) < histogram.squared_error(codebook[nearest])
@@ -3164,15 +3210,24 @@ def overwrite_buffer(data: bytearray | mmap.mmap, span: BufferSpan, content: np.
     data[span.start : span.start + span.size] = content.tobytes()
 
 
-def erase_plan(data: bytearray | mmap.mmap, graph: ModelGraph) -> bool:
-    """Leave all tensors of a memory plan in the file to the runtime's planner; whether there was one."""
+def erase_plan(data: bytearray | mmap.mmap, graph: ModelGraph) -> bytearray | mmap.mmap:
+    """Leave all tensors of a memory plan in the file to the runtime's planner."""
     span = graph.metadata_buffer(OFFLINE_PLAN)
     if span is None or span.size < 16:
-        return False
+        return data
     words = np.frombuffer(data[span.start : span.start + span.size // 4 * 4], dtype="<i4").copy()
     words[3:] = PLANNED_AT_RUN_TIME
+    if _is_shared(graph, span):
+        return add_metadata(data, OFFLINE_PLAN, words.tobytes())
     data[span.start : span.start + words.nbytes] = words.tobytes()
-    return True
+    return data
+
+
+def _is_shared(graph: ModelGraph, plan: BufferSpan) -> bool:
+    """Whether bytes of the plan in the file mean something else as well."""
+    used = {graph.buffers[t.buffer] for s in graph.subgraphs for t in s.tensors if graph.has_data(t)}
+    used |= {graph.buffers[buffer] for name, buffer in graph.metadata if name != OFFLINE_PLAN}
+    return any(b.start < plan.start + plan.size and plan.start < b.start + b.size for b in used)
 
 
 def write_plan(data: bytearray | mmap.mmap, graph: ModelGraph, arena: Arena, plan: Plan) -> bytearray | mmap.mmap:
@@ -3185,8 +3240,7 @@ def write_plan(data: bytearray | mmap.mmap, graph: ModelGraph, arena: Arena, pla
     words = [1, len(graph.subgraphs), len(tensors), *(offsets.get(key, PLANNED_AT_RUN_TIME) for key in tensors)]
     content = np.array(words, dtype="<i4").tobytes()
     span = graph.metadata_buffer(OFFLINE_PLAN)
-    is_shared = span in {graph.buffers[t.buffer] for s in graph.subgraphs for t in s.tensors if graph.has_data(t)}
-    if span is not None and span.size == len(content) and span.start % 4 == 0 and not is_shared:
+    if span is not None and span.size == len(content) and span.start % 4 == 0 and not _is_shared(graph, span):
         data[span.start : span.start + span.size] = content
         return data
     return add_metadata(data, OFFLINE_PLAN, content)
@@ -4250,7 +4304,7 @@ class TFLiteModel:
     def _reorder(self, orders: Sequence[Sequence[int]]) -> None:
         for subgraph, order in zip(self._graph.subgraphs, orders, strict=True):
             permute_operators(self._data, subgraph, order)
-        erase_plan(self._data, self._graph)
+        self._data = erase_plan(self._data, self._graph)
         self._reread()
 
     def _better_for_arena(self, result: OptimizationResult, time_limit: float, **options: Any) -> OptimizationResult:
@@ -4373,6 +4427,8 @@ class TFLiteModel:
             clustered, account = cluster_tensor(kind, tensor, values, clusters, per_channel)
             overwrite_buffer(self._data, span, encode_weights(tensor, clustered))
             accounts.append(account)
+        if repr(read_model(self._data)) != repr(self._graph):
+            raise ModelError("the file is damaged: its weights lie on top of its tables")
         return ClusteringResult(clusters, per_channel, tuple(accounts), tuple(notes))
 
     def compare_clusterings(self, clusters: Sequence[int], per_channel: bool = False) -> list[ClusteringResult]:
@@ -4479,13 +4535,7 @@ def _parser() -> argparse.ArgumentParser:
         help="how many more multiply-accumulates --split may cost (default: 10)",
     )
     add("--optimize", action="store_true", help="reorder the operators for the smallest peak memory use")
-    add(
-        "--time-limit",
-        type=_seconds,
-        default=60.0,
-        metavar="SECONDS",
-        help="for each search (default: 60; 30 for --split)",
-    )
+    add("--time-limit", type=_seconds, metavar="SECONDS", help="for each search (default: 60; --split 30, --plan 20)")
     add("--calc-macs", action="store_true", help="add the multiply-accumulates of every operator")
     add("--calc-size", action="store_true", help="add the parameter bytes of every operator")
     add("--csv", type=Path, metavar="FOLDER", help="write the tables as CSV files into this folder")
@@ -4541,6 +4591,7 @@ def _run(arguments: argparse.Namespace) -> int:
     before: Arena | None = None
     with contextlib.suppress(ArenaError):
         before = model.arena
+    limit = {} if arguments.time_limit is None else {"time_limit": arguments.time_limit}
     clusterings: list[ClusteringResult] = []
     if arguments.clusters:
         if len(arguments.clusters) > 1:
@@ -4553,16 +4604,16 @@ def _run(arguments: argparse.Namespace) -> int:
         for note in clusterings[0].notes:
             _say(f"note: {note}")
     if arguments.split:
-        split = model.split_operators(arguments.max_macs, min(arguments.time_limit, 30.0))
+        split = model.split_operators(arguments.max_macs, **limit)
         results["split"] = split
         lines += _split_lines(split)
     if arguments.optimize:
         with _progress_bar() as progress:
-            optimization = model.optimize_memory(arguments.time_limit, for_arena=arguments.plan, progress=progress)
+            optimization = model.optimize_memory(for_arena=arguments.plan, progress=progress, **limit)
         results["optimization"] = optimization
         lines += _optimization_lines(optimization)
     if arguments.plan:
-        planning = model.plan_memory(arguments.time_limit)
+        planning = model.plan_memory(**limit)
         results["planning"] = planning
         lines += _planning_lines(planning, before)
     if arguments.memory_map or arguments.max_arena is not None:

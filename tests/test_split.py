@@ -39,6 +39,7 @@ from tflite_tools import (
     schedule_model,
 )
 
+NO_LIMITS = tflite_tools.Limits(1 << 60, 1 << 60, 1 << 60)
 SAME, VALID = schema.Padding.SAME, schema.Padding.VALID
 QUANTIZED = {"INT8": (0.05, -3), "UINT8": (0.05, 117)}
 
@@ -176,7 +177,7 @@ def regions(data: bytes) -> Iterator[tuple[SplitSearch, SplitRegion]]:
     search = SplitSearch(graph, data, graph.subgraphs[0], deadline=math.inf)
     for start, end in search.ranges:
         for stripes, is_cached in itertools.product(tflite_tools.STRIPES, (False, True)):
-            region = search.evaluate(start, end, stripes, is_cached, 1 << 60, 1 << 60, 1 << 60)
+            region = search.evaluate(start, end, stripes, is_cached, NO_LIMITS)
             if region is not None:
                 yield search, region
 
@@ -364,8 +365,7 @@ def test_several_regions_and_what_is_around_them(is_cached: bool):
     data = net.build([source], [x])
     graph = read_model(data)
     search = SplitSearch(graph, data, graph.subgraphs[0], math.inf)
-    limits = (1 << 60,) * 3
-    chosen = [search.evaluate(start, end, 4, is_cached, *limits) for start, end in ((0, 3), (4, 5))]
+    chosen = [search.evaluate(start, end, 4, is_cached, NO_LIMITS) for start, end in ((0, 3), (4, 5))]
     changed = bytes(rewrite_subgraph(data, graph, graph.subgraphs[0], rewritten(search, *chosen)))
     after = read_model(changed)
     assert [name for name, _ in after.metadata] == ["note"]  # the plan was for other tensors
