@@ -2475,20 +2475,21 @@ class SplitSearch:
         self.needs = ordering_problem(graph, subgraph, callee_peaks, ARENA_COSTS).needs(range(count))
         self.is_pad = [operator.kind in ("PAD", "PADV2") for operator in subgraph.operators]
         self.row_bytes = [(t.bytes or 0) // t.shape[1] if _is_spatial(t) else 0 for t in subgraph.tensors]
-        self.rules = [row_rule(graph, data, subgraph, operator) for operator in subgraph.operators]
         self.lifetimes = tensor_lifetimes(subgraph)
         changes = [0] * (count + 2)
         for t, life in self.lifetimes.items():
             changes[life.first + 1] += self.sizes[t]
             changes[life.last + 1] -= self.sizes[t]
-        self.entering = list(
-            itertools.accumulate(changes[: count + 1])
-        )  # bytes alive before each operator, and at the end
+        self.entering = list(itertools.accumulate(changes[:-1]))  # bytes alive before each operator, and at the end
         self.readers: dict[int, list[int]] = defaultdict(list)
         for operator in subgraph.operators:
             for t in operator.reads:
                 self.readers[t].append(operator.index)
         self.producers = {t: operator.index for operator in subgraph.operators for t in operator.writes}
+        self.rules = [
+            row_rule(graph, data, subgraph, operator) if self.is_only_producer(operator) else None
+            for operator in subgraph.operators
+        ]
         self.macs = [multiply_accumulates(subgraph, operator) for operator in subgraph.operators]
         self.persistent = [operator_persistent_bytes(subgraph, operator) for operator in subgraph.operators]
         pad = glue_persistent_bytes("PAD", 2) + TENSOR_BYTES
@@ -2501,6 +2502,16 @@ class SplitSearch:
         # Per range and halo mode the stripes left to try, the fewest last, and the lowest peak so far.
         self.untried: dict[tuple[int, int, bool], list[int]] = defaultdict(lambda: list(reversed(STRIPES)))
         self.reached: dict[tuple[int, int, bool], int] = {}
+
+    def is_only_producer(self, operator: Operator) -> bool:
+        """Whether what the operator writes comes from nowhere else, and is read after it only, as in sound files."""
+        return all(
+            self.producers[t] == operator.index
+            and t not in self.subgraph.inputs
+            and min(self.readers[t], default=operator.index + 1) > operator.index
+            and self.lifetimes.get(t, Lifetime(operator.index, 0)).first == operator.index
+            for t in operator.writes
+        )
 
     def possible_ranges(self) -> Iterator[tuple[Rows, tuple[int, int]]]:
         """All ranges of operators that could be a region, with the bytes that they need whole and in stripes at least.
