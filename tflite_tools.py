@@ -2063,7 +2063,7 @@ def plan_arena(arena: Arena, time_limit: float = 20.0) -> Plan:
 
 
 ####################################################################################################
-# Partial execution: a region of spatial operators -> the same results, stripe by stripe
+# Partial execution: the row algebra. Which rows of its inputs does an operator need for some of its output?
 ####################################################################################################
 
 # A region is a range of the schedule whose operators all work along the height of NHWC tensors. Run stripe by stripe,
@@ -2260,6 +2260,11 @@ def stripe_rows(
         yield Stripe(computed, wanted)
 
 
+####################################################################################################
+# Stripes as operators: a region and its rows -> new operators and tensors, as plain data
+####################################################################################################
+
+
 class NewTensor(NamedTuple):
     """A tensor to be added: of the type, quantisation and name of ``like``, the latter with a label behind it. Those
     with ``values`` are constants, of int32 where they are not like another tensor."""
@@ -2418,6 +2423,11 @@ class _Emitter:
                     cache[output] = self.slice(tensor, output, have, keep), keep
         for output, parts in pieces.items():
             self.join([tensor for tensor, _ in parts], output, [rows for _, rows in parts], output)
+
+
+####################################################################################################
+# Splitting a model: which regions in how many stripes pay
+####################################################################################################
 
 
 @dataclass(frozen=True)
