@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from mutations import BUILT, BYTE_EDITS, FLAGS, OBJECT_EDITS, Edit, damage, rebuild, run_case
 
 import tflite_tools
+from tflite_tools import TFLiteModel
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the harness needs fork()")
 
@@ -648,3 +649,46 @@ def test_ctrl_c_while_writing_leaves_nothing(tmp_path: Path, place: str, flag: s
     done = run(place, "-i", "model.tflite", flag, "-o", "out.tflite", cwd=tmp_path, code=INTERRUPT)
     assert [p.name for p in tmp_path.iterdir()] == ["model.tflite"]
     assert_refused(done)
+
+
+@pytest.mark.parametrize("is_reordered", [False, True])
+def test_a_plan_whose_bytes_mean_something_else_too_is_replaced_not_overwritten(is_reordered: bool):
+    b = Builder()
+    wide, narrow = ([b.tensor((size,)) for size in sizes] for sizes in ((96, 160), (16, 32)))
+    source, result = b.tensor((8,)), b.tensor((8,))
+    for tensor in wide:
+        b.op("TILE", [source], [tensor])
+    for before, after in zip(wide, narrow, strict=True):
+        b.op("SLICE", [before], [after])
+    b.op("CONCATENATION", narrow, [result])
+    words = np.array([1, 1, 6, 0, 512, 1024, 2048, 4096, 5120], "<i4").tobytes()
+    b.model.add_metadata(tflite_tools.OFFLINE_PLAN, words)
+    b.model.add_metadata("note", b"")
+    b.model.metadata[1].buffer = b.model.metadata[0].buffer
+    model = TFLiteModel(b.build([source], [result]))
+    if is_reordered:
+        assert model.optimize_memory().changed
+    else:
+        assert model.plan_memory().changed
+    note = model.graph.metadata_buffer("note")
+    assert note is not None
+    assert model.to_bytes()[note.start : note.start + note.size] == words
+    assert model.arena.head < 5120
+
+
+def test_kernels_without_their_inputs_are_counted_and_never_split():
+    b = Builder()
+    x, y, z = (b.tensor((1, 64, 8, 4)) for _ in range(3))
+    b.op("CONV_2D", [x], [y], schema.Conv2DOptionsT())
+    b.op("BATCH_MATMUL", [], [z])
+    model = TFLiteModel(b.build([x], [y, z]))
+    assert model.arena.persistent > 0
+    assert not model.split_operators().changed
+
+
+def test_what_is_written_twice_is_not_split():
+    b = Builder()
+    tensors = [b.tensor((1, 64, 8, 4)) for _ in range(3)]
+    for before, after in ((0, 1), (1, 2), (0, 1)):
+        b.op("RELU", [tensors[before]], [tensors[after]])
+    assert not TFLiteModel(b.build(tensors[:1], tensors[2:])).split_operators().changed
