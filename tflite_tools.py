@@ -2763,6 +2763,8 @@ class SplitResult:
     changed: bool
     seconds: float
     is_complete: bool = True  # False: the time was over before all regions had been tried
+    new_kinds: tuple[str, ...] = ()  # operators that the model did not have before: TFLM has to register them
+    is_reordered: bool = False  # the regions are those of the best order, not of the file's
     refusal: str = ""  # why nothing was split, if nothing can be
 
 
@@ -4348,7 +4350,9 @@ class TFLiteModel:
         changed = any(order != tuple(range(len(order))) for order in orders)
         return dataclasses.replace(result, orders=orders, peak=other.peak_memory_usage(), changed=changed)
 
-    def split_operators(self, max_macs: float = 10.0, time_limit: float = 30.0) -> SplitResult:
+    def split_operators(
+        self, max_macs: float = 10.0, time_limit: float = 30.0, try_orders: bool = False
+    ) -> SplitResult:
         """Run regions of spatial operators stripe by stripe where that needs less memory; the outputs stay the same.
 
         Of all the ways that were found, the one with the smallest sum of peak and persistent structures on a 32-bit
@@ -4357,7 +4361,25 @@ class TFLiteModel:
         Args:
             max_macs: how many per cent more multiply-accumulates the model may take.
             time_limit: seconds for the search; then the best so far counts.
+            try_orders: split the best order as well, if that is another one, with as much time again; keep what needs
+                less once it is reordered.
         """
+        result, data = self._split(max_macs, time_limit)
+        if try_orders and not result.refusal:
+            ordered = TFLiteModel(bytes(self._data))
+            if ordered.optimize_memory(time_limit).changed:
+                other, other_data = ordered._split(max_macs, time_limit)
+                models = [TFLiteModel(bytes(d)) for d in (data, other_data)]
+                sums = [m.optimize_memory(time_limit).peak + m.arena.persistent for m in models]
+                if sums[1] < sums[0]:
+                    result, data = dataclasses.replace(other, is_reordered=True), other_data
+        if result.changed:
+            self._data = data
+            self._reread()
+        return result
+
+    def _split(self, max_macs: float, time_limit: float) -> tuple[SplitResult, bytearray | mmap.mmap]:
+        """The best way to split the model, and its file then; the model stays as it is."""
         start = time.monotonic()
         size = len(self._data)
         try:
@@ -4368,11 +4390,12 @@ class TFLiteModel:
             persistent = persistent_bytes(self._graph)
         except ArenaError as refusal:
             none = SplitAlternative((), self.peak_memory_usage(), 0, 0.0, 0, size)
-            return SplitResult(none, none, (none,), False, 0.0, refusal=str(refusal))
+            return SplitResult(none, none, (none,), False, 0.0, refusal=str(refusal)), self._data
         macs = sum(search.macs)
-        front = search.front(int(macs * max_macs / 100))
-        files = [rewrite_subgraph(self._data, self._graph, subgraph, search.rewrite(c)) for c in _spread(front)[1:]]
-        alternatives = [
+        shown = _spread(search.front(int(macs * max_macs / 100)))
+        rewrites = [search.rewrite(c) for c in shown]
+        files = [self._data, *(rewrite_subgraph(self._data, self._graph, subgraph, r) for r in rewrites[1:])]
+        alternatives = tuple(
             SplitAlternative(
                 c.regions,
                 c.peak,
@@ -4381,16 +4404,16 @@ class TFLiteModel:
                 len(subgraph.operators) + c.operators,
                 len(file),
             )
-            for c, file in zip(_spread(front), [self._data, *files], strict=True)
-        ]
-        best = min(range(len(alternatives)), key=lambda i: (alternatives[i].total, i))
-        if best > 0:
-            self._data = files[best - 1]
-            self._reread()
-        seconds = time.monotonic() - start
-        return SplitResult(
-            alternatives[0], alternatives[best], tuple(alternatives), best > 0, seconds, seconds < time_limit
+            for c, file in zip(shown, files, strict=True)
         )
+        best = min(range(len(alternatives)), key=lambda i: (alternatives[i].total, i))
+        added = {o.kind for o in rewrites[best].operators if isinstance(o, NewOperator)}
+        new_kinds = tuple(sorted(added - {o.kind for s in self._graph.subgraphs for o in s.operators}))
+        seconds = time.monotonic() - start
+        result = SplitResult(
+            alternatives[0], alternatives[best], alternatives, best > 0, seconds, seconds < time_limit, new_kinds
+        )
+        return result, files[best]
 
     def plan_memory(self, time_limit: float = 20.0) -> PlanningResult:
         """Fix the lowest arena layout in the file, for TFLM to use; the rest of the file stays as it is.
@@ -4469,6 +4492,7 @@ class TFLiteModel:
 
 DONE, CHECK_FAILED, BAD_INPUT = 0, 1, 2  # exit codes
 PLOT_FORMATS = (".png", ".svg", ".pdf")
+DEFAULT_MAX_MACS = 10.0
 
 
 class _Parser(argparse.ArgumentParser):
@@ -4521,7 +4545,7 @@ def _percent(text: str) -> float:
     except ValueError:
         number = -1.0
     if not 0 <= number < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of per cent")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a percentage of 0 or more")
     return number
 
 
@@ -4556,9 +4580,8 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--max-macs",
         type=_percent,
-        default=10.0,
         metavar="PERCENT",
-        help="how many more multiply-accumulates --split may cost (default: 10)",
+        help=f"how many more multiply-accumulates --split may cost (default: {DEFAULT_MAX_MACS:g})",
     )
     add("--optimize", action="store_true", help="reorder the operators for the smallest peak memory use")
     add("--time-limit", type=_seconds, metavar="SECONDS", help="for each search (default: 60; --split 30, --plan 20)")
@@ -4630,7 +4653,11 @@ def _run(arguments: argparse.Namespace) -> int:
         for note in clusterings[0].notes:
             _say(f"note: {note}")
     if arguments.split:
-        split = model.split_operators(arguments.max_macs, **limit)
+        split = model.split_operators(
+            DEFAULT_MAX_MACS if arguments.max_macs is None else arguments.max_macs,
+            try_orders=arguments.optimize,
+            **limit,
+        )
         results["split"] = split
         lines += _split_lines(split)
     if arguments.optimize:
@@ -4717,6 +4744,8 @@ def _check_outputs(arguments: argparse.Namespace) -> None:
             raise UsageError(f"{arguments.csv / name}: --csv would write over the input")
     if len(arguments.clusters or []) > 1 and arguments.output:
         raise UsageError("several numbers of clusters are only compared: give one number to write a model")
+    if arguments.max_macs is not None and not arguments.split:
+        raise UsageError("--max-macs limits what stripes may cost: add --split")
     if arguments.per_channel and not arguments.clusters:
         raise UsageError("--per-channel says how to cluster: add --clusters N")
     if arguments.csv and arguments.csv.exists() and not arguments.csv.is_dir():
@@ -4744,18 +4773,20 @@ def _progress_bar() -> Iterator[Callable[[int, int, int], None]]:
 def _split_lines(result: SplitResult) -> list[str]:
     if result.refusal:
         return [f"Not split: {result.refusal}."]
-    lines = ["", "Ways to run it in stripes (peak before reordering and planning):", split_table(result)]
+    order = "in the best order" if result.is_reordered else "before reordering"
+    lines = ["", f"Ways to run it in stripes (peak {order} and as a perfect layout has it):", split_table(result)]
     if not result.is_complete:
         lines.append("(the time was over before all of them were tried)")
     if not result.changed:
         return [*lines, "Not split: no way has a smaller sum of peak and persistent structures."]
     before, after = result.before, result.chosen
-    lines += [
-        f"Operators {region.start} to {region.end - 1} run in {region.stripes} stripes, "
-        + ("with the rows that two of them need cached" if region.is_cached else "which compute what they share twice")
-        + f": at most {region.peak:,} B"
-        for region in after.regions
-    ]
+    model = "the reordered" if result.is_reordered else "the input"
+    for region in after.regions:
+        which = f"operators {region.start} to {region.end - 1} of {model} model, counted from 0"
+        halo = "kept" if region.is_cached else "computed twice"
+        lines.append(f"{region.stripes} stripes: {which}; rows that two stripes need are {halo}")
+    if result.new_kinds:
+        lines.append(f"Operators that TFLM has to register in addition: {', '.join(result.new_kinds)}")
     saved = 100 * (1 - after.peak / before.peak)
     growth = after.file_bytes - before.file_bytes
     cost = f"{after.macs_percent:.1f} % more multiply-accumulates, {growth:,} B more file"
@@ -4780,11 +4811,12 @@ def _planning_lines(result: PlanningResult, before: Arena | None) -> list[str]:
     if result.refusal:
         return [f"Arena not planned: {result.refusal}."]
     verdict = "proven optimal: no layout is smaller" if result.optimal else f"no plan is below {result.bound:,} B"
-    if not result.changed:
-        return [f"Arena left as it is: {result.head:,} B, {verdict}."]
     original = result.head_before if before is None else before.head
+    if result.head == original:
+        return [f"Arena left as it is: {result.head:,} B, {verdict}."]
     saved = 100 * (1 - result.head / original) if original else 0.0
-    return [f"Arena planned: {original:,} B -> {result.head:,} B ({saved:.1f} % less), {verdict}."]
+    done = "Arena planned" if result.changed else "Arena, which needs no plan"
+    return [f"{done}: {original:,} B -> {result.head:,} B ({saved:.1f} % less), {verdict}."]
 
 
 def _verification_lines(result: VerificationResult) -> list[str]:

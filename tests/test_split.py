@@ -428,6 +428,25 @@ def test_the_peak_of_the_written_model_is_the_one_that_was_promised():
         assert litert_agrees(original.to_bytes(), model.to_bytes(), seeds=5)
 
 
+def test_the_better_of_two_orders_is_split():
+    """Branches that are all opened before any is closed: in the best order there is less to split."""
+    net = Net()
+    source = net.picture(32, 32, 4)
+    inner = [net.window("CONV_2D", source, 32, kernel=(1, 1)) for _ in range(2)]
+    ends = [net.window("CONV_2D", x, 4, kernel=(1, 1)) for x in inner]
+    data = net.build([source], [net.concatenate(*ends)])
+    sums, results = [], []
+    for try_orders in (False, True):
+        model = TFLiteModel(data)
+        results.append(model.split_operators(try_orders=try_orders, time_limit=3))
+        sums.append(model.optimize_memory(3).peak + model.arena.persistent)
+        assert litert_agrees(data, model.to_bytes())
+    assert results[1].is_reordered
+    assert sums[1] < sums[0]
+    assert "CONCATENATION" not in results[0].new_kinds  # the model has that already
+    assert "SLICE" in results[0].new_kinds
+
+
 def test_no_extra_work_is_allowed():
     model = TFLiteModel.load_from_file(MODELS / "digits_mobilenet_int8.tflite")
     result = model.split_operators(max_macs=0)
@@ -536,5 +555,7 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert "bit-identical" in printed
     assert plot.stat().st_size > 10_000
     assert TFLiteModel.load_from_file(output).peak_memory_usage() < 55_296
-    assert main(["-i", path, "--split", "--max-macs", "-1"]) == 2
-    assert "--max-macs" in capsys.readouterr().err
+    assert "Operators that TFLM has to register in addition: CONCATENATION, PAD, SLICE" in printed
+    for wrong in (["--split", "--max-macs", "-1"], ["--max-macs", "5"]):
+        assert main(["-i", path, *wrong]) == 2
+        assert "--max-macs" in capsys.readouterr().err
