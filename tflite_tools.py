@@ -4371,7 +4371,7 @@ class TFLiteModel:
                 other, other_data = ordered._split(max_macs, time_limit)
                 models = [TFLiteModel(bytes(d)) for d in (data, other_data)]
                 sums = [m.optimize_memory(time_limit).peak + m.arena.persistent for m in models]
-                if sums[1] < sums[0]:
+                if sums[1] <= sums[0]:
                     result, data = dataclasses.replace(other, is_reordered=True), other_data
         if result.changed:
             self._data = data
