@@ -1970,8 +1970,8 @@ def persistent_bytes(graph: ModelGraph) -> int:
     for subgraph in graph.subgraphs:
         total += 8 + TENSOR_BYTES * len(subgraph.tensors)
         total += sum(operator_persistent_bytes(subgraph, operator) for operator in subgraph.operators)
-    main = graph.subgraphs[0]
-    for quantization in (main.tensors[i].quantization for i in (*main.inputs, *main.outputs)):
+    first = graph.subgraphs[0]
+    for quantization in (first.tensors[i].quantization for i in (*first.inputs, *first.outputs)):
         total += 40 + (16 + 4 * len(quantization.scales) if quantization else 0)
     return total
 
