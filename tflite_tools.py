@@ -2078,6 +2078,7 @@ UNARY_OPERATORS = frozenset(
     """ABS CEIL COS DEQUANTIZE ELU EXP FLOOR HARD_SWISH LEAKY_RELU LOG LOGISTIC NEG QUANTIZE RELU RELU6 RELU_N1_TO_1
     ROUND RSQRT SIN SQRT SQUARE TANH""".split()
 )
+PADDING_OPERATORS = ("PAD", "PADV2")
 BROADCAST_OPERATORS = frozenset("ADD DIV MAXIMUM MINIMUM MUL PRELU SQUARED_DIFFERENCE SUB".split())
 UPSAMPLING = (2, 4, 8)  # factors whose reciprocal is exact, so that every row has its source where it had it before
 
@@ -2116,7 +2117,7 @@ def row_rule(graph: ModelGraph, data: Bytes, subgraph: Subgraph, operator: Opera
     tensors, kind = subgraph.tensors, operator.kind
     if len(operator.outputs) != 1 or operator.outputs[0] < 0 or not _is_spatial(tensors[operator.outputs[0]]):
         return None
-    is_convolution, is_pad = kind in ("CONV_2D", "DEPTHWISE_CONV_2D"), kind in ("PAD", "PADV2")
+    is_convolution, is_pad = kind in ("CONV_2D", "DEPTHWISE_CONV_2D"), kind in PADDING_OPERATORS
     needed = operator.inputs[:2] if is_convolution else operator.inputs  # the bias may be left out
     if len(needed) < (2 if is_convolution or is_pad else 1) or min(needed) < 0:
         return None
@@ -2368,7 +2369,7 @@ class _Emitter:
         source = self.subgraph.tensors[rule.sources[0]]
         read, pads = rule.reads(rows, source.shape[1])
         is_unpadded = operator.options.get("Padding") == tflite.Padding.SAME
-        if operator.kind in ("PAD", "PADV2"):
+        if operator.kind in PADDING_OPERATORS:
             chosen[1] = self.integers(0, 0, *pads, *rule.columns, *rule.channels, shape=(4, 2))
         elif operator.kind == "RESIZE_NEAREST_NEIGHBOR":
             chosen[1] = self.integers(rows[1] - rows[0], self.subgraph.tensors[output].shape[2], shape=(2,))
@@ -2483,7 +2484,7 @@ class SplitSearch:
         callee_peaks = {s.subgraph.index: s.peak for s in schedule_model(graph)}
         count = len(subgraph.operators)
         self.needs = ordering_problem(graph, subgraph, callee_peaks, ARENA_COSTS).needs(range(count))
-        self.is_pad = [operator.kind in ("PAD", "PADV2") for operator in subgraph.operators]
+        self.is_pad = [operator.kind in PADDING_OPERATORS for operator in subgraph.operators]
         self.row_bytes = [(t.bytes or 0) // t.shape[1] if _is_spatial(t) else 0 for t in subgraph.tensors]
         self.lifetimes = tensor_lifetimes(subgraph)
         changes = [0] * (count + 2)
@@ -2692,13 +2693,13 @@ class SplitSearch:
         labels: list[list[Composition]] = [[] for _ in range(len(self.needs) + 1)]
         labels[0] = [Composition((), 0, 0, 0, 0)]
         for position, here in enumerate(labels[:-1]):
-            steps = [SplitRegion(position, position + 1, 1, False, self.needs[position], 0, 0, 0)]
-            for step in (*steps, *self.regions[position]):
+            whole = SplitRegion(position, position + 1, 1, False, self.needs[position], 0, 0, 0)
+            for step in (whole, *self.regions[position]):
                 if step.peak > limit:
                     continue
                 for label in here:
                     if label.macs + step.macs <= most_macs:
-                        chosen = label.regions if step.stripes == 1 else (*label.regions, step)
+                        chosen = label.regions if step is whole else (*label.regions, step)
                         new = Composition(
                             chosen,
                             max(label.peak, step.peak),
@@ -3301,7 +3302,7 @@ class _Extension:
         self.builder.minalign = 16
         self.tail = len(self.builder.Bytes)
         self.vectors: dict[tuple[int, ...], int] = {}
-        self.buffers = [self.old(self.model.Buffers(i)) for i in range(self.model.BuffersLength())]
+        self.buffers = self.all_old(self.model.Buffers, self.model.BuffersLength())
         if not self.buffers:  # index 0 stands for "no data"
             tflite.BufferStart(self.builder)
             self.buffers.append(tflite.BufferEnd(self.builder))
@@ -3309,6 +3310,9 @@ class _Extension:
     def old(self, table: Any) -> int:
         """The offset of a table of the old file."""
         return self.tail - int(table._tab.Pos)
+
+    def all_old(self, accessor: Callable[[int], Any], count: int) -> list[int]:
+        return [self.old(accessor(i)) for i in range(count)]
 
     def old_field(self, table: Any, slot: int) -> int | None:
         """The offset of what a table of the old file refers to, or None."""
@@ -3318,6 +3322,13 @@ class _Extension:
         if not 0 < target <= self.tail:
             raise ModelError("the file is damaged: a field of one of its tables points outside of it")
         return int(target)
+
+    def start_table(self, fields: int, targets: Mapping[int, int | None]) -> None:
+        """Begin a table of so many fields with its references; those that are None stay absent."""
+        self.builder.StartObject(fields)
+        for slot, target in targets.items():
+            if target is not None:
+                self.builder.PrependUOffsetTRelativeSlot(slot, target, 0)
 
     def vector(self, targets: Sequence[int]) -> int:
         self.builder.StartVector(4, len(targets), 4)
@@ -3352,10 +3363,7 @@ class _Extension:
         """The new file, with these slots of the root replaced, and the buffers."""
         new = {**new, MODEL_BUFFERS: self.vector(self.buffers)}
         fields = {slot: new.get(slot) or self.old_field(self.model, slot) for slot in range(1, MODEL_FIELDS)}
-        self.builder.StartObject(MODEL_FIELDS)
-        for slot, target in fields.items():
-            if target is not None:
-                self.builder.PrependUOffsetTRelativeSlot(slot, target, 0)
+        self.start_table(MODEL_FIELDS, fields)
         self.builder.PrependUint32Slot(0, self.model.Version(), 0)
         self.builder.Finish(self.builder.EndObject(), FILE_IDENTIFIER)
         result = self.builder.Bytes[self.builder.head :]
@@ -3409,10 +3417,8 @@ class _SubgraphWriter:
         self.extension = _Extension(data)
         self.builder = self.extension.builder
         self.table = self.extension.model.Subgraphs(subgraph.index)
-        self.codes = [
-            self.extension.old(self.extension.model.OperatorCodes(i))
-            for i in range(self.extension.model.OperatorCodesLength())
-        ]
+        model = self.extension.model
+        self.codes = self.extension.all_old(model.OperatorCodes, model.OperatorCodesLength())
         self.known_codes: dict[tuple[str, int], int] = {}
         self.options: dict[Any, int] = {}
 
@@ -3426,7 +3432,7 @@ class _SubgraphWriter:
         free = sorted(i for i in before - used if i >= 0)
         numbers = [*free, *range(old, old + len(self.rewrite.tensors) - len(free))]
         number = {old + i: n for i, n in enumerate(numbers[: len(self.rewrite.tensors)])}
-        tensors = [extension.old(self.table.Tensors(i)) for i in range(old)] + [0] * max(len(number) - len(free), 0)
+        tensors = extension.all_old(self.table.Tensors, old) + [0] * max(len(number) - len(free), 0)
         for i, tensor in enumerate(self.rewrite.tensors):
             tensors[number[old + i]] = self.tensor(tensor)
         operators = [
@@ -3437,13 +3443,10 @@ class _SubgraphWriter:
             slot: extension.old_field(self.table, slot) for slot in range(SUBGRAPH_FIELDS) if slot != DEBUG_INDEX
         }
         fields |= {SUBGRAPH_TENSORS: extension.vector(tensors), SUBGRAPH_OPERATORS: extension.vector(operators)}
-        self.builder.StartObject(SUBGRAPH_FIELDS)
-        for slot, target in fields.items():
-            if target is not None:
-                self.builder.PrependUOffsetTRelativeSlot(slot, target, 0)
+        extension.start_table(SUBGRAPH_FIELDS, fields)
         self.builder.PrependInt32Slot(DEBUG_INDEX, self.table.DebugMetadataIndex(), -1)
         written = self.builder.EndObject()
-        subgraphs = [extension.old(extension.model.Subgraphs(i)) for i in range(len(self.graph.subgraphs))]
+        subgraphs = extension.all_old(extension.model.Subgraphs, len(self.graph.subgraphs))
         subgraphs[self.subgraph.index] = written
         return extension.finish(
             {
@@ -4393,27 +4396,25 @@ class TFLiteModel:
             return SplitResult(none, none, (none,), False, 0.0, refusal=str(refusal)), self._data
         macs = sum(search.macs)
         shown = _spread(search.front(int(macs * max_macs / 100)))
-        rewrites = [search.rewrite(c) for c in shown]
-        files = [self._data, *(rewrite_subgraph(self._data, self._graph, subgraph, r) for r in rewrites[1:])]
-        alternatives = tuple(
-            SplitAlternative(
-                c.regions,
-                c.peak,
-                persistent + c.persistent,
-                100 * c.macs / macs if macs else 0.0,
-                len(subgraph.operators) + c.operators,
-                len(file),
+        chosen = min(shown, key=lambda c: c.peak + c.persistent)
+        alternatives = []
+        for c in shown:
+            rewrite = search.rewrite(c)
+            file = rewrite_subgraph(self._data, self._graph, subgraph, rewrite) if c.regions else self._data
+            more_macs = 100 * c.macs / macs if macs else 0.0
+            operators = len(subgraph.operators) + c.operators
+            alternative = SplitAlternative(
+                c.regions, c.peak, persistent + c.persistent, more_macs, operators, len(file)
             )
-            for c, file in zip(shown, files, strict=True)
-        )
-        best = min(range(len(alternatives)), key=lambda i: (alternatives[i].total, i))
-        added = {o.kind for o in rewrites[best].operators if isinstance(o, NewOperator)}
+            alternatives.append(alternative)
+            if c is chosen:  # of the others only the size is wanted, and a file may be large
+                best, best_rewrite, best_file = alternative, rewrite, file
+        added = {o.kind for o in best_rewrite.operators if isinstance(o, NewOperator)}
         new_kinds = tuple(sorted(added - {o.kind for s in self._graph.subgraphs for o in s.operators}))
         seconds = time.monotonic() - start
-        result = SplitResult(
-            alternatives[0], alternatives[best], alternatives, best > 0, seconds, seconds < time_limit, new_kinds
-        )
-        return result, files[best]
+        changed, is_complete = bool(best.regions), seconds < time_limit
+        result = SplitResult(alternatives[0], best, tuple(alternatives), changed, seconds, is_complete, new_kinds)
+        return result, best_file
 
     def plan_memory(self, time_limit: float = 20.0) -> PlanningResult:
         """Fix the lowest arena layout in the file, for TFLM to use; the rest of the file stays as it is.
