@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 from ai_edge_litert import schema_py_generated as schema
-from builder import Builder
+from builder import ARRAY_KINDS, Builder, random_array
 from conftest import MODELS, corpus, corpus_id, needs_shared, random_inputs, run_litert
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -153,29 +153,92 @@ def test_per_channel_code_books_follow_the_quantisation():
     assert six.squared_error == squared_error(weights, clustered)
 
 
-@pytest.mark.parametrize("size", [70_000, 200_000])
-def test_large_float_arrays_stay_within_the_stated_bound(size: int):
+@pytest.mark.parametrize("kind", ARRAY_KINDS)
+@pytest.mark.parametrize("size", [20_000, 180_000])
+def test_large_float_arrays_stay_within_the_stated_loss(kind: str, size: int):
     kmeans1d = pytest.importorskip("kmeans1d")
-    values = np.random.default_rng(size).normal(size=size).astype(np.float32)
-    for clusters in (2, 8, 17):
+    values = random_array(kind, size)
+    for clusters in (2, 7, 16):
         result = cluster_values(values, clusters)
         labels, centroids = kmeans1d.cluster(values.astype(np.float64), clusters)
         exact = squared_error(values, np.array(centroids)[labels])
-        assert len(result.codebook) == clusters
-        assert np.isclose(result.squared_error, squared_error(values, result.values), rtol=1e-6)
-        assert result.squared_error <= exact * (1 + 1e-5)
+        rounding = np.sum(np.spacing(np.abs(result.values)).astype(np.float64) ** 2)  # centroids are float32
+        assert result.squared_error <= exact * 1.001 + rounding
+        assert np.isclose(result.squared_error, squared_error(values, result.values), rtol=1e-9)
+        assert_describes(result, values)
+
+
+def assert_describes(result: tflite_tools.Clustering, values: np.ndarray) -> None:
+    entries, counts = np.unique(result.values, return_counts=True)
+    assert np.array_equal(entries, result.codebook)
+    assert np.array_equal(counts, result.counts)
+    assert result.distinct_before == len(np.unique(values))
+    middles = (entries[1:].astype(np.float64) + entries[:-1]) / 2
+    nearest = entries[np.searchsorted(middles, values.astype(np.float64))]
+    assert np.array_equal(nearest, result.values)
+
+
+@pytest.mark.parametrize("size", [3_000, 100_000])
+def test_float16_is_as_good_as_float32(size: int):
+    values = np.random.default_rng(size).normal(0, 9, size).astype(np.float16)
+    for clusters in (4, 16):
+        half, single = cluster_values(values, clusters), cluster_values(values.astype(np.float32), clusters)
+        assert half.values.dtype == half.codebook.dtype == np.float16
+        rounding = np.sum(np.spacing(np.abs(half.values)).astype(np.float64) ** 2)
+        assert half.squared_error <= single.squared_error + rounding
+        assert_describes(half, values)
+
+
+@pytest.mark.parametrize("clusters", [1, 2, 300])
+def test_few_and_many_clusters_of_a_large_array(clusters: int):
+    values = random_array("normal", 100_000)
+    result = cluster_values(values, clusters)
+    assert len(result.codebook) == clusters
+    assert_describes(result, values)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int16])
+def test_few_values_of_a_large_array_stay_as_they_are(dtype: type):
+    values = np.repeat(np.array([-7, 0, 1, 2, 30000], dtype), [70_000, 3, 1, 50_000, 1])
+    result = cluster_values(values, 5)
+    assert np.array_equal(result.values, values)
+    assert result.squared_error == 0
+    expected = 1 if dtype == np.int16 else 0.75  # the 1 goes to the three 0s, which then would best be at 1/4
+    assert cluster_values(values, 4).squared_error == expected
+
+
+@pytest.mark.parametrize(("spread", "size"), [(300, 20_000), (300, 100_000), (6000, 100_000)])
+def test_many_integers_lose_no_more_than_the_rounding_of_centroids(spread: int, size: int):
+    kmeans1d = pytest.importorskip("kmeans1d")
+    values = np.random.default_rng(spread).normal(0, spread, size).astype(np.int16)
+    for clusters in (4, 16):
+        result = cluster_values(values, clusters)
+        labels, centroids = kmeans1d.cluster(values.astype(np.float64), clusters)
+        assert result.squared_error <= squared_error(values, np.array(centroids)[labels]) + size / 4
+        assert result.squared_error == squared_error(values, result.values)
+        assert_describes(result, values)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(2, 24), st.integers(600, 2000))
+def test_the_search_on_a_grid_hardly_ever_misses_the_optimum(seed: int, clusters: int, size: int):
+    values = np.sort(np.random.default_rng(seed).normal(size=size).astype(np.float32))
+    ranked = tflite_tools._Ranked.of_floats(values, np.flatnonzero(tflite_tools._changes(values)))
+    best, likely = ranked.best_borders(clusters), ranked.likely_borders(clusters, tflite_tools.REACH)
+    errors = [ranked.squared_error(np.repeat(ranked.centroids(b), np.diff(b))) for b in (best, likely)]
+    assert errors[0] * (1 - 1e-12) <= errors[1] <= errors[0] * 1.01
 
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(2, 20), st.integers(2, 400))
 def test_both_ways_of_the_dynamic_programme_agree(seed: int, clusters: int, size: int):
-    values = np.random.default_rng(seed).normal(size=size).astype(np.float32)
-    histogram = tflite_tools._Histogram.of(values)
-    grid = np.arange(1, len(histogram.values))
+    values = np.sort(np.random.default_rng(seed).normal(size=size).astype(np.float32))
+    ranked = tflite_tools._Ranked.of_floats(values, np.flatnonzero(tflite_tools._changes(values)))
+    grid = np.arange(1, len(ranked.values))
     starts, best = np.append(0, grid), np.append(0.0, np.full(len(grid), -np.inf))
     for _ in range(min(clusters, len(grid))):
-        totals = best[:, None] + histogram.gain(starts[:, None], starts)
-        choice, total = histogram.best_starts(starts, best, starts)
+        totals = best[:, None] + ranked.gain(starts[:, None], starts)
+        choice, total = ranked.best_starts(starts, best, starts)
         assert np.array_equal(total, totals.max(axis=0))
         best = total
         del choice

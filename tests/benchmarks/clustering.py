@@ -1,6 +1,7 @@
 """Weight clustering: how fast against KMeans on all weights, how close to the exact optimum, what it costs in accuracy.
 
 python tests/benchmarks/clustering.py            # speed and error on random matrices and on whole models
+python tests/benchmarks/clustering.py --exact    # how far large arrays of many kinds are above the exact optimum
 python tests/benchmarks/clustering.py --digits   # README's table: accuracy of the digits models for N = 2..32
 python tests/benchmarks/clustering.py --corpus FOLDER   # every weight matrix against KMeans with n_init=10
 """
@@ -19,7 +20,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from builder import Builder  # noqa: E402
+from builder import ARRAY_KINDS, Builder, random_array  # noqa: E402
 
 from tflite_tools import ModelError, TFLiteModel, cluster_values, decode_weights, weight_tensors  # noqa: E402
 
@@ -50,6 +51,7 @@ def compare_speed() -> None:
         "int8, 1M": np.clip(rng.normal(0, 30, 1_000_000), -127, 127).astype(np.int8),
         "int16, 300k": rng.normal(0, 5000, 300_000).astype(np.int16),
         "float32, 150k": rng.normal(size=150_000).astype(np.float32),
+        "float32, 300k": rng.normal(size=300_000).astype(np.float32),
         "float32, 1M": rng.normal(size=1_000_000).astype(np.float32),
     }
     print("matrix           N   ours (s)  KMeans (s)  ratio   error / KMeans   error / exact - 1")
@@ -64,6 +66,24 @@ def compare_speed() -> None:
             errors = f"{result.squared_error / inertia:16.4f} {result.squared_error / exact - 1:19.1e}"
             print(f"{name:14} {clusters:3} {figures} {errors}", flush=True)
     print("(integer types: ours has integer centroids, the exact optimum real ones)")
+
+
+def compare_with_exact() -> None:
+    import kmeans1d
+
+    print("  N  arrays  above optimum by > 1e-9   worst")
+    for clusters in (4, 8, 16, 32, 64, 128):
+        losses = []
+        for kind in ARRAY_KINDS:
+            for size in (5_000, 20_000, 60_000, 70_000, 150_000, 300_000):
+                values = random_array(kind, size)
+                points = values.astype(np.float64)
+                labels, centroids = kmeans1d.cluster(points, clusters)
+                exact = float(np.sum((points - np.array(centroids)[labels]) ** 2))
+                losses.append((cluster_values(values, clusters).squared_error / exact - 1, f"{kind}, {size:,}"))
+        above = sum(loss > 1e-9 for loss, _ in losses)
+        worst, where = max(losses)
+        print(f"{clusters:3} {len(losses):7} {above:24}   {worst:.1e} ({where})", flush=True)
 
 
 def dense_model(dtype: type, megabytes: int) -> bytes:
@@ -148,10 +168,13 @@ def compare_corpus(folder: Path) -> int:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--digits", action="store_true", help="measure the accuracy of the shipped models instead")
+    parser.add_argument("--exact", action="store_true", help="compare arrays of many kinds with kmeans1d instead")
     parser.add_argument("--corpus", type=Path, metavar="FOLDER", help="compare all matrices of these models instead")
     arguments = parser.parse_args()
     if arguments.digits:
         digits_accuracy()
+    elif arguments.exact:
+        compare_with_exact()
     elif arguments.corpus:
         return 1 if compare_corpus(arguments.corpus) else 0
     else:
