@@ -2797,7 +2797,7 @@ MANY = 1 << 16  # elements from which on an array is large: KMeans takes long th
 EXACT_UP_TO = 1 << 12  # distinct values for which every border between clusters is tried; in large arrays LARGEST_TABLE
 LARGEST_TABLE = 1 << 9  # positions for which all pairs are compared
 GRID, GRID_PER_CLUSTER, LARGEST_GRID = 1 << 8, 16, 1 << 10  # likely borders, tried first where they are more
-BAND = 128  # how far from its usual place in that grid a border is sought, either way
+BAND = 128  # how far from its usual place in that grid a border is sought at least, either way
 REACH, REACH_OF_MANY, REACH_OF_CELLS = 64, 32, 16  # positions tried next on either side of a border
 CELLS, CELLS_PER_CLUSTER = 1 << 10, 64  # of equal width, and as many of equal count
 NEAR_CELLS = 3  # cells on either side of a border that are divided
@@ -3011,11 +3011,12 @@ class _Ranked:
             return np.arange(size + 1)
         grid = self.grid(max(GRID, min(GRID_PER_CLUSTER * clusters, LARGEST_GRID), 4 * clusters))
         table = self.gain(grid, grid[:, None])
-        width = min(2 * BAND + 1, len(grid))
+        band = max(BAND, 4 * reach, 4 * clusters)
+        width = min(2 * band + 1, len(grid))
         usual = np.arange(1, clusters) * len(grid) // clusters
-        bands = [slice(start, start + width) for start in np.clip(usual - BAND, 0, len(grid) - width)]
-        tables = (table[band, before] for before, band in itertools.pairwise(bands))
-        borders, _ = self.choose([grid[band] for band in bands], tables)
+        windows = [slice(start, start + width) for start in np.clip(usual - band, 0, len(grid) - width)]
+        tables = (table[window, before] for before, window in itertools.pairwise(windows))
+        borders, _ = self.choose([grid[window] for window in windows], tables)
         at = np.searchsorted(grid, borders[1:-1])
         ends = np.concatenate(([0], grid, [size]))
         steps = np.maximum(ends[at + 1] - ends[at], ends[at + 2] - ends[at + 1]) // 4
