@@ -2847,7 +2847,7 @@ def _best_codebook(flat: np.ndarray, clusters: int) -> tuple[_Ranked, int, np.nd
         is_new = _changes(ascending)
         distinct = int(np.count_nonzero(is_new))
         if distinct > MANY:
-            ranked, borders = _divided_around_borders(ascending, clusters)
+            ranked, borders = _divided_around_borders(ascending, is_new, clusters)
             return ranked, distinct, ranked.centroids(borders)
         ranked = _Ranked.of_floats(ascending, np.flatnonzero(is_new))
     else:
@@ -2900,7 +2900,7 @@ def _changes(ascending: np.ndarray) -> np.ndarray:
     return np.append(True, ascending[1:] != ascending[:-1])
 
 
-def _divided_around_borders(ascending: np.ndarray, clusters: int) -> tuple[_Ranked, np.ndarray]:
+def _divided_around_borders(ascending: np.ndarray, is_new: np.ndarray, clusters: int) -> tuple[_Ranked, np.ndarray]:
     """The best borders of sorted floats that are too many to consider them all, and the cells they were put into.
 
     Cells of equal width find the gaps between values, cells of equal count the places where many values are. The
@@ -2917,9 +2917,8 @@ def _divided_around_borders(ascending: np.ndarray, clusters: int) -> tuple[_Rank
     while True:
         first, last = np.maximum(borders[1:-1] - NEAR_CELLS, 0), np.minimum(borders[1:-1] + NEAR_CELLS, len(cuts))
         near = zip(ends[first].tolist(), ends[last].tolist(), strict=True)
-        singles = [start + np.flatnonzero(_changes(ascending[start:end])) for start, end in near]
-        divided = np.sort(np.concatenate([cuts, *singles]))
-        divided = divided[_changes(divided)]
+        divided = np.sort(np.concatenate([cuts, *(np.arange(start, end) for start, end in near)]))
+        divided = divided[_changes(divided) & is_new[divided]]
         fine = _Ranked.of_floats(ascending, divided)
         at = np.searchsorted(divided, ends)
         steps = (at[last] - at[first]) // (16 * NEAR_CELLS)
@@ -3073,6 +3072,7 @@ class _Ranked:
         position, best = np.array([0]), np.zeros(1)
         choices: list[tuple[np.ndarray, np.ndarray]] = []
         total = np.empty((0, 0))
+        rows = np.arange(max((len(column) for column in columns), default=1))
         for column in [*columns, np.array([len(self.values)])]:
             is_inner = len(choices) not in (0, len(columns))
             table = next(tables) if is_inner else self.gain(position, column[:, None])
@@ -3081,7 +3081,7 @@ class _Ranked:
             else:
                 total = np.add(table, best, out=total if total.shape == table.shape else None)
                 choice = np.argmax(total, axis=1)
-                best = total[np.arange(len(column)), choice]
+                best = total[rows[: len(column)], choice]
             choices.append((position, choice))
             position = column
         borders, at = [len(self.values)], 0
@@ -4040,7 +4040,15 @@ def plot_schedules(file: Path, schedules: Sequence[Schedule], split: SplitResult
         _plot_schedule(axes, schedule, title=schedule.subgraph.title if len(schedules) > 1 else "")
     if split is not None:
         _plot_alternatives(columns[-1], split)
-    with replacing(file) as output:
+    _save(figure, file)
+
+
+def _save(figure: Any, file: Path) -> None:
+    """Write the picture in the format of the extension."""
+    import warnings
+
+    with replacing(file) as output, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about names without glyphs or of absurd length: the picture is good enough
         figure.savefig(output, format=file.suffix[1:].lower(), dpi=150)
 
 
@@ -4083,13 +4091,14 @@ def _plot_schedule(axes: Any, schedule: Schedule, title: str) -> None:
             textcoords="offset points",
             ha="right" if to_left else "left",
             fontsize=9,
-        )
+        ).set_in_layout(False)  # a long name must not squeeze the bars
         axes.plot([top], [peak], marker="v", color="black", markersize=6)
     if many:
         axes.set_xlabel("Operator number, in execution order")
     else:
         titles = [drawn(operator_title(schedule.subgraph, step.operator, 26)) for step in steps]
-        axes.set_xticks(x, titles, rotation=90, fontsize=8)
+        labels = [f"{title}  {number}" for number, title in enumerate(titles, 1)]
+        axes.set_xticks(x, labels, rotation=90, fontsize=8)
     axes.set_xlim(-0.6, max(len(steps) - 0.4, 0.6))
     axes.set_ylim(0, (axes.get_ylim()[1] or 1) * 1.12)
     axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=4, fontsize=8, frameon=False)
@@ -4143,8 +4152,7 @@ def plot_arenas(file: Path, arenas: Mapping[str, Arena]) -> None:
         axes.set_title(f"{title}: {arena.head:,} B", loc="left")
         axes.set_xlabel("Time (operator number from 1; 0: the inputs are there)")
     panels[0].set_ylabel("Address in the arena (KB)")
-    with replacing(file) as output:
-        figure.savefig(output, format=file.suffix[1:].lower(), dpi=150)
+    _save(figure, file)
 
 
 def clustering_table(result: ClusteringResult) -> str:
@@ -4200,8 +4208,7 @@ def plot_clusterings(file: Path, results: Sequence[ClusteringResult]) -> None:
     axes.set_ylabel("SQNR of all clustered weights (dB)")
     axes.legend(loc="lower right")
     axes.grid(alpha=0.3)
-    with replacing(file) as output:
-        figure.savefig(output, format=file.suffix[1:].lower(), dpi=150)
+    _save(figure, file)
 
 
 ####################################################################################################

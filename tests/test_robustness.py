@@ -328,6 +328,14 @@ def test_names(name: str, field: str):
     check(data, "--plot", "plot.svg", limit=5)
 
 
+def test_names_draw_without_a_warning(tmp_path: Path, recwarn: pytest.WarningsRecorder):
+    for name in (*NAMES.values(), "ผลลัพธ์" * 99):
+        model = TFLiteModel(named(name=name))
+        model.plot_memory_usage(tmp_path / "schedule.png")
+        model.plot_memory_map(tmp_path / "map.png")
+    assert not list(recwarn)
+
+
 def test_names_in_messages():
     b = Builder()
     x = b.tensor((2**31 - 1,) * 4, name="a\nb")
