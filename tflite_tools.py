@@ -2795,7 +2795,7 @@ class Clustering:
 
 MANY = 1 << 16  # elements from which on an array is large: KMeans takes long there, and every pass counts
 EXACT_UP_TO = 1 << 12  # distinct values for which every border between clusters is tried; in large arrays LARGEST_TABLE
-LARGEST_TABLE = 1 << 9  # positions for which all pairs are compared
+LARGEST_TABLE, LARGEST_SHARED_TABLE = 1 << 9, 1 << 10  # positions for which all pairs are compared
 GRID, GRID_PER_CLUSTER, LARGEST_GRID = 1 << 8, 16, 1 << 10  # likely borders, tried first where they are more
 BAND = 128  # how far from its usual place in that grid a border is sought at least, either way
 REACH, REACH_OF_MANY, REACH_OF_CELLS = 64, 32, 16  # positions tried next on either side of a border
@@ -2914,7 +2914,7 @@ def _divided_around_borders(ascending: np.ndarray, is_new: np.ndarray, clusters:
     coarse = _Ranked.of_floats(ascending, cuts)
     borders = coarse.likely_borders(clusters, REACH_OF_CELLS)
     ends = np.append(cuts, len(ascending))
-    while True:
+    for _ in range(8):  # once or twice is enough, nearly always
         first, last = np.maximum(borders[1:-1] - NEAR_CELLS, 0), np.minimum(borders[1:-1] + NEAR_CELLS, len(cuts))
         near = zip(ends[first].tolist(), ends[last].tolist(), strict=True)
         divided = np.sort(np.concatenate([cuts, *(np.arange(start, end) for start, end in near)]))
@@ -2925,7 +2925,8 @@ def _divided_around_borders(ascending: np.ndarray, is_new: np.ndarray, clusters:
         found = fine.refined(at[borders], steps, REACH_OF_CELLS)
         before, borders = borders, np.searchsorted(cuts, np.append(divided, len(ascending))[found])
         if np.all(np.abs(borders - before) < NEAR_CELLS):
-            return fine, found
+            break
+    return fine, found
 
 
 @dataclass(frozen=True)
@@ -3009,12 +3010,14 @@ class _Ranked:
         if clusters >= size:
             return np.arange(size + 1)
         grid = self.grid(max(GRID, min(GRID_PER_CLUSTER * clusters, LARGEST_GRID), 4 * clusters))
-        table = self.gain(grid, grid[:, None])
         band = max(BAND, 4 * reach, 4 * clusters)
         width = min(2 * band + 1, len(grid))
         usual = np.arange(1, clusters) * len(grid) // clusters
         windows = [slice(start, start + width) for start in np.clip(usual - band, 0, len(grid) - width)]
-        tables = (table[window, before] for before, window in itertools.pairwise(windows))
+        tables: Iterator[np.ndarray | None] = itertools.repeat(None)
+        if len(grid) <= LARGEST_SHARED_TABLE:
+            table = self.gain(grid, grid[:, None])
+            tables = (table[window, before] for before, window in itertools.pairwise(windows))
         borders, _ = self.choose([grid[window] for window in windows], tables)
         at = np.searchsorted(grid, borders[1:-1])
         ends = np.concatenate(([0], grid, [size]))
