@@ -3009,10 +3009,12 @@ class _Ranked:
         size = len(self.values)
         if clusters >= size:
             return np.arange(size + 1)
-        grid = self.grid(max(GRID, min(GRID_PER_CLUSTER * clusters, LARGEST_GRID), 4 * clusters))
+        points = max(GRID, min(GRID_PER_CLUSTER * clusters, LARGEST_GRID), 4 * clusters)
+        grid = self.usual_borders(points) if points < size else np.arange(1, size)
+        grid = grid[_changes(grid)]
         band = max(BAND, 4 * reach, 4 * clusters)
         width = min(2 * band + 1, len(grid))
-        usual = np.arange(1, clusters) * len(grid) // clusters
+        usual = np.searchsorted(grid, self.usual_borders(clusters))
         windows = [slice(start, start + width) for start in np.clip(usual - band, 0, len(grid) - width)]
         tables: Iterator[np.ndarray | None] = itertools.repeat(None)
         if len(grid) <= LARGEST_SHARED_TABLE:
@@ -3026,20 +3028,22 @@ class _Ranked:
         borders = self.moved(borders, steps, min(max(clusters, reach), REACH))
         return self.refined(borders, steps // 8, reach) if np.any(steps > 1) else borders
 
-    def grid(self, points: int) -> np.ndarray:
-        """About so many positions, as dense as the borders of a good code-book are: as the cube root of the density of
-        the values (Panter and Dite 1951). But no gap takes more than one border, however wide."""
-        if points >= len(self.values):
-            return np.arange(1, len(self.values))
-        share = np.cbrt(self.counts[1:] * np.diff(self.values) ** 2)
+    @cached_property
+    def spread(self) -> np.ndarray:
+        """Per gap between values, up to a factor, how many borders of a good code-book lie in it: they are as dense as
+        the cube root of the density of the values (Panter and Dite 1951)."""
+        return np.cbrt(self.counts[1:] * np.diff(self.values) ** 2)
+
+    def usual_borders(self, clusters: int) -> np.ndarray:
+        """Where the borders are, roughly. No gap takes more than one, however wide."""
+        spread = self.spread
         for _ in range(64):
-            most = np.sum(share) / points
-            if np.max(share) <= 2 * most:
+            most = np.sum(spread) / clusters
+            if np.max(spread) <= 1.5 * most:
                 break
-            share = np.minimum(share, most)
-        spread = np.cumsum(share)
-        found = np.searchsorted(spread, np.linspace(0, spread[-1], points + 1)[1:]) + 1
-        return found[_changes(found)]
+            spread = np.minimum(spread, most)
+        below = np.cumsum(spread)
+        return np.searchsorted(below, np.linspace(0, below[-1], clusters + 1)[1:-1]) + 1
 
     def refined(self, borders: np.ndarray, steps: np.ndarray, reach: int) -> np.ndarray:
         """The best borders around the given ones, in smaller and smaller steps, down to single positions."""
