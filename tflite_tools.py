@@ -2921,7 +2921,7 @@ def _divided_around_borders(ascending: np.ndarray, is_new: np.ndarray, clusters:
         divided = divided[_changes(divided) & is_new[divided]]
         fine = _Ranked.of_floats(ascending, divided)
         at = np.searchsorted(divided, ends)
-        steps = (at[last] - at[first]) // (16 * NEAR_CELLS)
+        steps = (at[last] - at[first]) // (2 * NEAR_CELLS) // 8  # of a cell
         found = fine.refined(at[borders], steps, REACH_OF_CELLS)
         before, borders = borders, np.searchsorted(cuts, np.append(divided, len(ascending))[found])
         if np.all(np.abs(borders - before) < NEAR_CELLS):
