@@ -2797,7 +2797,7 @@ MANY = 1 << 16  # elements from which on an array is large: KMeans takes long th
 EXACT_UP_TO = 1 << 12  # distinct values for which every border between clusters is tried; in large arrays LARGEST_TABLE
 LARGEST_TABLE, LARGEST_SHARED_TABLE = 1 << 9, 1 << 10  # positions for which all pairs are compared
 GRID, GRID_PER_CLUSTER, LARGEST_GRID = 1 << 8, 16, 1 << 10  # likely borders, tried first where they are more
-BAND = 128  # how far from its usual place in that grid a border is sought at least, either way
+BAND = 6  # how many clusters from its usual place a border is sought there at least, either way
 REACH, REACH_OF_MANY, REACH_OF_CELLS = 64, 32, 16  # positions tried next on either side of a border
 CELLS, CELLS_PER_CLUSTER = 1 << 10, 64  # the larger; of equal width, and as many of equal count
 NEAR_CELLS = 3  # cells on either side of a border that are divided
@@ -2903,22 +2903,25 @@ def _changes(ascending: np.ndarray) -> np.ndarray:
 def _divided_around_borders(ascending: np.ndarray, is_new: np.ndarray, clusters: int) -> tuple[_Ranked, np.ndarray]:
     """The best borders of sorted floats that are too many to consider them all, and the cells they were put into.
 
-    Cells of equal width find the gaps between values, cells of equal count the places where many values are. The
-    cells around every border are then divided into single values, until the borders stay in them.
+    Cells of equal width find the gaps between values, cells of equal count the places where many values are; those in
+    which a border is likely nevertheless are divided into single values at once. The cells around every border found
+    are divided then, until the borders stay in them.
     """
     cells = max(CELLS, CELLS_PER_CLUSTER * clusters)
     low, high = float(ascending[0]), float(ascending[-1])
     widths = np.linspace(low, high, cells, endpoint=False).astype(ascending.dtype)
     cuts = np.searchsorted(ascending, np.sort(np.append(ascending[:: -(-len(ascending) // cells)], widths)))
     cuts = cuts[_changes(cuts)]
+    ends = np.append(cuts, len(ascending))
+    spread = np.cbrt(np.diff(ends) * (ascending[ends[1:] - 1].astype(np.float64) - ascending[cuts]) ** 2)
+    is_wide = spread > np.sum(spread) / (GRID_PER_CLUSTER * clusters)
+    cuts = _divided(cuts, ends[:-1][is_wide], ends[1:][is_wide], is_new)
+    ends = np.append(cuts, len(ascending))
     coarse = _Ranked.of_floats(ascending, cuts)
     borders = coarse.likely_borders(clusters, REACH_OF_CELLS)
-    ends = np.append(cuts, len(ascending))
     for _ in range(8):  # once or twice is enough, nearly always
         first, last = np.maximum(borders[1:-1] - NEAR_CELLS, 0), np.minimum(borders[1:-1] + NEAR_CELLS, len(cuts))
-        near = zip(ends[first].tolist(), ends[last].tolist(), strict=True)
-        divided = np.sort(np.concatenate([cuts, *(np.arange(start, end) for start, end in near)]))
-        divided = divided[_changes(divided) & is_new[divided]]
+        divided = _divided(cuts, ends[first], ends[last], is_new)
         fine = _Ranked.of_floats(ascending, divided)
         at = np.searchsorted(divided, ends)
         steps = (at[last] - at[first]) // (2 * NEAR_CELLS) // 8  # of a cell
@@ -2927,6 +2930,13 @@ def _divided_around_borders(ascending: np.ndarray, is_new: np.ndarray, clusters:
         if np.all(np.abs(borders - before) < NEAR_CELLS):
             break
     return fine, found
+
+
+def _divided(cuts: np.ndarray, starts: np.ndarray, ends: np.ndarray, is_new: np.ndarray) -> np.ndarray:
+    """The cuts, and all places between the given starts and ends where there is another value than before."""
+    singles = (np.arange(start, end) for start, end in zip(starts.tolist(), ends.tolist(), strict=True))
+    divided = np.sort(np.concatenate([cuts, *singles]))
+    return divided[_changes(divided) & is_new[divided]]
 
 
 @dataclass(frozen=True)
@@ -3012,7 +3022,7 @@ class _Ranked:
         points = max(GRID, min(GRID_PER_CLUSTER * clusters, LARGEST_GRID), 4 * clusters)
         grid = self.usual_borders(points) if points < size else np.arange(1, size)
         grid = grid[_changes(grid)]
-        band = max(BAND, 4 * reach, 4 * clusters)
+        band = max(BAND * len(grid) // clusters, 4 * reach, 2 * clusters)
         width = min(2 * band + 1, len(grid))
         usual = np.searchsorted(grid, self.usual_borders(clusters))
         windows = [slice(start, start + width) for start in np.clip(usual - band, 0, len(grid) - width)]
