@@ -168,6 +168,15 @@ def test_large_float_arrays_stay_within_the_stated_loss(kind: str, size: int):
         assert_describes(result, values)
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_values_of_many_scales_keep_their_clusters(seed: int):
+    kmeans1d = pytest.importorskip("kmeans1d")
+    values = np.random.default_rng(seed).lognormal(0, 4, 100_000).astype(np.float32)
+    labels, centroids = kmeans1d.cluster(values.astype(np.float64), 16)
+    exact = squared_error(values, np.array(centroids)[labels])
+    assert cluster_values(values, 16).squared_error <= exact * 1.001
+
+
 def assert_describes(result: tflite_tools.Clustering, values: np.ndarray) -> None:
     entries, counts = np.unique(result.values, return_counts=True)
     assert np.array_equal(entries, result.codebook)
