@@ -2810,8 +2810,8 @@ def cluster_values(values: np.ndarray, clusters: int) -> Clustering:
     One-dimensional k-means has an exact solution: its clusters are intervals of the sorted values, so dynamic
     programming over the borders between them finds the optimum (Wang and Song 2011). Integer arrays get integer
     centroids, and the optimum is over those. Up to EXACT_UP_TO distinct values (LARGEST_TABLE in arrays of more than
-    MANY elements) the result is that optimum; for floats, scikit-learn's KMeans, started from it, confirms it. Others
-    are approximated:
+    MANY elements) the result is that optimum, as far as sums in double precision can tell; for floats, scikit-learn's
+    KMeans, started from it, confirms it. Others are approximated:
 
     - The borders are sought on a grid of likely ones, then around those found in smaller and smaller steps, down to
       single values. That can end in another than the best of all places; how often, we measured (see below).
