@@ -52,6 +52,7 @@ import struct
 import sys
 import tempfile
 import time
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -2457,6 +2458,7 @@ class Composition:
 
 
 LONGEST_REGION = 100  # operators
+DEFAULT_MAX_MACS = 10.0  # per cent more multiply-accumulates than before
 
 
 class Limits(NamedTuple):
@@ -2913,7 +2915,7 @@ def _divided_around_borders(ascending: np.ndarray, is_new: np.ndarray, clusters:
     cuts = np.searchsorted(ascending, np.sort(np.append(ascending[:: -(-len(ascending) // cells)], widths)))
     cuts = cuts[_changes(cuts)]
     ends = np.append(cuts, len(ascending))
-    spread = np.cbrt(np.diff(ends) * (ascending[ends[1:] - 1].astype(np.float64) - ascending[cuts]) ** 2)
+    spread = _spread_of_borders(np.diff(ends), ascending[ends[1:] - 1].astype(np.float64) - ascending[cuts])
     is_wide = spread > np.sum(spread) / (GRID_PER_CLUSTER * clusters)
     cuts = _divided(cuts, ends[:-1][is_wide], ends[1:][is_wide], is_new)
     ends = np.append(cuts, len(ascending))
@@ -2930,6 +2932,12 @@ def _divided_around_borders(ascending: np.ndarray, is_new: np.ndarray, clusters:
         if np.all(np.abs(borders - before) < NEAR_CELLS):
             break
     return fine, found
+
+
+def _spread_of_borders(counts: np.ndarray, widths: np.ndarray) -> np.ndarray:
+    """How many borders of a good code-book lie in intervals with so many values, up to a factor: they are as dense as
+    the cube root of the density of the values (Panter and Dite 1951)."""
+    return np.cbrt(counts * widths**2)
 
 
 def _divided(cuts: np.ndarray, starts: np.ndarray, ends: np.ndarray, is_new: np.ndarray) -> np.ndarray:
@@ -3035,15 +3043,12 @@ class _Ranked:
         at = np.searchsorted(grid, borders[1:-1])
         ends = np.concatenate(([0], grid, [size]))
         steps = np.maximum(ends[at + 1] - ends[at], ends[at + 2] - ends[at + 1]) // 4
-        # Borders can shift together, the further the more they are: so far they are sought once.
-        borders = self.moved(borders, steps, min(max(clusters, reach), REACH))
-        return self.refined(borders, steps // 8, reach) if np.any(steps > 1) else borders
+        return self.refined(borders, steps, reach, first_reach=min(clusters, REACH))
 
     @cached_property
     def spread(self) -> np.ndarray:
-        """Per gap between values, up to a factor, how many borders of a good code-book lie in it: they are as dense as
-        the cube root of the density of the values (Panter and Dite 1951)."""
-        return np.cbrt(self.counts[1:] * np.diff(self.values) ** 2)
+        """Per gap between values, up to a factor, how many borders of a good code-book lie in it."""
+        return _spread_of_borders(self.counts[1:], np.diff(self.values))
 
     def usual_borders(self, clusters: int) -> np.ndarray:
         """Where the borders are, roughly. No gap takes more than one, however wide."""
@@ -3056,13 +3061,16 @@ class _Ranked:
         below = np.cumsum(spread)
         return np.searchsorted(below, np.linspace(0, below[-1], clusters + 1)[1:-1]) + 1
 
-    def refined(self, borders: np.ndarray, steps: np.ndarray, reach: int) -> np.ndarray:
-        """The best borders around the given ones, in smaller and smaller steps, down to single positions."""
-        while True:
-            borders = self.moved(borders, steps, reach)
-            if np.all(steps <= 1):
-                return borders
+    def refined(self, borders: np.ndarray, steps: np.ndarray, reach: int, first_reach: int = 0) -> np.ndarray:
+        """The best borders around the given ones, in smaller and smaller steps, down to single positions.
+
+        Borders can shift together, the further the more they are: ``first_reach`` is how far they are sought once.
+        """
+        borders = self.moved(borders, steps, max(reach, first_reach))
+        while np.any(steps > 1):
             steps = steps // 8
+            borders = self.moved(borders, steps, reach)
+        return borders
 
     def moved(self, borders: np.ndarray, steps: np.ndarray, reach: int) -> np.ndarray:
         """The best borders around the given ones, each in steps of its own; where one goes as far as it may, again."""
@@ -3090,7 +3098,6 @@ class _Ranked:
         position, best = np.array([0]), np.zeros(1)
         choices: list[tuple[np.ndarray, np.ndarray]] = []
         total = np.empty((0, 0))
-        rows = np.arange(max((len(column) for column in columns), default=1))
         for column in [*columns, np.array([len(self.values)])]:
             is_inner = len(choices) not in (0, len(columns))
             table = next(tables) if is_inner else self.gain(position, column[:, None])
@@ -3099,7 +3106,7 @@ class _Ranked:
             else:
                 total = np.add(table, best, out=total if total.shape == table.shape else None)
                 choice = np.argmax(total, axis=1)
-                best = total[rows[: len(column)], choice]
+                best = total[np.arange(len(column)), choice]
             choices.append((position, choice))
             position = column
         borders, at = [len(self.values)], 0
@@ -3138,8 +3145,6 @@ class _Ranked:
 
 def _confirm(ranked: _Ranked, codebook: np.ndarray) -> np.ndarray:
     """The centroids that KMeans reaches from the given ones, should they be better."""
-    import warnings
-
     from sklearn.cluster import KMeans
 
     kmeans = KMeans(len(codebook), init=codebook[:, None], n_init=1, tol=0)
@@ -3147,7 +3152,7 @@ def _confirm(ranked: _Ranked, codebook: np.ndarray) -> np.ndarray:
         warnings.simplefilter("ignore")  # about values so close together that it takes them for the same
         labels = kmeans.fit_predict(ranked.values[:, None], sample_weight=ranked.counts)
     reached = kmeans.cluster_centers_[:, 0]
-    nearest = np.searchsorted((codebook[1:] + codebook[:-1]) / 2, ranked.values)
+    nearest = np.searchsorted(_thresholds(codebook, codebook.dtype), ranked.values)
     is_better = ranked.squared_error(reached[labels]) < ranked.squared_error(codebook[nearest])
     return np.sort(reached) if is_better else codebook
 
@@ -4063,8 +4068,6 @@ def plot_schedules(file: Path, schedules: Sequence[Schedule], split: SplitResult
 
 def _save(figure: Any, file: Path) -> None:
     """Write the picture in the format of the extension."""
-    import warnings
-
     with replacing(file) as output, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about names without glyphs or of absurd length: the picture is good enough
         figure.savefig(output, format=file.suffix[1:].lower(), dpi=150)
@@ -4461,7 +4464,7 @@ class TFLiteModel:
         return dataclasses.replace(result, orders=orders, peak=other.peak_memory_usage(), changed=changed)
 
     def split_operators(
-        self, max_macs: float = 10.0, time_limit: float = 30.0, try_orders: bool = False
+        self, max_macs: float = DEFAULT_MAX_MACS, time_limit: float = 30.0, try_orders: bool = False
     ) -> SplitResult:
         """Run regions of spatial operators stripe by stripe where that needs less memory; the outputs stay the same.
 
@@ -4600,7 +4603,6 @@ class TFLiteModel:
 
 DONE, CHECK_FAILED, BAD_INPUT = 0, 1, 2  # exit codes
 PLOT_FORMATS = (".png", ".svg", ".pdf")
-DEFAULT_MAX_MACS = 10.0
 
 
 class _Parser(argparse.ArgumentParser):
