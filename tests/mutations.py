@@ -615,7 +615,8 @@ def split_differences(before: bytes, after: bytes) -> list[str]:
     ):
         found.append("inputs or outputs of another shape or type")
     others = [[(s.tensors, s.inputs, s.outputs) for s in graph.subgraphs[1:]] for graph in (old, new)]
-    if repr(others[0]) != repr(others[1]):
+    meanings = [[meaning(s) for s in graph.subgraphs[1:]] for graph in (old, new)]
+    if repr(others[0]) != repr(others[1]) or meanings[0] != meanings[1]:  # NaN
         found.append("another subgraph is different")
     return found
 

@@ -7,17 +7,14 @@ import itertools
 import numpy as np
 import pytest
 from ai_edge_litert import schema_py_generated as schema
-from builder import ARRAY_KINDS, Builder, random_array
+from arrays import ARRAY_KINDS, least_squared_error, random_array, squared_error
+from builder import Builder
 from conftest import MODELS, corpus, corpus_id, needs_shared, random_inputs, run_litert
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tflite_tools
 from tflite_tools import TFLiteModel, cluster_values, decode_weights, encode_weights, read_model, weight_tensors
-
-
-def squared_error(values: np.ndarray, clustered: np.ndarray) -> float:
-    return float(np.sum((values.astype(np.float64) - clustered.astype(np.float64)) ** 2))
 
 
 def best_integer_error(values: np.ndarray, clusters: int) -> int:
@@ -45,12 +42,11 @@ def test_integers_reach_the_optimum_over_integer_centroids(values: list[int], cl
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 40), st.integers(2, 3000))
 def test_floats_are_no_worse_than_kmeans1d(seed: int, clusters: int, size: int):
-    kmeans1d = pytest.importorskip("kmeans1d")
+    pytest.importorskip("kmeans1d")
     rng = np.random.default_rng(seed)
     values = (rng.normal(size=size) * rng.choice([0.01, 1, 100]) + rng.choice([0, 5])).astype(np.float32)
     result = cluster_values(values, clusters)
-    labels, centroids = kmeans1d.cluster(values.astype(np.float64), min(clusters, len(values)))
-    exact = squared_error(values, np.array(centroids)[labels])
+    exact = least_squared_error(values, clusters)
     rounding = np.sum(np.spacing(np.abs(values), dtype=np.float32).astype(np.float64) ** 2)  # centroids are float32
     assert result.squared_error <= exact * (1 + 1e-9) + rounding
     assert np.isclose(result.squared_error, squared_error(values, result.values), rtol=1e-9)
@@ -153,15 +149,26 @@ def test_per_channel_code_books_follow_the_quantisation():
     assert six.squared_error == squared_error(weights, clustered)
 
 
+@pytest.mark.parametrize("size", [70_000, 200_000])
+def test_large_float_arrays_stay_within_the_stated_bound(size: int):
+    pytest.importorskip("kmeans1d")
+    values = np.random.default_rng(size).normal(size=size).astype(np.float32)
+    for clusters in (2, 8, 17):
+        result = cluster_values(values, clusters)
+        exact = least_squared_error(values, clusters)
+        assert len(result.codebook) == clusters
+        assert np.isclose(result.squared_error, squared_error(values, result.values), rtol=1e-6)
+        assert result.squared_error <= exact * (1 + 1e-5)
+
+
 @pytest.mark.parametrize("kind", ARRAY_KINDS)
 @pytest.mark.parametrize("size", [20_000, 180_000])
 def test_large_float_arrays_stay_within_the_stated_loss(kind: str, size: int):
-    kmeans1d = pytest.importorskip("kmeans1d")
+    pytest.importorskip("kmeans1d")
     values = random_array(kind, size)
     for clusters in (2, 7, 16):
         result = cluster_values(values, clusters)
-        labels, centroids = kmeans1d.cluster(values.astype(np.float64), clusters)
-        exact = squared_error(values, np.array(centroids)[labels])
+        exact = least_squared_error(values, clusters)
         rounding = np.sum(np.spacing(np.abs(result.values)).astype(np.float64) ** 2)  # centroids are float32
         assert result.squared_error <= exact * 1.001 + rounding
         assert np.isclose(result.squared_error, squared_error(values, result.values), rtol=1e-9)
@@ -170,11 +177,9 @@ def test_large_float_arrays_stay_within_the_stated_loss(kind: str, size: int):
 
 @pytest.mark.parametrize("seed", range(4))
 def test_values_of_many_scales_keep_their_clusters(seed: int):
-    kmeans1d = pytest.importorskip("kmeans1d")
+    pytest.importorskip("kmeans1d")
     values = np.random.default_rng(seed).lognormal(0, 4, 100_000).astype(np.float32)
-    labels, centroids = kmeans1d.cluster(values.astype(np.float64), 16)
-    exact = squared_error(values, np.array(centroids)[labels])
-    assert cluster_values(values, 16).squared_error <= exact * 1.001
+    assert cluster_values(values, 16).squared_error <= least_squared_error(values, 16) * 1.001
 
 
 def assert_describes(result: tflite_tools.Clustering, values: np.ndarray) -> None:
@@ -218,21 +223,24 @@ def test_few_values_of_a_large_array_stay_as_they_are(dtype: type):
 
 @pytest.mark.parametrize(("spread", "size"), [(300, 20_000), (300, 100_000), (6000, 100_000)])
 def test_many_integers_lose_no_more_than_the_rounding_of_centroids(spread: int, size: int):
-    kmeans1d = pytest.importorskip("kmeans1d")
+    pytest.importorskip("kmeans1d")
     values = np.random.default_rng(spread).normal(0, spread, size).astype(np.int16)
     for clusters in (4, 16):
         result = cluster_values(values, clusters)
-        labels, centroids = kmeans1d.cluster(values.astype(np.float64), clusters)
-        assert result.squared_error <= squared_error(values, np.array(centroids)[labels]) + size / 4
+        assert result.squared_error <= least_squared_error(values, clusters) + size / 4
         assert result.squared_error == squared_error(values, result.values)
         assert_describes(result, values)
+
+
+def ranked_normals(seed: int, size: int) -> tflite_tools._Ranked:
+    values = np.sort(np.random.default_rng(seed).normal(size=size).astype(np.float32))
+    return tflite_tools._Ranked.of_floats(values, np.flatnonzero(tflite_tools._changes(values)))
 
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(2, 24), st.integers(600, 2000))
 def test_the_search_on_a_grid_hardly_ever_misses_the_optimum(seed: int, clusters: int, size: int):
-    values = np.sort(np.random.default_rng(seed).normal(size=size).astype(np.float32))
-    ranked = tflite_tools._Ranked.of_floats(values, np.flatnonzero(tflite_tools._changes(values)))
+    ranked = ranked_normals(seed, size)
     best, likely = ranked.best_borders(clusters), ranked.likely_borders(clusters, tflite_tools.REACH)
     errors = [ranked.squared_error(np.repeat(ranked.centroids(b), np.diff(b))) for b in (best, likely)]
     assert errors[0] * (1 - 1e-12) <= errors[1] <= errors[0] * 1.01
@@ -241,8 +249,7 @@ def test_the_search_on_a_grid_hardly_ever_misses_the_optimum(seed: int, clusters
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(2, 20), st.integers(2, 400))
 def test_both_ways_of_the_dynamic_programme_agree(seed: int, clusters: int, size: int):
-    values = np.sort(np.random.default_rng(seed).normal(size=size).astype(np.float32))
-    ranked = tflite_tools._Ranked.of_floats(values, np.flatnonzero(tflite_tools._changes(values)))
+    ranked = ranked_normals(seed, size)
     grid = np.arange(1, len(ranked.values))
     starts, best = np.append(0, grid), np.append(0.0, np.full(len(grid), -np.inf))
     for _ in range(min(clusters, len(grid))):

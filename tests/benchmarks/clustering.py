@@ -20,7 +20,8 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from builder import ARRAY_KINDS, Builder, random_array  # noqa: E402
+from arrays import ARRAY_KINDS, least_squared_error, random_array  # noqa: E402
+from builder import Builder  # noqa: E402
 
 from tflite_tools import ModelError, TFLiteModel, cluster_values, decode_weights, weight_tensors  # noqa: E402
 
@@ -43,8 +44,6 @@ def kmeans_on_all(points: np.ndarray, clusters: int) -> float:
 
 
 def compare_speed() -> None:
-    import kmeans1d
-
     rng = np.random.default_rng(0)
     matrices = {
         "int8, 150k": np.clip(rng.normal(0, 30, 150_000), -127, 127).astype(np.int8),
@@ -60,8 +59,7 @@ def compare_speed() -> None:
             ours, result = best_seconds(cluster_values, values, clusters)
             points = values.reshape(-1, 1).astype(np.float64)
             theirs, inertia = best_seconds(kmeans_on_all, points, clusters)
-            labels, centroids = kmeans1d.cluster(points[:, 0], clusters)
-            exact = float(np.sum((points[:, 0] - np.array(centroids)[labels]) ** 2))
+            exact = least_squared_error(values, clusters)
             figures = f"{ours:10.4f} {theirs:11.3f} {theirs / ours:6.0f}"
             errors = f"{result.squared_error / inertia:16.4f} {result.squared_error / exact - 1:19.1e}"
             print(f"{name:14} {clusters:3} {figures} {errors}", flush=True)
@@ -69,17 +67,13 @@ def compare_speed() -> None:
 
 
 def compare_with_exact() -> None:
-    import kmeans1d
-
     print("  N  arrays  above optimum by > 1e-9   worst")
     for clusters in (4, 8, 16, 32, 64, 128):
         losses = []
         for kind in ARRAY_KINDS:
             for size in (5_000, 20_000, 60_000, 70_000, 150_000, 300_000):
                 values = random_array(kind, size)
-                points = values.astype(np.float64)
-                labels, centroids = kmeans1d.cluster(points, clusters)
-                exact = float(np.sum((points - np.array(centroids)[labels]) ** 2))
+                exact = least_squared_error(values, clusters)
                 losses.append((cluster_values(values, clusters).squared_error / exact - 1, f"{kind}, {size:,}"))
         above = sum(loss > 1e-9 for loss, _ in losses)
         worst, where = max(losses)
