@@ -20,73 +20,80 @@ from hypothesis import strategies as st
 from tflite_tools import (
     OFFLINE_PLAN,
     ArenaError,
-    Block,
+    Interval,
     ModelError,
+    Plan,
+    Profile,
     TFLiteModel,
     add_metadata,
     align,
     arena_buffers,
     conflicts,
-    greedy_offsets,
-    live_bound,
     main,
     place_first_fit,
+    place_greedily,
     plan_by_first_fit,
-    plan_height,
+    plan_faults,
     plan_optimally,
+    planned_offsets,
     read_model,
-    read_plan,
     scratch_requests,
 )
 
 blocks_strategy = st.lists(
     st.tuples(st.integers(1, 6), st.integers(0, 5), st.integers(0, 4)).map(
-        lambda b: Block(16 * b[0], b[1], b[1] + b[2])
+        lambda b: Interval(16 * b[0], b[1], b[1] + b[2])
     ),
     max_size=7,
 )
 
 
-def lowest_height(blocks: list[Block]) -> int:
+def lowest_height(blocks: list[Interval]) -> int:
     """The optimum: some order of first fit always reaches it, so all orders are tried."""
     orders = itertools.permutations(range(len(blocks)))
-    return min(plan_height(blocks, place_first_fit(blocks, order, {})) for order in orders)
+    return min(Plan(place_first_fit(blocks, order), 0).height for order in orders)
 
 
 @settings(max_examples=60, deadline=None)
 @given(blocks_strategy.filter(lambda blocks: len(blocks) <= 6))
-def test_plans_are_optimal_and_valid(blocks: list[Block]):
+def test_plans_are_optimal_and_valid(blocks: list[Interval]):
     plan = plan_optimally(blocks)
-    assert not conflicts(blocks, plan.offsets)
-    assert plan.height == plan_height(blocks, plan.offsets) == lowest_height(blocks)
+    assert [interval._replace(offset=None) for interval in plan.intervals] == blocks
+    assert not plan_faults(plan.intervals, str)
+    assert plan.height == max((b.offset + b.size for b in plan.intervals), default=0) == lowest_height(blocks)
     assert plan.optimal
-    assert all(offset % 16 == 0 for offset in plan.offsets)
 
 
 @settings(max_examples=200, deadline=None)
 @given(blocks_strategy)
-def test_first_fit_never_overlaps_and_never_beats_the_bound(blocks: list[Block]):
-    for offsets in (greedy_offsets(blocks, {}), plan_by_first_fit(blocks).offsets):
-        assert not conflicts(blocks, offsets)
-        assert plan_height(blocks, offsets) >= live_bound(blocks)
+def test_first_fit_never_overlaps_and_never_beats_the_bound(blocks: list[Interval]):
+    times = range(-1, 12)
+    most_alive = max(sum(b.size for b in blocks if b.first <= time <= b.last) for time in times)
+    assert Profile(blocks).peak == most_alive
+    for placed in (place_greedily(blocks), plan_by_first_fit(blocks).intervals):
+        assert not plan_faults(placed, str)
+        assert Plan(placed, 0).height >= most_alive
 
 
 @settings(max_examples=200, deadline=None)
 @given(blocks_strategy, st.data())
-def test_conflicts_are_found(blocks: list[Block], data: st.DataObject):
+def test_conflicts_are_found(blocks: list[Interval], data: st.DataObject):
     offsets = [16 * data.draw(st.integers(0, 8)) for _ in blocks]
+    placed = [block._replace(offset=offset) for block, offset in zip(blocks, offsets, strict=True)]
     expected = [
         (i, j)
         for (i, a), (j, b) in itertools.combinations(enumerate(blocks), 2)
         if {*range(a.first, a.last + 1)} & {*range(b.first, b.last + 1)}
         and {*range(offsets[i], offsets[i] + a.size)} & {*range(offsets[j], offsets[j] + b.size)}
     ]
-    assert conflicts(blocks, offsets) == expected
+    assert conflicts(placed) == expected
+    assert len(plan_faults(placed, str)) == len(expected)
 
 
 def test_a_known_instance_above_its_bound():
     # Five buffers whose sum never exceeds 4 units, and that still do not fit into 4.
-    blocks = [Block(32, 0, 2), Block(16, 0, 0), Block(16, 2, 4), Block(32, 3, 5), Block(16, 1, 3), Block(16, 5, 6)]
+    lives = [(32, 0, 2), (16, 0, 0), (16, 2, 4), (32, 3, 5), (16, 1, 3), (16, 5, 6)]
+    blocks = [Interval(*life) for life in lives]
     plan = plan_optimally(blocks)
     assert plan.height == lowest_height(blocks)
     assert plan.optimal
@@ -94,10 +101,10 @@ def test_a_known_instance_above_its_bound():
 
 def test_no_time_still_gives_a_valid_plan():
     rng = np.random.default_rng(0)
-    blocks = [Block(16 * int(s), int(f), int(f + d)) for s, f, d in rng.integers(1, 60, (80, 3))]
+    blocks = [Interval(16 * int(s), int(f), int(f + d)) for s, f, d in rng.integers(1, 60, (80, 3))]
     plan = plan_optimally(blocks, time_limit=0)
-    assert not conflicts(blocks, plan.offsets)
-    assert plan.height >= plan.bound == live_bound(blocks)
+    assert not plan_faults(plan.intervals, str)
+    assert plan.height >= plan.bound == Profile(blocks).peak
 
 
 # -- models ----------------------------------------------------------------------------------------
@@ -118,15 +125,15 @@ def test_lifetimes_on_the_clock_of_tflm():
     main_graph.op("IF", [x], [y], options)
     main_graph.op("RELU", [y], [z])
     buffers = arena_buffers(read_model(main_graph.build([x], [z])))
-    assert [(b.subgraph, b.tensor, b.block) for b in buffers] == [
-        (0, 0, Block(16, 0, 5)),
-        (0, 1, Block(32, 1, 6)),
-        (0, 2, Block(16, 6, 6)),
-        (0, 3, Block(112, -1, -1)),
-        (1, 0, Block(32, 2, 3)),
-        (1, 1, Block(48, 3, 3)),
-        (2, 0, Block(32, 4, 5)),
-        (2, 1, Block(48, 5, 5)),
+    assert [(b.subgraph, b.tensor, b.interval) for b in buffers] == [
+        (0, 0, Interval(16, 0, 5)),
+        (0, 1, Interval(32, 1, 6)),
+        (0, 2, Interval(16, 6, 6)),
+        (0, 3, Interval(112, -1, -1)),
+        (1, 0, Interval(32, 2, 3)),
+        (1, 1, Interval(48, 3, 3)),
+        (2, 0, Interval(32, 4, 5)),
+        (2, 1, Interval(48, 5, 5)),
     ]
 
 
@@ -166,8 +173,8 @@ def test_heads_and_plans_equal_the_real_runtime():
         arena = TFLiteModel.load_from_file(SHARED / name).arena
         assert arena.head == head, name
         ours = [
-            (b.block.size, offset, b.block.first, b.block.last, b.subgraph, b.tensor)
-            for b, offset in zip(arena.buffers, arena.offsets, strict=True)
+            (b.interval.size, b.interval.offset, b.interval.first, b.interval.last, b.subgraph, b.tensor)
+            for b in arena.buffers
         ]
         assert ours == [(b["size"], b["offset"], b["first"], b["last"], b["sg"], b.get("tensor")) for b in plans[name]]
 
@@ -182,8 +189,8 @@ def test_corpus_is_planned_optimally(path: Path):
         pytest.skip(str(error)[:80])
     result = model.plan_memory()
     assert result.optimal
-    assert result.head <= before.head
-    assert result.changed == (result.head < before.head)
+    assert result.after <= before.head
+    assert result.changed == (result.after < before.head)
     assert not result.changed or not model.arena.problems
 
 
@@ -263,7 +270,7 @@ def test_scratch_in_the_real_runtime(kind: str, tmp_path: Path):
 def planned(data: bytes) -> bytes:
     model = TFLiteModel(data)
     assert model.plan_memory().changed
-    return bytes(model._data)
+    return model.to_bytes()
 
 
 MOBILENET = (MODELS / "digits_mobilenet_int8.tflite").read_bytes()
@@ -299,7 +306,7 @@ def test_planning_again_changes_nothing_and_a_plan_is_replaced_in_place():
     result = broken.plan_memory()
     assert result.changed
     assert not broken.arena.problems
-    assert len(broken._data) == len(once)
+    assert len(broken.to_bytes()) == len(once)
     assert broken.arena.head == 55296
 
 
@@ -326,11 +333,11 @@ def test_a_plan_for_another_model_is_reported():
 
 
 def test_reordering_erases_a_plan_for_the_old_order():
-    data = TFLiteModel(branches([(3000, 100), (2000, 200), (1000, 300)]))
-    data._data = add_metadata(data._data, OFFLINE_PLAN, np.array([1, 1, 8, *range(0, 128, 16)], "<i4").tobytes())
-    data._reread()
+    words = np.array([1, 1, 8, *range(0, 128, 16)], "<i4").tobytes()
+    data = TFLiteModel(add_metadata(branches([(3000, 100), (2000, 200), (1000, 300)]), OFFLINE_PLAN, words))
+    assert planned_offsets(data.graph)
     assert data.optimize_memory().changed
-    assert read_plan(data.graph, data._data) == {}
+    assert planned_offsets(data.graph) == {}
 
 
 def test_appended_files_survive():

@@ -11,14 +11,14 @@ from builder import Builder, ModelBuilder, worked_example
 from conftest import SHARED, needs_shared
 
 from tflite_tools import (
-    Lifetime,
+    Interval,
     ModelError,
     model_peak,
     multiply_accumulates,
     read_model,
     schedule_model,
     state_bytes,
-    tensor_lifetimes,
+    tensor_intervals,
 )
 
 
@@ -42,7 +42,7 @@ def test_inputs_live_until_last_use_and_outputs_to_the_end():
     b.op("RELU", [z], [b.tensor((1,))])
     data = b.build([x, late], [y])
     assert working_sets(data) == [(111, [x, late, y]), (1110, [late, y, z]), (1101, [y, z, 4])]
-    assert tensor_lifetimes(read_model(data).subgraphs[0])[late] == Lifetime(-1, 1)
+    assert tensor_intervals(read_model(data).subgraphs[0])[late] == Interval(10, -1, 1)
 
 
 def test_a_tensor_read_twice_counts_once_and_an_unread_output_only_at_its_step():

@@ -18,9 +18,9 @@ def test_tensors_and_operators():
         "CONV_2D", "CONV_2D", "MAX_POOL_2D", "FULLY_CONNECTED", "FULLY_CONNECTED", "SOFTMAX",
     ]  # fmt: skip
     assert subgraph.tensors[1].shape == (1, 30, 30, 16)
-    assert subgraph.tensors[1].size == subgraph.tensors[1].bytes == 30 * 30 * 16
+    assert subgraph.tensors[1].ram_bytes == subgraph.tensors[1].bytes == 30 * 30 * 16
     assert subgraph.tensors[0].storage is Storage.CONSTANT
-    assert subgraph.tensors[0].size == 0
+    assert subgraph.tensors[0].ram_bytes == 0
     assert subgraph.tensors[0].bytes == 16 * 27
     assert (subgraph.inputs, subgraph.outputs) == ((2,), (7,))
 
@@ -34,7 +34,7 @@ def test_storage_is_decided_by_data_not_by_producers():
     b.op("ADD", [x, empty, state], [y])
     tensors = read_model(b.build([x], [y])).subgraphs[0].tensors
     assert [t.storage for t in tensors] == [Storage.ACTIVATION, Storage.ACTIVATION, Storage.STATE, Storage.ACTIVATION]
-    assert [t.size for t in tensors] == [8, 8, 0, 8]
+    assert [t.ram_bytes for t in tensors] == [8, 8, 0, 8]
 
 
 @pytest.mark.parametrize(

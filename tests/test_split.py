@@ -21,8 +21,9 @@ from hypothesis import strategies as st
 
 import tflite_tools
 from tflite_tools import (
+    Budget,
     Composition,
-    ModelGraph,
+    Cost,
     NewOperator,
     Operator,
     Rewrite,
@@ -39,6 +40,7 @@ from tflite_tools import (
     schedule_model,
 )
 
+FOREVER = Budget(math.inf)
 NO_LIMITS = tflite_tools.Limits(1 << 60, 1 << 60, 1 << 60)
 SAME, VALID = schema.Padding.SAME, schema.Padding.VALID
 QUANTIZED = {"INT8": (0.05, -3), "UINT8": (0.05, 117)}
@@ -174,7 +176,7 @@ def random_net(rng: random.Random, dtype: str = "INT8", steps: int = 5, has_equa
 def regions(data: bytes) -> Iterator[tuple[SplitSearch, SplitRegion]]:
     """Every region of a model in every number of stripes and both halo modes."""
     graph = read_model(data)
-    search = SplitSearch(graph, data, graph.subgraphs[0], deadline=math.inf)
+    search = SplitSearch(graph, graph.subgraphs[0], FOREVER)
     for start, end in search.ranges:
         for stripes, is_cached in itertools.product(tflite_tools.STRIPES, (False, True)):
             region = search.evaluate(start, end, stripes, is_cached, NO_LIMITS)
@@ -183,7 +185,7 @@ def regions(data: bytes) -> Iterator[tuple[SplitSearch, SplitRegion]]:
 
 
 def rewritten(search: SplitSearch, *chosen: SplitRegion) -> Rewrite:
-    return search.rewrite(Composition(chosen, 0, 0, 0, 0))
+    return search.rewrite(Composition(chosen, Cost(0)))
 
 
 # -- the row algebra, checked with rows that know where they come from -----------------------------
@@ -192,22 +194,22 @@ Row = tuple[Any, ...]
 PADDING: Row = ("padding",)
 
 
-def whole_rows(graph: ModelGraph, data: bytes, subgraph: Subgraph) -> dict[int, list[Row]]:
+def whole_rows(subgraph: Subgraph) -> dict[int, list[Row]]:
     """Per tensor its rows, each a value that differs as soon as anything it is computed from differs."""
     rows: dict[int, list[Row]] = {}
     for i in subgraph.inputs:
         rows[i] = [("input", i, r) for r in range(subgraph.tensors[i].shape[1])]
     for operator in subgraph.operators:
         (output,) = operator.outputs
-        rows[output] = computed(operator, row_rule(graph, data, subgraph, operator), rows, operator.inputs,
+        rows[output] = computed(operator, row_rule(subgraph, operator), rows, operator.inputs,
                                 subgraph.tensors[output].shape[1])  # fmt: skip
     return rows
 
 
-def computed(operator: Operator, rule: RowRule | None, rows: dict[int, list[Row]], inputs: tuple[int, ...],
+def computed(operator: Operator, rule: RowRule | str, rows: dict[int, list[Row]], inputs: tuple[int, ...],
              height: int) -> list[Row]:  # fmt: skip
     """The output rows of an operator, or of a copy of it on other tensors."""
-    if rule is None:
+    if isinstance(rule, str):
         everything = hash(tuple(tuple(rows[i]) for i in inputs if i in rows))
         return [(operator.index, everything, r) for r in range(height)]
     sources = [rows[inputs[operator.inputs.index(i)]] for i in rule.sources]
@@ -220,7 +222,7 @@ def computed(operator: Operator, rule: RowRule | None, rows: dict[int, list[Row]
     return result
 
 
-def rewritten_rows(graph: ModelGraph, data: bytes, subgraph: Subgraph, rewrite: Rewrite) -> dict[int, list[Row]]:
+def rewritten_rows(subgraph: Subgraph, rewrite: Rewrite) -> dict[int, list[Row]]:
     """The rows of all old tensors, by running the new operators on rows: an interpreter that knows no rule of reads."""
     old = len(subgraph.tensors)
     constants = {old + i: t.values for i, t in enumerate(rewrite.tensors) if t.values is not None}
@@ -246,7 +248,7 @@ def rewritten_rows(graph: ModelGraph, data: bytes, subgraph: Subgraph, rewrite: 
             _, _, above, below, *_ = struct.unpack("<8i", constants[inputs[1]])
             rows[output] = [PADDING] * above + rows[inputs[0]] + [PADDING] * below
         else:
-            rule = row_rule(graph, data, subgraph, operator)
+            rule = row_rule(subgraph, operator)
             if new is not None and new.is_unpadded:
                 rule = dataclasses.replace(rule, above=0)
             elif new is not None and operator.kind == "PAD":
@@ -260,8 +262,8 @@ def rewritten_rows(graph: ModelGraph, data: bytes, subgraph: Subgraph, rewrite: 
 def outputs_agree(data: bytes, search: SplitSearch, rewrite: Rewrite) -> bool:
     graph = read_model(data)
     subgraph = graph.subgraphs[0]
-    before = whole_rows(graph, data, subgraph)
-    after = rewritten_rows(graph, data, subgraph, rewrite)
+    before = whole_rows(subgraph)
+    after = rewritten_rows(subgraph, rewrite)
     assert set(subgraph.outputs) <= after.keys()
     return all(before[i] == rows for i, rows in after.items() if i < len(subgraph.tensors))
 
@@ -307,14 +309,13 @@ def test_cached_rows_are_computed_once(seed: int):
     data = random_net(random.Random(seed))
     for search, region in regions(data):
         if region.is_cached:
-            assert region.macs <= 0
-            rules = search.region_rules(region.start, region.end)
-            escaping = search.escaping(region.start, region.end)
-            rows = list(tflite_tools.stripe_rows(rules, search.heights(rules), escaping, region.stripes, True))
-            for number, (output, _) in rules.items():
+            assert region.cost.macs <= 0
+            whole = search.region(region.start, region.end, is_cached=True)
+            rows = list(tflite_tools.stripe_rows(whole, region.stripes))
+            for number, (output, _) in whole.parts.items():
                 ranges = [stripe.computed[number] for stripe in rows if number in stripe.computed]
                 assert all(a[1] <= b[0] for a, b in itertools.pairwise(ranges))
-                if output in escaping:
+                if output in whole.escaping:
                     assert sum(b - a for a, b in ranges) == search.subgraph.tensors[output].shape[1]
 
 
@@ -364,7 +365,7 @@ def test_several_regions_and_what_is_around_them(is_cached: bool):
     net.model.add_metadata(tflite_tools.OFFLINE_PLAN, np.array([1, 1, 99] + [-1] * 99, "<i4").tobytes())
     data = net.build([source], [x])
     graph = read_model(data)
-    search = SplitSearch(graph, data, graph.subgraphs[0], math.inf)
+    search = SplitSearch(graph, graph.subgraphs[0], FOREVER)
     chosen = [search.evaluate(start, end, 4, is_cached, NO_LIMITS) for start, end in ((0, 3), (4, 5))]
     changed = bytes(rewrite_subgraph(data, graph, graph.subgraphs[0], rewritten(search, *chosen)))
     after = read_model(changed)
@@ -391,25 +392,25 @@ def test_the_composition_is_the_best_of_all_that_were_tried():
         x = net.window("CONV_2D", x, channels, stride=stride)
     data = net.build([source], [x])
     graph = read_model(data)
-    search = SplitSearch(graph, data, graph.subgraphs[0], math.inf)
-    most_macs = sum(search.macs) // 3
+    search = SplitSearch(graph, graph.subgraphs[0], FOREVER)
+    most_macs = search.macs // 3
     front = search.front(most_macs)
     assert len(front) > 2
-    assert all(a.peak > b.peak for a, b in itertools.pairwise(front))
+    assert all(a.cost.peak > b.cost.peak for a, b in itertools.pairwise(front))
     options = [r for found in search.regions.values() for r in found]
-    for limit in {c.peak for c in front[1:]}:
+    for limit in {c.cost.peak for c in front[1:]}:
         best = min(
-            sum(r.persistent for r in chosen)
+            sum(r.cost.persistent for r in chosen)
             for count in range(1, 4)
-            for chosen in itertools.combinations([r for r in options if r.peak <= limit], count)
+            for chosen in itertools.combinations([r for r in options if r.cost.peak <= limit], count)
             if all(a.end <= b.start or b.end <= a.start for a, b in itertools.combinations(chosen, 2))
-            and sum(r.macs for r in chosen) <= most_macs
-            and all(need <= limit for k, need in enumerate(search.needs)
+            and sum(r.cost.macs for r in chosen) <= most_macs
+            and all(step.need <= limit for k, step in enumerate(search.steps)
                     if not any(r.start <= k < r.end for r in chosen))
         )  # fmt: skip
         composed = search.compose(limit, most_macs)
         assert composed is not None
-        assert composed.persistent == best
+        assert composed.cost.persistent == best
 
 
 def test_the_peak_of_the_written_model_is_the_one_that_was_promised():
@@ -418,12 +419,12 @@ def test_the_peak_of_the_written_model_is_the_one_that_was_promised():
         original = TFLiteModel(model.to_bytes())
         result = model.split_operators(max_macs=25)
         assert result.changed
-        aligned = tflite_tools.plan_optimally(model.arena.blocks).bound
-        assert aligned == result.chosen.peak
-        assert result.chosen.total < result.before.total
+        aligned = tflite_tools.plan_optimally(model.arena.intervals).bound
+        assert aligned == result.chosen.cost.peak == result.after
+        assert result.chosen.cost.sum < result.unsplit.cost.sum
         assert len(model.to_bytes()) == result.chosen.file_bytes
-        assert len(model.graph.subgraphs[0].operators) == result.chosen.operators
-        assert abs(model.arena.persistent - result.chosen.persistent) < 0.01 * result.chosen.persistent
+        assert len(model.graph.subgraphs[0].operators) == result.chosen.cost.operators
+        assert abs(model.arena.persistent - result.chosen.cost.persistent) < 0.01 * result.chosen.cost.persistent
         assert result.chosen.macs_percent <= 25
         assert litert_agrees(original.to_bytes(), model.to_bytes(), seeds=5)
 
@@ -439,7 +440,7 @@ def test_the_better_of_two_orders_is_split():
     for try_orders in (False, True):
         model = TFLiteModel(data)
         results.append(model.split_operators(try_orders=try_orders, time_limit=3))
-        sums.append(model.optimize_memory(3).peak + model.arena.persistent)
+        sums.append(model.optimize_memory(3).after + model.arena.persistent)
         assert litert_agrees(data, model.to_bytes())
     assert results[1].is_reordered
     assert sums[1] < sums[0]
@@ -461,7 +462,7 @@ def test_what_cannot_be_split_stays_as_it_is():
     model = TFLiteModel(data)
     result = model.split_operators()
     assert not result.changed
-    assert result.alternatives == (result.before,)
+    assert result.alternatives == (result.unsplit,)
     assert model.to_bytes() == data
 
 
@@ -485,7 +486,7 @@ def test_barriers(padding: int, kind: str):
     y = net.window(kind, x, padding=padding) if kind.endswith("2D") else net.map(kind, x)
     data = net.build([x], [y])
     graph = read_model(data)
-    assert row_rule(graph, data, graph.subgraphs[0], graph.subgraphs[0].operators[0]) is None
+    assert isinstance(row_rule(graph.subgraphs[0], graph.subgraphs[0].operators[0]), str)
 
 
 # -- the estimate of the persistent part, and the real runtime ---------------------------------------

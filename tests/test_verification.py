@@ -39,7 +39,7 @@ def test_a_different_model_is_told_apart():
 def test_a_mismatch_fails_the_check_and_writes_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
-    def spoil(self: TFLiteModel, *_: object, **__: object) -> tflite_tools.OptimizationResult:
+    def spoil(self: TFLiteModel, *_: object, **__: object) -> tflite_tools.OrderDecision:
         result = self.compute_best_peak_memory_usage()
         self.cluster_weights(2)
         return result

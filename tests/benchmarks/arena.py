@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from conftest import MODELS, SHARED, TflmRun, run_tflm
 
-from tflite_tools import Block, TFLiteModel, conflicts, plan_by_first_fit, plan_height, plan_optimally
+from tflite_tools import Interval, TFLiteModel, conflicts, plan_by_first_fit, plan_optimally
 from tflite_tools import main as tflite_tools
 
 PUBLIC_MODELS = {
@@ -102,7 +102,7 @@ def compare_models(folder: Path, time_limit: float) -> int:
 # -- placement problems ----------------------------------------------------------------------------
 
 
-def perfect_packing(seed: int, buffers: int, duration: int = 1000, height: int = 1024) -> list[Block]:
+def perfect_packing(seed: int, buffers: int, duration: int = 1000, height: int = 1024) -> list[Interval]:
     """Cut the rectangle duration x height KiB at random until it has fallen into so many buffers, then shuffle them."""
     rng = random.Random(seed)
     pieces = [(duration, height, 0)]  # duration, KiB, first moment
@@ -118,19 +118,19 @@ def perfect_packing(seed: int, buffers: int, duration: int = 1000, height: int =
             at = rng.randrange(1, h)
             pieces[chosen : chosen + 1] = [(d, at, first), (d, h - at, first)]
     rng.shuffle(pieces)
-    return [Block(h * KIB, first, first + d - 1) for d, h, first in pieces]
+    return [Interval(h * KIB, first, first + d - 1) for d, h, first in pieces]
 
 
-def read_blocks(path: Path) -> list[Block]:
+def read_blocks(path: Path) -> list[Interval]:
     """Buffers in MiniMalloc's format: a CSV file with the columns lower, upper (exclusive) and size, at least."""
     with open(path, newline="") as file:
         rows = list(csv.DictReader(file))
     if not rows or not {"lower", "upper", "size"} <= rows[0].keys():
         raise ValueError("no rows with the columns lower, upper and size")
-    return [Block(int(row["size"]), int(row["lower"]), int(row["upper"]) - 1) for row in rows]
+    return [Interval(int(row["size"]), int(row["lower"]), int(row["upper"]) - 1) for row in rows]
 
 
-def stress(instances: Sequence[tuple[str, list[Block]]], time_limit: float) -> int:
+def stress(instances: Sequence[tuple[str, list[Interval]]], time_limit: float) -> int:
     import ortools.sat.python.cp_model  # noqa: F401 - the module imports it late, and the first instance would pay
 
     failures, ratios, optimal = [], [], 0
@@ -141,9 +141,9 @@ def stress(instances: Sequence[tuple[str, list[Block]]], time_limit: float) -> i
         plan = plan_optimally(blocks, time_limit)
         seconds = time.monotonic() - start
         for what, result in (("first fit", quick), ("the plan", plan)):
-            if conflicts(blocks, result.offsets) or min(result.offsets) < 0:
+            if conflicts(result.intervals) or min(i.offset for i in result.intervals) < 0:
                 failures.append(f"{name}: {what} is not valid")
-            if not quick.bound <= result.bound <= plan_height(blocks, result.offsets) == result.height:
+            if not quick.bound <= result.bound <= max(i.offset + i.size for i in result.intervals) == result.height:
                 failures.append(f"{name}: {what} states a wrong height or bound")
         if plan.height > quick.height:
             failures.append(f"{name}: the plan is worse than first fit")

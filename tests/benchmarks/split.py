@@ -52,7 +52,7 @@ def show(title: str, path: Path) -> bool:
     original = TFLiteModel.load_from_file(path)
     model = TFLiteModel.load_from_file(path)
     start = time.monotonic()
-    result = model.split_operators()
+    result = model.split_operators(time_limit=30)
     seconds = time.monotonic() - start
     model.optimize_memory(20, for_arena=True)
     model.plan_memory()
@@ -65,11 +65,11 @@ def show(title: str, path: Path) -> bool:
         f"{model.peak_memory_usage():,}",
         f"{model.arena.head:,}",
         runtime,
-        f"{result.before.total:,}",
-        f"{model.arena.head + result.chosen.persistent:,}",
+        f"{result.unsplit.cost.sum:,}",
+        f"{model.arena.head + result.chosen.cost.persistent:,}",
         f"{result.chosen.macs_percent:.1f} %",
-        f"{result.before.operators} -> {result.chosen.operators}",
-        f"{100 * (result.chosen.file_bytes / result.before.file_bytes - 1):.1f} %",
+        f"{result.unsplit.cost.operators} -> {result.chosen.cost.operators}",
+        f"{100 * (result.chosen.file_bytes / result.unsplit.file_bytes - 1):.1f} %",
         f"{seconds:.1f}",
     ]
     print("| " + " | ".join(cells) + " |" + ("" if is_right else " WRONG"), flush=True)
@@ -85,7 +85,7 @@ def check_corpus(folder: Path, seeds: int) -> int:
             original, model = TFLiteModel.load_from_file(path), TFLiteModel.load_from_file(path)
         except ModelError:
             continue
-        result = model.split_operators(max_macs=50)
+        result = model.split_operators(max_macs=50, time_limit=30)
         if not result.changed:
             counts["left alone" if not result.refusal else "refused"] += 1
             continue
@@ -97,7 +97,7 @@ def check_corpus(folder: Path, seeds: int) -> int:
             if "does not run the original" not in str(error):
                 outcome = "split, no longer RUN by LiteRT"
         counts[outcome] += 1
-        saved = f"{result.before.peak:,} -> {result.chosen.peak:,}"
+        saved = f"{result.before:,} -> {result.after:,}"
         print(f"{path.name:60} {saved:28} {outcome} {result.seconds:.1f} s", flush=True)
     print("; ".join(f"{number} {outcome}" for outcome, number in sorted(counts.items())))
     return sum(number for outcome, number in counts.items() if "DIFFERENT" in outcome or "RUN" in outcome)
