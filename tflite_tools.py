@@ -337,7 +337,7 @@ class Budget:
 
 
 ####################################################################################################
-# Operators: what is known of each kind, one row per kind. All other sections ask this table
+# Operators, the columns: how what is known of a kind is computed from an operator and its tensors
 ####################################################################################################
 
 # Sizes of TFLM's own structures are those of a 32-bit target, in bytes, and scratch is what its reference kernels ask
@@ -359,12 +359,6 @@ class Node:
     output: Tensor | None = None
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     custom_options: bytes = b""
-
-    @classmethod
-    def of(cls, subgraph: Subgraph, operator: Operator) -> Node:
-        inputs = tuple(subgraph.tensors[i] if i >= 0 else None for i in operator.inputs)
-        output = subgraph.tensors[operator.writes[0]] if operator.writes else None
-        return cls(kind_of(operator), inputs, output, operator.options, operator.custom_options)
 
     def __getitem__(self, role: str) -> Tensor:
         """The input of that role.
@@ -395,22 +389,36 @@ def _no_scratch(node: Node) -> list[int]:
     return []
 
 
+class Options(NamedTuple):
+    """The table in the bindings that holds the options, and those of its fields that some section uses."""
+
+    table: str = ""
+    fields: tuple[str, ...] = ()
+    callees: tuple[str, ...] = ()  # fields that hold the index of a subgraph which the operator runs
+
+
+class Tflm(NamedTuple):
+    """What TFLM's reference kernel takes."""
+
+    options: int = 0  # bytes of the options as it keeps them
+    data: int = 0  # bytes of its own structure
+    scratch: Callable[[Node], list[int]] = _no_scratch  # bytes of each buffer that it requests, in its order
+    arrays: Callable[[Node], int] = _nothing  # bytes of further persistent memory
+
+
+NO_OPTIONS, PLAIN_KERNEL = Options(), Tflm()
+
+
 @dataclass(frozen=True)
 class Kind:
-    """A row of the table. The defaults hold for a kind that nothing is known of."""
+    """A row of the table. The defaults hold for a kind that needs no more than its kernel."""
 
     inputs: str = ""  # their roles, in order; those with a star are weight matrices if they are constant
-    options: str = ""  # the table in the bindings that holds the options
-    fields: tuple[str, ...] = ()  # of the options, those that some section uses
-    callees: tuple[str, ...] = ()  # fields that hold the index of a subgraph which the operator runs
+    options: Options = NO_OPTIONS
     macs: Callable[[Node], int] = _nothing  # approximate multiply-accumulates
     rows: str = ""  # how it works along the height of a picture: a key of ROW_PATTERNS; empty: only as a whole
+    tflm: Tflm | None = PLAIN_KERNEL  # None: it has no kernel for it
     effect: tuple[str, bool] | None = None  # (what it touches besides its tensors, whether it changes that)
-    is_in_tflm: bool = True
-    scratch: Callable[[Node], list[int]] = _no_scratch  # bytes of each buffer that the kernel requests, in its order
-    parsed_bytes: int = 0  # the options as TFLM keeps them
-    data_bytes: int = 0  # the kernel's own structure
-    array_bytes: Callable[[Node], int] = _nothing  # further persistent memory
 
     @cached_property
     def roles(self) -> tuple[str, ...]:
@@ -427,14 +435,22 @@ VARIABLE = "a variable"  # the one whose handle is the first input
 CUSTOM_OPERATORS, HASH_TABLES, RANDOM_NUMBERS = "custom operators", "hash tables", "random numbers"
 
 
-def _weights_macs(rank: int, axes: slice) -> Callable[[Node], int]:
-    """Per element of the output one multiplication with each weight along those axes."""
+def _by_weights(rank: int, first: int, behind: int) -> Callable[[Node], int]:
+    """Per element of the output one multiplication with each weight along the axes [first, behind)."""
 
     def macs(node: Node) -> int:
         shape = node["weights"].shape
-        return node.elements * math.prod(shape[axes]) if len(shape) == rank else 0
+        return node.elements * math.prod(shape[first:behind]) if len(shape) == rank else 0
 
     return macs
+
+
+def _scattered(node: Node) -> int:
+    return node["input"].elements * math.prod(node["weights"].shape[:3])
+
+
+def _dense_macs(node: Node) -> int:
+    return node.elements * node["weights"].shape[-1]
 
 
 def _pool_macs(node: Node) -> int:
@@ -509,203 +525,156 @@ def _rfft_scratch(node: Node) -> list[int]:
     return [_flexbuffer(node.custom_options).get("fft_length", 0) * (node["input"].element.tflm_bytes or 0)]
 
 
-def _per_channel_bytes(node: Node) -> int:
+def _per_channel(node: Node) -> int:
     return 2 * align(4 * sum(node.output.shape[-1:])) if node.output else 0  # a multiplier and a shift each
 
 
-def _per_scale_bytes(node: Node) -> int:
+def _per_scale(node: Node) -> int:
     quantization = node["weights"].quantization
     scales = len(quantization.scales) if quantization else 0
     return 2 * align(4 * scales) if scales > 1 else 0
 
 
-def _transposed_bytes(node: Node) -> int:
+def _transposed_copies(node: Node) -> int:
     a, b = node["a"].bytes or 0, node["b"].bytes or 0
     return (align(a) if node.options.get("AdjX") else 0) + (0 if node.options.get("AdjY") else align(b))
 
 
-def _concatenation_bytes(node: Node) -> int:
+def _two_arrays(node: Node) -> int:
     return 2 * align(4 * len(node.inputs))
 
 
-_CONV = ("Padding", "StrideH", "StrideW", "DilationHFactor", "DilationWFactor")
-_POOL = ("Padding", "StrideH", "StrideW", "FilterHeight", "FilterWidth")
-_GATES = "*i_to_i *i_to_f *i_to_c *i_to_o *r_to_i *r_to_f *r_to_c *r_to_o"
-_LSTM = f"{_GATES} c_to_i c_to_f c_to_o bias_i bias_f bias_c bias_o *projection projection_bias"
-_STATES = "output_state cell_state norm_i norm_f norm_c norm_o"
-_BINARY = "a b"
+####################################################################################################
+# Operators, the table: one row per kind. All other sections ask it
+####################################################################################################
 
-KINDS: dict[str, Kind] = {name: Kind() for name in """
-    ARG_MAX ARG_MIN BATCH_TO_SPACE_ND BROADCAST_ARGS BROADCAST_TO CAST CUMSUM DEPTH_TO_SPACE DYNAMIC_UPDATE_SLICE
-    EXPAND_DIMS FILL FLOOR_DIV FLOOR_MOD GATHER_ND GREATER_EQUAL L2_NORMALIZATION LESS_EQUAL LOGICAL_AND LOGICAL_NOT
-    LOGICAL_OR LOG_SOFTMAX RESIZE_BILINEAR REVERSE_V2 SELECT_V2 SHAPE SPACE_TO_BATCH_ND SPACE_TO_DEPTH SPLIT_V SQUEEZE
-    TRANSPOSE UNPACK ZEROS_LIKE""".split()}  # fmt: skip
-KINDS |= {name: Kind("input", rows="unary") for name in "CEIL COS ELU EXP FLOOR LOG NEG ROUND SIN SQRT SQUARE TANH".split()}  # fmt: skip  # noqa: E501
-KINDS |= {name: Kind(_BINARY, rows="binary") for name in "DIV MAXIMUM MINIMUM SQUARED_DIFFERENCE".split()}
-KINDS |= {name: Kind(_BINARY, data_bytes=48) for name in "EQUAL NOT_EQUAL LESS GREATER".split()}
-KINDS |= {
+_WINDOW = ("Padding", "StrideH", "StrideW")
+_CONV = (*_WINDOW, "DilationHFactor", "DilationWFactor")
+CONV, DEPTHWISE = Options("Conv2DOptions", _CONV), Options("DepthwiseConv2DOptions", _CONV)
+POOL = Options("Pool2DOptions", (*_WINDOW, "FilterHeight", "FilterWidth"))
+UPSAMPLE = Options("ResizeNearestNeighborOptions", ("AlignCorners",))
+FILTER, UNARY, BINARY, REDUCED = "input *weights bias", "input", "a b", "input axes"
+RECURRENT = "input *weights *recurrent bias state"
+BIDIRECTIONAL = f"{RECURRENT} *weights_back *recurrent_back bias_back state_back auxiliary *auxiliary_a *auxiliary_b"
+_GATES = "*i_to_i *i_to_f *i_to_c *i_to_o *r_to_i *r_to_f *r_to_c *r_to_o"
+_CELL = f"{_GATES} c_to_i c_to_f c_to_o bias_i bias_f bias_c bias_o *projection projection_bias"
+LSTM = f"input {_CELL} output_state cell_state norm_i norm_f norm_c norm_o"
+BIDIRECTIONAL_LSTM = f"input {_CELL} {_CELL} state cell state_back cell_back auxiliary {_GATES}"
+
+KINDS: dict[str, Kind] = {
     # windows over pictures, matrix products
-    "CONV_2D": Kind(
-        "input *weights bias",
-        "Conv2DOptions",
-        _CONV,
-        rows="convolution",
-        parsed_bytes=28,
-        data_bytes=56,
-        macs=_weights_macs(4, np.s_[1:]),
-        scratch=_int4_scratch,
-        array_bytes=_per_channel_bytes,
-    ),
+    "CONV_2D": Kind(FILTER, CONV, _by_weights(4, 1, 4), "convolution", Tflm(28, 56, _int4_scratch, _per_channel)),
     "DEPTHWISE_CONV_2D": Kind(
-        "input *weights bias",
-        "DepthwiseConv2DOptions",
-        _CONV,
-        rows="convolution",
-        macs=_weights_macs(4, np.s_[1:3]),
-        scratch=_int4_scratch,
-        parsed_bytes=28,
-        data_bytes=56,
-        array_bytes=_per_channel_bytes,
+        FILTER, DEPTHWISE, _by_weights(4, 1, 3), "convolution", Tflm(28, 56, _int4_scratch, _per_channel)
     ),
     "TRANSPOSE_CONV": Kind(
-        "output_shape *weights input bias",
-        macs=lambda n: n["input"].elements * math.prod(n["weights"].shape[:3]),
-        scratch=_transpose_conv_scratch,
-        parsed_bytes=20,
-        data_bytes=80,
-        array_bytes=_per_channel_bytes,
+        "output_shape *weights input bias", macs=_scattered, tflm=Tflm(20, 80, _transpose_conv_scratch, _per_channel)
     ),
-    "CONV_3D": Kind("input *weights bias", macs=_weights_macs(5, np.s_[:4]), is_in_tflm=False),
-    "CONV_3D_TRANSPOSE": Kind("output_shape *weights input bias", is_in_tflm=False),
-    "FULLY_CONNECTED": Kind(
-        "input *weights bias",
-        macs=lambda n: n.elements * n["weights"].shape[-1],
-        scratch=_int4_scratch,
-        parsed_bytes=16,
-        data_bytes=48,
-        array_bytes=_per_scale_bytes,
-    ),
+    "CONV_3D": Kind(FILTER, macs=_by_weights(5, 0, 4), tflm=None),
+    "CONV_3D_TRANSPOSE": Kind("output_shape *weights input bias", tflm=None),
+    "FULLY_CONNECTED": Kind(FILTER, macs=_dense_macs, tflm=Tflm(16, 48, _int4_scratch, _per_scale)),
     "BATCH_MATMUL": Kind(
-        "*a *b", "BatchMatMulOptions", ("AdjX", "AdjY"), macs=_matmul_macs, array_bytes=_transposed_bytes
+        "*a *b", Options("BatchMatMulOptions", ("AdjX", "AdjY")), _matmul_macs, tflm=Tflm(arrays=_transposed_copies)
     ),
-    "MAX_POOL_2D": Kind(
-        "input", "Pool2DOptions", _POOL, macs=_pool_macs, rows="maximum", parsed_bytes=40, data_bytes=32
-    ),
-    "AVERAGE_POOL_2D": Kind(
-        "input", "Pool2DOptions", _POOL, macs=_pool_macs, rows="average", parsed_bytes=40, data_bytes=32
-    ),
-    "L2_POOL_2D": Kind("input", "Pool2DOptions", _POOL, macs=_pool_macs),
+    "MAX_POOL_2D": Kind(UNARY, POOL, _pool_macs, "maximum", Tflm(40, 32)),
+    "AVERAGE_POOL_2D": Kind(UNARY, POOL, _pool_macs, "average", Tflm(40, 32)),
+    "L2_POOL_2D": Kind(UNARY, POOL, _pool_macs),
     # tables and memories
     "EMBEDDING_LOOKUP": Kind("ids *table"),
     "GATHER": Kind("*table indices"),
     "SVDF": Kind(
-        "input *feature *time bias state",
-        "SVDFOptions",
-        ("Rank",),
-        macs=_matrices,
-        scratch=_svdf_scratch,
-        parsed_bytes=12,
-        data_bytes=36,
+        "input *feature *time bias state", Options("SVDFOptions", ("Rank",)), _matrices, "", Tflm(12, 36, _svdf_scratch)
     ),
-    "RNN": Kind("input *weights *recurrent bias state", macs=_recurrent_macs, is_in_tflm=False),
-    "UNIDIRECTIONAL_SEQUENCE_RNN": Kind("input *weights *recurrent bias state", macs=_recurrent_macs, is_in_tflm=False),
-    "BIDIRECTIONAL_SEQUENCE_RNN": Kind(
-        "input *weights *recurrent bias state *weights_back *recurrent_back bias_back "
-        "state_back auxiliary *auxiliary_weights *auxiliary_weights_back",
-        is_in_tflm=False,
-    ),
-    "LSTM": Kind(f"input {_LSTM} {_STATES}", macs=_recurrent_macs, is_in_tflm=False),
-    "UNIDIRECTIONAL_SEQUENCE_LSTM": Kind(
-        f"input {_LSTM} {_STATES}", macs=_recurrent_macs, scratch=_lstm_scratch, parsed_bytes=16, data_bytes=688
-    ),
-    "BIDIRECTIONAL_SEQUENCE_LSTM": Kind(
-        f"input {_LSTM} {_LSTM} state cell state cell auxiliary {_GATES}", is_in_tflm=False
-    ),
+    "RNN": Kind(RECURRENT, macs=_recurrent_macs, tflm=None),
+    "UNIDIRECTIONAL_SEQUENCE_RNN": Kind(RECURRENT, macs=_recurrent_macs, tflm=None),
+    "BIDIRECTIONAL_SEQUENCE_RNN": Kind(BIDIRECTIONAL, tflm=None),
+    "LSTM": Kind(LSTM, macs=_recurrent_macs, tflm=None),
+    "UNIDIRECTIONAL_SEQUENCE_LSTM": Kind(LSTM, macs=_recurrent_macs, tflm=Tflm(16, 688, _lstm_scratch)),
+    "BIDIRECTIONAL_SEQUENCE_LSTM": Kind(BIDIRECTIONAL_LSTM, tflm=None),
     # element by element
-    "ABS": Kind("input", rows="unary", data_bytes=32),
-    "RSQRT": Kind("input", rows="unary", data_bytes=32),
-    "QUANTIZE": Kind("input", rows="unary", data_bytes=32),
-    "DEQUANTIZE": Kind("input", rows="unary", data_bytes=32),
-    "RELU": Kind("input", rows="unary", data_bytes=28),
-    "RELU6": Kind("input", rows="unary", data_bytes=8),
-    "RELU_N1_TO_1": Kind("input", rows="unary", is_in_tflm=False),
-    "LEAKY_RELU": Kind("input", rows="unary", data_bytes=24),
-    "LOGISTIC": Kind("input", rows="unary", data_bytes=16),
-    "HARD_SWISH": Kind("input", rows="unary", data_bytes=20),
-    "ADD": Kind(_BINARY, macs=_sums, rows="binary", parsed_bytes=8, data_bytes=60),
-    "ADD_N": Kind(macs=_sums, scratch=lambda n: [4 * len(n.inputs)]),  # a pointer each: 4 bytes on 32-bit targets
-    "MUL": Kind(_BINARY, rows="binary", parsed_bytes=4, data_bytes=36),
-    "SUB": Kind(_BINARY, rows="binary", parsed_bytes=8, data_bytes=52),
-    "PRELU": Kind(_BINARY, rows="binary", data_bytes=28),
+    "ABS": Kind(UNARY, rows="unary", tflm=Tflm(data=32)),
+    "RSQRT": Kind(UNARY, rows="unary", tflm=Tflm(data=32)),
+    "QUANTIZE": Kind(UNARY, rows="unary", tflm=Tflm(data=32)),
+    "DEQUANTIZE": Kind(UNARY, rows="unary", tflm=Tflm(data=32)),
+    "RELU": Kind(UNARY, rows="unary", tflm=Tflm(data=28)),
+    "RELU6": Kind(UNARY, rows="unary", tflm=Tflm(data=8)),
+    "RELU_N1_TO_1": Kind(UNARY, rows="unary", tflm=None),
+    "LEAKY_RELU": Kind(UNARY, rows="unary", tflm=Tflm(data=24)),
+    "LOGISTIC": Kind(UNARY, rows="unary", tflm=Tflm(data=16)),
+    "HARD_SWISH": Kind(UNARY, rows="unary", tflm=Tflm(data=20)),
+    "ADD": Kind(BINARY, macs=_sums, rows="binary", tflm=Tflm(8, 60)),
+    "ADD_N": Kind(macs=_sums, tflm=Tflm(scratch=lambda n: [4 * len(n.inputs)])),  # a pointer each, of a 32-bit target
+    "MUL": Kind(BINARY, rows="binary", tflm=Tflm(4, 36)),
+    "SUB": Kind(BINARY, rows="binary", tflm=Tflm(8, 52)),
+    "PRELU": Kind(BINARY, rows="binary", tflm=Tflm(data=28)),
     # along axes
-    "MEAN": Kind("input axes", macs=lambda n: n["input"].elements, scratch=_sum_scratch, parsed_bytes=1, data_bytes=44),
-    "SUM": Kind("input axes", scratch=_sum_scratch, parsed_bytes=1, data_bytes=44),
-    "REDUCE_MAX": Kind("input axes", scratch=_reduce_scratch, parsed_bytes=1, data_bytes=44),
-    "REDUCE_MIN": Kind("input axes", scratch=_reduce_scratch),
-    "REDUCE_ALL": Kind("input axes", scratch=_reduce_scratch, data_bytes=44),
-    "SOFTMAX": Kind("input", parsed_bytes=4, data_bytes=56),
+    "MEAN": Kind(REDUCED, macs=lambda n: n["input"].elements, tflm=Tflm(1, 44, _sum_scratch)),
+    "SUM": Kind(REDUCED, tflm=Tflm(1, 44, _sum_scratch)),
+    "REDUCE_MAX": Kind(REDUCED, tflm=Tflm(1, 44, _reduce_scratch)),
+    "REDUCE_MIN": Kind(REDUCED, tflm=Tflm(scratch=_reduce_scratch)),
+    "REDUCE_ALL": Kind(REDUCED, tflm=Tflm(data=44, scratch=_reduce_scratch)),
+    "SOFTMAX": Kind(UNARY, tflm=Tflm(4, 56)),
     # moving data
     "CONCATENATION": Kind(
-        "",
-        "ConcatenationOptions",
-        ("Axis",),
-        rows="join",
-        parsed_bytes=8,
-        data_bytes=24,
-        array_bytes=_concatenation_bytes,
+        "", Options("ConcatenationOptions", ("Axis",)), rows="join", tflm=Tflm(8, 24, arrays=_two_arrays)
     ),
-    "PAD": Kind("input paddings", "PadOptions", rows="pad", data_bytes=60),
-    "PADV2": Kind("input paddings value", "PadV2Options", rows="pad", data_bytes=60),
-    "MIRROR_PAD": Kind("input paddings", scratch=lambda n: [4 * len(n["input"].shape)] * 2),
-    "SLICE": Kind("input begin size", "SliceOptions"),
-    "STRIDED_SLICE": Kind("input begin end strides", parsed_bytes=24, data_bytes=84),
-    "SPLIT": Kind("axis input", parsed_bytes=4),
-    "PACK": Kind(parsed_bytes=8),
-    "RESHAPE": Kind("input shape", parsed_bytes=36),
-    "RESIZE_NEAREST_NEIGHBOR": Kind("input size", "ResizeNearestNeighborOptions", ("AlignCorners",), rows="upsample"),
+    "PAD": Kind("input paddings", Options("PadOptions"), rows="pad", tflm=Tflm(data=60)),
+    "PADV2": Kind("input paddings value", Options("PadV2Options"), rows="pad", tflm=Tflm(data=60)),
+    "MIRROR_PAD": Kind("input paddings", tflm=Tflm(scratch=lambda n: [4 * len(n["input"].shape)] * 2)),
+    "SLICE": Kind("input begin size", Options("SliceOptions")),
+    "STRIDED_SLICE": Kind("input begin end strides", tflm=Tflm(24, 84)),
+    "SPLIT": Kind("axis input", tflm=Tflm(4)),
+    "PACK": Kind(tflm=Tflm(8)),
+    "RESHAPE": Kind("input shape", tflm=Tflm(36)),
+    "RESIZE_NEAREST_NEIGHBOR": Kind("input size", UPSAMPLE, rows="upsample"),
     # subgraphs, state, side effects
-    "IF": Kind(options="IfOptions", callees=("ThenSubgraphIndex", "ElseSubgraphIndex")),
-    "WHILE": Kind(options="WhileOptions", callees=("CondSubgraphIndex", "BodySubgraphIndex")),
-    "CALL": Kind(options="CallOptions", callees=("Subgraph",), is_in_tflm=False),
-    "CALL_ONCE": Kind(options="CallOnceOptions", callees=("InitSubgraphIndex",), effect=(EVERYTHING, True)),
-    "STABLEHLO_COMPOSITE": Kind(
-        options="StableHLOCompositeOptions", callees=("DecompositionSubgraphIndex",), is_in_tflm=False
-    ),
-    "STABLEHLO_WHILE": Kind(
-        options="StablehloWhileOptions", callees=("CondSubgraphIndex", "BodySubgraphIndex"), is_in_tflm=False
-    ),
-    "STABLEHLO_REDUCE": Kind(options="StablehloReduceOptions", callees=("BodySubgraphIndex",), is_in_tflm=False),
-    "STABLEHLO_REDUCE_WINDOW": Kind(
-        options="StablehloReduceWindowOptions", callees=("BodySubgraphIndex",), is_in_tflm=False
-    ),
-    "STABLEHLO_SORT": Kind(options="StablehloSortOptions", callees=("ComparatorSubgraphIndex",), is_in_tflm=False),
-    "STABLEHLO_SCATTER": Kind(
-        options="StablehloScatterOptions", callees=("UpdateComputationSubgraphIndex",), is_in_tflm=False
-    ),
-    "VAR_HANDLE": Kind(options="VarHandleOptions", fields=("Container", "SharedName")),
+    "IF": Kind(options=Options("IfOptions", callees=("ThenSubgraphIndex", "ElseSubgraphIndex"))),
+    "WHILE": Kind(options=Options("WhileOptions", callees=("CondSubgraphIndex", "BodySubgraphIndex"))),
+    "CALL_ONCE": Kind(options=Options("CallOnceOptions", callees=("InitSubgraphIndex",)), effect=(EVERYTHING, True)),
+    "VAR_HANDLE": Kind(options=Options("VarHandleOptions", ("Container", "SharedName"))),
     "READ_VARIABLE": Kind("handle", effect=(VARIABLE, False)),
     "ASSIGN_VARIABLE": Kind("handle value", effect=(VARIABLE, True)),
-    "HASHTABLE": Kind(effect=(HASH_TABLES, True), is_in_tflm=False),
-    "HASHTABLE_IMPORT": Kind(effect=(HASH_TABLES, True), is_in_tflm=False),
-    "HASHTABLE_FIND": Kind(effect=(HASH_TABLES, False), is_in_tflm=False),
-    "HASHTABLE_SIZE": Kind(effect=(HASH_TABLES, False), is_in_tflm=False),
-    "RANDOM_UNIFORM": Kind(effect=(RANDOM_NUMBERS, True), is_in_tflm=False),
-    "RANDOM_STANDARD_NORMAL": Kind(effect=(RANDOM_NUMBERS, True), is_in_tflm=False),
-    "MULTINOMIAL": Kind(effect=(RANDOM_NUMBERS, True), is_in_tflm=False),
+    "HASHTABLE": Kind(effect=(HASH_TABLES, True), tflm=None),
+    "HASHTABLE_IMPORT": Kind(effect=(HASH_TABLES, True), tflm=None),
+    "HASHTABLE_FIND": Kind(effect=(HASH_TABLES, False), tflm=None),
+    "HASHTABLE_SIZE": Kind(effect=(HASH_TABLES, False), tflm=None),
+    "RANDOM_UNIFORM": Kind(effect=(RANDOM_NUMBERS, True), tflm=None),
+    "RANDOM_STANDARD_NORMAL": Kind(effect=(RANDOM_NUMBERS, True), tflm=None),
+    "MULTINOMIAL": Kind(effect=(RANDOM_NUMBERS, True), tflm=None),
 }
-UNKNOWN_KIND = Kind(is_in_tflm=False)
+for _names, _kind in (
+    ("CEIL COS ELU EXP FLOOR LOG NEG ROUND SIN SQRT SQUARE TANH", Kind(UNARY, rows="unary")),
+    ("DIV MAXIMUM MINIMUM SQUARED_DIFFERENCE", Kind(BINARY, rows="binary")),
+    ("EQUAL NOT_EQUAL LESS GREATER", Kind(BINARY, tflm=Tflm(data=48))),
+    ("ARG_MAX ARG_MIN BATCH_TO_SPACE_ND BROADCAST_ARGS BROADCAST_TO CAST CUMSUM DEPTH_TO_SPACE", Kind()),
+    ("DYNAMIC_UPDATE_SLICE EXPAND_DIMS FILL FLOOR_DIV FLOOR_MOD GATHER_ND GREATER_EQUAL L2_NORMALIZATION", Kind()),
+    ("LESS_EQUAL LOGICAL_AND LOGICAL_NOT LOGICAL_OR LOG_SOFTMAX RESIZE_BILINEAR REVERSE_V2 SELECT_V2 SHAPE", Kind()),
+    ("SPACE_TO_BATCH_ND SPACE_TO_DEPTH SPLIT_V SQUEEZE TRANSPOSE UNPACK ZEROS_LIKE", Kind()),
+):
+    KINDS |= dict.fromkeys(_names.split(), _kind)
+for _name, _table, *_callees in (  # what TFLM does not have
+    ("CALL", "CallOptions", "Subgraph"),
+    ("STABLEHLO_COMPOSITE", "StableHLOCompositeOptions", "DecompositionSubgraphIndex"),
+    ("STABLEHLO_WHILE", "StablehloWhileOptions", "CondSubgraphIndex", "BodySubgraphIndex"),
+    ("STABLEHLO_REDUCE", "StablehloReduceOptions", "BodySubgraphIndex"),
+    ("STABLEHLO_REDUCE_WINDOW", "StablehloReduceWindowOptions", "BodySubgraphIndex"),
+    ("STABLEHLO_SORT", "StablehloSortOptions", "ComparatorSubgraphIndex"),
+    ("STABLEHLO_SCATTER", "StablehloScatterOptions", "UpdateComputationSubgraphIndex"),
+):
+    KINDS[_name] = Kind(options=Options(_table, callees=tuple(_callees)), tflm=None)
+UNKNOWN_KIND = Kind(tflm=None)
 
 # Nobody knows what custom operators share, so all have that effect.
 _CUSTOM = (CUSTOM_OPERATORS, True)
-CUSTOM_KINDS: dict[str, Kind] = {name: Kind(effect=_CUSTOM) for name in """
-    CIRCULAR_BUFFER TFLM_DECODE SignalDelay SignalEnergy SignalFftAutoScale SignalFilterBank SignalFilterBankLog
-    SignalFilterBankSquareRoot SignalFilterBankSpectralSubtraction SignalFramer SignalIrfft SignalOverlapAdd SignalPCAN
-    SignalStacker SignalWindow ethos-u""".split()}  # fmt: skip
-CUSTOM_KINDS |= {
-    "TFLite_Detection_PostProcess": Kind("boxes scores anchors", effect=_CUSTOM, scratch=_detection_scratch),
-    "SignalRfft": Kind("input", effect=_CUSTOM, scratch=_rfft_scratch),
+_SIGNAL = """Delay Energy FftAutoScale FilterBank FilterBankLog FilterBankSquareRoot FilterBankSpectralSubtraction
+    Framer Irfft OverlapAdd PCAN Stacker Window"""
+CUSTOM_KINDS: dict[str, Kind] = {
+    **dict.fromkeys(("CIRCULAR_BUFFER", "TFLM_DECODE", "ethos-u"), Kind(effect=_CUSTOM)),
+    **{f"Signal{name}": Kind(effect=_CUSTOM) for name in _SIGNAL.split()},
+    "SignalRfft": Kind(UNARY, effect=_CUSTOM, tflm=Tflm(scratch=_rfft_scratch)),
+    "TFLite_Detection_PostProcess": Kind("boxes scores anchors", effect=_CUSTOM, tflm=Tflm(scratch=_detection_scratch)),
 }
-UNKNOWN_CUSTOM_KIND = Kind(effect=_CUSTOM, is_in_tflm=False)
+UNKNOWN_CUSTOM_KIND = Kind(effect=_CUSTOM, tflm=None)
 
 
 def kind_of(operator: Operator) -> Kind:
@@ -714,12 +683,18 @@ def kind_of(operator: Operator) -> Kind:
     return KINDS.get(operator.kind, UNKNOWN_KIND)
 
 
+def node_of(subgraph: Subgraph, operator: Operator) -> Node:
+    inputs = tuple(subgraph.tensors[i] if i >= 0 else None for i in operator.inputs)
+    output = subgraph.tensors[operator.writes[0]] if operator.writes else None
+    return Node(kind_of(operator), inputs, output, operator.options, operator.custom_options)
+
+
 def multiply_accumulates(subgraph: Subgraph, operator: Operator) -> int:
     """Approximate MACs of one operator; 0 for kinds that only move or map data.
 
     Convolutions and matrix products count exactly; pooling and MEAN count one per element read, ADD one per sum.
     """
-    node = Node.of(subgraph, operator)
+    node = node_of(subgraph, operator)
     used = [subgraph.tensors[i] for i in (*operator.reads, *operator.writes)]
     if not node.inputs or any(d < 0 for tensor in used for d in tensor.shape):
         return 0
@@ -735,9 +710,9 @@ def scratch_requests(subgraph: Subgraph, operator: Operator) -> list[int]:
     Raises:
         ArenaError: the inputs or options are not what the kernel needs.
     """
-    node = Node.of(subgraph, operator)
+    node = node_of(subgraph, operator)
     try:
-        requests = node.kind.scratch(node) if node.output else []
+        requests = node.kind.tflm.scratch(node) if node.kind.tflm and node.output else []
         if all(isinstance(size, int) and 0 <= size <= LARGEST_TENSOR for size in requests):
             return requests
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError, struct.error):
@@ -969,9 +944,9 @@ class _Reader:
             intermediates=self.vector(table, "Intermediates"),
             custom_options=custom.tobytes() if isinstance(custom, np.ndarray) else b"",
         )
-        known = kind_of(operator)
-        options = self.options(table, known.options, known.fields + known.callees)
-        callees = tuple(options.pop(field) for field in known.callees if field in options)
+        name, fields, of_callees = kind_of(operator).options
+        options = self.options(table, name, fields + of_callees)
+        callees = tuple(options.pop(field) for field in of_callees if field in options)
         for callee in callees:
             if not 0 <= callee < self.subgraph_count:
                 raise ModelError(f"the file is damaged: {kind} runs subgraph {callee}, which is not there")
@@ -2243,7 +2218,7 @@ def _times_on_the_clock(graph: ModelGraph) -> tuple[dict[tuple[int, int], tuple[
             begin = clock
             for i in operator.writes:
                 first.setdefault((s, i), clock)
-            if kind_of(operator).is_in_tflm:
+            if kind_of(operator).tflm is not None:
                 for callee in operator.callees:
                     clock += 1
                     run(graph.subgraphs[callee])
@@ -2305,10 +2280,10 @@ PORT_BYTES, QUANTIZED_PORT_BYTES = 40, 16  # of every input and output, and 4 by
 
 def node_persistent_bytes(node: Node) -> int:
     """What an operator takes of TFLM's persistent memory, its scratch requests and tensors apart."""
-    kind = node.kind
-    total = OPERATOR_BYTES + kind.parsed_bytes + align(kind.data_bytes)
+    kernel = node.kind.tflm or PLAIN_KERNEL
+    total = OPERATOR_BYTES + kernel.options + align(kernel.data)
     with contextlib.suppress(LookupError):  # inputs are missing: the kernel will refuse it before it takes more
-        total += kind.array_bytes(node)
+        total += kernel.arrays(node)
     return total
 
 
@@ -2319,7 +2294,7 @@ def operator_persistent_bytes(subgraph: Subgraph, operator: Operator) -> int:
         ArenaError: its inputs or options are not what its kernel needs.
     """
     requests = scratch_requests(subgraph, operator)
-    return node_persistent_bytes(Node.of(subgraph, operator)) + SCRATCH_BYTES * len(requests)
+    return node_persistent_bytes(node_of(subgraph, operator)) + SCRATCH_BYTES * len(requests)
 
 
 def persistent_bytes(graph: ModelGraph) -> int:
@@ -2387,7 +2362,7 @@ def analyse_arena(graph: ModelGraph) -> Arena:
         head=Plan(placed, 0).height,
         has_plan=graph.plan is not None,
         problems=tuple(problems),
-        missing_operators=tuple(sorted({o.kind for _, o in graph.operators if not kind_of(o).is_in_tflm})),
+        missing_operators=tuple(sorted({o.kind for _, o in graph.operators if kind_of(o).tflm is None})),
         persistent=persistent_bytes(graph),
     )
 
@@ -2480,11 +2455,16 @@ class RowRule:
 
     def reads(self, rows: Rows, height: int) -> tuple[Rows, Pads]:
         """(input rows, of an input of that height, for these output rows; rows of padding above and below them)."""
-        first = rows[0] // self.repeat * self.stride - self.above
-        behind = (rows[1] - 1) // self.repeat * self.stride - self.above + self.extent
-        above = -first if first < 0 else 0  # much faster than max(), and the search spends its time here
-        below = behind - height if behind > height else 0
-        return Rows(first + above, behind - below), Pads(above, below)
+        first, behind, above, below = self.span(rows[0], rows[1], height)
+        return Rows(first, behind), Pads(above, below)
+
+    def span(self, first: int, behind: int, height: int) -> tuple[int, int, int, int]:
+        """The same as plain numbers: the search spends its time here."""
+        start = first // self.repeat * self.stride - self.above
+        end = (behind - 1) // self.repeat * self.stride - self.above + self.extent
+        above = -start if start < 0 else 0  # much faster than max()
+        below = end - height if end > height else 0
+        return start + above, end - below, above, below
 
 
 def is_picture(tensor: Tensor) -> bool:
@@ -2501,7 +2481,7 @@ def is_picture(tensor: Tensor) -> bool:
 
 def row_rule(subgraph: Subgraph, operator: Operator) -> RowRule | str:
     """The rule of an operator, or the reason why it has to run whole."""
-    node = Node.of(subgraph, operator)
+    node = node_of(subgraph, operator)
     pattern = node.kind.rows
     if not pattern:
         return f"{operator.kind} does not work row by row"
@@ -2651,13 +2631,15 @@ def stripe_rows(region: Region, stripes: int) -> Iterator[Stripe]:
             done[output] = max(done[output], behind)
             if first >= behind:
                 continue
-            computed[operator] = rows = Rows(first, behind)
+            computed[operator] = Rows(first, behind)
             for source in rule.sources:
-                read, _ = rule.reads(rows, region.heights[source])
-                if read[0] >= read[1]:
+                start, end, _, _ = rule.span(first, behind, region.heights[source])
+                if start >= end:
                     raise NoStripes
-                before = wanted.get(source, read)
-                wanted[source] = Rows(min(before[0], read[0]), max(before[1], read[1]))
+                before = wanted.get(source)
+                if before is not None:
+                    start, end = min(before[0], start), max(before[1], end)
+                wanted[source] = Rows(start, end)
         yield Stripe(computed, wanted)
 
 
@@ -2952,6 +2934,7 @@ class SplitStep:
     macs: int
     persistent: int
     least_persistent: int  # of a copy, with the padding that it always needs
+    is_pad: bool
 
 
 LONGEST_REGION = 100  # operators
@@ -2981,6 +2964,7 @@ class SplitSearch:
         # What is alive right before an operator was born before it; at the end, the outputs are.
         self.leaving = Profile(i._replace(first=i.first + 1) for i in self.intervals.values()).at(len(self.steps))
         self.regions: dict[int, list[SplitRegion]] = defaultdict(list)  # by start
+        self.cut: dict[tuple[int, int, bool], Region] = {}
         self.ranges = dict(self.possible_ranges())
         # Per range and halo mode the stripes left to try, the fewest last, and the lowest peak so far.
         self.untried: dict[tuple[int, int, bool], list[int]] = defaultdict(lambda: list(reversed(STRIPES)))
@@ -2998,7 +2982,8 @@ class SplitSearch:
             if not self.is_only_producer(operator):
                 rule = "its output is also written elsewhere, or read before"
             persistent = operator_persistent_bytes(subgraph, operator)
-            is_padded = isinstance(rule, RowRule) and any(rule.columns) and kind_of(operator).rows != "pad"
+            is_pad = kind_of(operator).rows == "pad"
+            is_padded = isinstance(rule, RowRule) and any(rule.columns) and not is_pad
             steps.append(
                 SplitStep(
                     operator,
@@ -3008,6 +2993,7 @@ class SplitSearch:
                     multiply_accumulates(subgraph, operator),
                     persistent,
                     persistent + TENSOR_BYTES + (pad if is_padded else 0),
+                    is_pad,
                 )
             )
         return steps
@@ -3062,6 +3048,12 @@ class SplitSearch:
         return not self.readers[output] or (output in self.intervals and self.intervals[output].last >= end)
 
     def region(self, start: int, end: int, is_cached: bool) -> Region:
+        key = start, end, is_cached
+        if key not in self.cut:
+            self.cut[key] = self.new_region(*key)
+        return self.cut[key]
+
+    def new_region(self, start: int, end: int, is_cached: bool) -> Region:
         steps = self.steps[start:end]
         parts = {s.operator.index: Part(s.operator.writes[0], s.rule) for s in steps if isinstance(s.rule, RowRule)}
         named = (t for output, rule in parts.values() for t in (output, *rule.sources))
@@ -3127,19 +3119,20 @@ class SplitSearch:
     def working_set(self, region: Region, stripe: Stripe) -> int:
         """The most bytes of rows that an operator of a stripe reads, pads and writes, whole tensors apart."""
         most = 0
-        for number, rows in stripe.computed.items():
+        row_bytes = self.row_bytes
+        for number, (first, behind) in stripe.computed.items():
             output, rule = region.parts[number]
-            written = (rows[1] - rows[0]) * self.row_bytes[output]
-            is_pad = kind_of(self.steps[number].operator).rows == "pad"
+            is_pad = self.steps[number].is_pad
             read = padded = 0
             for source in rule.sources:
-                _, height, width, _ = self.subgraph.tensors[source].shape
-                (first, behind), pads = rule.reads(rows, height)
-                read += (behind - first) * self.row_bytes[source] if behind - first < height else 0
-                if not is_pad and (any(pads) or any(rule.columns)):
-                    row = self.row_bytes[source] * (width + sum(rule.columns)) // width
-                    padded = (behind - first + sum(pads)) * row
-            most = max(most, read + padded, (padded or read) + written)
+                height = region.heights[source]
+                start, end, above, below = rule.span(first, behind, height)
+                if end - start < height:
+                    read += (end - start) * row_bytes[source]
+                if not is_pad and (above or below or rule.columns != NO_PADS):
+                    width = self.subgraph.tensors[source].shape[2]
+                    padded = (end - start + above + below) * (row_bytes[source] * (width + sum(rule.columns)) // width)
+            most = max(most, read + padded, (padded or read) + (behind - first) * row_bytes[output])
         return most
 
     def peak(self, emitter: Emitter, start: int, end: int) -> int:
@@ -3882,7 +3875,7 @@ class SubgraphWriter:
         )
         if new.like is None:
             options: int | None
-            name, code = KINDS[new.kind].options, self.code(new)
+            name, code = KINDS[new.kind].options.table, self.code(new)
             options_type, options = getattr(tflite.BuiltinOptions, name), self.glue_options(name)
         else:
             like = self.table.Operators(new.like)
@@ -3935,7 +3928,7 @@ class SubgraphWriter:
         """The options of the operator that is copied, with VALID instead of SAME padding."""
         if new.like not in self.options:
             content = self.table.Operators(new.like).BuiltinOptions()
-            name = KINDS[new.kind].options
+            name = KINDS[new.kind].options.table
             old = getattr(tflite, name)()
             old.Init(content.Bytes, content.Pos)
             getattr(tflite, f"{name}Start")(self.builder)

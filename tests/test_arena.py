@@ -9,6 +9,7 @@ import json
 import zipfile
 from pathlib import Path
 
+import flatbuffers
 import numpy as np
 import pytest
 from ai_edge_litert import schema_py_generated as schema
@@ -373,6 +374,52 @@ def test_external_buffers_are_moved_along():
     span = graph.buffers[graph.subgraphs[0].tensors[weights].buffer]
     assert span.is_external
     assert bytes(new[span.start : span.start + span.size]) == content
+
+
+@pytest.mark.parametrize("placeholder", [0, 1])
+def test_offsets_that_mean_inside_the_file_are_not_moved(placeholder: int):
+    """Converters write 1 where they will fill in the place of external data, and data inside counts nevertheless."""
+    b = Builder()
+    x, y = b.tensor((64,)), b.tensor((64,))
+    w = b.constant(np.arange(64, dtype=np.int8))
+    b.op("MINIMUM", [x, w], [y])
+    b.model.buffers[b.table.tensors[w].buffer].offset = placeholder
+    data = b.build([x], [y])
+    graph = read_model(data)
+    assert not graph.buffers[graph.subgraphs[0].tensors[w].buffer].is_external
+    new = add_metadata(data, "anything", b"12345678")
+    after = read_model(new)
+    span = after.buffers[after.subgraphs[0].tensors[w].buffer]
+    assert not span.is_external
+    assert span.of(new) == bytes(range(64))
+    assert new.endswith(data[8:])
+
+
+def pack(model: schema.ModelT) -> bytes:
+    builder = flatbuffers.Builder(1024)
+    builder.Finish(model.Pack(builder), b"TFL3")
+    return bytes(builder.Output())
+
+
+def test_a_plan_that_is_not_aligned_in_the_file_is_written_anew():
+    data = bytearray(planned(MOBILENET))
+    span = read_model(data).metadata_buffer(OFFLINE_PLAN)
+    assert span is not None
+    words = np.frombuffer(span.of(data), "<i4").copy()
+    words[3:] = np.where(words[3:] >= 0, words[3:] + 16_000, -1)
+    model = schema.ModelT.InitFromPackedBuf(bytes(data), 0)
+    entry = next(m for m in model.metadata if m.name == OFFLINE_PLAN.encode())
+    buffer = model.buffers[entry.buffer]
+    buffer.data, buffer.offset, buffer.size = None, 1 << 20, span.size
+    buffer.offset = start = len(pack(model)) // 4 * 4 + 6  # not a multiple of 4
+    file = pack(model).ljust(start, b"\0") + words.tobytes()
+    model = TFLiteModel(file)
+    assert model.arena.has_plan
+    assert model.plan_memory().changed
+    after = model.graph.metadata_buffer(OFFLINE_PLAN)
+    assert after is not None
+    assert after.start % 4 == 0
+    assert model.arena.head == 55296
 
 
 def test_signatures_and_other_metadata_survive():

@@ -114,6 +114,27 @@ def test_which_tensors_are_weights():
     assert any("odd one" in note for note in notes)
 
 
+@pytest.mark.parametrize("kind", ["DEQUANTIZE", "DENSIFY", "CAST"])
+def test_weights_behind_an_operator_that_unpacks_them(kind: str):
+    b = Builder()
+    x, y, w, floats = b.tensor((1, 8)), b.tensor((1, 8)), None, b.tensor((8, 8), "FLOAT32")
+    w = b.constant(np.ones((8, 8), np.float16), name="packed")
+    b.op(kind, [w], [floats])
+    b.op("FULLY_CONNECTED", [x, floats, -1], [y])
+    found, _ = weight_tensors(read_model(b.build([x], [y])))
+    assert [t.name for _, t in found] == ([] if kind == "CAST" else ["packed"])
+
+
+def test_code_books_of_small_types_are_packed():
+    b = Builder()
+    x, y = b.tensor((1, 8)), b.tensor((1, 8))
+    nibbles = np.random.default_rng(0).integers(0, 256, 32).astype(np.uint8)
+    w = b.tensor((8, 8), "INT4", data=nibbles)
+    b.op("FULLY_CONNECTED", [x, w, -1], [y])
+    (account,) = TFLiteModel(b.build([x], [y])).cluster_weights(5).weights
+    assert (account.bytes_before, account.codebook_bytes, account.index_bytes) == (32, 3, 24)
+
+
 def test_infinite_weights_are_left_alone():
     b = Builder()
     x, y = b.tensor((1, 4), "FLOAT32"), b.tensor((1, 4), "FLOAT32")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import mmap
@@ -9,11 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from ai_edge_litert import schema_py_generated as schema
 from builder import Builder, branches, worked_example
 from conftest import MODELS, corpus, corpus_id, needs_shared, random_inputs, run_litert
 
 import tflite_tools
-from tflite_tools import ModelError, Snapshot, TFLiteModel
+from tflite_tools import BrokenCertificate, ModelError, Snapshot, TFLiteModel
 
 CELLS = MODELS / "digits_cells_int8.tflite"
 
@@ -95,6 +97,73 @@ def test_clustering_changes_only_weights():
         for x, y in zip(digits(), np.load(MODELS / "digits_test.npz")["y"], strict=True)
     )
     assert correct > 430  # of 450; 442 without clustering
+
+
+def weights_on_tables() -> bytes:
+    """A file whose weight buffer lies, as an external one, on the FlatBuffer itself."""
+    b = Builder()
+    x, y, w = b.tensor((1, 16)), b.tensor((1, 8)), b.tensor((8, 16))
+    b.op("FULLY_CONNECTED", [x, w, -1], [y])
+    buffer = schema.BufferT()
+    buffer.offset, buffer.size = 16, 128
+    b.model.buffers.append(buffer)
+    b.table.tensors[w].buffer = len(b.model.buffers) - 1
+    return b.build([x], [y])
+
+
+def test_an_error_leaves_the_model_as_it_was():
+    data = weights_on_tables()
+    model = TFLiteModel(data)
+    with pytest.raises(ModelError, match="on top of its tables"):
+        model.cluster_weights(2)
+    assert model.to_bytes() == data
+    assert model.peak_memory_usage() == 24
+
+
+def test_a_scale_that_is_not_a_number_does_not_look_like_damage():
+    b = Builder()
+    quantization = schema.QuantizationParametersT()
+    quantization.scale, quantization.zeroPoint = [float("nan")], [0]
+    x, y = b.tensor((1, 16), quantization=quantization), b.tensor((1, 8))
+    b.op("FULLY_CONNECTED", [x, b.constant(np.arange(128, dtype=np.int8).reshape(8, 16)), -1], [y])
+    assert TFLiteModel(b.build([x], [y])).cluster_weights(2).weights
+
+
+def test_certificates_are_checked_before_they_are_believed():
+    model = Snapshot.read((MODELS / "digits_mobilenet_int8.tflite").read_bytes())
+    plan = tflite_tools.plan_arena(model.arena)
+    on_top = dataclasses.replace(plan, intervals=tuple(i._replace(offset=0) for i in plan.intervals))
+    with pytest.raises(BrokenCertificate, match="alive together"):
+        model.planned(on_top)
+    higher = dataclasses.replace(plan, intervals=tuple(i._replace(offset=i.offset + 16) for i in plan.intervals[:-1]))
+    with pytest.raises((BrokenCertificate, ValueError)):
+        model.planned(higher)
+
+
+def test_a_refusal_claims_nothing():
+    b = Builder()
+    x, y = b.tensor((3,), "STRING"), b.tensor((3,), "STRING")
+    b.op("RELU", [x], [y])
+    b.model.add_metadata(tflite_tools.CONTROL_DEPENDENCIES, b"1234")
+    model = TFLiteModel(b.build([x], [y]))
+    for decision in (model.plan_memory(), model.optimize_memory(), model.split_operators()):
+        assert decision.refusal
+        assert not decision.optimal
+        assert decision.bound is None
+        assert decision.json()["optimal" if "optimal" in decision.json() else "changed"] is False
+    assert model.plan_memory().json()["head"] is None
+
+
+def test_the_order_of_the_smaller_arena_is_found():
+    """Both orders have the same peak, but in one of them rounding up to 16 bytes takes more."""
+    data = branches([(33, 1), (49, 15), (47, 15)])
+    heads, peaks = [], []
+    for for_arena in (False, True):
+        model = TFLiteModel(data)
+        peaks.append(model.optimize_memory(for_arena=for_arena).after)
+        heads.append(model.plan_memory().after)
+    assert peaks == [78, 78]
+    assert heads == [112, 96]
 
 
 def test_clusters_must_be_positive():

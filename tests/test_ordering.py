@@ -15,11 +15,13 @@ from hypothesis import strategies as st
 
 import tflite_tools
 from tflite_tools import (
+    Budget,
     Buffer,
     CutNetwork,
     Ordering,
     OrderingProblem,
     OrderingRefusal,
+    Search,
     Sweep,
     TFLiteModel,
     members,
@@ -157,6 +159,54 @@ def test_sweeps_in_both_directions_decide_every_budget(problem: OrderingProblem)
                 assert problem.peak(order) <= budget
 
 
+def search_of(problem: OrderingProblem) -> Search:
+    """A search that begins with any order of the tasks, without the stages that come before proofs."""
+    search = Search(problem, Budget(5), tflite_tools.no_progress)
+    search.order = problem.topological
+    search.upper = problem.peak(search.order)
+    return search
+
+
+@settings(max_examples=100, deadline=None)
+@given(problems(most_tasks=8), st.integers(-3, 3))
+def test_an_attempt_at_any_budget_moves_only_what_it_has_shown(problem: OrderingProblem, offset: int):
+    problem, _ = merge_tasks(problem)
+    best = smallest_peak(problem)
+    search = search_of(problem)
+    upper, lower, budget = search.upper, search.lower, best + offset
+    assert lower <= best <= upper
+    is_news = search.attempt(budget, 1 << 20, *(sweep.levels(budget) for sweep in search.sweeps))
+    assert is_news == (budget < best or search.upper < upper)
+    assert search.lower <= best <= search.upper == problem.peak(search.order)
+    if budget < best:
+        assert (search.lower, search.upper) == (max(lower, budget + 1), upper)
+    elif budget < upper:
+        assert search.upper <= budget
+
+
+@settings(max_examples=150, deadline=None)
+@given(problems(most_tasks=10), st.sampled_from([1 << 26, 400, 30]))
+def test_proofs_alone_find_the_optimum_or_say_how_far_it_may_be(problem: OrderingProblem, states: int):
+    problem, _ = merge_tasks(problem)
+    best = smallest_peak(problem)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tflite_tools, "SWEEP_STATES", states)
+        patch.setattr(tflite_tools, "PROOF_BEAM", 1)
+        search = search_of(problem)
+        search.prove()
+    assert search.lower <= best <= search.upper == problem.peak(search.order)
+    assert states < 1000 or search.lower == best == search.upper
+
+
+def test_a_search_without_time_knows_nothing_that_is_not_so():
+    rng = random.Random(7)
+    for _ in range(200):
+        problem = random_problem(rng, rng.randint(2, 11))
+        ordering = order_tasks(problem, time_limit=0)
+        check(problem, ordering)
+        assert ordering.bound <= smallest_peak(problem) <= ordering.peak
+
+
 @settings(max_examples=200, deadline=None)
 @given(problems(most_tasks=9))
 def test_merging_tasks_keeps_the_optimum(problem: OrderingProblem):
@@ -275,6 +325,30 @@ def test_order_and_schedule_agree_on_every_subgraph(name: str):
     orderings = order_model(model.graph, 10)
     model.optimize_memory()
     assert [s.peak for s in model.schedules] == [ordering.peak for ordering in orderings]
+
+
+@pytest.mark.parametrize("time_limit", [0, 5])
+def test_what_is_not_proven_of_a_branch_is_not_proven_of_its_caller(time_limit: float):
+    """The branch can do with less than its file order; whoever runs it may claim no more than that."""
+    model = ModelBuilder()
+    b, branch = Builder(model), Builder(model, "branch")
+    source = branch.tensor((4,))
+    inner, ends = [branch.tensor((size,)) for size in (100, 200, 300)], [branch.tensor((1,)) for _ in range(3)]
+    for tensor in inner:
+        branch.op("TILE", [source], [tensor])
+    for before, after in zip(inner, ends, strict=True):
+        branch.op("SLICE", [before], [after])
+    branch.finish([source], ends)
+    x, y, condition = b.tensor((4,)), b.tensor((3,)), b.tensor((1,), "BOOL")
+    options = schema.IfOptionsT()
+    options.thenSubgraphIndex = options.elseSubgraphIndex = 1
+    b.op("IF", [condition, x], [y], options)
+    graph = read_model(b.build([condition, x], [y]))
+    caller, callee = order_model(graph, time_limit)
+    assert callee.optimal == caller.optimal == (time_limit > 0)
+    lowest = 4 + 300 + 1
+    assert callee.bound <= lowest <= callee.peak
+    assert caller.bound <= lowest + 4 + 3 + 1 <= caller.peak
 
 
 def pairs_of(b: Builder, inputs: list[int], outputs: list[int]) -> set[tuple[int, int]]:

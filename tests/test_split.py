@@ -448,6 +448,30 @@ def test_the_better_of_two_orders_is_split():
     assert "SLICE" in results[0].new_kinds
 
 
+@pytest.mark.parametrize("dtype", ["INT8", "FLOAT32"])
+@pytest.mark.parametrize("there", [None, 1, 2, 3])
+def test_glue_has_the_version_that_its_type_takes(dtype: str, there: int | None):
+    """An operator code of the file serves if its version is not too low."""
+    net = Net(dtype)
+    source = net.picture(32, 32, 4)
+    end = net.window("CONV_2D", net.window("CONV_2D", source, 32), 4)
+    if there is not None:
+        net.model.code("SLICE")
+        net.model.codes[-1][1].version = there
+    data = net.build([source], [end])
+    model = TFLiteModel(data)
+    assert model.split_operators().changed
+    codes = schema.ModelT.InitFromPackedBuf(model.to_bytes(), 0).operatorCodes
+    versions = [c.version for c in codes if c.builtinCode == schema.BuiltinOperator.SLICE]
+    needed = 2 if dtype == "INT8" else 1
+    assert versions == ([needed] if there is None else [there] if there >= needed else [there, needed])
+    used = {o.opcodeIndex for o in schema.ModelT.InitFromPackedBuf(model.to_bytes(), 0).subgraphs[0].operators}
+    slices = {i for i, c in enumerate(codes) if c.builtinCode == schema.BuiltinOperator.SLICE}
+    assert [codes[i].version for i in used & slices] == [max(needed, there or 0)]
+    assert all(c.deprecatedBuiltinCode == min(c.builtinCode, 127) for c in codes)
+    assert litert_agrees(data, model.to_bytes())
+
+
 def test_no_extra_work_is_allowed():
     model = TFLiteModel.load_from_file(MODELS / "digits_mobilenet_int8.tflite")
     result = model.split_operators(max_macs=0)

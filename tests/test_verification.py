@@ -58,6 +58,23 @@ def test_clustering_reports_the_error_of_the_outputs(tmp_path: Path, capsys: pyt
     assert out.exists()
 
 
+@pytest.mark.parametrize(
+    ("shape", "dtype", "different"), [((4,), "FLOAT32", 0), ((2, 2), "FLOAT32", 3), ((4,), "INT32", 3)]
+)
+def test_equal_bytes_of_another_shape_or_type_are_different(shape: tuple[int, ...], dtype: str, different: int):
+    """An output that nobody writes: zeros in all of these models."""
+
+    def model(shape: tuple[int, ...], dtype: str) -> bytes:
+        b = Builder()
+        x, w = b.tensor((4,), "FLOAT32"), b.constant(np.zeros(shape, np.float32 if dtype == "FLOAT32" else np.int32))
+        y = b.tensor((4,), "FLOAT32")
+        b.op("RELU", [x], [y])
+        return b.build([x], [w])
+
+    result = verify_models(model((4,), "FLOAT32"), model(shape, dtype))
+    assert (result.outputs, result.different) == (tflite_tools.INFERENCES, different)
+
+
 def test_what_litert_cannot_run_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     b = Builder()
     x, y = b.tensor(), b.tensor()

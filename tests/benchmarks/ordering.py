@@ -35,7 +35,7 @@ from tflite_tools import (
     precedence_pairs,
     read_model,
     schedule_model,
-    tensor_lifetimes,
+    tensor_intervals,
 )
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
@@ -99,7 +99,7 @@ def search_tensor_sets(subgraph: Subgraph, time_limit: float) -> int:
     """
     deadline = time.monotonic() + time_limit
     size = [tensor.size for tensor in subgraph.tensors]
-    entry = sum(size[i] for i, life in tensor_lifetimes(subgraph).items() if life.first < 0)
+    entry = sum(size[i] for i, life in tensor_intervals(subgraph).items() if life.first < 0)
     producer = {operator.writes[0]: operator for operator in subgraph.operators}
     inputs = {t: frozenset(i for i in op.reads if i in producer or size[i]) for t, op in producer.items()}
     ancestors: list[frozenset[int]] = [frozenset()] * len(size)

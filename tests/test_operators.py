@@ -1,0 +1,576 @@
+"""Operators: each column of the table against figures from elsewhere, with a case for every row that says something.
+
+What TFLM asks for and keeps is as its sources and sizeof() in a 32-bit build say; multiplications are counted by loops;
+which rows a window touches is what LiteRT says.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+from ai_edge_litert import schema_py_generated as schema
+from builder import Builder, ModelBuilder
+from conftest import run_litert
+from flatbuffers import flexbuffers
+
+from tflite_tools import (
+    CUSTOM_KINDS,
+    ELEMENT_TYPES,
+    KINDS,
+    ArenaError,
+    Kind,
+    ModelGraph,
+    Operator,
+    Pads,
+    RowRule,
+    Rows,
+    Subgraph,
+    Tflm,
+    analyse_arena,
+    arena_buffers,
+    multiply_accumulates,
+    operator_persistent_bytes,
+    precedence_pairs,
+    read_model,
+    row_rule,
+    scratch_requests,
+    weight_tensors,
+)
+
+SAME, VALID = schema.Padding.SAME, schema.Padding.VALID
+is_wrong = pytest.mark.xfail(strict=True, reason="the table says otherwise")
+
+
+def options(table: str, **fields: Any) -> Any:
+    made = getattr(schema, f"{table}OptionsT")()
+    for field, value in fields.items():
+        assert hasattr(made, field)
+        setattr(made, field, value)
+    return made
+
+
+def custom(**fields: int | str) -> dict[str, Any]:
+    return {"customOptions": np.frombuffer(flexbuffers.Dumps(fields), np.uint8)}
+
+
+def W(*shape: int) -> np.ndarray:
+    return np.ones(shape, np.int8)
+
+
+def T(shape: tuple[int, ...], dtype: str = "INT8", **fields: Any) -> dict[str, Any]:
+    return {"shape": shape, "dtype": dtype, **fields}
+
+
+def single(kind: str, inputs: list[Any], output: Any = (1,), given: Any = None, dtype: str = "INT8", **fields: Any):
+    """A model of one operator. A tensor is a shape, what T() says, an array for a constant, or None if left out."""
+    b = Builder()
+
+    def tensor(what: Any) -> int:
+        if isinstance(what, np.ndarray):
+            return b.constant(what)
+        return -1 if what is None else b.tensor(**(what if isinstance(what, dict) else T(what, dtype)))
+
+    numbers, result = [tensor(what) for what in inputs], tensor(output)
+    b.op(kind, numbers, [result], given, **fields)
+    return read_model(b.build([], [result]))
+
+
+def only(graph: ModelGraph) -> tuple[Subgraph, Operator]:
+    return graph.subgraphs[0], graph.subgraphs[0].operators[0]
+
+
+# -- element types ---------------------------------------------------------------------------------
+
+ELEMENTS = {  # bits in a file, bytes in TFLM (memory_helpers.cc)
+    "FLOAT32": (32, 4), "FLOAT16": (16, 2), "INT32": (32, 4), "UINT8": (8, 1), "INT64": (64, 8), "STRING": (None, None),
+    "BOOL": (8, 1), "INT16": (16, 2), "COMPLEX64": (64, 8), "INT8": (8, 1), "FLOAT64": (64, 8), "COMPLEX128": (128, 16),
+    "UINT64": (64, 8), "RESOURCE": (32, 4), "VARIANT": (None, None), "UINT32": (32, 4), "UINT16": (16, 2),
+    "INT4": (4, 1), "BFLOAT16": (16, 2), "INT2": (2, None), "UINT4": (4, None), "FLOAT8_E4M3FN": (8, None),
+    "FLOAT8_E5M2": (8, None),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", ELEMENTS)
+def test_element_types_are_packed_in_the_file_and_not_in_tflm(dtype: str):
+    bits, in_tflm = ELEMENTS[dtype]
+    graph = single("RELU", [], T((3, 5), dtype))
+    (tensor,) = graph.subgraphs[0].tensors
+    assert (tensor.dtype, tensor.bytes) == (dtype, None if bits is None else (15 * bits + 7) // 8)
+    if in_tflm is not None:
+        assert [buffer.bytes for buffer in arena_buffers(graph)] == [15 * in_tflm]
+        return
+    with pytest.raises(ArenaError, match=dtype):
+        arena_buffers(graph)
+
+
+# -- options and callees ---------------------------------------------------------------------------
+
+STRIDES = {"Padding": VALID, "StrideH": 2, "StrideW": 3}
+CONV = STRIDES | {"DilationHFactor": 4, "DilationWFactor": 5}
+POOL = STRIDES | {"FilterHeight": 6, "FilterWidth": 7}
+OPTIONS = {
+    "CONV_2D": ("Conv2D", CONV), "DEPTHWISE_CONV_2D": ("DepthwiseConv2D", CONV),
+    "MAX_POOL_2D": ("Pool2D", POOL), "AVERAGE_POOL_2D": ("Pool2D", POOL), "L2_POOL_2D": ("Pool2D", POOL),
+    "BATCH_MATMUL": ("BatchMatMul", {"AdjX": True, "AdjY": False}), "SVDF": ("SVDF", {"Rank": 3}),
+    "CONCATENATION": ("Concatenation", {"Axis": -2}),
+    "RESIZE_NEAREST_NEIGHBOR": ("ResizeNearestNeighbor", {"AlignCorners": True}),
+    "VAR_HANDLE": ("VarHandle", {"Container": b"box", "SharedName": b"memory"}),
+}  # fmt: skip
+TWO_CALLEES = [("IF", "If", "then", "else"), ("WHILE", "While", "cond", "body")]
+TWO_CALLEES += [("STABLEHLO_WHILE", "StablehloWhile", "cond", "body")]
+CALLEES = {  # in the order in which they run
+    kind: (table, {f"{a}SubgraphIndex": 2, f"{b}SubgraphIndex": 1}) for kind, table, a, b in TWO_CALLEES
+} | {
+    "CALL": ("Call", {"subgraph": 2}), "CALL_ONCE": ("CallOnce", {"initSubgraphIndex": 2}),
+    "STABLEHLO_COMPOSITE": ("StableHLOComposite", {"decompositionSubgraphIndex": 2}),
+    "STABLEHLO_REDUCE": ("StablehloReduce", {"bodySubgraphIndex": 2}),
+    "STABLEHLO_REDUCE_WINDOW": ("StablehloReduceWindow", {"bodySubgraphIndex": 2}),
+    "STABLEHLO_SORT": ("StablehloSort", {"comparatorSubgraphIndex": 2}),
+    "STABLEHLO_SCATTER": ("StablehloScatter", {"updateComputationSubgraphIndex": 2}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", [*OPTIONS, *CALLEES])
+def test_options_and_callees_are_read(kind: str):
+    table, fields = (OPTIONS | CALLEES)[kind]
+    model = ModelBuilder()
+    b, *others = (Builder(model) for _ in range(3))
+    b.op(kind, [], [], options(table, **{name[0].lower() + name[1:]: value for name, value in fields.items()}))
+    b.op(kind, [], [])
+    for each in (b, *others):
+        each.finish([], [])
+    given, none = read_model(model.build()).subgraphs[0].operators
+    expected = (fields, ()) if kind in OPTIONS else ({}, tuple(fields.values()))
+    assert [(given.options, given.callees), (none.options, none.callees)] == [expected, ({}, ())]
+
+
+# -- weights ---------------------------------------------------------------------------------------
+
+LSTM_MATRICES = [*range(1, 9), 16]
+WEIGHTS = {  # number of inputs, and which of them are weight matrices, by the comments in LiteRT's kernels
+    "CONV_2D": (3, [1]), "DEPTHWISE_CONV_2D": (3, [1]), "TRANSPOSE_CONV": (4, [1]), "CONV_3D": (3, [1]),
+    "CONV_3D_TRANSPOSE": (4, [1]), "FULLY_CONNECTED": (3, [1]), "BATCH_MATMUL": (2, [0, 1]), "GATHER": (2, [0]),
+    "EMBEDDING_LOOKUP": (2, [1]), "SVDF": (5, [1, 2]), "RNN": (5, [1, 2]), "UNIDIRECTIONAL_SEQUENCE_RNN": (5, [1, 2]),
+    "BIDIRECTIONAL_SEQUENCE_RNN": (12, [1, 2, 5, 6, 10, 11]),
+    "LSTM": (24, LSTM_MATRICES), "UNIDIRECTIONAL_SEQUENCE_LSTM": (24, LSTM_MATRICES),
+    "BIDIRECTIONAL_SEQUENCE_LSTM": (48, LSTM_MATRICES + [17 + i for i in LSTM_MATRICES] + [*range(40, 48)]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", WEIGHTS)
+def test_weights_are_exactly_these_inputs_if_they_are_constant_matrices(kind: str):
+    count, positions = WEIGHTS[kind]
+    found, notes = weight_tensors(single(kind, [W(2, 3) for _ in range(count)]))
+    assert [(of, tensor.index) for of, tensor in found] == [(kind, i) for i in positions]
+    assert notes == []
+    assert weight_tensors(single(kind, [W(6) for _ in range(count)]))[0] == []
+    assert weight_tensors(single(kind, [(2, 3)] * count))[0] == []
+
+
+# -- multiply-accumulates --------------------------------------------------------------------------
+
+GATES = [*[W(5, 3)] * 4, *[W(5, 4)] * 4]  # of 5 units that see 3 inputs and a projection to 4
+LSTM = [*GATES, *[W(5)] * 7, W(4, 5), W(4), T((2, 4), isVariable=True), T((2, 5), "INT16", isVariable=True)]
+STEP = [(4, 5, 3), (4, 5, 4), (4, 5)]  # the gates from both sides, and the projection
+MACS: list[Any] = [  # the loops around one multiplication
+    ("CONV_2D", [(1, 6, 5, 3), W(7, 3, 2, 3)], (1, 4, 4, 7), None, [(4, 4, 7, 3, 2, 3)]),
+    ("DEPTHWISE_CONV_2D", [(1, 6, 5, 3), W(1, 3, 2, 6)], (1, 4, 4, 6), None, [(4, 4, 6, 3, 2)]),
+    ("TRANSPOSE_CONV", [W(4), W(7, 3, 2, 5), (1, 4, 6, 5)], (1, 6, 7, 7), None, [(4, 6, 5, 7, 3, 2)]),
+    ("CONV_3D", [(1, 4, 5, 6, 2), W(2, 3, 4, 2, 7)], (1, 3, 3, 3, 7), None, [(3, 3, 3, 7, 2, 3, 4, 2)]),
+    ("FULLY_CONNECTED", [(3, 8), W(5, 8)], (3, 5), None, [(3, 5, 8)]),
+    ("BATCH_MATMUL", [(2, 3, 4), (2, 4, 5)], (2, 3, 5), None, [(2, 3, 5, 4)]),
+    ("BATCH_MATMUL", [(2, 4, 3), (2, 4, 5)], (2, 3, 5), options("BatchMatMul", adjX=True), [(2, 3, 5, 4)]),
+    ("BATCH_MATMUL", [(2, 3, 4), (2, 5, 4)], (2, 3, 5), options("BatchMatMul", adjY=True), [(2, 3, 5, 4)]),
+    *((kind, [(1, 6, 6, 4)], (1, 4, 5, 4), options("Pool2D", filterHeight=3, filterWidth=2), [(4, 5, 4, 3, 2)])
+      for kind in ("MAX_POOL_2D", "AVERAGE_POOL_2D", "L2_POOL_2D")),
+    ("SVDF", [(1, 8), W(6, 8), W(6, 5), W(3)], (1, 3), options("SVDF", rank=2), [(6, 8), (6, 5)]),
+    pytest.param("SVDF", [(2, 8), W(6, 8), W(6, 5)], (2, 3), None, [(2, 6, 8), (2, 6, 5)], marks=is_wrong, id="batch"),
+    ("RNN", [(2, 3), W(5, 3), W(5, 5), W(5)], (2, 5), None, [(2, 5, 3), (2, 5, 5)]),
+    ("UNIDIRECTIONAL_SEQUENCE_RNN", [(6, 2, 3), W(5, 3), W(5, 5)], (6, 2, 5), None, [(6, 2, 5, 3), (6, 2, 5, 5)]),
+    ("LSTM", [(2, 3), *LSTM], (2, 4), None, [(2, *loop) for loop in STEP]),
+    ("UNIDIRECTIONAL_SEQUENCE_LSTM", [(6, 2, 3), *LSTM], (6, 2, 4), None, [(6, 2, *loop) for loop in STEP]),
+    ("ADD", [(2, 3), (3,)], (2, 3), None, [(2, 3)]), ("ADD_N", [(2, 3)] * 4, (2, 3), None, [(2, 3)] * 3),
+    ("MEAN", [(1, 4, 5, 6), W(2)], (1, 6), None, [(4, 5, 6)]),
+]  # fmt: skip
+MOVES = "RESHAPE TRANSPOSE CONCATENATION PAD GATHER EMBEDDING_LOOKUP RELU SOFTMAX BATCH_TO_SPACE_ND Own".split()
+
+
+@pytest.mark.parametrize(("kind", "inputs", "output", "given", "loops"), MACS)
+def test_macs_are_as_many_as_the_loops_run(kind: str, inputs: list[Any], output: Any, given: Any, loops: list[Any]):
+    counted = sum(1 for loop in loops for _ in itertools.product(*map(range, loop)))
+    assert multiply_accumulates(*only(single(kind, inputs, output, given))) == counted
+
+
+@pytest.mark.parametrize(
+    ("kind", "inputs"),
+    [
+        *((kind, [(2, 3), W(5, 3)]) for kind in MOVES),
+        ("CONV_2D", [(1, 4, 4, 2)]), ("CONV_2D", [(1, 4, 4, 2), None]), ("CONV_2D", [(1, 4, 4, 2), W(2, 2, 2)]),
+        ("CONV_2D", [(1, -1, 4, 2), W(2, 2, 2, 2)]), ("DEPTHWISE_CONV_2D", [(1, 4, 4, 2), W(2, 2)]),
+        ("TRANSPOSE_CONV", [W(4), W(2, 2, 2, 2)]), ("CONV_3D", [(1, 4, 4, 4, 2), W(2, 2, 2, 2)]),
+        ("FULLY_CONNECTED", [(1, 4), W()]), ("BATCH_MATMUL", [(4,), (4,)]), ("BATCH_MATMUL", [None, (4, 4)]),
+        ("RNN", [None, W(2, 2), W(2, 2)]), ("ADD", []), ("ADD_N", []), ("MAX_POOL_2D", []), ("MEAN", [None, W(1)]),
+    ],
+)  # fmt: skip
+def test_what_moves_data_or_is_damaged_multiplies_nothing(kind: str, inputs: list[Any]):
+    assert multiply_accumulates(*only(single(kind, inputs, (1, 4, 4, 2)))) == 0
+
+
+# -- scratch ---------------------------------------------------------------------------------------
+
+FILTERED = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
+UNPACKED = (4, 3, 3, 2)
+UP = [T((4,), "INT32"), (4, 2, 2, 3), (1, 2, 2, 3)]  # what TRANSPOSE_CONV reads
+STATES = [T((3, 7))] + [None] * 17 + [(2, 5)]
+BOXES = [(1, 7, 4), (1, 8, 5), (8, 4)]
+SCRATCH: list[tuple[str, str, list[Any], Any, dict[str, Any], list[int]]] = [
+    *((kind, "INT8", [(1, 9), T(UNPACKED, "INT4")], (1,), {}, [72]) for kind in FILTERED),
+    *((kind, "INT8", [(1, 9), UNPACKED], (1,), {}, []) for kind in FILTERED),
+    *(("TRANSPOSE_CONV", dtype, UP, (1, 4, 4, 4), {}, expected)
+      for dtype, expected in (("INT8", [4 * 64]), ("INT16", [8 * 64]), ("FLOAT32", []))),
+    ("TRANSPOSE_CONV", "INT16", [*UP, T((4,), "INT64")], (1, 4, 4, 4), {}, [8 * 64]),
+    ("TRANSPOSE_CONV", "INT16", [*UP, T((4,), "INT16")], (1, 4, 4, 4), {}, [8 * 64, 8 * 4]),
+    *((k, d, [(2, 3, 5), W(2)], (3,), {}, [4 * 3, 4 * 3, 4 * 2]) for k in ("MEAN", "SUM") for d in ("INT8", "INT16")),
+    *((k, "FLOAT32", [(2, 3, 5), W(2)], (3,), {}, [4 * 3, 4 * 2]) for k in ("MEAN", "SUM")),
+    *((k, "INT8", [(2, 3, 5), W(2)], (3,), {}, [4 * 3, 4 * 2]) for k in ("REDUCE_MAX", "REDUCE_MIN", "REDUCE_ALL")),
+    ("MIRROR_PAD", "INT8", [(2, 3, 5), W(3, 2)], (4, 5, 7), {}, [4 * 3, 4 * 3]),
+    *(("ADD_N", d, [(9,)] * 3, (9,), {}, [4 * 3]) for d in ("INT8", "FLOAT32")),
+    ("SVDF", "INT8", [(2, 8), (6, 8)], (2, 2), {"given": options("SVDF", rank=3)}, [4 * 2 * 6, 4 * 2 * 2]),
+    ("SVDF", "FLOAT32", [(2, 8), (6, 8)], (2, 2), {"given": options("SVDF", rank=3)}, [4 * 2 * 6]),
+    ("UNIDIRECTIONAL_SEQUENCE_LSTM", "INT8", [*STATES, T((2, 6), "INT16")], (1,), {}, [2 * 5 * 2] * 4),
+    ("UNIDIRECTIONAL_SEQUENCE_LSTM", "FLOAT32", [*STATES, (2, 5)], (1,), {}, [2 * 5 * 4] * 4),
+    *(("TFLite_Detection_PostProcess", "FLOAT32", BOXES, (1,), custom(num_classes=4, max_detections=m),
+       [7, 7 * 16, 8 * 5 * 4, 7 * 4, 7 * 4, m * 7 * 4, m * 7 * 4, 7 * 4, m * 7 * 4, larger * 7 * 4, smaller * 7 * 4])
+      for m, larger, smaller in ((3, 4, 3), (9, 9, 7))),
+    *(("SignalRfft", d, [(60,)], (66,), custom(fft_length=64), [64 * size])
+      for d, size in (("INT16", 2), ("INT32", 4), ("FLOAT32", 4))),
+]  # fmt: skip
+ANYTHING = [(2, 2, 2, 2)] * 24  # enough inputs for any kind
+
+
+@pytest.mark.parametrize(("kind", "dtype", "inputs", "output", "more", "expected"), SCRATCH)
+def test_scratch_is_what_the_reference_kernel_requests(
+    kind: str, dtype: str, inputs: list[Any], output: Any, more: dict[str, Any], expected: list[int]
+):
+    assert scratch_requests(*only(single(kind, inputs, output, dtype=dtype, **more))) == expected
+
+
+@pytest.mark.parametrize(
+    ("kind", "inputs", "more"),
+    [
+        ("TRANSPOSE_CONV", [*UP[:2], None], {}), ("MEAN", [(2, 3)], {}), ("SUM", [None, W(1)], {}),
+        ("REDUCE_MAX", [(2, 3)], {}), ("REDUCE_MIN", [None, W(1)], {}), ("REDUCE_ALL", [(2, 3), None], {}),
+        ("MIRROR_PAD", [], {}), ("SVDF", [(2, 8)], {}), ("SVDF", [(), (6, 8)], {}), ("SVDF", [(-2, 8), (6, 8)], {}),
+        ("UNIDIRECTIONAL_SEQUENCE_LSTM", STATES, {}), ("TFLite_Detection_PostProcess", BOXES[:1], {}),
+        ("TFLite_Detection_PostProcess", [(), *BOXES[1:]], {}),
+        ("TFLite_Detection_PostProcess", BOXES, custom(max_detections=-1)), ("SignalRfft", [], custom(fft_length=64)),
+        ("SignalRfft", [(60,)], custom(fft_length="long")), ("SignalRfft", [(60,)], custom(fft_length=1 << 60)),
+        ("SignalRfft", [(60,)], {"customOptions": [7, 200, 99]}),
+    ],
+)  # fmt: skip
+def test_inputs_or_options_that_the_kernel_lacks_are_an_error_of_the_arena(kind: str, inputs: list[Any], more: Any):
+    graph = single(kind, inputs, (1, 4, 4, 4), **more)
+    for ask in (scratch_requests, operator_persistent_bytes):
+        with pytest.raises(ArenaError, match=kind):
+            ask(*only(graph))
+
+
+# -- persistent memory -----------------------------------------------------------------------------
+
+PERSISTENT = {  # with 24 float inputs and 5 output channels: options, structure, requests for scratch, arrays
+    (28, 56, 0, 2 * 32): "CONV_2D DEPTHWISE_CONV_2D", (20, 80, 0, 2 * 32): "TRANSPOSE_CONV", (12, 36, 1, 0): "SVDF",
+    (16, 48, 0, 0): "FULLY_CONNECTED", (0, 0, 0, 64): "BATCH_MATMUL", (40, 32, 0, 0): "MAX_POOL_2D AVERAGE_POOL_2D",
+    (16, 688, 4, 0): "UNIDIRECTIONAL_SEQUENCE_LSTM", (0, 32, 0, 0): "ABS RSQRT QUANTIZE DEQUANTIZE",
+    (0, 28, 0, 0): "RELU PRELU", (0, 8, 0, 0): "RELU6", (0, 24, 0, 0): "LEAKY_RELU", (0, 16, 0, 0): "LOGISTIC",
+    (0, 20, 0, 0): "HARD_SWISH", (8, 60, 0, 0): "ADD", (8, 52, 0, 0): "SUB", (4, 36, 0, 0): "MUL",
+    (4, 0, 0, 0): "SPLIT", (1, 44, 2, 0): "MEAN SUM REDUCE_MAX", (0, 44, 2, 0): "REDUCE_ALL", (4, 56, 0, 0): "SOFTMAX",
+    (8, 0, 0, 0): "PACK", (36, 0, 0, 0): "RESHAPE", (24, 84, 0, 0): "STRIDED_SLICE", (0, 56, 0, 0): "PAD PADV2",
+    (0, 0, 2, 0): "MIRROR_PAD", (0, 0, 1, 0): "ADD_N SignalRfft", (0, 0, 11, 0): "TFLite_Detection_PostProcess",
+    (0, 0, 0, 0): "EXPAND_DIMS Own",
+}  # fmt: skip
+MEASURED = {  # what one more of them takes in the 32-bit runtime, where the table has other figures
+    (8, 24, 0, 0): "CONCATENATION", (1, 44, 2, 0): "REDUCE_MIN",
+    (0, 32, 0, 0): "EQUAL NOT_EQUAL LESS LESS_EQUAL GREATER GREATER_EQUAL",
+}  # fmt: skip
+
+
+def per_channel(scales: int) -> list[Any]:
+    quantization = schema.QuantizationParametersT()
+    quantization.scale, quantization.zeroPoint = [0.5] * scales, [0] * scales
+    return [(1, 8), T((5, 8), quantization=quantization)]
+
+
+PRODUCT = [T((2, 3, 4)), T((2, 4, 5))]  # 24 and 40 bytes
+KEPT = [(kind, ANYTHING, None, figures) for figures, kinds in PERSISTENT.items() for kind in kinds.split()]
+KEPT += [pytest.param(k, ANYTHING, None, f, marks=is_wrong) for f, kinds in MEASURED.items() for k in kinds.split()]
+KEPT += [
+    *(
+        ("FULLY_CONNECTED", per_channel(n), None, (16, 48, 0, arrays))
+        for n, arrays in ((5, 2 * 32), (4, 2 * 16), (1, 0))
+    ),
+    ("CONV_2D", [(1, 3, 3, 2), T(UNPACKED, "INT4")], None, (28, 56, 1, 2 * 32)),
+    ("BATCH_MATMUL", PRODUCT, options("BatchMatMul"), (0, 0, 0, 48)),
+    ("BATCH_MATMUL", PRODUCT, options("BatchMatMul", adjX=True), (0, 0, 0, 32 + 48)),
+    ("BATCH_MATMUL", PRODUCT, options("BatchMatMul", adjY=True), (0, 0, 0, 0)),
+    ("BATCH_MATMUL", PRODUCT, options("BatchMatMul", adjX=True, adjY=True), (0, 0, 0, 32)),
+]
+
+
+@pytest.mark.parametrize(("kind", "inputs", "given", "figures"), KEPT)
+def test_persistent_bytes_of_an_operator(kind: str, inputs: list[Any], given: Any, figures: tuple[int, ...]):
+    parsed, data, requests, arrays = figures
+    expected = 32 + parsed + -(-data // 16) * 16 + arrays + 4 * requests
+    assert operator_persistent_bytes(*only(single(kind, inputs, (1, 1, 1, 5), given, "FLOAT32"))) == expected
+
+
+# -- side effects ----------------------------------------------------------------------------------
+
+BRANCHES = ("main", "pure", "tensor", "variable", "nested")  # subgraphs: the last three have state, one deep inside
+
+
+def keep_their_order(*operators: str) -> bool:
+    """Whether two operators without a common tensor keep their order. They are a kind, and the name of a variable or a
+    branch; the handle of a variable without a name comes from the caller."""
+    model = ModelBuilder()
+    main, pure, tensor, variable, nested = (Builder(model, name) for name in BRANCHES)
+    pure.op("RELU", [pure.tensor()], [pure.tensor()])
+    tensor.op("SVDF", [tensor.tensor(), -1, -1, -1, tensor.tensor(isVariable=True)], [tensor.tensor()])
+    variable.op("ASSIGN_VARIABLE", [variable.tensor((), "RESOURCE"), variable.tensor()], [])
+    nested.op("IF", [nested.tensor()], [nested.tensor()], options("If", thenSubgraphIndex=1, elseSubgraphIndex=2))
+    for text in operators:
+        kind, _, name = text.partition(" ")
+        handle, given = main.tensor((), "RESOURCE"), None
+        if name in BRANCHES:
+            table, fields = CALLEES[kind]
+            given = options(table, **dict.fromkeys(fields, 1) | {[*fields][-1]: BRANCHES.index(name)})
+        elif name:
+            named = options("VarHandle", container=b"", sharedName=name.encode())
+            main.op("VAR_HANDLE", [], [handle], named)
+        main.op(kind, [handle, main.tensor()], [main.tensor()], given)
+    for b in (main, pure, tensor, variable, nested):
+        b.finish([], [])
+    graph = read_model(model.build())
+    first, second = (op.index for op in graph.subgraphs[0].operators if op.kind != "VAR_HANDLE")
+    return (first, second) in precedence_pairs(graph, graph.subgraphs[0])
+
+
+READ, ASSIGN = "READ_VARIABLE", "ASSIGN_VARIABLE"
+RANDOM = ("RANDOM_UNIFORM", "RANDOM_STANDARD_NORMAL", "MULTINOMIAL")
+TFLM_CUSTOM = """
+    CIRCULAR_BUFFER TFLM_DECODE TFLite_Detection_PostProcess SignalDelay SignalEnergy SignalFftAutoScale
+    SignalFilterBank SignalFilterBankLog SignalFilterBankSquareRoot SignalFilterBankSpectralSubtraction SignalFramer
+    SignalIrfft SignalOverlapAdd SignalPCAN SignalRfft SignalStacker SignalWindow ethos-u
+""".split()
+ORDERED = [
+    (f"{READ} a", f"{ASSIGN} a"), (f"{ASSIGN} a", f"{READ} a"), (f"{ASSIGN} a", f"{ASSIGN} a"),
+    (READ, f"{ASSIGN} a"), (f"{READ} a", ASSIGN), (ASSIGN, f"{READ} a"), (ASSIGN, ASSIGN), (ASSIGN, "RANDOM_UNIFORM"),
+    ("HASHTABLE", "HASHTABLE_FIND"), ("HASHTABLE", "HASHTABLE_IMPORT"), ("HASHTABLE_IMPORT", "HASHTABLE_IMPORT"),
+    ("HASHTABLE_IMPORT", "HASHTABLE_FIND"), ("HASHTABLE_FIND", "HASHTABLE_IMPORT"), ("HASHTABLE_SIZE", "HASHTABLE"),
+    *itertools.product(RANDOM, RANDOM), *((kind, "Own") for kind in TFLM_CUSTOM), ("Own", "Other"),
+    *(("CALL_ONCE pure", other) for other in (f"{READ} a", "HASHTABLE_FIND", "MULTINOMIAL", "Own", "CALL_ONCE pure")),
+    *((f"{kind} {state}", other) for kind in ("IF", "WHILE") for state in BRANCHES[2:]
+      for other in (f"{READ} a", "HASHTABLE_SIZE", "Own", "IF tensor")),
+    *((f"{kind} tensor", "Own") for kind in CALLEES),
+]  # fmt: skip
+FREE = [
+    (f"{READ} a", f"{READ} a"), (f"{READ} a", f"{ASSIGN} b"), (f"{ASSIGN} a", f"{ASSIGN} b"), (ASSIGN, "RELU"),
+    ("HASHTABLE_FIND", "HASHTABLE_FIND"), ("HASHTABLE_FIND", "HASHTABLE_SIZE"), ("HASHTABLE_SIZE", "HASHTABLE_SIZE"),
+    ("HASHTABLE_LOOKUP", "HASHTABLE_IMPORT"), ("HASHTABLE_LOOKUP", "HASHTABLE"), ("HASHTABLE_IMPORT", "MULTINOMIAL"),
+    (f"{ASSIGN} a", "HASHTABLE_IMPORT"), ("Own", "RANDOM_UNIFORM"), ("Own", f"{ASSIGN} a"), ("CALL_ONCE pure", "RELU"),
+    *((f"{kind} pure", other) for kind in CALLEES if kind != "CALL_ONCE" for other in ("Own", f"{ASSIGN} a")),
+    ("IF pure", "WHILE pure"), ("IF pure", "CALL_ONCE pure"), ("IF tensor", "RELU"), ("WHILE nested", "IF pure"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("first", "second", "kept"), [(*p, True) for p in ORDERED] + [(*p, False) for p in FREE])
+def test_operators_keep_their_order_where_one_changes_what_the_other_touches(first: str, second: str, kept: bool):
+    assert keep_their_order(first, second) == kept
+
+
+# -- which kinds TFLM has --------------------------------------------------------------------------
+
+TFLM_BUILTINS = """
+    ABS ADD ADD_N ARG_MAX ARG_MIN ASSIGN_VARIABLE AVERAGE_POOL_2D BATCH_MATMUL BATCH_TO_SPACE_ND BROADCAST_ARGS
+    BROADCAST_TO CALL_ONCE CAST CEIL CONCATENATION CONV_2D COS CUMSUM DEPTHWISE_CONV_2D DEPTH_TO_SPACE DEQUANTIZE DIV
+    DYNAMIC_UPDATE_SLICE ELU EMBEDDING_LOOKUP EQUAL EXP EXPAND_DIMS FILL FLOOR FLOOR_DIV FLOOR_MOD FULLY_CONNECTED
+    GATHER GATHER_ND GREATER GREATER_EQUAL HARD_SWISH IF L2_NORMALIZATION L2_POOL_2D LEAKY_RELU LESS LESS_EQUAL LOG
+    LOGICAL_AND LOGICAL_NOT LOGICAL_OR LOGISTIC LOG_SOFTMAX MAXIMUM MAX_POOL_2D MEAN MINIMUM MIRROR_PAD MUL NEG
+    NOT_EQUAL PACK PAD PADV2 PRELU QUANTIZE READ_VARIABLE REDUCE_ALL REDUCE_MAX REDUCE_MIN RELU RELU6 RESHAPE
+    RESIZE_BILINEAR RESIZE_NEAREST_NEIGHBOR REVERSE_V2 ROUND RSQRT SELECT_V2 SHAPE SIN SLICE SOFTMAX SPACE_TO_BATCH_ND
+    SPACE_TO_DEPTH SPLIT SPLIT_V SQRT SQUARE SQUARED_DIFFERENCE SQUEEZE STRIDED_SLICE SUB SUM SVDF TANH TRANSPOSE
+    TRANSPOSE_CONV UNIDIRECTIONAL_SEQUENCE_LSTM UNPACK VAR_HANDLE WHILE ZEROS_LIKE
+""".split()
+BUILTINS = {name for name, number in vars(schema.BuiltinOperator).items() if isinstance(number, int)}
+NEWER = {"STABLEHLO_CASE"}  # than the bindings, which have no name for it
+ABSENT = sorted(BUILTINS - NEWER - {"CUSTOM"} - set(TFLM_BUILTINS))
+
+
+@pytest.mark.parametrize("kind", [*TFLM_BUILTINS, *TFLM_CUSTOM, *ABSENT, "Own", "signalrfft"])
+def test_operators_that_tflm_does_not_have_are_named(kind: str):
+    missing = () if kind in {*TFLM_BUILTINS, *TFLM_CUSTOM} else (kind,)
+    assert analyse_arena(single(kind, ANYTHING)).missing_operators == missing
+
+
+# -- rows ------------------------------------------------------------------------------------------
+
+LENGTH = 9  # of both sides
+WINDOWS = [  # size, stride and dilation, each of rows and columns
+    ((3, 3), (1, 1), (1, 1)), ((3, 3), (2, 2), (1, 1)), ((2, 4), (1, 1), (1, 1)), ((4, 2), (2, 1), (1, 1)),
+    ((5, 3), (3, 2), (1, 1)), ((1, 1), (2, 3), (1, 1)), ((3, 2), (1, 1), (2, 3)), ((2, 3), (1, 1), (3, 2)),
+]  # fmt: skip
+WINDOW_OPTIONS = {"CONV_2D": "Conv2D", "DEPTHWISE_CONV_2D": "DepthwiseConv2D"}
+
+
+def window(kind: str, padding: int, sizes: Any, strides: Any, dilations: Any, batch: int = 1) -> bytes:
+    table = WINDOW_OPTIONS.get(kind, "Pool2D")
+    names = "strideH strideW filterHeight filterWidth dilationHFactor dilationWFactor depthMultiplier padding".split()
+    fields = dict(zip(names, (*strides, *sizes, *dilations, 1, padding), strict=True))
+    given = options(table, **{name: fields[name] for name in fields.keys() & vars(options(table)).keys()})
+    spare = [0, 0] if padding == SAME else [(size - 1) * d for size, d in zip(sizes, dilations, strict=True)]
+    output = [-(-(LENGTH - less) // stride) for less, stride in zip(spare, strides, strict=True)]
+    b = Builder()
+    x, y = b.tensor((batch, LENGTH, LENGTH, 1), "FLOAT32"), b.tensor((batch, *output, 1), "FLOAT32")
+    weights = [b.constant(np.ones((1, *sizes, 1), np.float32)), b.constant(np.zeros(1, np.float32))]
+    b.op(kind, [x] if table == "Pool2D" else [x, *weights], [y], given)
+    return b.build([x], [y])
+
+
+@pytest.mark.parametrize("padding", [SAME, VALID], ids=["SAME", "VALID"])
+@pytest.mark.parametrize("kind", ["CONV_2D", "DEPTHWISE_CONV_2D", "MAX_POOL_2D", "AVERAGE_POOL_2D"])
+@pytest.mark.parametrize(("sizes", "strides", "dilations"), WINDOWS)
+def test_windows_read_what_the_kernel_reads(kind: str, padding: int, sizes: Any, strides: Any, dilations: Any):
+    dilations = (1, 1) if "POOL" in kind else dilations
+    rule = row_rule(*only(read_model(window(kind, padding, sizes, strides, dilations))))
+    if kind == "AVERAGE_POOL_2D" and padding == SAME and sizes != (1, 1):
+        assert isinstance(rule, str)  # it divides by the number of elements inside of the picture
+        return
+    assert isinstance(rule, RowRule)
+    # Pictures with one row, and then with one column: where the result is not zero, the window has touched it.
+    rows = np.repeat(np.eye(LENGTH, dtype=np.float32)[:, :, None, None], LENGTH, axis=2)
+    pictures = np.concatenate([rows, rows.swapaxes(1, 2)])
+    (result,) = run_litert(window(kind, padding, sizes, strides, dilations, 2 * LENGTH), [pictures])
+    of_row, of_column = result[:LENGTH].any(axis=(2, 3)).T, result[LENGTH:].any(axis=(1, 3)).T
+    for row, touched in enumerate(of_row):
+        read, pads = rule.reads(Rows(row, row + 1), LENGTH)
+        first, behind = read.first - pads.before, read.behind + pads.after
+        assert behind - first == (sizes[0] - 1) * dilations[0] + 1
+        assert {*range(first, behind, dilations[0])} & {*range(LENGTH)} == {*np.flatnonzero(touched)}
+        assert 0 <= read.first <= read.behind <= LENGTH
+    for column, touched in enumerate(of_column):
+        first = column * strides[1] - rule.columns.before
+        behind = first + (sizes[1] - 1) * dilations[1] + 1
+        assert {*range(first, behind, dilations[1])} & {*range(LENGTH)} == {*np.flatnonzero(touched)}
+    assert rule.columns.after == (max(behind - LENGTH, 0) if padding == SAME else 0)
+
+
+def pads(*sides: int) -> np.ndarray:
+    return np.array(sides, np.int32).reshape(-1, 2)
+
+
+X, FILTER, SIZE, PADDED = T((1, 8, 6, 4)), W(4, 3, 3, 4), W(2), pads(0, 0, 1, 2, 3, 0, 0, 5)
+WIDE, PIXELS = ([options("Concatenation", axis=axis) for axis in axes] for axes in ((2, -2), (3, -1)))
+ONES = dict.fromkeys(("strideH", "strideW", "dilationHFactor", "dilationWFactor"), 1) | {"padding": SAME}
+NEAREST = options("ResizeNearestNeighbor")
+UNARY = """CEIL COS ELU EXP FLOOR LOG NEG ROUND SIN SQRT SQUARE TANH ABS RSQRT QUANTIZE DEQUANTIZE RELU RELU6
+    RELU_N1_TO_1 LEAKY_RELU LOGISTIC HARD_SWISH""".split()
+BINARY = "ADD SUB MUL DIV MAXIMUM MINIMUM SQUARED_DIFFERENCE PRELU".split()
+SHIFTED = RowRule((0,), above=1, columns=Pads(3, 0), channels=Pads(0, 5))
+ALLOWED: list[tuple[str, list[Any], Any, Any, RowRule]] = [
+    *((kind, [X], X, None, RowRule((0,))) for kind in UNARY),
+    *((kind, [X, X], X, None, RowRule((0, 1))) for kind in BINARY),
+    *(("MUL", [X, small], X, None, RowRule((0,))) for small in (W(4), W(6, 4), W(1, 1, 1, 4), (1, 1, 6, 4))),
+    ("SUB", [W(), X], X, None, RowRule((1,))),
+    *(("CONV_2D", [X, FILTER, *bias], X, options("Conv2D", **ONES), RowRule((0,), 1, 3, 1, columns=Pads(1, 1)))
+      for bias in ([], [None], [W(4)])),
+    *(("CONCATENATION", [X, X], (1, 8, 12, 4), given, RowRule((0, 1))) for given in WIDE),
+    *(("CONCATENATION", [X, X, X], (1, 8, 6, 12), given, RowRule((0, 1, 2))) for given in PIXELS),
+    ("PAD", [X, PADDED], (1, 11, 9, 9), None, SHIFTED), ("PADV2", [X, PADDED, W(1)], (1, 11, 9, 9), None, SHIFTED),
+    *(("RESIZE_NEAREST_NEIGHBOR", [X, SIZE], (1, 8 * factor, 12, 4), NEAREST, RowRule((0,), repeat=factor))
+      for factor in (2, 4, 8)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "inputs", "output", "given", "rule"), ALLOWED)
+def test_these_work_row_by_row(kind: str, inputs: list[Any], output: Any, given: Any, rule: RowRule):
+    assert row_rule(*only(single(kind, inputs, output, given))) == rule
+
+
+def test_padding_shifts_rows_and_upsampling_repeats_them():
+    assert SHIFTED.reads(Rows(0, 11), 8) == (Rows(0, 8), Pads(1, 2))
+    assert SHIFTED.reads(Rows(3, 5), 8) == (Rows(2, 4), Pads(0, 0))
+    for first, behind in itertools.combinations(range(33), 2):
+        source = [row // 4 for row in range(first, behind)]
+        read, around = RowRule((0,), repeat=4).reads(Rows(first, behind), 8)
+        assert (*read, *around) == (source[0], source[-1] + 1, 0, 0)
+
+
+THIRDS = {"padding": SAME, "strideH": 2, "strideW": 3, "filterHeight": 2, "filterWidth": 3}
+WORKS: dict[str, dict[str, Any]] = {
+    "CONV_2D": {"inputs": [X, FILTER], "output": X, "given": options("Conv2D", **ONES)},
+    "AVERAGE_POOL_2D": {"inputs": [X], "output": (1, 4, 2, 4), "given": options("Pool2D", **THIRDS)},
+    "RELU": {"inputs": [X], "output": X},
+    "ADD": {"inputs": [X, X], "output": X},
+    "CONCATENATION": {"inputs": [X, X], "output": (1, 8, 12, 4), "given": WIDE[0]},
+    "PAD": {"inputs": [X, pads(0, 0, 1, 1, 0, 0, 0, 0)], "output": (1, 10, 6, 4)},
+    "RESIZE_NEAREST_NEIGHBOR": {"inputs": [X, SIZE], "output": (1, 16, 12, 4), "given": NEAREST},
+}
+REFUSED: list[tuple[str, dict[str, Any]]] = [  # a kind, and the change that makes what works impossible
+    *(("CONV_2D", {"given": given}) for given in (
+        None, options("Conv2D", **ONES | {"padding": VALID}), options("Conv2D", **ONES | {"strideH": 0}))),
+    *(("CONV_2D", {"inputs": [x, w]}) for x, w in (
+        (X, None), (None, FILTER), (X, W(4, 36)), ((2, 8, 6, 4), FILTER), (W(1, 8, 6, 4), FILTER))),
+    ("CONV_2D", {"inputs": [X]}), ("CONV_2D", {"output": (1, 9, 6, 4)}),
+    ("AVERAGE_POOL_2D", {"output": (1, 4, 3, 4), "given": options("Pool2D", **THIRDS | {"strideW": 2})}),
+    ("AVERAGE_POOL_2D", {"output": (1, 8, 2, 4), "given": options("Pool2D", **THIRDS | {"strideH": 1})}),
+    ("RELU", {"output": T((1, 8, 6, 4), "INT16")}), ("RELU", {"output": T((1, 8, 6, 4), shapeSignature=[1, -1, 6, 4])}),
+    ("RELU", {"inputs": [(1, 1, 6, 4)], "output": (1, 1, 6, 4)}),
+    *(("RELU", {"inputs": inputs}) for inputs in ([], [X, X], [W(1, 8, 6, 4)])),
+    *(("ADD", {"inputs": inputs}) for inputs in (
+        [X, W(8, 1, 1)], [X, W(1, 8, 6, 4)], [(1, 1, 6, 4), W(4)], [X, X, X], [X, None])),
+    *(("CONCATENATION", {"given": options("Concatenation", axis=axis)}) for axis in (0, 1, -3, -4)),
+    *(("CONCATENATION", {"inputs": [X, other]}) for other in (W(1, 8, 6, 4), (1, 1, 6, 4))),
+    ("PAD", {"output": (1, 11, 6, 4)}), ("PAD", {"inputs": [X]}),
+    ("PAD", {"inputs": [X, pads(0, 0, 1, 1, -1, 0, 0, 0)], "output": (1, 10, 5, 4)}),
+    *(("PAD", {"inputs": [X, sides]}) for sides in (
+        T((4, 2), "INT32"), pads(0, 0, -1, 3, 0, 0, 0, 0), pads(1, -1, 1, 1, 0, 0, 0, 0), pads(0, 0, 1, 1, 0, 0))),
+    *(("RESIZE_NEAREST_NEIGHBOR", {"output": (1, *size, 4)}) for size in (
+        (24, 18), (16, 18), (24, 12), (8, 12), (17, 12), (16, 13))),
+    ("RESIZE_NEAREST_NEIGHBOR", {"given": options("ResizeNearestNeighbor", alignCorners=True)}),
+    ("RESIZE_NEAREST_NEIGHBOR", {"given": None}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "change"), REFUSED)
+def test_what_does_not_work_row_by_row_says_why(kind: str, change: dict[str, Any]):
+    assert isinstance(row_rule(*only(single(kind, **WORKS[kind]))), RowRule)
+    reason = row_rule(*only(single(kind, **WORKS[kind] | change)))
+    assert isinstance(reason, str)
+    assert reason
+
+
+# -- the table as a whole --------------------------------------------------------------------------
+
+
+def first_of(cases: list[Any]) -> set[str]:
+    return {case.values[0] if hasattr(case, "values") else case[0] for case in cases}
+
+
+@pytest.mark.parametrize(
+    ("says_something", "cases"),
+    [
+        (lambda kind: kind.options.fields, OPTIONS),
+        (lambda kind: kind.options.callees, CALLEES),
+        (lambda kind: kind.weights, WEIGHTS),
+        (lambda kind: kind.macs is not Kind().macs, first_of(MACS)),
+        (lambda kind: kind.tflm and kind.tflm.scratch is not Tflm().scratch, first_of(SCRATCH)),
+        (lambda kind: kind.tflm and kind.tflm[:2] + kind.tflm[3:] != Tflm()[:2] + Tflm()[3:], first_of(KEPT)),
+        (lambda kind: kind.effect, " ".join(itertools.chain(*ORDERED)).split()),
+        (lambda kind: kind.rows, first_of(ALLOWED) | {*WORKS, "DEPTHWISE_CONV_2D", "MAX_POOL_2D"}),
+    ],
+)
+def test_every_row_that_says_something_has_a_case(says_something: Any, cases: Any):
+    assert {name for name, kind in (KINDS | CUSTOM_KINDS).items() if says_something(kind)} <= {*cases}
+    assert {*ELEMENT_TYPES} == {*ELEMENTS}
