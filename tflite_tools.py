@@ -462,13 +462,9 @@ def _matmul_macs(node: Node) -> int:
     return node.elements * shape[-2 if node.options.get("AdjX") else -1] if len(shape) > 1 else 0
 
 
-def _matrices(node: Node) -> int:
-    found = (t for t in node.inputs if t and len(t.shape) == 2 and t.storage is Storage.CONSTANT)
-    return sum(t.elements for t in found)
-
-
 def _recurrent_macs(node: Node) -> int:
-    return _matrices(node) * math.prod(node["input"].shape[:-1])
+    matrices = (t for t in node.inputs if t and len(t.shape) == 2 and t.storage is Storage.CONSTANT)
+    return sum(t.elements for t in matrices) * math.prod(node["input"].shape[:-1])
 
 
 def _sums(node: Node) -> int:
@@ -583,7 +579,11 @@ KINDS: dict[str, Kind] = {
     "EMBEDDING_LOOKUP": Kind("ids *table"),
     "GATHER": Kind("*table indices"),
     "SVDF": Kind(
-        "input *feature *time bias state", Options("SVDFOptions", ("Rank",)), _matrices, "", Tflm(12, 36, _svdf_scratch)
+        "input *feature *time bias state",
+        Options("SVDFOptions", ("Rank",)),
+        _recurrent_macs,
+        "",
+        Tflm(12, 36, _svdf_scratch),
     ),
     "RNN": Kind(RECURRENT, macs=_recurrent_macs, tflm=None),
     "UNIDIRECTIONAL_SEQUENCE_RNN": Kind(RECURRENT, macs=_recurrent_macs, tflm=None),
@@ -611,7 +611,7 @@ KINDS: dict[str, Kind] = {
     "MEAN": Kind(REDUCED, macs=lambda n: n["input"].elements, tflm=Tflm(1, 44, _sum_scratch)),
     "SUM": Kind(REDUCED, tflm=Tflm(1, 44, _sum_scratch)),
     "REDUCE_MAX": Kind(REDUCED, tflm=Tflm(1, 44, _reduce_scratch)),
-    "REDUCE_MIN": Kind(REDUCED, tflm=Tflm(scratch=_reduce_scratch)),
+    "REDUCE_MIN": Kind(REDUCED, tflm=Tflm(1, 44, _reduce_scratch)),
     "REDUCE_ALL": Kind(REDUCED, tflm=Tflm(data=44, scratch=_reduce_scratch)),
     "SOFTMAX": Kind(UNARY, tflm=Tflm(4, 56)),
     # moving data
@@ -645,10 +645,10 @@ KINDS: dict[str, Kind] = {
 for _names, _kind in (
     ("CEIL COS ELU EXP FLOOR LOG NEG ROUND SIN SQRT SQUARE TANH", Kind(UNARY, rows="unary")),
     ("DIV MAXIMUM MINIMUM SQUARED_DIFFERENCE", Kind(BINARY, rows="binary")),
-    ("EQUAL NOT_EQUAL LESS GREATER", Kind(BINARY, tflm=Tflm(data=48))),
+    ("EQUAL NOT_EQUAL LESS LESS_EQUAL GREATER GREATER_EQUAL", Kind(BINARY, tflm=Tflm(data=32))),
     ("ARG_MAX ARG_MIN BATCH_TO_SPACE_ND BROADCAST_ARGS BROADCAST_TO CAST CUMSUM DEPTH_TO_SPACE", Kind()),
-    ("DYNAMIC_UPDATE_SLICE EXPAND_DIMS FILL FLOOR_DIV FLOOR_MOD GATHER_ND GREATER_EQUAL L2_NORMALIZATION", Kind()),
-    ("LESS_EQUAL LOGICAL_AND LOGICAL_NOT LOGICAL_OR LOG_SOFTMAX RESIZE_BILINEAR REVERSE_V2 SELECT_V2 SHAPE", Kind()),
+    ("DYNAMIC_UPDATE_SLICE EXPAND_DIMS FILL FLOOR_DIV FLOOR_MOD GATHER_ND L2_NORMALIZATION", Kind()),
+    ("LOGICAL_AND LOGICAL_NOT LOGICAL_OR LOG_SOFTMAX RESIZE_BILINEAR REVERSE_V2 SELECT_V2 SHAPE", Kind()),
     ("SPACE_TO_BATCH_ND SPACE_TO_DEPTH SPLIT_V SQUEEZE TRANSPOSE UNPACK ZEROS_LIKE", Kind()),
 ):
     KINDS |= dict.fromkeys(_names.split(), _kind)
