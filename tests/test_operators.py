@@ -284,7 +284,6 @@ PERSISTENT = {  # with 24 float inputs and 5 output channels: options, structure
     (16, 48, 0, 0): "FULLY_CONNECTED", (0, 0, 0, 64): "BATCH_MATMUL", (40, 32, 0, 0): "MAX_POOL_2D AVERAGE_POOL_2D",
     (16, 688, 4, 0): "UNIDIRECTIONAL_SEQUENCE_LSTM",
     (0, 32, 0, 0): "ABS RSQRT QUANTIZE DEQUANTIZE EQUAL NOT_EQUAL LESS LESS_EQUAL GREATER GREATER_EQUAL",
-
     (0, 28, 0, 0): "RELU PRELU", (0, 8, 0, 0): "RELU6", (0, 24, 0, 0): "LEAKY_RELU", (0, 16, 0, 0): "LOGISTIC",
     (0, 20, 0, 0): "HARD_SWISH", (8, 60, 0, 0): "ADD", (8, 52, 0, 0): "SUB", (4, 36, 0, 0): "MUL",
     (4, 0, 0, 0): "SPLIT", (1, 44, 2, 0): "MEAN SUM REDUCE_MAX REDUCE_MIN",
