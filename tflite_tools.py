@@ -1479,6 +1479,21 @@ def largest_bound(
     return best
 
 
+def series_cuts(problem: OrderingProblem) -> list[int]:
+    """Down-sets through which every order passes, from the empty one to all tasks: what is between two of them is a
+    problem of its own."""
+    ranked = sorted(range(problem.n), key=lambda t: problem.ancestors[t].bit_count())
+    common = [-1] * (len(ranked) + 1)  # what all tasks from that rank on wait for
+    for rank in reversed(range(len(ranked))):
+        common[rank] = common[rank + 1] & problem.ancestors[ranked[rank]]
+    cuts, prefix = [0], 0
+    for rank, task in enumerate(ranked):
+        prefix |= 1 << task
+        if not prefix & ~common[rank + 1]:
+            cuts.append(prefix)
+    return cuts
+
+
 def restrict(problem: OrderingProblem, start: int, end: int) -> tuple[OrderingProblem, list[int]]:
     """The part of a problem between two down-sets, and the numbers that its tasks have in the whole."""
     inside = end & ~start
@@ -1717,35 +1732,21 @@ class Ordering:
 
 
 class Search:
-    """The portfolio of :func:`order_tasks`. At any moment it can be stopped and asked for what it knows."""
+    """Between two series cuts: the best order so far, and what is proven. ``together`` are the searches of all pieces
+    of a problem; a piece need not be better than what is proven of another."""
 
-    def __init__(self, problem: OrderingProblem, budget: Budget, progress: Progress) -> None:
+    def __init__(
+        self, problem: OrderingProblem, budget: Budget, progress: Progress, together: list[Search] | None = None
+    ) -> None:
         self.problem, self.budget, self.progress = problem, budget, progress
-        self.groups = [[task] for task in range(problem.n)]
-        self.order = list(range(problem.n))
+        self.together = [self] if together is None else together
+        self.order = problem.topological
         self.upper, self.lower = problem.peak(self.order), problem.floor
         self.states = 0
 
     @property
     def is_done(self) -> bool:
-        return self.upper <= self.lower or self.budget.is_over
-
-    def tasks(self) -> tuple[int, ...]:
-        """The best order so far, with the fused tasks taken apart."""
-        return tuple(task for t in self.order for task in self.groups[t])
-
-    def run(self) -> None:
-        if self.is_done:
-            return
-        merged, groups = merge_tasks(self.problem)
-        self.problem, self.groups, self.order = merged, groups, merged.topological
-        self.upper, self.lower = merged.peak(self.order), max(self.lower, merged.floor)
-        stages: list[Callable[[], None]] = [partial(self.tighten, GLANCE), partial(self.beam, BEAMS[0]), self.tighten]
-        stages += [partial(self.beam, BEAMS[1]), self.recurse_along_cuts, self.prove]
-        for stage in stages:
-            if self.is_done:
-                return
-            stage()
+        return self.upper <= max(search.lower for search in self.together) or self.budget.is_over
 
     @cached_property
     def network(self) -> CutNetwork:
@@ -1779,7 +1780,11 @@ class Search:
                 return end.value
             work[i] += states
             self.states += states
-            self.progress(self.states, self.upper, self.lower)
+            self.progress(
+                sum(search.states for search in self.together),
+                max(search.upper for search in self.together),
+                max(search.lower for search in self.together),
+            )
             if work[i] > limit or self.budget.is_over:
                 return None
 
@@ -1825,12 +1830,23 @@ class Search:
                 too_large = middle
 
 
+# What to do with every piece, the one with the largest peak first, until nothing is left to gain.
+STAGES: tuple[Callable[[Search], None], ...] = (
+    lambda search: search.tighten(GLANCE),
+    lambda search: search.beam(BEAMS[0]),
+    lambda search: search.tighten(),
+    lambda search: search.beam(BEAMS[1]),
+    lambda search: search.recurse_along_cuts(),
+    lambda search: search.prove(),
+)
+
+
 def order_tasks(problem: OrderingProblem, time_limit: float = TIME_LIMIT, progress: Progress = no_progress) -> Ordering:
     """The order of the smallest peak, with a proof or with the best proven bound.
 
-    Tasks are fused where that costs nothing; the rest is bounded from below by minimum cuts and from above by beams
-    and a recursion along those cuts; what gap is left, exhaustive sweeps from both ends close. The given numbering must
-    be an order itself; it is returned when none is better.
+    Tasks are fused where that costs nothing and the graph is cut where every order passes; each piece is bounded from
+    below by minimum cuts and from above by beams and a recursion along those cuts; what gap is left, exhaustive sweeps
+    from both ends close. The given numbering must be an order itself; it is returned when none is better.
 
     Args:
         time_limit: seconds after which the best order so far is returned. Ctrl-C does the same at any moment.
@@ -1838,13 +1854,29 @@ def order_tasks(problem: OrderingProblem, time_limit: float = TIME_LIMIT, progre
     """
     given = tuple(range(problem.n))
     peak = problem.peak(given)
-    search = Search(problem, Budget(time_limit), progress)
-    with contextlib.suppress(KeyboardInterrupt):
-        search.run()
-    order = search.tasks()
-    if (found := problem.peak(order)) >= peak:
-        order, found = given, peak
-    return Ordering(order, found, search.lower, search.states)
+    order: list[int] = []
+    pieces: list[Search] = []
+    if peak > problem.floor:
+        budget = Budget(time_limit)
+        numbers = []
+        groups: list[list[int]] = []
+        with contextlib.suppress(KeyboardInterrupt):
+            merged, groups = merge_tasks(problem)
+            for start, end in itertools.pairwise(series_cuts(merged)):
+                part, tasks = restrict(merged, start, end)
+                numbers.append(tasks)
+                pieces.append(Search(part, budget, progress, pieces))
+            for stage in STAGES:
+                for piece in sorted(pieces, key=lambda piece: -piece.upper):
+                    if not piece.is_done:
+                        stage(piece)
+        for piece, tasks in zip(pieces, numbers, strict=False):
+            order += [task for t in piece.order for task in groups[tasks[t]]]
+    bound = max([problem.floor, *(piece.lower for piece in pieces)])
+    states = sum(piece.states for piece in pieces)
+    if len(order) == problem.n and (found := problem.peak(order)) < peak:
+        return Ordering(tuple(order), found, bound, states)
+    return Ordering(given, peak, bound, states)
 
 
 ####################################################################################################

@@ -32,6 +32,7 @@ from tflite_tools import (
     precedence_pairs,
     read_model,
     restrict,
+    series_cuts,
 )
 
 
@@ -160,11 +161,8 @@ def test_sweeps_in_both_directions_decide_every_budget(problem: OrderingProblem)
 
 
 def search_of(problem: OrderingProblem) -> Search:
-    """A search that begins with any order of the tasks, without the stages that come before proofs."""
-    search = Search(problem, Budget(5), tflite_tools.no_progress)
-    search.order = problem.topological
-    search.upper = problem.peak(search.order)
-    return search
+    """A search without the stages that come before proofs."""
+    return Search(problem, Budget(5), tflite_tools.no_progress)
 
 
 @settings(max_examples=100, deadline=None)
@@ -231,6 +229,15 @@ def test_the_parts_of_a_problem_between_down_sets_need_what_the_whole_needs_ther
     for part, tasks in parts:
         needs += part.needs([tasks.index(task) for task in order if task in tasks])
     assert needs == problem.needs(order)
+
+
+@settings(max_examples=200, deadline=None)
+@given(problems(most_tasks=9))
+def test_series_cuts_split_a_problem_into_independent_parts(problem: OrderingProblem):
+    cuts = series_cuts(problem)
+    parts = [restrict(problem, a, b)[0] for a, b in itertools.pairwise(cuts)]
+    assert sum(part.n for part in parts) == problem.n
+    assert max(smallest_peak(part) for part in parts) == smallest_peak(problem)
 
 
 @settings(max_examples=150, deadline=None)
