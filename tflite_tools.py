@@ -2902,7 +2902,7 @@ def _as_operator(subgraph: Subgraph, new: NewOperator, index: int, number: Mappi
 
 
 ####################################################################################################
-# Splitting a model: which regions in how many stripes pay
+# Splitting, the figures: what regions, and all of them together, take
 ####################################################################################################
 
 
@@ -2968,6 +2968,10 @@ class SplitStep:
     least_persistent: int  # of a copy, with the padding that it always needs
     is_pad: bool
 
+
+####################################################################################################
+# Splitting, the search: which regions in how many stripes pay
+####################################################################################################
 
 LONGEST_REGION = 100  # operators
 STRIPES = (2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32)
@@ -3651,69 +3655,8 @@ def cluster_tensor(
 
 
 ####################################################################################################
-# Writing: decisions -> bytes. Everything that is not meant to change stays byte-identical
+# Writing, new tables: in front of the old file, whose bytes all stay
 ####################################################################################################
-
-
-def write_orders(data: Bytes, graph: ModelGraph, orders: Sequence[Sequence[int]]) -> bytearray:
-    """The file with the operators of each subgraph in a new order; a memory plan is erased, since it was for the old.
-
-    The operator vector holds offsets relative to each element's own position, so element i becomes the old element
-    j plus 4 (j - i). No other byte changes.
-
-    Raises:
-        ModelError: as for :class:`Extension`, if a memory plan shares its bytes with something else.
-    """
-    changed = bytearray(data)
-    for subgraph, order in zip(graph.subgraphs, orders, strict=True):
-        layout = f"<{len(order)}I"
-        old = struct.unpack_from(layout, changed, subgraph.operator_vector)
-        new = (old[j] + 4 * (j - i) for i, j in enumerate(order))
-        struct.pack_into(layout, changed, subgraph.operator_vector, *new)
-    span = graph.metadata_buffer(OFFLINE_PLAN)
-    if span is None or span.size <= 4 * PLAN_HEADER:
-        return changed
-    words = read_words(span.of(data))
-    words[PLAN_HEADER:] = [PLANNED_AT_RUN_TIME] * (len(words) - PLAN_HEADER)
-    return _replace_plan(changed, graph, np.array(words, dtype="<i4").tobytes())
-
-
-def write_plan(data: Bytes, graph: ModelGraph, offsets: Mapping[tuple[int, int], int]) -> bytearray:
-    """The file with these offsets fixed for its (subgraph, tensor) pairs, as ``OfflineMemoryAllocation`` metadata.
-
-    A plan that is there is overwritten in place; otherwise the file grows at its front.
-
-    Raises:
-        ModelError: as for :class:`Extension`.
-    """
-    return _replace_plan(bytearray(data), graph, plan_words(graph, offsets))
-
-
-def write_buffers(data: Bytes, contents: Mapping[BufferSpan, np.ndarray]) -> bytearray:
-    """The file with other bytes in these buffers, as many as before."""
-    changed = bytearray(data)
-    for span, content in contents.items():
-        if content.nbytes != span.size:
-            raise ValueError(f"{content.nbytes:,} bytes do not fit into a buffer of {span.size:,}")
-        changed[span.start : span.start + span.size] = content.tobytes()
-    return changed
-
-
-def _replace_plan(data: bytearray, graph: ModelGraph, content: bytes) -> bytearray:
-    """In place, if a plan of that length is there whose bytes mean nothing else as well."""
-    span = graph.metadata_buffer(OFFLINE_PLAN)
-    if span is None or span.size // 4 * 4 != len(content) or span.start % 4 or _is_shared(graph, span):
-        return add_metadata(data, OFFLINE_PLAN, content)
-    data[span.start : span.start + len(content)] = content
-    return data
-
-
-def _is_shared(graph: ModelGraph, plan: BufferSpan) -> bool:
-    """Whether bytes of the plan in the file mean something else as well."""
-    used = {graph.buffers[t.buffer] for s in graph.subgraphs for t in s.tensors if graph.has_data(t)}
-    used |= {graph.buffers[buffer] for name, buffer in graph.metadata if name != OFFLINE_PLAN}
-    return any(b.start < plan.start + plan.size and plan.start < b.start + b.size for b in used)
-
 
 MODEL_CODES, MODEL_SUBGRAPHS, MODEL_BUFFERS, MODEL_METADATA = 1, 2, 4, 6  # slots of the root table that we replace
 MODEL_FIELDS = 10  # how many we know
@@ -3982,6 +3925,71 @@ def _shift_absolute_offsets(data: bytearray, shift: int) -> None:
         position = struct.unpack_from("<Q", data, place)[0]
         if 1 < position <= len(data):
             struct.pack_into("<Q", data, place, position + shift)
+
+
+####################################################################################################
+# Writing, in place: orders, plans and weights -> bytes. What is not meant to change stays byte-identical
+####################################################################################################
+
+
+def write_orders(data: Bytes, graph: ModelGraph, orders: Sequence[Sequence[int]]) -> bytearray:
+    """The file with the operators of each subgraph in a new order; a memory plan is erased, since it was for the old.
+
+    The operator vector holds offsets relative to each element's own position, so element i becomes the old element
+    j plus 4 (j - i). No other byte changes.
+
+    Raises:
+        ModelError: as for :class:`Extension`, if a memory plan shares its bytes with something else.
+    """
+    changed = bytearray(data)
+    for subgraph, order in zip(graph.subgraphs, orders, strict=True):
+        layout = f"<{len(order)}I"
+        old = struct.unpack_from(layout, changed, subgraph.operator_vector)
+        new = (old[j] + 4 * (j - i) for i, j in enumerate(order))
+        struct.pack_into(layout, changed, subgraph.operator_vector, *new)
+    span = graph.metadata_buffer(OFFLINE_PLAN)
+    if span is None or span.size <= 4 * PLAN_HEADER:
+        return changed
+    words = read_words(span.of(data))
+    words[PLAN_HEADER:] = [PLANNED_AT_RUN_TIME] * (len(words) - PLAN_HEADER)
+    return _replace_plan(changed, graph, np.array(words, dtype="<i4").tobytes())
+
+
+def write_plan(data: Bytes, graph: ModelGraph, offsets: Mapping[tuple[int, int], int]) -> bytearray:
+    """The file with these offsets fixed for its (subgraph, tensor) pairs, as ``OfflineMemoryAllocation`` metadata.
+
+    A plan that is there is overwritten in place; otherwise the file grows at its front.
+
+    Raises:
+        ModelError: as for :class:`Extension`.
+    """
+    return _replace_plan(bytearray(data), graph, plan_words(graph, offsets))
+
+
+def write_buffers(data: Bytes, contents: Mapping[BufferSpan, np.ndarray]) -> bytearray:
+    """The file with other bytes in these buffers, as many as before."""
+    changed = bytearray(data)
+    for span, content in contents.items():
+        if content.nbytes != span.size:
+            raise ValueError(f"{content.nbytes:,} bytes do not fit into a buffer of {span.size:,}")
+        changed[span.start : span.start + span.size] = content.tobytes()
+    return changed
+
+
+def _replace_plan(data: bytearray, graph: ModelGraph, content: bytes) -> bytearray:
+    """In place, if a plan of that length is there whose bytes mean nothing else as well."""
+    span = graph.metadata_buffer(OFFLINE_PLAN)
+    if span is None or span.size // 4 * 4 != len(content) or span.start % 4 or _is_shared(graph, span):
+        return add_metadata(data, OFFLINE_PLAN, content)
+    data[span.start : span.start + len(content)] = content
+    return data
+
+
+def _is_shared(graph: ModelGraph, plan: BufferSpan) -> bool:
+    """Whether bytes of the plan in the file mean something else as well."""
+    used = {graph.buffers[t.buffer] for s in graph.subgraphs for t in s.tensors if graph.has_data(t)}
+    used |= {graph.buffers[buffer] for name, buffer in graph.metadata if name != OFFLINE_PLAN}
+    return any(b.start < plan.start + plan.size and plan.start < b.start + b.size for b in used)
 
 
 ####################################################################################################
