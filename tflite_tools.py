@@ -59,7 +59,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -986,7 +986,7 @@ class Interval(NamedTuple):
 class Profile:
     """How many bytes of some intervals are alive at each time; one sweep over their ends."""
 
-    def __init__(self, intervals: Iterable[Interval]) -> None:
+    def __init__(self, intervals: Iterable[tuple[int, int, int, int | None]]) -> None:
         change: dict[int, int] = defaultdict(int)
         for size, first, last, _ in intervals:
             change[first] += size
@@ -2989,6 +2989,7 @@ class SplitSearch:
     def __init__(self, graph: ModelGraph, subgraph: Subgraph, budget: Budget) -> None:
         self.subgraph, self.budget = subgraph, budget
         self.sizes = [ARENA_COSTS.tensor(t) if t.ram_bytes else 0 for t in subgraph.tensors]
+        self.element_bytes = [t.element.tflm_bytes or 0 for t in subgraph.tensors]
         self.row_bytes = [(t.bytes or 0) // t.shape[1] if is_picture(t) else 0 for t in subgraph.tensors]
         self.intervals = tensor_intervals(subgraph, lambda tensor: self.sizes[tensor.index])
         self.readers: dict[int, list[int]] = defaultdict(list)
@@ -3107,14 +3108,12 @@ class SplitSearch:
         RegionEmitter(emitter, region).run(rows)
         steps = self.steps[start:end]
         before = sum(step.persistent for step in steps) + TENSOR_BYTES * (len(steps) - len(region.escaping))
-        after = TENSOR_BYTES * len(emitter.tensors) + sum(
-            node_persistent_bytes(Node(KINDS[new.kind], (None,) * len(new.inputs)))
-            if new.like is None
-            else self.steps[new.like].persistent
-            for new in emitter.operators
-        )
-        peak = self.peak(emitter, start, end)
-        if after - before > limits.persistent or peak > limits.peak:
+        kinds = Counter((new.kind, len(new.inputs)) for new in emitter.operators if new.like is None)
+        copies = Counter(new.like for new in emitter.operators if new.like is not None)
+        after = TENSOR_BYTES * len(emitter.tensors)
+        after += sum(n * node_persistent_bytes(Node(KINDS[kind], (None,) * c)) for (kind, c), n in kinds.items())
+        after += sum(n * self.steps[like].persistent for like, n in copies.items())
+        if after - before > limits.persistent or (peak := self.peak(emitter, start, end)) > limits.peak:
             return None
         macs = sum(self.stripe_macs(region, stripe) for stripe in rows) - sum(step.macs for step in steps)
         cost = Cost(peak, macs, after - before, len(emitter.operators) - len(steps))
@@ -3181,19 +3180,19 @@ class SplitSearch:
             for t in operator.inputs:
                 last[t] = number
         around = self.entering(start)
-        intervals = []
+        intervals: list[tuple[int, int, int, None]] = []  # plain tuples: there are millions of them in a search
         for t, number in last.items():  # what is there before and falls away within the region
             if t < old and t in self.intervals and self.intervals[t].last < end:
                 around -= self.sizes[t]
-                intervals.append(Interval(self.sizes[t], 0, number))
+                intervals.append((self.sizes[t], 0, number, None))
         for t, number in born.items():
-            size = self.sizes[t] if t < old else self.new_bytes(emitter.tensors[t - old])
-            intervals.append(Interval(size, number, last.get(t, count) if t >= old else count))
+            if t < old:
+                intervals.append((self.sizes[t], number, count, None))
+            else:
+                _, shape, like, _ = emitter.tensors[t - old]
+                size = align(math.prod(shape) * self.element_bytes[like or 0])
+                intervals.append((size, number, last.get(t, count), None))
         return around + Profile(intervals).peak
-
-    def new_bytes(self, new: NewTensor) -> int:
-        like = self.subgraph.tensors[new.like or 0]
-        return align(math.prod(new.shape) * (like.element.tflm_bytes or 0))
 
     def try_ranges(self, limit: int, most_macs: int, best: int) -> None:
         """Give every range that needs more than ``limit`` bytes, if it can have it, a region that does not.
@@ -3227,9 +3226,8 @@ class SplitSearch:
                 if cost.peak > limit:
                     continue
                 for label in here:
-                    total = label.cost.then(cost)
-                    if total.macs <= most_macs:
-                        _keep_best(labels[end], Composition(label.regions + regions, total))
+                    if label.cost.macs + cost.macs <= most_macs:
+                        _extend(labels[end], label, regions, cost)
         return min(labels[-1], key=lambda label: label.cost.persistent, default=None)
 
     def front(self, most_macs: int) -> list[Composition]:
@@ -3259,15 +3257,13 @@ class SplitSearch:
         return Rewrite(tuple(schedule), tuple(emitter.tensors))
 
 
-def _keep_best(labels: list[Composition], new: Composition) -> None:
-    """Add a label unless another is at least as good in everything that counts; drop those that it makes useless."""
-
-    def beats(a: Cost, b: Cost) -> bool:
-        return a.persistent <= b.persistent and a.macs <= b.macs
-
-    if not any(beats(old.cost, new.cost) for old in labels):
-        labels[:] = [old for old in labels if not beats(new.cost, old.cost)]
-        labels.append(new)
+def _extend(labels: list[Composition], label: Composition, regions: tuple[SplitRegion, ...], cost: Cost) -> None:
+    """Add the label with one more step, unless another is at least as good in everything that counts; drop those that
+    it makes useless."""
+    macs, persistent = label.cost.macs + cost.macs, label.cost.persistent + cost.persistent
+    if not any(old.cost.persistent <= persistent and old.cost.macs <= macs for old in labels):
+        labels[:] = [old for old in labels if old.cost.persistent < persistent or old.cost.macs < macs]
+        labels.append(Composition(label.regions + regions, label.cost.then(cost)))
 
 
 SHOWN_ALTERNATIVES = 10
