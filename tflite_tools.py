@@ -955,11 +955,13 @@ class _Reader:
     @staticmethod
     def options(table: tflite.Operator, name: str, fields: Sequence[str]) -> dict[str, Any]:
         """Fields of the operator's options, from whichever of the two unions holds them."""
+        if not fields:
+            return {}
         for union, number, content in (
             (tflite.BuiltinOptions, table.BuiltinOptionsType(), table.BuiltinOptions()),
             (tflite.BuiltinOptions2, table.BuiltinOptions2Type(), table.BuiltinOptions2()),
         ):
-            if fields and content is not None and number == getattr(union, name, None):
+            if content is not None and number == getattr(union, name, None):
                 options = getattr(tflite, name)()
                 options.Init(content.Bytes, content.Pos)
                 return {field: getattr(options, field)() for field in fields}
@@ -2616,7 +2618,7 @@ class Part(NamedTuple):
 class Region:
     """Operators that run stripe by stripe, by number, in execution order."""
 
-    parts: Mapping[int, Part]
+    parts: dict[int, Part]
     heights: Mapping[int, int]  # of all tensors that the parts name
     escaping: tuple[int, ...]  # outputs that are read outside of the region; every row of them is computed
     is_cached: bool  # whether the rows of earlier stripes are still there, so that none is computed twice
@@ -2631,8 +2633,8 @@ class Stripe:
     """What one stripe does: the output rows that each operator of the region computes, and the rows of each inner
     tensor that its readers want to find."""
 
-    computed: Mapping[int, Rows]  # by operator; one that computes nothing is left out
-    wanted: Mapping[int, Rows]  # by tensor
+    computed: dict[int, Rows]  # by operator, the last one first; one that computes nothing is left out
+    wanted: dict[int, Rows]  # by tensor
 
 
 class NoStripes(ValueError):
@@ -2646,11 +2648,10 @@ def stripe_rows(region: Region, stripes: int) -> Iterator[Stripe]:
         NoStripes: one of them would consist of padding.
     """
     done = dict.fromkeys((part.output for part in region.parts.values()), 0)  # rows that exist or have existed
-    backwards = list(region.parts.items())[::-1]
     for stripe in range(1, stripes + 1):
         computed: dict[int, Rows] = {}
         wanted: dict[int, Rows] = {}
-        for operator, (output, rule) in backwards:
+        for operator, (output, rule) in reversed(region.parts.items()):
             first, behind = wanted.get(output, (done[output], done[output]))
             if output in region.escaping:
                 first = min(first, done[output])
@@ -2764,9 +2765,9 @@ class Emitter:
 
     def pad(self, operator: Operator, rule: RowRule, tensor: int, height: int, pads: Pads) -> int:
         """The rows with the padding around them that the operator itself would have put there."""
-        is_max = kind_of(operator).rows == "maximum"
         if not (any(pads) or any(rule.columns)):
             return tensor
+        is_max = kind_of(operator).rows == "maximum"
         like = rule.sources[0]
         _, _, width, channels = self.subgraph.tensors[like].shape
         inputs = [tensor, self.integers(0, 0, *pads, *rule.columns, 0, 0, shape=(4, 2))]
@@ -2826,7 +2827,7 @@ class RegionEmitter:
         emitter, tensors = self.emitter, self.subgraph.tensors
         available = dict(self.cache)  # rows of inner tensors: (tensor, its rows)
         fetched: dict[tuple[int, Rows], int] = {}
-        for number, rows in list(stripe.computed.items())[::-1]:  # the row algebra goes backwards
+        for number, rows in reversed(stripe.computed.items()):
             output, rule = self.region.parts[number]
             inputs = {}
             for source in rule.sources:
@@ -2962,7 +2963,6 @@ class SplitStep:
     operator: Operator
     rule: RowRule | str  # or why it stays whole
     need: int  # bytes while it runs whole
-    entering: int  # bytes alive right before it
     macs: int
     persistent: int
     least_persistent: int  # of a copy, with the padding that it always needs
@@ -2997,9 +2997,10 @@ class SplitSearch:
             for t in operator.reads:
                 self.readers[t].append(operator.index)
         self.producers = {t: operator.index for operator in subgraph.operators for t in operator.writes}
+        # Bytes alive right before each operator, and at the end: of what was born earlier.
+        entering = Profile(i._replace(first=i.first + 1) for i in self.intervals.values())
+        self.entering = [entering.at(position) for position in range(len(subgraph.operators) + 1)]
         self.steps = self.all_steps(graph)
-        # What is alive right before an operator was born before it; at the end, the outputs are.
-        self.leaving = Profile(i._replace(first=i.first + 1) for i in self.intervals.values()).at(len(self.steps))
         self.regions: dict[int, list[SplitRegion]] = defaultdict(list)  # by start
         self.cut: dict[tuple[int, int, bool], Region] = {}
         self.ranges = dict(self.possible_ranges())
@@ -3011,7 +3012,6 @@ class SplitSearch:
         subgraph = self.subgraph
         callee_peaks = {s.subgraph.index: s.peak for s in schedule_model(graph)}
         problem = ordering_problem(graph, subgraph, callee_peaks, ARENA_COSTS)
-        entering = Profile(i._replace(first=i.first + 1) for i in self.intervals.values())
         pad = node_persistent_bytes(Node(KINDS["PAD"], (None, None))) + TENSOR_BYTES
         steps = []
         for operator, need in zip(subgraph.operators, problem.needs(range(problem.n)), strict=True):
@@ -3026,7 +3026,6 @@ class SplitSearch:
                     operator,
                     rule,
                     need,
-                    entering.at(operator.index),
                     multiply_accumulates(subgraph, operator),
                     persistent,
                     persistent + TENSOR_BYTES + (pad if is_padded else 0),
@@ -3053,10 +3052,6 @@ class SplitSearch:
     def unsplit(self) -> Composition:
         return Composition((), Cost(max((step.need for step in self.steps), default=0)))
 
-    def entering(self, position: int) -> int:
-        """Bytes alive right before an operator, or at the end."""
-        return self.steps[position].entering if position < len(self.steps) else self.leaving
-
     def possible_ranges(self) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:
         """All ranges of operators that could be a region, with the bytes that they need whole and in stripes at least.
 
@@ -3076,7 +3071,7 @@ class SplitSearch:
                 unsplit = max(unsplit, step.need)
                 output = step.operator.writes[0]
                 escaping += self.sizes[output] if self.escapes(output, end) else 0
-                bound = max(step.entering, self.entering(end) + escaping)
+                bound = max(self.entering[start], self.entering[end] + escaping)
                 if bound < unsplit:
                     yield (start, end), (unsplit, bound)
 
@@ -3127,7 +3122,7 @@ class SplitSearch:
         steps = self.steps
         macs = -sum(steps[number].macs for number in region.parts)
         persistent = -sum(steps[number].persistent + TENSOR_BYTES for number in region.parts)
-        around = steps[min(region.parts)].entering  # the pieces of outputs come on top
+        around = self.entering[min(region.parts)]  # the pieces of outputs come on top
         rows = []
         try:
             for stripe in stripe_rows(region, stripes):
@@ -3179,7 +3174,7 @@ class SplitSearch:
             born[operator.outputs[0]] = number
             for t in operator.inputs:
                 last[t] = number
-        around = self.entering(start)
+        around = self.entering[start]
         intervals: list[tuple[int, int, int, None]] = []  # plain tuples: there are millions of them in a search
         for t, number in last.items():  # what is there before and falls away within the region
             if t < old and t in self.intervals and self.intervals[t].last < end:
@@ -4531,10 +4526,10 @@ def _smaller_in_the_arena(
     graph: ModelGraph, first: tuple[Ordering, ...], second: tuple[Ordering, ...], budget: Budget
 ) -> tuple[Ordering, ...]:
     """The second set of orders if its plan is lower, else the first."""
+    if [o.order for o in first] == [o.order for o in second]:
+        return first
     heights = []
     for orderings, share in ((first, 0.5), (second, 1.0)):
-        if [o.order for o in first] == [o.order for o in second]:
-            return first
         reordered = (s.reordered(o.order) for s, o in zip(graph.subgraphs, orderings, strict=True))
         arena = analyse_arena(graph.with_subgraphs(reordered))
         heights.append(plan_arena(arena, budget.share(share).left).height)
@@ -4598,13 +4593,15 @@ class SplitCandidate:
     search: SplitSearch
     shown: tuple[Composition, ...]
     is_complete: bool
+    persistent: int  # bytes of TFLM's persistent structures, unsplit
 
     @classmethod
     def of(cls, model: Snapshot, max_macs: float, budget: Budget) -> SplitCandidate:
-        """Raises ArenaError, as :class:`SplitSearch`."""
+        """Raises ArenaError, as :class:`SplitSearch` and :func:`persistent_bytes`."""
+        persistent = persistent_bytes(model.graph)
         search = SplitSearch(model.graph, model.graph.subgraphs[0], budget)
         shown = spread(search.front(int(search.macs * max_macs / 100)))
-        return cls(model, search, tuple(shown), not budget.is_over)
+        return cls(model, search, tuple(shown), not budget.is_over, persistent)
 
     @cached_property
     def best(self) -> Composition:
@@ -4617,28 +4614,36 @@ class SplitCandidate:
         graph = graph.with_subgraphs([changed, *graph.subgraphs[1:]])
         return max(o.peak for o in order_model(graph, budget.left)) + persistent_bytes(graph)
 
-    def alternative(self, composition: Composition) -> SplitAlternative:
-        graph, data, macs = self.model.graph, self.model.data, self.search.macs
-        size = len(data)
-        if composition.regions:
-            size = len(rewrite_subgraph(data, graph, graph.subgraphs[0], self.search.rewrite(composition)))
-        unsplit = Cost(0, persistent=persistent_bytes(graph), operators=len(graph.subgraphs[0].operators))
-        percent = 100 * composition.cost.macs / macs if macs else 0.0
-        return SplitAlternative(composition.regions, unsplit.then(composition.cost), percent, size)
+    def file_bytes(self, composition: Composition) -> int:
+        """The length of the file, which is known only once it is written."""
+        graph, data = self.model.graph, self.model.data
+        if not composition.regions:
+            return len(data)
+        return len(rewrite_subgraph(data, graph, graph.subgraphs[0], self.search.rewrite(composition)))
 
     def decide(self) -> tuple[Snapshot, SplitDecision]:
-        rewrite = self.search.rewrite(self.best)
-        after = self.model.split(rewrite) if self.best.regions else self.model
-        alternatives = tuple(map(self.alternative, self.shown))
+        graph, best, macs = self.model.graph, self.best, self.search.macs
+        rewrite = self.search.rewrite(best)
+        after = self.model.split(rewrite) if best.regions else self.model
+        unsplit = Cost(0, persistent=self.persistent, operators=len(graph.subgraphs[0].operators))
+        alternatives = tuple(
+            SplitAlternative(
+                c.regions,
+                unsplit.then(c.cost),
+                100 * c.cost.macs / macs if macs else 0.0,
+                len(after.data) if c is best else self.file_bytes(c),
+            )
+            for c in self.shown
+        )
         added = {o.kind for o in rewrite.operators if isinstance(o, NewOperator)}
         return after, SplitDecision(
             before=alternatives[0].cost.peak,
-            after=self.best.cost.peak,
-            changed=bool(self.best.regions),
+            after=best.cost.peak,
+            changed=bool(best.regions),
             alternatives=alternatives,
-            taken=self.shown.index(self.best),
+            taken=self.shown.index(best),
             is_complete=self.is_complete,
-            new_kinds=tuple(sorted(added - {operator.kind for _, operator in self.model.graph.operators})),
+            new_kinds=tuple(sorted(added - {operator.kind for _, operator in graph.operators})),
         )
 
 
@@ -5313,10 +5318,13 @@ def _percent(text: str) -> float:
 
 
 def _positive(text: str) -> int:
-    number = _number(text, text, "a whole number above 0")
-    if number < 1 or number != int(number) or not text.strip().isdecimal():
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
+    if number < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
-    return int(number)
+    return number
 
 
 def _cluster_counts(text: str) -> list[int]:

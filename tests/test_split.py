@@ -490,6 +490,22 @@ def test_what_cannot_be_split_stays_as_it_is():
     assert model.to_bytes() == data
 
 
+def test_a_kernel_of_another_subgraph_without_its_inputs_is_a_refusal():
+    """What TFLM takes of such a model is not known, so no way to split it can be said to need less."""
+    net = Net()
+    x = net.picture(16, 8, 2)
+    y = net.window("CONV_2D", net.window("CONV_2D", x, 16), 2)
+    net.finish([x], [y])
+    other = Builder(net.model, "other")
+    other.op("MEAN", [other.tensor((4,))], [other.tensor((1,))])
+    other.finish([0], [1])
+    model = TFLiteModel(net.model.build())
+    result = model.split_operators(try_orders=True)
+    assert not result.changed
+    assert "MEAN" in result.refusal
+    assert result.json()["chosen"] is None
+
+
 def test_a_file_that_numbers_its_operators_is_refused():
     net = Net()
     x = net.picture(16, 8, 2)
