@@ -54,6 +54,8 @@ import json
 import math
 import mmap
 import os
+import re
+import signal
 import struct
 import sys
 import tempfile
@@ -61,6 +63,7 @@ import time
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -79,6 +82,7 @@ __all__ = [
     "ArenaError",
     "ClusteringDecision",
     "Decision",
+    "InliningDecision",
     "ModelError",
     "ModelGraph",
     "OrderDecision",
@@ -88,6 +92,7 @@ __all__ = [
     "TFLiteModel",
     "VerificationDecision",
     "VerificationError",
+    "keeping_the_best",
     "main",
 ]
 
@@ -154,6 +159,7 @@ class Storage(enum.Enum):
     ACTIVATION = "activation"  # RAM, only while it is alive: the tensors that this tool is about
     CONSTANT = "constant"  # flash: a weight, a bias, a shape
     STATE = "state"  # RAM from the first inference to the last: variables and the handles of resources
+    INSIDE = "inside"  # RAM that counts already: an accelerator's scratch memory, in which the plan in the file puts it
 
 
 @dataclass(frozen=True)
@@ -161,6 +167,7 @@ class Quantization:
     """Affine quantisation: ``real = scale * (q - zero point)``, per tensor or per slice along ``dimension``."""
 
     scales: tuple[float, ...]
+    zero_points: tuple[int, ...]
     dimension: int
 
 
@@ -197,6 +204,12 @@ class Tensor:
     @property
     def elements(self) -> int:
         return math.prod(self.shape)
+
+    @property
+    def affine(self) -> tuple[float, int] | None:
+        """The first scale and zero point; TFLM takes a tensor that lacks one of them as not quantised."""
+        known = self.quantization
+        return (known.scales[0], known.zero_points[0]) if known and known.scales and known.zero_points else None
 
 
 @dataclass(frozen=True)
@@ -284,6 +297,10 @@ class ModelGraph:
         """Whether the tensor's content is in the file."""
         return tensor.buffer > 0 and self.buffers[tensor.buffer].size > 0
 
+    def is_external(self, tensor: Tensor) -> bool:
+        """Whether it is behind the FlatBuffer, where TFLM does not look."""
+        return self.has_data(tensor) and self.buffers[tensor.buffer].is_external
+
     def metadata_buffer(self, name: str) -> BufferSpan | None:
         """The buffer of the last metadata entry of that name, which is the one that runtimes honour."""
         spans = [self.buffers[buffer] for entry, buffer in self.metadata if entry == name]
@@ -316,6 +333,8 @@ TIME_LIMIT = 60.0  # seconds, by default, of everything that one command or one 
 class Budget:
     """Seconds for a search as a whole; its parts take shares of what is left."""
 
+    is_interrupted: ClassVar[bool] = False  # then all budgets are over, and every search ends with the best it has
+
     def __init__(self, seconds: float = TIME_LIMIT) -> None:
         self.start = time.monotonic()
         self.deadline = self.start + seconds
@@ -326,14 +345,35 @@ class Budget:
 
     @property
     def left(self) -> float:
-        return max(self.deadline - time.monotonic(), 0.0)
+        return 0.0 if Budget.is_interrupted else max(self.deadline - time.monotonic(), 0.0)
 
     @property
     def is_over(self) -> bool:
-        return time.monotonic() >= self.deadline
+        return self.left == 0.0
 
     def share(self, part: float) -> Budget:
         return Budget(part * self.left)
+
+
+@contextlib.contextmanager
+def keeping_the_best() -> Iterator[None]:
+    """While it lasts, Ctrl-C and requests to terminate end every search with the best it has; a second one stops."""
+    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+
+    def interrupt(number: int, frame: Any) -> None:
+        if Budget.is_interrupted:
+            raise KeyboardInterrupt
+        Budget.is_interrupted = True
+
+    before = {}
+    with contextlib.suppress(ValueError):  # not in the main thread
+        before = {number: signal.signal(number, interrupt) for number in numbers}
+    try:
+        yield
+    finally:
+        Budget.is_interrupted = False
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 ####################################################################################################
@@ -400,10 +440,12 @@ class Options(NamedTuple):
 class Tflm(NamedTuple):
     """What TFLM's reference kernel takes."""
 
+    types: str = "*"  # of its inputs and its output, see :func:`accepts`
     options: int = 0  # bytes of the options as it keeps them
     data: int = 0  # bytes of its own structure
     scratch: Callable[[Node], list[int]] = _no_scratch  # bytes of each buffer that it requests, in its order
     arrays: Callable[[Node], int] = _nothing  # bytes of further persistent memory
+    needs: tuple[Callable[[Node], str], ...] = ()  # each says what stands against the operator, if anything does
 
 
 NO_OPTIONS, PLAIN_KERNEL = Options(), Tflm()
@@ -540,6 +582,110 @@ def _two_arrays(node: Node) -> int:
     return 2 * align(4 * len(node.inputs))
 
 
+# What else a kernel needs: each of these says what stands against an operator, or nothing.
+
+LONGEST_CONCATENATION = 10  # inputs that TFLM's kernel takes
+
+
+def _constant(*roles: str) -> Callable[[Node], str]:
+    def need(node: Node) -> str:
+        computed = [r for r in roles if (tensor := node.get(r)) and tensor.storage is not Storage.CONSTANT]
+        return f"its {' and '.join(computed)} must be constant" if computed else ""
+
+    return need
+
+
+def _without(*roles: str) -> Callable[[Node], str]:
+    """These inputs are left out."""
+
+    def need(node: Node) -> str:
+        given = [role for role in roles if node.get(role)]
+        return f"it has an input {given[0]}, which the kernel lacks" if given else ""
+
+    return need
+
+
+def _rank(least: int, most: int) -> Callable[[Node], str]:
+    def need(node: Node) -> str:
+        ranks = [len(t.shape) for t in (*node.inputs[:1], node.output) if t]
+        return "" if all(least <= r <= most for r in ranks) else f"its tensors must have {least} to {most} dimensions"
+
+    return need
+
+
+def _scaled(*roles: str) -> Callable[[Node], str]:
+    """If the first input is of integers, these are quantised; "output" is the output."""
+
+    def need(node: Node) -> str:
+        tensors = [node.output if role == "output" else node.get(role) for role in roles]
+        bare = [t for t in tensors if t and t.dtype != "FLOAT32" and t.affine is None]
+        return f"{shorten(bare[0].name)} has no scale and zero point" if bare else ""
+
+    return need
+
+
+def _alike(*dtypes: str, within: float = 0.0) -> Callable[[Node], str]:
+    """Inputs of these types are quantised like the output, but for so much of the scale."""
+
+    def need(node: Node) -> str:
+        scale, zero = (node.output.affine if node.output else None) or (0.0, 0)
+        given = [t.affine or (0.0, 0) for t in node.inputs if t and t.dtype in dtypes]
+        is_alike = all(abs(s - scale) <= within and z == zero for s, z in given)
+        return "" if is_alike else "its inputs and its output must have the same scale and zero point"
+
+    return need
+
+
+def _quantized(**expected: tuple[float | None, int]) -> Callable[[Node], str]:
+    """Outputs of these types have that scale, where it is given, and that zero point."""
+
+    def need(node: Node) -> str:
+        if node.output is None or node.output.dtype not in expected:
+            return ""
+        scale, zero = expected[node.output.dtype]
+        has = node.output.affine or (0.0, 0)
+        if has[1] == zero and (scale is None or math.isclose(has[0], scale, rel_tol=1e-3)):
+            return ""
+        return f"its output must have {'' if scale is None else f'scale {scale} and '}zero point {zero}"
+
+    return need
+
+
+def _symmetric(node: Node) -> str:
+    zeros = [t.affine[1] for t in (*node.inputs, node.output) if t and t.dtype == "INT16" and t.affine]
+    return "zero points of INT16 tensors must be 0" if any(zeros) else ""
+
+
+def _joined(node: Node) -> str:
+    if len(node.inputs) > LONGEST_CONCATENATION:
+        return f"it has {len(node.inputs)} inputs, and the kernel takes {LONGEST_CONCATENATION}"
+    dtypes = {t.dtype for t in (*node.inputs, node.output) if t}
+    return "its inputs are of several types" if len(dtypes) > 1 else ""
+
+
+def _same_elements(node: Node) -> str:
+    have, wanted = node["input"].elements, node.elements
+    return "" if have == wanted else f"it makes {wanted:,} elements of {have:,}"
+
+
+def _steep(node: Node) -> str:
+    scale, _ = node["input"].affine or (0.0, 0)
+    is_flat = node["input"].dtype == "INT8" and node.options.get("Beta", 0.0) * scale * 2**26 <= 1
+    return f"its input has a scale of {scale:.2g}, so small that the kernel aborts" if is_flat else ""
+
+
+def _svdf_output(node: Node) -> str:
+    units = node["feature"].shape[0] // max(node.options.get("Rank", 1), 1)
+    shape = (node["input"].shape[0], units)
+    return "" if node.output and node.output.shape == shape else f"its output must have the shape {shape}"
+
+
+def _fixed_size(node: Node) -> str:
+    size = node.get("size")
+    is_fixed = size is None or size.storage is Storage.CONSTANT
+    return "" if is_fixed else "its size is computed, but the kernel takes that of the file for its output"
+
+
 ####################################################################################################
 # Operators, the table: one row per kind. All other sections ask it
 ####################################################################################################
@@ -553,87 +699,156 @@ FILTER, UNARY, BINARY, REDUCED = "input *weights bias", "input", "a b", "input a
 RECURRENT = "input *weights *recurrent bias state"
 BIDIRECTIONAL = f"{RECURRENT} *weights_back *recurrent_back bias_back state_back auxiliary *auxiliary_a *auxiliary_b"
 _GATES = "*i_to_i *i_to_f *i_to_c *i_to_o *r_to_i *r_to_f *r_to_c *r_to_o"
-_CELL = f"{_GATES} c_to_i c_to_f c_to_o bias_i bias_f bias_c bias_o *projection projection_bias"
-LSTM = f"input {_CELL} output_state cell_state norm_i norm_f norm_c norm_o"
+_PEEPHOLES, _PROJECTION, _NORMS = "c_to_i c_to_f c_to_o", "*projection projection_bias", "norm_i norm_f norm_c norm_o"
+_CELL = f"{_GATES} {_PEEPHOLES} bias_i bias_f bias_c bias_o {_PROJECTION}"
+LSTM = f"input {_CELL} output_state cell_state {_NORMS}"
 BIDIRECTIONAL_LSTM = f"input {_CELL} {_CELL} state cell state_back cell_back auxiliary {_GATES}"
+
+# Types that many kernels take, and what they need besides.
+FLOAT, SMALL, REAL, NUMBER = "f32", "f32 i8", "f32 i8 i16", "f32 i8 i16 i32"
+REDUCIBLE, EXTREME = "f32|i8|i16/i32", "f32|i8/i32"
+CONVOLVED = "f32/f32 i8/i8 i8/i4 i16/i8"
+POOLED, PICTURES = (_alike("INT8", "INT16", within=1e-6),), (_rank(4, 4),)
+RESIZED = (*PICTURES, _constant("size"))
+PADDED = Tflm("f32|i8|i16|i32/i32", data=60, needs=(_constant("paddings"), _rank(0, 5)))
+FRACTION = (2**-15, 0)  # what int16 outputs between -1 and 1 are quantised with
 
 KINDS: dict[str, Kind] = {
     # windows over pictures, matrix products
-    "CONV_2D": Kind(FILTER, CONV, _by_weights(4, 1, 4), "convolution", Tflm(28, 56, _int4_scratch, _per_channel)),
+    "CONV_2D": Kind(
+        FILTER,
+        CONV,
+        _by_weights(4, 1, 4),
+        "convolution",
+        Tflm("f32/f32 i8/i8 i8/i4 i16/i8/i32|i64", 28, 56, _int4_scratch, _per_channel, (_scaled("input", "weights"),)),
+    ),
     "DEPTHWISE_CONV_2D": Kind(
-        FILTER, DEPTHWISE, _by_weights(4, 1, 3), "convolution", Tflm(28, 56, _int4_scratch, _per_channel)
+        FILTER,
+        DEPTHWISE,
+        _by_weights(4, 1, 3),
+        "convolution",
+        Tflm(CONVOLVED, 28, 56, _int4_scratch, _per_channel, (_scaled("input", "weights"),)),
     ),
     "TRANSPOSE_CONV": Kind(
-        "output_shape *weights input bias", macs=_scattered, tflm=Tflm(20, 80, _transpose_conv_scratch, _per_channel)
+        "output_shape *weights input bias",
+        macs=_scattered,
+        tflm=Tflm("_/f32/f32 _/i8/i8 _/i8/i16", 20, 80, _transpose_conv_scratch, _per_channel),
     ),
     "CONV_3D": Kind(FILTER, macs=_by_weights(5, 0, 4), tflm=None),
     "CONV_3D_TRANSPOSE": Kind("output_shape *weights input bias", tflm=None),
-    "FULLY_CONNECTED": Kind(FILTER, macs=_dense_macs, tflm=Tflm(16, 48, _int4_scratch, _per_scale)),
+    "FULLY_CONNECTED": Kind(FILTER, macs=_dense_macs, tflm=Tflm(CONVOLVED, 16, 48, _int4_scratch, _per_scale)),
     "BATCH_MATMUL": Kind(
-        "*a *b", Options("BatchMatMulOptions", ("AdjX", "AdjY")), _matmul_macs, tflm=Tflm(arrays=_transposed_copies)
+        "*a *b",
+        Options("BatchMatMulOptions", ("AdjX", "AdjY")),
+        _matmul_macs,
+        tflm=Tflm("f32/f32 i8/i8 i16/i16", arrays=_transposed_copies, needs=(_rank(2, 5), _symmetric)),
     ),
-    "MAX_POOL_2D": Kind(UNARY, POOL, _pool_macs, "maximum", Tflm(40, 32)),
-    "AVERAGE_POOL_2D": Kind(UNARY, POOL, _pool_macs, "average", Tflm(40, 32)),
-    "L2_POOL_2D": Kind(UNARY, POOL, _pool_macs),
+    "MAX_POOL_2D": Kind(UNARY, POOL, _pool_macs, "maximum", Tflm(REAL, 40, 32, needs=POOLED)),
+    "AVERAGE_POOL_2D": Kind(UNARY, POOL, _pool_macs, "average", Tflm(REAL, 40, 32, needs=POOLED)),
+    "L2_POOL_2D": Kind(UNARY, POOL, _pool_macs, tflm=Tflm(FLOAT, needs=PICTURES)),
     # tables and memories
-    "EMBEDDING_LOOKUP": Kind("ids *table"),
-    "GATHER": Kind("*table indices"),
+    "EMBEDDING_LOOKUP": Kind("indices *table", tflm=Tflm("i32/f32>f32 i32/i8>f32|i8")),
+    "GATHER": Kind("*table indices", Options("GatherOptions", ("Axis",)), tflm=Tflm(EXTREME)),
     "SVDF": Kind(
         "input *feature *time bias state",
         Options("SVDFOptions", ("Rank",)),
         _recurrent_macs,
         "",
-        Tflm(12, 36, _svdf_scratch),
+        Tflm("f32/f32/f32/f32/f32 i8/i8/i8/i32/i8 i8/i8/i16/i32/i16", 12, 36, _svdf_scratch, needs=(_svdf_output,)),
     ),
     "RNN": Kind(RECURRENT, macs=_recurrent_macs, tflm=None),
     "UNIDIRECTIONAL_SEQUENCE_RNN": Kind(RECURRENT, macs=_recurrent_macs, tflm=None),
     "BIDIRECTIONAL_SEQUENCE_RNN": Kind(BIDIRECTIONAL, tflm=None),
     "LSTM": Kind(LSTM, macs=_recurrent_macs, tflm=None),
-    "UNIDIRECTIONAL_SEQUENCE_LSTM": Kind(LSTM, macs=_recurrent_macs, tflm=Tflm(16, 688, _lstm_scratch)),
+    "UNIDIRECTIONAL_SEQUENCE_LSTM": Kind(
+        LSTM,
+        macs=_recurrent_macs,
+        tflm=Tflm(
+            "f32/f32 i8/i8 i16/i8",
+            16,
+            688,
+            _lstm_scratch,
+            needs=(_without(*f"{_PEEPHOLES} projection projection_bias {_NORMS}".split()),),
+        ),
+    ),
     "BIDIRECTIONAL_SEQUENCE_LSTM": Kind(BIDIRECTIONAL_LSTM, tflm=None),
     # element by element
-    "ABS": Kind(UNARY, rows="unary", tflm=Tflm(data=32)),
-    "RSQRT": Kind(UNARY, rows="unary", tflm=Tflm(data=32)),
-    "QUANTIZE": Kind(UNARY, rows="unary", tflm=Tflm(data=32)),
-    "DEQUANTIZE": Kind(UNARY, rows="unary", tflm=Tflm(data=32)),
-    "RELU": Kind(UNARY, rows="unary", tflm=Tflm(data=28)),
-    "RELU6": Kind(UNARY, rows="unary", tflm=Tflm(data=8)),
+    "ABS": Kind(UNARY, rows="unary", tflm=Tflm(REAL, data=32)),
+    "RSQRT": Kind(UNARY, rows="unary", tflm=Tflm(REAL, data=32)),
+    "QUANTIZE": Kind(
+        UNARY,
+        rows="unary",
+        tflm=Tflm("f32>i8|i16 i8>i8|i16|i32|u8 i16>i8|i16|i32 i32>i8|i16 u8>i8", data=32, needs=(_scaled("output"),)),
+    ),
+    "DEQUANTIZE": Kind(UNARY, rows="unary", tflm=Tflm("i8|i16|u8>f32", data=32)),
+    "RELU": Kind(UNARY, rows="unary", tflm=Tflm(REAL, data=28, needs=(_symmetric,))),
+    "RELU6": Kind(UNARY, rows="unary", tflm=Tflm(REAL, data=8)),
     "RELU_N1_TO_1": Kind(UNARY, rows="unary", tflm=None),
-    "LEAKY_RELU": Kind(UNARY, rows="unary", tflm=Tflm(data=24)),
-    "LOGISTIC": Kind(UNARY, rows="unary", tflm=Tflm(data=16)),
-    "HARD_SWISH": Kind(UNARY, rows="unary", tflm=Tflm(data=20)),
-    "ADD": Kind(BINARY, macs=_sums, rows="binary", tflm=Tflm(8, 60)),
-    "ADD_N": Kind(macs=_sums, tflm=Tflm(scratch=lambda n: [4 * len(n.inputs)])),  # a pointer each, of a 32-bit target
-    "MUL": Kind(BINARY, rows="binary", tflm=Tflm(4, 36)),
-    "SUB": Kind(BINARY, rows="binary", tflm=Tflm(8, 52)),
-    "PRELU": Kind(BINARY, rows="binary", tflm=Tflm(data=28)),
+    "LEAKY_RELU": Kind(UNARY, rows="unary", tflm=Tflm(REAL, data=24)),
+    "LOGISTIC": Kind(
+        UNARY, rows="unary", tflm=Tflm(REAL, data=16, needs=(_quantized(INT8=(None, -128), INT16=FRACTION),))
+    ),
+    "TANH": Kind(UNARY, rows="unary", tflm=Tflm(REAL, needs=(_quantized(INT16=FRACTION),))),
+    "HARD_SWISH": Kind(UNARY, rows="unary", tflm=Tflm(SMALL, data=20)),
+    "ADD": Kind(BINARY, macs=_sums, rows="binary", tflm=Tflm(NUMBER, 8, 60)),
+    "ADD_N": Kind(macs=_sums, tflm=Tflm(SMALL, scratch=lambda n: [4 * len(n.inputs)])),  # pointers of 32 bits
+    "MUL": Kind(BINARY, rows="binary", tflm=Tflm("f32/f32 i8/i8 i16/i16 i32/i32", 4, 36, needs=(_symmetric,))),
+    "SUB": Kind(BINARY, rows="binary", tflm=Tflm(NUMBER, 8, 52)),
+    "DIV": Kind(BINARY, rows="binary", tflm=Tflm("f32 i8 i32")),
+    "SQUARED_DIFFERENCE": Kind(BINARY, rows="binary", tflm=Tflm("f32/f32 i8/i8 i16/i16 i32/i32", needs=(_symmetric,))),
+    "PRELU": Kind(BINARY, rows="binary", tflm=Tflm("f32/f32 i8/i8 i16/i8", data=28, needs=(_rank(1, 4),))),
     # along axes
-    "MEAN": Kind(REDUCED, macs=lambda n: n["input"].elements, tflm=Tflm(1, 44, _sum_scratch)),
-    "SUM": Kind(REDUCED, tflm=Tflm(1, 44, _sum_scratch)),
-    "REDUCE_MAX": Kind(REDUCED, tflm=Tflm(1, 44, _reduce_scratch)),
-    "REDUCE_MIN": Kind(REDUCED, tflm=Tflm(1, 44, _reduce_scratch)),
-    "REDUCE_ALL": Kind(REDUCED, tflm=Tflm(data=44, scratch=_reduce_scratch)),
-    "SOFTMAX": Kind(UNARY, tflm=Tflm(4, 56)),
+    "MEAN": Kind(REDUCED, macs=lambda n: n["input"].elements, tflm=Tflm(REDUCIBLE, 1, 44, _sum_scratch)),
+    "SUM": Kind(REDUCED, tflm=Tflm(REDUCIBLE, 1, 44, _sum_scratch)),
+    "REDUCE_MAX": Kind(REDUCED, tflm=Tflm(EXTREME, 1, 44, _reduce_scratch, needs=(_alike("INT8"),))),
+    "REDUCE_MIN": Kind(REDUCED, tflm=Tflm(EXTREME, 1, 44, _reduce_scratch, needs=(_alike("INT8"),))),
+    "REDUCE_ALL": Kind(REDUCED, tflm=Tflm("bool/i32", data=44, scratch=_reduce_scratch)),
+    "SOFTMAX": Kind(
+        UNARY,
+        Options("SoftmaxOptions", ("Beta",)),
+        tflm=Tflm("f32>f32 i8>i8|i16 i16>i16", 4, 56, needs=(_quantized(INT8=(2**-8, -128), INT16=FRACTION), _steep)),
+    ),
+    "LOG_SOFTMAX": Kind(UNARY, tflm=Tflm(SMALL, needs=(_quantized(INT8=(2**-4, 127)),))),
     # moving data
     "CONCATENATION": Kind(
-        "", Options("ConcatenationOptions", ("Axis",)), rows="join", tflm=Tflm(8, 24, arrays=_two_arrays)
+        "",
+        Options("ConcatenationOptions", ("Axis",)),
+        rows="join",
+        tflm=Tflm("f32 i8 i16 i32 i64 bool", 8, 24, arrays=_two_arrays, needs=(_joined, _alike("INT8"), _symmetric)),
     ),
-    "PAD": Kind("input paddings", Options("PadOptions"), rows="pad", tflm=Tflm(data=60)),
-    "PADV2": Kind("input paddings value", Options("PadV2Options"), rows="pad", tflm=Tflm(data=60)),
-    "MIRROR_PAD": Kind("input paddings", tflm=Tflm(scratch=lambda n: [4 * len(n["input"].shape)] * 2)),
-    "SLICE": Kind("input begin size", Options("SliceOptions")),
-    "STRIDED_SLICE": Kind("input begin end strides", tflm=Tflm(24, 84)),
-    "SPLIT": Kind("axis input", tflm=Tflm(4)),
-    "PACK": Kind(tflm=Tflm(8)),
-    "RESHAPE": Kind("input shape", tflm=Tflm(36)),
-    "RESIZE_NEAREST_NEIGHBOR": Kind("input size", UPSAMPLE, rows="upsample"),
+    "PAD": Kind("input paddings", Options("PadOptions"), rows="pad", tflm=PADDED),
+    "PADV2": Kind("input paddings value", Options("PadV2Options"), rows="pad", tflm=PADDED),
+    "MIRROR_PAD": Kind(
+        "input paddings", tflm=Tflm("f32|i8/i32|i64", scratch=lambda n: [4 * len(n["input"].shape)] * 2)
+    ),
+    "SLICE": Kind(
+        "input begin size",
+        Options("SliceOptions"),
+        tflm=Tflm("f32|i8|i16|i32|bool/i32|i64/i32|i64", needs=(_rank(1, 5), _fixed_size)),
+    ),
+    "STRIDED_SLICE": Kind(
+        "input begin end strides",
+        tflm=Tflm("f32|i8|i16|i32|bool/i32/i32/i32", 24, 84, needs=(_rank(0, 4), _constant("begin", "end", "strides"))),
+    ),
+    "SPLIT": Kind("axis input", tflm=Tflm("_/f32|i8|i16|i32", 4, needs=(_constant("axis"),))),
+    "SPLIT_V": Kind("input sizes axis", tflm=Tflm(NUMBER, needs=(_constant("axis"),))),
+    "PACK": Kind(tflm=Tflm("f32 i8 i16 i32 i64", 8)),
+    "RESHAPE": Kind("input shape", tflm=Tflm("*", 36, needs=(_same_elements,))),
+    "RESIZE_NEAREST_NEIGHBOR": Kind(
+        "input size", UPSAMPLE, rows="upsample", tflm=Tflm("f32|i8|i16/i32", needs=RESIZED)
+    ),
+    "RESIZE_BILINEAR": Kind("input size", tflm=Tflm(EXTREME, needs=RESIZED)),
+    "TRANSPOSE": Kind("input perm", tflm=Tflm("f32|i8|i16", needs=(_constant("perm"), _rank(1, 5)))),
+    "EXPAND_DIMS": Kind("input axis", tflm=Tflm("f32|i8|i16/i32", needs=(_constant("axis"),))),
+    "BROADCAST_TO": Kind("input shape", tflm=Tflm("*/i32|i64", needs=(_constant("shape"), _rank(0, 5)))),
+    "FILL": Kind("dims value", tflm=Tflm("i8|i16|i32|i64/f32|i8|i32", needs=(_constant("dims"),))),
     # subgraphs, state, side effects
-    "IF": Kind(options=Options("IfOptions", callees=("ThenSubgraphIndex", "ElseSubgraphIndex"))),
+    "IF": Kind(options=Options("IfOptions", callees=("ThenSubgraphIndex", "ElseSubgraphIndex")), tflm=Tflm("bool")),
     "WHILE": Kind(options=Options("WhileOptions", callees=("CondSubgraphIndex", "BodySubgraphIndex"))),
     "CALL_ONCE": Kind(options=Options("CallOnceOptions", callees=("InitSubgraphIndex",)), effect=(EVERYTHING, True)),
     "VAR_HANDLE": Kind(options=Options("VarHandleOptions", ("Container", "SharedName"))),
-    "READ_VARIABLE": Kind("handle", effect=(VARIABLE, False)),
-    "ASSIGN_VARIABLE": Kind("handle value", effect=(VARIABLE, True)),
+    "READ_VARIABLE": Kind("handle", tflm=Tflm("resource"), effect=(VARIABLE, False)),
+    "ASSIGN_VARIABLE": Kind("handle value", tflm=Tflm("resource|i32"), effect=(VARIABLE, True)),
     "HASHTABLE": Kind(effect=(HASH_TABLES, True), tflm=None),
     "HASHTABLE_IMPORT": Kind(effect=(HASH_TABLES, True), tflm=None),
     "HASHTABLE_FIND": Kind(effect=(HASH_TABLES, False), tflm=None),
@@ -643,13 +858,29 @@ KINDS: dict[str, Kind] = {
     "MULTINOMIAL": Kind(effect=(RANDOM_NUMBERS, True), tflm=None),
 }
 for _names, _kind in (
-    ("CEIL COS ELU EXP FLOOR LOG NEG ROUND SIN SQRT SQUARE TANH", Kind(UNARY, rows="unary")),
-    ("DIV MAXIMUM MINIMUM SQUARED_DIFFERENCE", Kind(BINARY, rows="binary")),
-    ("EQUAL NOT_EQUAL LESS LESS_EQUAL GREATER GREATER_EQUAL", Kind(BINARY, tflm=Tflm(data=32))),
-    ("ARG_MAX ARG_MIN BATCH_TO_SPACE_ND BROADCAST_ARGS BROADCAST_TO CAST CUMSUM DEPTH_TO_SPACE", Kind()),
-    ("DYNAMIC_UPDATE_SLICE EXPAND_DIMS FILL FLOOR_DIV FLOOR_MOD GATHER_ND L2_NORMALIZATION", Kind()),
-    ("LOGICAL_AND LOGICAL_NOT LOGICAL_OR LOG_SOFTMAX RESIZE_BILINEAR REVERSE_V2 SELECT_V2 SHAPE", Kind()),
-    ("SPACE_TO_BATCH_ND SPACE_TO_DEPTH SPLIT_V SQUEEZE TRANSPOSE UNPACK ZEROS_LIKE", Kind()),
+    ("CEIL COS EXP FLOOR LOG NEG ROUND SIN SQRT SQUARE", Kind(UNARY, rows="unary", tflm=Tflm(FLOAT))),
+    ("ELU", Kind(UNARY, rows="unary", tflm=Tflm(SMALL))),
+    ("MAXIMUM MINIMUM", Kind(BINARY, rows="binary", tflm=Tflm("f32 i8 i16 i32 i64"))),
+    ("EQUAL NOT_EQUAL", Kind(BINARY, tflm=Tflm("f32 i8 i32 i64 bool", data=32))),
+    ("LESS LESS_EQUAL GREATER_EQUAL", Kind(BINARY, tflm=Tflm("f32 i8 i32 i64", data=32))),
+    ("GREATER", Kind(BINARY, tflm=Tflm("f32 i8 i16 i32 i64", data=32))),
+    ("ARG_MAX ARG_MIN", Kind(tflm=Tflm("f32/i32>i32 i8/i32>i32"))),
+    ("BATCH_TO_SPACE_ND SPACE_TO_BATCH_ND", Kind(tflm=Tflm(SMALL, needs=(_rank(3, 4),)))),
+    ("DEPTH_TO_SPACE SPACE_TO_DEPTH", Kind(tflm=Tflm(SMALL, needs=PICTURES))),
+    ("BROADCAST_ARGS", Kind(tflm=Tflm("i32/i32 i64/i64"))),
+    ("CAST", Kind(tflm=Tflm("f32|i8|i16|i32|u32|bool>f32|i8|i16|i32|u32|bool"))),
+    ("CUMSUM", Kind(tflm=Tflm("f32/i32 i8/i32"))),
+    ("DYNAMIC_UPDATE_SLICE", Kind(tflm=Tflm("f32|i8|i16|i32/_/i32|i64"))),
+    ("FLOOR_DIV FLOOR_MOD", Kind(tflm=Tflm(FLOAT))),
+    ("GATHER_ND", Kind("table indices", tflm=Tflm(EXTREME))),
+    ("L2_NORMALIZATION", Kind(tflm=Tflm(SMALL, needs=(_rank(0, 4),)))),
+    ("LOGICAL_NOT", Kind(tflm=Tflm("bool"))),
+    ("LOGICAL_AND LOGICAL_OR SQUEEZE", Kind()),
+    ("REVERSE_V2", Kind(tflm=Tflm("f32|i8|i16|i32|i64|u8|bool/i32"))),
+    ("SELECT_V2", Kind(tflm=Tflm("bool/f32/f32 bool/i8/i8 bool/i16/i16"))),
+    ("SHAPE", Kind(tflm=Tflm("*>i32"))),
+    ("UNPACK", Kind(tflm=Tflm(NUMBER))),
+    ("ZEROS_LIKE", Kind(tflm=Tflm("f32 i8 i32 i64"))),
 ):
     KINDS |= dict.fromkeys(_names.split(), _kind)
 for _name, _table, *_callees in (  # what TFLM does not have
@@ -666,14 +897,33 @@ UNKNOWN_KIND = Kind(tflm=None)
 
 # Nobody knows what custom operators share, so all have that effect.
 _CUSTOM = (CUSTOM_OPERATORS, True)
-_SIGNAL = """Delay Energy FftAutoScale FilterBank FilterBankLog FilterBankSquareRoot FilterBankSpectralSubtraction
-    Framer Irfft OverlapAdd PCAN Stacker Window"""
+ACCELERATORS = ("ethos-u",)  # their operators address the memory of their scratch tensors as the compiler planned it
 CUSTOM_KINDS: dict[str, Kind] = {
-    **dict.fromkeys(("CIRCULAR_BUFFER", "TFLM_DECODE", "ethos-u"), Kind(effect=_CUSTOM)),
-    **{f"Signal{name}": Kind(effect=_CUSTOM) for name in _SIGNAL.split()},
-    "SignalRfft": Kind(UNARY, effect=_CUSTOM, tflm=Tflm(scratch=_rfft_scratch)),
-    "TFLite_Detection_PostProcess": Kind("boxes scores anchors", effect=_CUSTOM, tflm=Tflm(scratch=_detection_scratch)),
+    "CIRCULAR_BUFFER": Kind(effect=_CUSTOM, tflm=Tflm("i8>i8")),
+    "TFLM_DECODE": Kind(effect=_CUSTOM),
+    "ethos-u": Kind(
+        "commands weights scratch scratch_fast",
+        effect=_CUSTOM,
+        tflm=Tflm(needs=(lambda node: "only builds for that accelerator have its kernel",)),
+    ),
+    "TFLite_Detection_PostProcess": Kind(
+        "boxes scores anchors", effect=_CUSTOM, tflm=Tflm("f32/f32", scratch=_detection_scratch)
+    ),
+    "SignalRfft": Kind(UNARY, effect=_CUSTOM, tflm=Tflm("i16>i16 i32>i32 f32>f32", scratch=_rfft_scratch)),
 }
+for _names, _types in (
+    ("Delay FftAutoScale Framer Stacker", "i16>i16"),
+    ("Energy", "i16>u32"),
+    ("FilterBank", "u32/i16/i16/i16/i16/i16>u64"),
+    ("FilterBankLog", "u32>i16"),
+    ("FilterBankSpectralSubtraction", "u32>u32"),
+    ("FilterBankSquareRoot", "u64/i32>u32"),
+    ("Irfft", "i16>i16 i32>i32 f32>f32"),
+    ("OverlapAdd", "i16>i16 f32>f32"),
+    ("PCAN", "u32/u32/i16>u32"),
+    ("Window", "i16/i16>i16"),
+):
+    CUSTOM_KINDS |= {f"Signal{name}": Kind(effect=_CUSTOM, tflm=Tflm(_types)) for name in _names.split()}
 UNKNOWN_CUSTOM_KIND = Kind(effect=_CUSTOM, tflm=None)
 
 
@@ -721,6 +971,87 @@ def scratch_requests(subgraph: Subgraph, operator: Operator) -> list[int]:
     raise ArenaError(f"the inputs or options of {what} are not what its kernel needs")
 
 
+def type_code(dtype: str) -> str:
+    """``f32`` for FLOAT32, ``i8`` for INT8, ``u8`` for UINT8, ``bool`` for BOOL."""
+    return dtype.lower().replace("float", "f").replace("uint", "u").replace("int", "i")
+
+
+def accepts(types: str, node: Node) -> bool:
+    """Whether an operator's tensors have one of these combinations of types.
+
+    ``f32/f32 i8/i8|i4/i32>i8`` are two: the types of inputs 0, 1, ... and, behind ``>``, of the output, with
+    alternatives between bars. ``*`` is any type that TFLM has; ``_``, and what is not named, is not looked at.
+    """
+
+    def fits(allowed: str, tensor: Tensor | None) -> bool:
+        if tensor is None or allowed in ("", "_"):
+            return True
+        return tensor.element.tflm_bytes is not None and (
+            allowed == "*" or type_code(tensor.dtype) in allowed.split("|")
+        )
+
+    for combination in types.split():
+        inputs, _, output = combination.partition(">")
+        if all(map(fits, inputs.split("/"), node.inputs)) and fits(output, node.output):
+            return True
+    return False
+
+
+def operator_refusal(subgraph: Subgraph, operator: Operator) -> str:
+    """Why TFLM does not run an operator; empty if it does, as far as types, shapes and quantisation tell."""
+    node = node_of(subgraph, operator)
+    kernel = node.kind.tflm
+    if kernel is None:
+        return "there is no such kernel"
+    if not accepts(kernel.types, node):
+        given = "/".join(type_code(t.dtype) if t else "_" for t in node.inputs)
+        given += f">{type_code(node.output.dtype)}" if ">" in kernel.types and node.output else ""
+        return f"its kernel takes {' or '.join(kernel.types.split())}, not {given}{_advice(node)}"
+    unsized = [i for i in operator.writes if min(subgraph.tensors[i].shape, default=1) < 1]
+    if unsized and subgraph.tensors[unsized[0]].shape != (0,):
+        return "the shape of its output is not known before it runs"
+    try:
+        return next(filter(None, (need(node) for need in kernel.needs)), "")
+    except (LookupError, TypeError):
+        return "an input is missing"
+
+
+def _advice(node: Node) -> str:
+    """What to do about the types that converters often write."""
+    dtypes = [t.dtype for t in node.inputs if t]
+    if "FLOAT16" in dtypes:
+        return " (convert without float16 weights)"
+    if dtypes[0] == "FLOAT32" and "INT8" in dtypes:
+        return " (hybrid: convert with full integer quantisation, or with none)"
+    return " (quantise to int8)" if "UINT8" in dtypes else ""
+
+
+MOST_NAMED = 5  # operators that have the same fault
+
+
+def refusals(graph: ModelGraph) -> list[str]:
+    """Why TFLM, with its reference kernels, does not run a model: one sentence per reason, none if it seems to run.
+
+    The kernels check all subgraphs, called or not. What the table does not know, they may still refuse.
+    """
+    found: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for subgraph, operator in graph.operators:
+        if why := operator_refusal(subgraph, operator):
+            where = f" of subgraph {subgraph.index}" if subgraph.index else ""
+            found[operator.kind, why].append(f"{operator.index}{where}")
+    reasons = []
+    for (kind, why), places in found.items():
+        more = f" and {len(places) - MOST_NAMED} more" if len(places) > MOST_NAMED else ""
+        which = f"operator{'s' if len(places) > 1 else ''} {', '.join(places[:MOST_NAMED])}{more}"
+        reasons.append(f"{shorten(kind)}: {why} ({which})")
+    tensors = [tensor for subgraph in graph.subgraphs for tensor in subgraph.tensors]
+    unsized = sorted({tensor.dtype for tensor in tensors if tensor.element.tflm_bytes is None})
+    reasons += [f"it has tensors of type {dtype}" for dtype in unsized]
+    outside = sum(map(graph.is_external, tensors))
+    why = f"the data of {outside} tensors is outside of the FlatBuffer, where TFLM does not look: it would take memory"
+    return reasons + ([f"{why} for it and compute with what is there; --inline-buffers moves it"] if outside else [])
+
+
 ####################################################################################################
 # Reading: bytes -> graph. Every check on bad input is here
 ####################################################################################################
@@ -731,6 +1062,8 @@ SMALL_CONSTANT = 128  # bytes of integers that are kept as values
 DTYPES = tuple(ELEMENT_TYPES)
 NO_DATA = BufferSpan(0, 0)
 PLAN_HEADER = 3  # words of a memory plan before its offsets: version, subgraphs, number of offsets
+PLANNED_AT_RUN_TIME = -1  # in place of an offset
+PLAN_VERSIONS = (0, 1)  # that compilers write; runtimes do not look
 # Slots of tables for which the bindings' own functions do not do.
 BUFFER_DATA, BUFFER_OFFSET, FULL_OPERATOR_CODE, EXTERNAL_BUFFER = 0, 1, 3, 10
 SUBGRAPH_TENSORS, SUBGRAPH_OPERATORS, SUBGRAPH_FIELDS = 0, 3, 6
@@ -748,6 +1081,36 @@ def read_words(content: bytes) -> list[int]:
     return list(np.frombuffer(content[: len(content) // 4 * 4], dtype="<i4").tolist())
 
 
+OTHER_FORMATS = (  # how they begin, what they are, what to do
+    (rb"version https://git-lfs", "a Git LFS pointer instead of the model: git lfs pull fetches it"),
+    (rb"PK\x03\x04", "a zip archive (a .keras or .task file is one): unpack or convert it first"),
+    (rb"\x1f\x8b", "a gzip archive: unpack it first"),
+    (rb"\x89HDF", "a Keras model in HDF5: convert it to TensorFlow Lite first"),
+    (rb"\x08[\x01-\x20][\x12:B]", "an ONNX model or another protocol buffer: convert it to TensorFlow Lite first"),
+    (rb"\s*<", "a web page or XML: the download failed"),
+    (
+        rb"\s*(#(include|ifndef|pragma|define)|//|/\*|alignas|(static |extern )?(const |unsigned )|0x)",
+        "source text: make a file of the array again",
+    ),
+)
+
+
+def _what_it_is(data: Bytes) -> str:
+    start = bytes(data[:64])
+    for pattern, what in OTHER_FORMATS:
+        if re.match(pattern, start):
+            return f"it is {what}"
+    return f"its identifier is {bytes(data[4:8])!r} instead of {FILE_IDENTIFIER!r}"
+
+
+def reshaped(source: tuple[int, ...], target: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape to reshape to, with the one dimension of it that may be -1 filled in, as the runtimes do it."""
+    rest = math.prod(d for d in target if d != -1)
+    if target.count(-1) != 1 or rest <= 0 or min(source, default=1) < 0:
+        return target
+    return tuple(math.prod(source) // rest if d == -1 else d for d in target)
+
+
 def read_model(data: Bytes) -> ModelGraph:
     """Read a .tflite file, of which only the tables are touched: a memory map stays on disk.
 
@@ -757,8 +1120,7 @@ def read_model(data: Bytes) -> ModelGraph:
     if len(data) == 0:
         raise ModelError("the file is empty")
     if len(data) < 8 or bytes(data[4:8]) != FILE_IDENTIFIER:
-        found = bytes(data[4:8])
-        raise ModelError(f"not a TensorFlow Lite model: its identifier is {found!r} instead of {FILE_IDENTIFIER!r}")
+        raise ModelError(f"not a TensorFlow Lite model: {_what_it_is(data)}")
     try:
         return _Reader(data).read()
     except (struct.error, IndexError, ValueError, TypeError, OverflowError, AttributeError, MemoryError) as error:
@@ -792,7 +1154,8 @@ class _Reader:
         if span is None:
             return graph
         most = PLAN_HEADER + sum(len(s.tensors) for s in subgraphs)
-        return dataclasses.replace(graph, plan=tuple(read_words(span.of(self.data)[: 4 * most])))
+        graph = dataclasses.replace(graph, plan=tuple(read_words(span.of(self.data)[: 4 * most])))
+        return inside_scratch(graph) if is_compiled(graph) else graph
 
     def spend(self, count: int) -> range:
         """``range(count)`` for a vector of references, within what the file's size can honestly hold."""
@@ -867,19 +1230,23 @@ class _Reader:
                     raise ModelError(f"the file is damaged: {what} refers to tensor {i} of {count} in subgraph {index}")
         handles = {i for op in operators if op.variable for i in op.outputs}
         given = set(inputs)
-        tensors = tuple(
-            self.tensor(self.table(table.Tensors, i), i, i in given, i in handles) for i in self.spend(count)
-        )
+        tables = [self.table(table.Tensors, i) for i in self.spend(count)]
+        shapes = [self.vector(tensor, "Shape") for tensor in tables]
+        for op in operators:
+            if op.kind == "RESHAPE" and op.inputs and op.outputs:
+                shapes[op.outputs[0]] = reshaped(shapes[op.inputs[0]], shapes[op.outputs[0]])
+        tensors = tuple(self.tensor(tensor, i, shapes[i], i in given, i in handles) for i, tensor in enumerate(tables))
         vector = table._tab.Vector(field_place(table, SUBGRAPH_OPERATORS)) if operators else 0
         return Subgraph(index, self.text(table.Name()), tensors, operators, inputs, outputs, vector)
 
-    def tensor(self, table: tflite.Tensor, index: int, is_input: bool, is_handle: bool) -> Tensor:
+    def tensor(
+        self, table: tflite.Tensor, index: int, shape: tuple[int, ...], is_input: bool, is_handle: bool
+    ) -> Tensor:
         name, buffer = self.text(table.Name()), table.Buffer()
         if not 0 <= buffer < max(len(self.buffers), 1):  # buffer 0 means "no data", even where it does not exist
             raise ModelError(f"the file is damaged: tensor {index} refers to buffer {buffer}, which is not there")
         number = table.Type()
         dtype = DTYPES[number] if 0 <= number < len(DTYPES) else f"TYPE_{number}"
-        shape = self.vector(table, "Shape")
         is_dynamic = any(d < 0 for d in shape + self.vector(table, "ShapeSignature"))
         is_elsewhere = field_place(table, EXTERNAL_BUFFER) != 0  # newer than the bindings: the data is in another file
         span = self.buffers[buffer] if buffer else NO_DATA
@@ -927,7 +1294,7 @@ class _Reader:
     def quantization(self, table: tflite.QuantizationParameters | None) -> Quantization | None:
         if table is None or table.ScaleLength() == 0:
             return None
-        return Quantization(self.vector(table, "Scale"), table.QuantizedDimension())
+        return Quantization(self.vector(table, "Scale"), self.vector(table, "ZeroPoint"), table.QuantizedDimension())
 
     def operator(self, table: tflite.Operator, index: int) -> Operator:
         if not 0 <= table.OpcodeIndex() < len(self.kinds):
@@ -966,6 +1333,73 @@ class _Reader:
                 options.Init(content.Bytes, content.Pos)
                 return {field: getattr(options, field)() for field in fields}
         return {}
+
+
+def planned_offsets(graph: ModelGraph) -> dict[tuple[int, int], int]:
+    """The offsets that the file fixes: (subgraph, tensor) -> bytes.
+
+    Raises:
+        ArenaError: the plan is not for this model, and the runtime would refuse the file.
+    """
+    if graph.plan is None:
+        return {}
+    tensors = [(s.index, t.index) for s in graph.subgraphs for t in s.tensors]
+    offsets = graph.plan[PLAN_HEADER:]
+    planned = graph.plan[PLAN_HEADER - 1] if len(graph.plan) >= PLAN_HEADER else 0
+    if planned != len(tensors) or len(offsets) < len(tensors):
+        have = f"has {min(planned, len(offsets))} offsets" if planned == len(tensors) else f"is for {planned} tensors"
+        raise ArenaError(f"the memory plan in the file {have}, but the model has {len(tensors)} tensors")
+    return {key: offset for key, offset in zip(tensors, offsets, strict=True) if offset != PLANNED_AT_RUN_TIME}
+
+
+def plan_words(graph: ModelGraph, offsets: Mapping[tuple[int, int], int]) -> bytes:
+    """The memory plan that fixes these offsets, as the file holds it; :func:`planned_offsets` reads it."""
+    tensors = [(s.index, t.index) for s in graph.subgraphs for t in s.tensors]
+    words = [1, len(graph.subgraphs), len(tensors), *(offsets.get(key, PLANNED_AT_RUN_TIME) for key in tensors)]
+    return np.array(words, dtype="<i4").tobytes()
+
+
+def is_compiled(graph: ModelGraph) -> bool:
+    """Whether an accelerator addresses memory as the plan in the file has it, so that nothing may move."""
+    return graph.plan is not None and any(operator.kind in ACCELERATORS for _, operator in graph.operators)
+
+
+COMPILED = "an accelerator addresses the memory as its compiler planned it in the file"
+
+
+def inside_scratch(graph: ModelGraph) -> ModelGraph:
+    """The graph, in which tensors that lie in the scratch memory of an accelerator are known to take none of their own.
+
+    They do where the plan puts them there and no operator needs them after the last that owns the scratch.
+    """
+    try:
+        offsets = planned_offsets(graph)
+    except ArenaError:
+        return graph
+    subgraph = graph.subgraphs[0]
+    last = {i: operator.index for operator in subgraph.operators for i in (*operator.reads, *operator.writes)}
+    last |= dict.fromkeys(subgraph.outputs, len(subgraph.operators) - 1)
+    owned: dict[int, Tensor] = {}
+    for operator in subgraph.operators:
+        if operator.kind in ACCELERATORS:
+            node = node_of(subgraph, operator)
+            owned |= {t.index: t for role in ("scratch", "scratch_fast") if (t := node.get(role)) and t.ram_bytes}
+
+    def is_inside(tensor: Tensor, scratch: Tensor) -> bool:
+        at, start = offsets.get((0, tensor.index)), offsets.get((0, scratch.index))
+        if at is None or start is None or tensor.index == scratch.index:
+            return False
+        fits = start <= at and at + tensor.ram_bytes <= start + scratch.ram_bytes
+        is_twin = tensor.index in owned and tensor.ram_bytes == scratch.ram_bytes and tensor.index < scratch.index
+        return fits and not is_twin and last.get(tensor.index, -1) <= last[scratch.index]
+
+    tensors = tuple(
+        dataclasses.replace(t, storage=Storage.INSIDE)
+        if t.ram_bytes and any(is_inside(t, scratch) for scratch in owned.values())
+        else t
+        for t in subgraph.tensors
+    )
+    return dataclasses.replace(graph, subgraphs=(dataclasses.replace(subgraph, tensors=tensors), *graph.subgraphs[1:]))
 
 
 ####################################################################################################
@@ -1851,7 +2285,7 @@ def order_tasks(problem: OrderingProblem, time_limit: float = TIME_LIMIT, progre
     from both ends close. The given numbering must be an order itself; it is returned when none is better.
 
     Args:
-        time_limit: seconds after which the best order so far is returned. Ctrl-C does the same at any moment.
+        time_limit: seconds after which the best order so far is returned.
         progress: called now and then.
     """
     given = tuple(range(problem.n))
@@ -1861,22 +2295,20 @@ def order_tasks(problem: OrderingProblem, time_limit: float = TIME_LIMIT, progre
     if peak > problem.floor:
         budget = Budget(time_limit)
         numbers = []
-        groups: list[list[int]] = []
-        with contextlib.suppress(KeyboardInterrupt):
-            merged, groups = merge_tasks(problem)
-            for start, end in itertools.pairwise(series_cuts(merged)):
-                part, tasks = restrict(merged, start, end)
-                numbers.append(tasks)
-                pieces.append(Search(part, budget, progress, pieces))
-            for stage in STAGES:
-                for piece in sorted(pieces, key=lambda piece: -piece.upper):
-                    if not piece.is_done:
-                        stage(piece)
-        for piece, tasks in zip(pieces, numbers, strict=False):
+        merged, groups = merge_tasks(problem)
+        for start, end in itertools.pairwise(series_cuts(merged)):
+            part, tasks = restrict(merged, start, end)
+            numbers.append(tasks)
+            pieces.append(Search(part, budget, progress, pieces))
+        for stage in STAGES:
+            for piece in sorted(pieces, key=lambda piece: -piece.upper):
+                if not piece.is_done:
+                    stage(piece)
+        for piece, tasks in zip(pieces, numbers, strict=True):
             order += [task for t in piece.order for task in groups[tasks[t]]]
     bound = max([problem.floor, *(piece.lower for piece in pieces)])
     states = sum(piece.states for piece in pieces)
-    if len(order) == problem.n and (found := problem.peak(order)) < peak:
+    if order and (found := problem.peak(order)) < peak:
         return Ordering(tuple(order), found, bound, states)
     return Ordering(given, peak, bound, states)
 
@@ -2001,6 +2433,8 @@ def order_model(
     Raises:
         OrderingRefusal: the file numbers its operators elsewhere, so moving them would break it.
     """
+    if is_compiled(graph):
+        raise OrderingRefusal(f"the operators stay in place: {COMPILED}")
     if graph.metadata_buffer(CONTROL_DEPENDENCIES) is not None:
         raise OrderingRefusal(f"the operators stay in place: metadata {CONTROL_DEPENDENCIES!r} refers to their numbers")
     vectors = [subgraph.operator_vector for subgraph in graph.subgraphs if subgraph.operators]
@@ -2090,12 +2524,15 @@ def conflicts(intervals: Sequence[Interval], most: int = 1000) -> list[tuple[int
     return found
 
 
+HIGHEST_OFFSET = 1 << 31  # offsets in the file have 32 bits, with a sign
+
+
 def plan_faults(intervals: Sequence[Interval], name: Callable[[int], str]) -> list[str]:
     """What is wrong with placed intervals, one sentence each; ``name`` says what an interval is called."""
     faults = [
-        f"{name(i)} is planned at {at:,}, which is not a multiple of {ARENA_ALIGNMENT} from 0 up"
-        for i, (_, _, _, at) in enumerate(intervals)
-        if at is None or at < 0 or at % ARENA_ALIGNMENT
+        f"{name(i)} is planned at {at:,}, which is not a multiple of {ARENA_ALIGNMENT} from 0 up to 31 bits"
+        for i, (size, _, _, at) in enumerate(intervals)
+        if at is None or at < 0 or at % ARENA_ALIGNMENT or at + size > HIGHEST_OFFSET
     ]
     shared = "are alive together and share memory (in place on purpose, or a mistake)"
     return faults + [f"{name(i)} and {name(j)} {shared}" for i, j in conflicts(intervals)]
@@ -2177,7 +2614,13 @@ def _solve_placement(
     solver.parameters.num_workers = workers
     solver.parameters.random_seed = 1
     solver.parameters.catch_sigint_signal = False  # it would not give Python's own handler back
-    status = solver.solve(model)
+    with ThreadPoolExecutor(1) as executor:  # signals reach this thread only while it runs Python
+        solving = executor.submit(solver.solve, model)
+        while not solving.done():
+            wait([solving], timeout=0.2)
+            if Budget.is_interrupted:
+                solver.stop_search()
+        status = solving.result()
     if status == cp_model.INFEASIBLE:
         return None, height + unit
     if status not in (cp_model.OPTIMAL, cp_model.FEASIBLE):
@@ -2192,7 +2635,6 @@ def _solve_placement(
 # TFLM's arena: what TensorFlow Lite Micro allocates for a model
 ####################################################################################################
 
-PLANNED_AT_RUN_TIME = -1
 LONGEST_CLOCK = 100_000  # operators run, every call of a subgraph counted anew
 
 
@@ -2218,9 +2660,16 @@ class Arena:
     buffers: tuple[ArenaBuffer, ...]
     head: int
     has_plan: bool
+    is_compiled: bool = False  # the plan is that of an accelerator's compiler, which shares memory on purpose
     problems: tuple[str, ...] = ()
     missing_operators: tuple[str, ...] = ()  # kinds that TFLM has no kernel for
-    persistent: int = 0  # an estimate of the tail on a 32-bit target
+    persistent: int = 0  # an estimate of the tail
+    planning: int = 0  # an estimate of what must be there while TFLM plans
+
+    @property
+    def reserve(self) -> int:
+        """Bytes to reserve for the arena, ``kTensorArenaSize``: for the head and the tail, and for planning them."""
+        return max(align(self.head + self.persistent), self.planning)
 
     @property
     def intervals(self) -> list[Interval]:
@@ -2279,7 +2728,8 @@ def arena_buffers(graph: ModelGraph) -> list[ArenaBuffer]:
     buffers = []
     for subgraph in graph.subgraphs:
         for tensor in subgraph.tensors:
-            if graph.has_data(tensor) or tensor.storage is Storage.STATE:
+            is_kept = graph.has_data(tensor) and not graph.is_external(tensor)
+            if is_kept or tensor.storage is Storage.STATE:
                 continue
             key = subgraph.index, tensor.index
             if size := _tflm_bytes(tensor):
@@ -2306,33 +2756,57 @@ ARENA_COSTS = Costs(
     operator=lambda subgraph, operator: sum(map(align, scratch_requests(subgraph, operator))),
 )
 
-TENSOR_BYTES = 12  # of persistent structures on a 32-bit target, for every tensor, constants included
-OPERATOR_BYTES, SCRATCH_BYTES, SUBGRAPH_BYTES = 32, 4, 8
-INTERPRETER_BYTES = 132
-PORT_BYTES, QUANTIZED_PORT_BYTES = 40, 16  # of every input and output, and 4 bytes more per scale
+
+class Target(NamedTuple):
+    """Bytes of TFLM's own structures with pointers of one size; those for planning live only while it plans."""
+
+    pointer: int
+    tensor: int  # persistent, for every tensor, constants included
+    operator: int
+    scratch: int  # for every request
+    subgraph: int
+    interpreter: int
+    port: int  # for every input and output
+    quantized_port: int  # more, besides 4 bytes per scale
+    request: int  # while planning, for every request for scratch
+    planned: int  # while planning, for every tensor and request
 
 
-def node_persistent_bytes(node: Node) -> int:
+BITS_32 = Target(4, 12, 32, 4, 8, 132, 40, 16, request=12, planned=24)
+BITS_64 = Target(8, 24, 64, 8, 16, 200, 64, 16, request=16, planned=32)
+REQUEST_SLOTS = 12  # for requests of one operator
+PLANNER_BYTES = 40  # while planning, for every buffer that is planned
+
+
+def node_persistent_bytes(node: Node, target: Target = BITS_32) -> int:
     """What an operator takes of TFLM's persistent memory, its scratch requests and tensors apart."""
     kernel = node.kind.tflm or PLAIN_KERNEL
-    total = OPERATOR_BYTES + kernel.options + align(kernel.data)
+    total = target.operator + kernel.options + align(kernel.data)
     with contextlib.suppress(LookupError):  # inputs are missing: the kernel will refuse it before it takes more
         total += kernel.arrays(node)
     return total
 
 
-def operator_persistent_bytes(subgraph: Subgraph, operator: Operator) -> int:
-    """An estimate of what an operator takes of TFLM's persistent memory on a 32-bit target, its tensors apart.
+def operator_persistent_bytes(subgraph: Subgraph, operator: Operator, target: Target = BITS_32) -> int:
+    """An estimate of what an operator takes of TFLM's persistent memory, its tensors apart.
 
     Raises:
         ArenaError: its inputs or options are not what its kernel needs.
     """
     requests = scratch_requests(subgraph, operator)
-    return node_persistent_bytes(node_of(subgraph, operator)) + SCRATCH_BYTES * len(requests)
+    return node_persistent_bytes(node_of(subgraph, operator), target) + target.scratch * len(requests)
 
 
-def persistent_bytes(graph: ModelGraph) -> int:
-    """An estimate of the persistent part of TFLM's arena, its tail, on a 32-bit target with the reference kernels.
+def port_bytes(graph: ModelGraph, target: Target) -> int:
+    """What the inputs and outputs of the model take of TFLM's persistent memory."""
+    first = graph.subgraphs[0]
+    known = [first.tensors[i].quantization for i in (*first.inputs, *first.outputs)]
+    quantized = sum(target.quantized_port + 4 * len(quantization.scales) for quantization in known if quantization)
+    return target.port * len(known) + quantized
+
+
+def persistent_bytes(graph: ModelGraph, target: Target = BITS_32) -> int:
+    """An estimate of the persistent part of TFLM's arena, its tail, with the reference kernels.
 
     It counts TFLM's structures per subgraph, tensor and operator, as their sizes are in tflite-micro of August 2026.
     Kernels of signal processing keep more than that.
@@ -2340,40 +2814,27 @@ def persistent_bytes(graph: ModelGraph) -> int:
     Raises:
         ArenaError: the inputs or options of an operator are not what its kernel needs.
     """
-    total = INTERPRETER_BYTES + align(state_bytes(graph)) + 2 * ARENA_ALIGNMENT
-    total += sum(SUBGRAPH_BYTES + TENSOR_BYTES * len(subgraph.tensors) for subgraph in graph.subgraphs)
-    total += sum(operator_persistent_bytes(subgraph, operator) for subgraph, operator in graph.operators)
-    first = graph.subgraphs[0]
-    for quantization in (first.tensors[i].quantization for i in (*first.inputs, *first.outputs)):
-        total += PORT_BYTES + (QUANTIZED_PORT_BYTES + 4 * len(quantization.scales) if quantization else 0)
-    return total
+    total = target.interpreter + align(state_bytes(graph)) + 2 * ARENA_ALIGNMENT
+    total += sum(target.subgraph + target.tensor * len(subgraph.tensors) for subgraph in graph.subgraphs)
+    total += sum(operator_persistent_bytes(subgraph, operator, target) for subgraph, operator in graph.operators)
+    return total + port_bytes(graph, target)
 
 
-def planned_offsets(graph: ModelGraph) -> dict[tuple[int, int], int]:
-    """The offsets that the file fixes: (subgraph, tensor) -> bytes.
-
-    Raises:
-        ArenaError: the plan is not for this model, and the runtime would refuse the file.
-    """
-    if graph.plan is None:
-        return {}
-    tensors = [(s.index, t.index) for s in graph.subgraphs for t in s.tensors]
-    offsets = graph.plan[PLAN_HEADER:]
-    planned = graph.plan[PLAN_HEADER - 1] if len(graph.plan) >= PLAN_HEADER else 0
-    if planned != len(tensors) or len(offsets) < len(tensors):
-        raise ArenaError(f"the memory plan in the file is for {planned} tensors, but the model has {len(tensors)}")
-    return {key: offset for key, offset in zip(tensors, offsets, strict=True) if offset != PLANNED_AT_RUN_TIME}
+def planning_bytes(graph: ModelGraph, buffers: Sequence[ArenaBuffer], target: Target = BITS_32) -> int:
+    """What the arena must have while TFLM plans: all persistent structures but those of inputs and outputs, which come
+    later, and lists of requests, tensors and buffers. Of small models that is more than what they take in the end."""
+    requests = sum(len(scratch_requests(subgraph, operator)) for subgraph, operator in graph.operators)
+    tensors = sum(len(subgraph.tensors) for subgraph in graph.subgraphs)
+    lists = target.request * (REQUEST_SLOTS + requests) + target.pointer * len(graph.subgraphs)
+    lists += target.planned * (tensors + requests)
+    tail = persistent_bytes(graph, target) - port_bytes(graph, target)
+    return align(align(tail) + align(lists) + PLANNER_BYTES * len(buffers))
 
 
-def plan_words(graph: ModelGraph, offsets: Mapping[tuple[int, int], int]) -> bytes:
-    """The memory plan that fixes these offsets, as the file holds it; :func:`planned_offsets` reads it."""
-    tensors = [(s.index, t.index) for s in graph.subgraphs for t in s.tensors]
-    words = [1, len(graph.subgraphs), len(tensors), *(offsets.get(key, PLANNED_AT_RUN_TIME) for key in tensors)]
-    return np.array(words, dtype="<i4").tobytes()
-
-
-def analyse_arena(graph: ModelGraph) -> Arena:
+def analyse_arena(graph: ModelGraph, target: Target = BITS_32) -> Arena:
     """What TFLM allocates for the file as it is, with its reference kernels.
+
+    The target decides the estimates of ``persistent`` and ``planning``; the head is the same on all of them.
 
     Raises:
         ArenaError: nothing can be said, or the runtime would refuse the file.
@@ -2385,7 +2846,10 @@ def analyse_arena(graph: ModelGraph) -> Arena:
     placed = place_greedily(given)
     problems: list[str] = []
     if graph.plan is not None:
-        problems = plan_faults(placed, lambda i: buffer_name(graph, buffers[i]))
+        own = [i for i, b in enumerate(buffers) if not _is_inside(graph, b)]
+        problems = plan_faults([placed[i] for i in own], lambda i: buffer_name(graph, buffers[own[i]]))
+        if graph.plan[0] not in PLAN_VERSIONS or graph.plan[1] not in (1, len(graph.subgraphs)):
+            problems.append(f"it begins with {graph.plan[0]} and {graph.plan[1]}: no compiler writes that")
         problems += [
             f"tensor {t} is a variable and planned into the arena's head, where it can be overwritten"
             for s, t in offsets
@@ -2395,10 +2859,18 @@ def analyse_arena(graph: ModelGraph) -> Arena:
         tuple(dataclasses.replace(b, interval=interval) for b, interval in zip(buffers, placed, strict=True)),
         head=Plan(placed, 0).height,
         has_plan=graph.plan is not None,
+        is_compiled=is_compiled(graph),
         problems=tuple(problems),
         missing_operators=tuple(sorted({o.kind for _, o in graph.operators if kind_of(o).tflm is None})),
-        persistent=persistent_bytes(graph),
+        persistent=persistent_bytes(graph, target),
+        planning=planning_bytes(graph, buffers, target),
     )
+
+
+def _is_inside(graph: ModelGraph, buffer: ArenaBuffer) -> bool:
+    if buffer.tensor is None:
+        return False
+    return graph.subgraphs[buffer.subgraph].tensors[buffer.tensor].storage is Storage.INSIDE
 
 
 def buffer_name(graph: ModelGraph, buffer: ArenaBuffer) -> str:
@@ -2710,9 +3182,6 @@ class Rewrite:
     tensors: tuple[NewTensor, ...] = ()
 
 
-LONGEST_CONCATENATION = 10  # inputs that TFLM's kernel takes
-
-
 class Emitter:
     """Collects the new operators and tensors of regions, in execution order."""
 
@@ -3012,7 +3481,7 @@ class SplitSearch:
         subgraph = self.subgraph
         callee_peaks = {s.subgraph.index: s.peak for s in schedule_model(graph)}
         problem = ordering_problem(graph, subgraph, callee_peaks, ARENA_COSTS)
-        pad = node_persistent_bytes(Node(KINDS["PAD"], (None, None))) + TENSOR_BYTES
+        pad = node_persistent_bytes(Node(KINDS["PAD"], (None, None))) + BITS_32.tensor
         steps = []
         for operator, need in zip(subgraph.operators, problem.needs(range(problem.n)), strict=True):
             rule = row_rule(subgraph, operator)
@@ -3028,7 +3497,7 @@ class SplitSearch:
                     need,
                     multiply_accumulates(subgraph, operator),
                     persistent,
-                    persistent + TENSOR_BYTES + (pad if is_padded else 0),
+                    persistent + BITS_32.tensor + (pad if is_padded else 0),
                     is_pad,
                 )
             )
@@ -3102,10 +3571,10 @@ class SplitSearch:
         emitter = Emitter(self.subgraph)
         RegionEmitter(emitter, region).run(rows)
         steps = self.steps[start:end]
-        before = sum(step.persistent for step in steps) + TENSOR_BYTES * (len(steps) - len(region.escaping))
+        before = sum(step.persistent for step in steps) + BITS_32.tensor * (len(steps) - len(region.escaping))
         kinds = Counter((new.kind, len(new.inputs)) for new in emitter.operators if new.like is None)
         copies = Counter(new.like for new in emitter.operators if new.like is not None)
-        after = TENSOR_BYTES * len(emitter.tensors)
+        after = BITS_32.tensor * len(emitter.tensors)
         after += sum(n * node_persistent_bytes(Node(KINDS[kind], (None,) * c)) for (kind, c), n in kinds.items())
         after += sum(n * self.steps[like].persistent for like, n in copies.items())
         if after - before > limits.persistent or (peak := self.peak(emitter, start, end)) > limits.peak:
@@ -3121,7 +3590,7 @@ class SplitSearch:
         sinks = {output for output in region.escaping if output not in region.read_inside}
         steps = self.steps
         macs = -sum(steps[number].macs for number in region.parts)
-        persistent = -sum(steps[number].persistent + TENSOR_BYTES for number in region.parts)
+        persistent = -sum(steps[number].persistent + BITS_32.tensor for number in region.parts)
         around = self.entering[min(region.parts)]  # the pieces of outputs come on top
         rows = []
         try:
@@ -3719,6 +4188,10 @@ class Extension:
 
     def buffer(self, content: bytes) -> int:
         """Add a buffer; its index."""
+        self.buffers.append(self.buffer_table(content))
+        return len(self.buffers) - 1
+
+    def buffer_table(self, content: bytes) -> int:
         builder = self.builder
         builder.StartVector(1, len(content), 16)
         builder.head -= len(content)
@@ -3726,8 +4199,7 @@ class Extension:
         stored = builder.EndVector()
         tflite.BufferStart(builder)
         tflite.BufferAddData(builder, stored)
-        self.buffers.append(tflite.BufferEnd(builder))
-        return len(self.buffers) - 1
+        return int(tflite.BufferEnd(builder))
 
     def metadata(self, without: str) -> list[int]:
         """The metadata entries that do not have that name."""
@@ -3760,6 +4232,25 @@ def add_metadata(data: Bytes, name: str, content: bytes) -> bytearray:
     tflite.MetadataAddBuffer(extension.builder, buffer)
     entry = tflite.MetadataEnd(extension.builder)
     return extension.finish({MODEL_METADATA: extension.vector([*extension.metadata(without=name), entry])})
+
+
+def inline_buffers(data: Bytes, graph: ModelGraph) -> bytearray:
+    """The file with the data of external buffers inside of the FlatBuffer, where TFLM looks for it.
+
+    Raises:
+        ModelError: as for :class:`Extension`.
+    """
+    external = {i: span for i, span in enumerate(graph.buffers) if span.is_external}
+    model = tflite.Model.GetRootAs(data, 0)
+    subgraphs = map(model.Subgraphs, range(model.SubgraphsLength()))
+    operators = (subgraph.Operators(i) for subgraph in subgraphs for i in range(subgraph.OperatorsLength()))
+    # Such data is behind the FlatBuffer, and so are large options, which stay there.
+    has_more = any(field_place(operator, LARGE_OPTIONS_OFFSET) for operator in operators)
+    end = len(data) if has_more else min((span.start for span in external.values()), default=len(data))
+    extension = Extension(data[:end])
+    for i, span in external.items():
+        extension.buffers[i] = extension.buffer_table(span.of(data))
+    return extension.finish({})
 
 
 def rewrite_subgraph(data: Bytes, graph: ModelGraph, subgraph: Subgraph, rewrite: Rewrite) -> bytearray:
@@ -4045,6 +4536,14 @@ class Snapshot:
         """With the operators of subgraph 0 replaced."""
         return Snapshot.read(rewrite_subgraph(self.data, self.graph, self.graph.subgraphs[0], rewrite))
 
+    def inlined(self) -> Snapshot:
+        """With the data of external buffers inside of the FlatBuffer."""
+        changed = Snapshot.read(inline_buffers(self.data, self.graph))
+        contents, others = ([b.of(m.data) for b in m.graph.buffers] for m in (self, changed))
+        if contents != others[: len(contents)]:
+            raise BrokenCertificate("the file with its data inside is another model")
+        return changed
+
     def with_weights(self, contents: Mapping[BufferSpan, np.ndarray]) -> Snapshot:
         """With other bytes in some buffers.
 
@@ -4073,6 +4572,9 @@ def saving(before: int, after: int) -> str:
     """``1,000 B -> 750 B (25.0 % less)``."""
     percent = 100 * (1 - after / before) if before else 0.0
     return f"{before:,} B -> {after:,} B ({abs(percent):.1f} % {'less' if percent >= 0 else 'more'})"
+
+
+MOST_LISTED = 5  # sentences or names of one kind in a report
 
 
 def text_table(headers: Sequence[str], rows: Iterable[Sequence[Any]], left: Collection[str] = ()) -> str:
@@ -4136,6 +4638,25 @@ class OrderDecision(Decision):
     def json(self) -> dict[str, Any]:
         own = {"peak_before": self.before, "peak": self.after, "orders": self.orders, "states": self.states}
         return own | super().json()
+
+
+@dataclass(frozen=True, kw_only=True)
+class InliningDecision(Decision):
+    """What moving data into the FlatBuffer did: of so many buffers, ``before`` bytes outside, ``after`` left there."""
+
+    buffers: int
+
+    key = "inlining"
+
+    def lines(self) -> list[str]:
+        if not self.buffers:
+            return ["No data was moved: all of it is inside of the FlatBuffer."]
+        return [
+            f"Data of {self.buffers} buffers, {self.before:,} B, moved into the FlatBuffer, where TFLM looks for it."
+        ]
+
+    def json(self) -> dict[str, Any]:
+        return {"buffers": self.buffers, "bytes": self.before, "changed": self.changed}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -4323,9 +4844,14 @@ def comparison_table(decisions: Sequence[ClusteringDecision]) -> str:
 class VerificationDecision(Decision):
     """How the outputs of two models compare on the same seeded random inputs."""
 
-    signatures: tuple[str, ...]  # what was run; "" is the model itself
-    outputs: int  # arrays compared
-    different: int  # of them, not bit-identical
+    runtimes: tuple[str, ...] = ()  # in which both ran
+    signatures: tuple[str, ...] = ()  # what was run besides the models themselves
+    outputs: int = 0  # arrays compared, of all inferences, runtimes and signatures
+    different: int = 0  # of them, not bit-identical
+    inner: int = 0  # tensors inside that both models have
+    inner_different: int = 0
+    constant: tuple[str, ...] = ()  # outputs that are the same whatever the inputs are
+    notes: tuple[str, ...] = ()  # on what did not run
     signal: float = 0.0  # sum of squares of all finite outputs of the original
     noise: float = 0.0  # sum of squared differences
     inferences: int = 0  # in a row
@@ -4334,72 +4860,149 @@ class VerificationDecision(Decision):
 
     @property
     def identical(self) -> bool:
-        return self.different == 0
+        return self.different == 0 and self.inner_different == 0
 
     @property
     def sqnr_db(self) -> float:
         return decibels(self.signal, self.noise)
 
     def lines(self) -> list[str]:
-        signatures = f" of each of {len(self.signatures)} signatures" if len(self.signatures) > 1 else ""
-        what = f"{self.outputs} outputs of {self.inferences} inferences{signatures}"
+        where = " and ".join(self.runtimes)
+        inner = f" and {self.inner} inner tensors" if self.inner else ""
         if self.identical:
-            return [f"Verified in LiteRT: {what} are bit-identical to the input model's."]
-        difference = f"{self.different} of {what} differ from the input model's"
-        return [f"Compared in LiteRT: {difference}, SQNR {self.sqnr_db:.1f} dB."]
+            what = f"{self.outputs} outputs of {self.inferences} inferences{inner}"
+            lines = [f"Verified in {where}: {what} are bit-identical to the input model's."]
+        elif self.different:
+            what = f"{self.different} of {self.outputs} outputs of {self.inferences} inferences"
+            lines = [f"Compared in {where}: {what} differ from the input model's, SQNR {self.sqnr_db:.1f} dB."]
+        else:
+            what = f"the outputs of {self.inferences} inferences are the same"
+            lines = [f"Compared in {where}: {what}, but {self.inner_different} of {self.inner} inner tensors differ."]
+        if self.constant:
+            names = ", ".join(map(shorten, self.constant[:MOST_LISTED]))
+            lines.append(f"That proves little: whatever the inputs are, these outputs are the same: {names}")
+        return lines + [f"Not verified there: {note}" for note in self.notes]
 
     def json(self) -> dict[str, Any]:
         return {
             "identical": self.identical,
+            "runtimes": list(self.runtimes),
             "signatures": list(self.signatures),
             "outputs": self.outputs,
             "different": self.different,
+            "inner_tensors": self.inner,
+            "inner_different": self.inner_different,
+            "constant_outputs": list(self.constant),
+            "notes": list(self.notes),
             "signal": self.signal,
             "noise": self.noise,
         }
 
 
 ####################################################################################################
-# Verification: do two models compute the same? (LiteRT, each run in a process of its own)
+# Verification: do two models compute the same? (TFLM and LiteRT, every run in a process of its own)
 ####################################################################################################
 
-WORKER = "--litert-worker"  # first argument of this file when it runs a model for verify_models
+WORKER = "--run-model"  # first argument of this file when it runs a model for verify_models
+TFLM, LITERT = "TFLM", "LiteRT"
+PACKAGES = {TFLM: ("tflite_micro", "tflite-micro"), LITERT: ("ai_edge_litert", "ai-edge-litert")}  # module, package
 KERNELS = ("BUILTIN_WITHOUT_DEFAULT_DELEGATES", "BUILTIN_REF")  # LiteRT's names for optimised and reference ones
-INFERENCES = 3  # consecutive ones, so that state which survives an inference is compared as well
+INPUT_SCALES = (1.0, 30.0, 0.03)  # of floats, one inference each: consecutive ones, so that state is compared as well
+SPACIOUS_ARENA = 1 << 28  # bytes, where no better is known
+SURE_TO_EXIST = 2  # integers below this are sound as indices and sizes
 
 
 class VerificationError(ValueError):
     """Why two models could not be compared, in one line."""
 
 
-def verify_models(
-    original: Bytes, changed: Bytes, seed: int = 0, reference_kernels: bool = False, timeout: float = 300.0
-) -> VerificationDecision:
-    """Run both models in LiteRT with the same kernels (no delegate, one thread) on the same inputs.
+class RunFailure(ValueError):
+    """Why a runtime does not run a model, in one line."""
 
-    Every signature runs, or the model itself if it has none, INFERENCES times in a row. A crash of the runtime is
-    reported, not suffered.
+
+class Run(NamedTuple):
+    """What a runtime made of a model."""
+
+    outputs: list[list[np.ndarray]]  # per inference
+    signatures: dict[str, list[np.ndarray] | str]  # outputs of all inferences, or why there are none
+    inner: dict[tuple[int, str], np.ndarray]  # tensors by number and name, after the last inference
+
+
+def verify_models(original: Bytes, changed: Bytes, seed: int = 0, timeout: float = 300.0) -> VerificationDecision:
+    """Run both models on the same inputs in TFLM and in LiteRT (no delegate, one thread), as far as they are installed.
+
+    One inference for each of INPUT_SCALES, in a row; then in LiteRT every signature as well. A runtime that does not
+    run the original is named and left out. A crash is reported, not suffered.
 
     Args:
-        reference_kernels: take those of TFLM instead of the optimised ones. The latter sum floats in an order that
-            depends on the number of rows, so that stripes differ in the last bits.
-        timeout: seconds for each of the two.
+        timeout: seconds for each run.
 
     Raises:
-        VerificationError: LiteRT is not installed, or does not run one of the models.
+        VerificationError: no runtime runs the original, or one of them that does refuses the changed model.
     """
     import importlib.util
 
     start = time.monotonic()
-    if importlib.util.find_spec("ai_edge_litert") is None:
-        raise VerificationError("it needs LiteRT: pip install ai-edge-litert")
-    before, after = (
-        _run_in_litert(data, what, seed, reference_kernels, timeout)
-        for data, what in ((original, "the original"), (changed, "the changed"))
-    )
-    if before.keys() != after.keys():
-        return VerificationDecision(signatures=tuple(before), outputs=0, different=1)
-    pairs = [(a, b) for name in before for a, b in zip(before[name], after[name], strict=True)]
+    graphs = read_model(original), read_model(changed)
+    inputs = random_inputs(graphs[0], seed)
+    # LiteRT's optimised kernels sum floats in an order that depends on the number of rows; TFLM's and the reference
+    # kernels do not.
+    kernels = KERNELS[_is_split(*graphs) and _has_floats(graphs[0])]
+    notes, comparisons = [], {}
+    reasons = refusals(graphs[0])
+    for runtime, (module, package) in PACKAGES.items():
+        if importlib.util.find_spec(module) is None:
+            notes.append(f"{runtime} is not installed: pip install {package}")
+            continue
+        if runtime == TFLM and reasons:
+            notes.append(f"{TFLM} does not run this model: {reasons[0]}")
+            continue
+        try:
+            before = _run_apart(runtime, original, graphs[0], inputs, kernels, timeout)
+        except RunFailure as failure:
+            notes.append(f"{runtime} does not run the original model: {failure}")
+            continue
+        try:
+            after = _run_apart(runtime, changed, graphs[1], inputs, kernels, timeout)
+        except RunFailure as failure:
+            raise VerificationError(f"{runtime} runs the original model, but not the changed one: {failure}") from None
+        comparisons[runtime] = before, after
+    if not comparisons:
+        raise VerificationError("; ".join(notes))
+    return _compare(comparisons, graphs[0].subgraphs[0], tuple(notes), time.monotonic() - start)
+
+
+def _is_split(original: ModelGraph, changed: ModelGraph) -> bool:
+    return len(list(original.operators)) != len(list(changed.operators))
+
+
+def _has_floats(graph: ModelGraph) -> bool:
+    tensors = (subgraph.tensors[i] for subgraph, operator in graph.operators for i in operator.writes)
+    return any(tensor.dtype == "FLOAT32" for tensor in tensors)
+
+
+def _compare(
+    comparisons: Mapping[str, tuple[Run, Run]], subgraph: Subgraph, notes: tuple[str, ...], seconds: float
+) -> VerificationDecision:
+    pairs: list[tuple[np.ndarray, np.ndarray]] = []
+    inner: list[tuple[np.ndarray, np.ndarray]] = []
+    signatures, different, constant = [], 0, set(range(len(subgraph.outputs)))
+    for before, after in comparisons.values():
+        for these, those in zip(before.outputs, after.outputs, strict=True):
+            pairs += zip(these, those, strict=False)
+            different += abs(len(these) - len(those))
+        constant &= {i for i in constant if len({outputs[i].tobytes() for outputs in before.outputs}) == 1}
+        for name, results in before.signatures.items():
+            others = after.signatures.get(name, "it is missing")
+            if isinstance(results, str):
+                notes += (f"signature {name!r} does not run in the original model: {results}",)
+            elif isinstance(others, str) or len(others) != len(results):
+                different += len(results)
+            else:
+                signatures.append(name)
+                pairs += zip(results, others, strict=True)
+        inner += [(before.inner[key], after.inner[key]) for key in before.inner.keys() & after.inner.keys()]
+    inner = [(a, b) for a, b in inner if a.shape == b.shape and a.dtype == b.dtype]
     signal = noise = 0.0
     for a, b in pairs:
         if a.dtype.kind in "iuf" and a.shape == b.shape:
@@ -4407,81 +5010,173 @@ def verify_models(
             finite = np.isfinite(x) & np.isfinite(y)
             signal += float(np.sum(x[finite] ** 2))
             noise += float(np.sum((x[finite] - y[finite]) ** 2))
-    different = sum(a.dtype != b.dtype or a.shape != b.shape or a.tobytes() != b.tobytes() for a, b in pairs)
     return VerificationDecision(
-        signatures=tuple(before),
+        runtimes=tuple(comparisons),
+        signatures=tuple(signatures),
         outputs=len(pairs),
-        different=different,
+        different=different + sum(not _same(a, b) for a, b in pairs),
+        inner=len(inner),
+        inner_different=sum(not _same(a, b) for a, b in inner),
+        constant=tuple(subgraph.tensors[subgraph.outputs[i]].name for i in sorted(constant)),
+        notes=notes,
         signal=signal,
         noise=noise,
-        inferences=INFERENCES,
-        seconds=time.monotonic() - start,
+        inferences=len(INPUT_SCALES),
+        seconds=seconds,
     )
 
 
-def _run_in_litert(
-    data: Bytes, what: str, seed: int, reference_kernels: bool, timeout: float
-) -> dict[str, list[np.ndarray]]:
+def _same(a: np.ndarray, b: np.ndarray) -> bool:
+    return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
+
+
+def random_inputs(graph: ModelGraph, seed: int) -> list[list[np.ndarray]]:
+    """Seeded inputs of a model for several inferences: integers over all their range, unless they may be indices.
+
+    Raises:
+        VerificationError: there are no random values of a type.
+    """
+    rng = np.random.default_rng(seed)
+    subgraph = graph.subgraphs[0]
+    tensors = [subgraph.tensors[i] for i in subgraph.inputs]
+    return [
+        [_random(rng, t.shape, t.dtype.lower(), scale, _largest_index(subgraph, t.index)) for t in tensors]
+        for scale in INPUT_SCALES
+    ]
+
+
+def _random(
+    rng: np.random.Generator, shape: Sequence[int], dtype: str, scale: float = 1.0, behind: int = SURE_TO_EXIST
+) -> np.ndarray:
+    """``behind`` is the first integer that is too large, or 0 where none is; it concerns 32 bits and more."""
+    try:
+        kind = np.dtype(dtype)
+    except TypeError:
+        kind = np.dtype(object)
+    if kind.kind in "fc":
+        values = rng.normal(scale=scale, size=shape)
+        return (values + 1j * rng.normal(scale=scale, size=shape) if kind.kind == "c" else values).astype(kind)
+    if kind.kind == "b":
+        return rng.integers(0, 2, shape).astype(kind)
+    if kind.kind not in "iu":
+        raise VerificationError(f"there are no random inputs of type {dtype}")
+    if kind.itemsize > 2 and behind:
+        return rng.integers(0, behind, shape).astype(kind)
+    return rng.integers(np.iinfo(kind).min, np.iinfo(kind).max, shape, dtype=kind, endpoint=True)
+
+
+def _largest_index(subgraph: Subgraph, tensor: int) -> int:
+    """How large an input may be by what it is used for: the first integer that is too large, or 0."""
+    behind = []
+    for operator in subgraph.operators:
+        if tensor not in operator.reads:
+            continue
+        node = node_of(subgraph, operator)
+        table, indices = node.get("table"), node.get("indices")
+        if table and indices and indices.index == tensor:
+            is_row = operator.kind != "GATHER_ND"
+            axis = node.options.get("Axis", 0)
+            behind.append(table.shape[axis] if is_row and axis < len(table.shape) else min(table.shape, default=1))
+        elif node.kind.rows not in ("unary", "binary"):
+            behind.append(SURE_TO_EXIST)
+    return min(behind, default=0)
+
+
+def _run_apart(
+    runtime: str, data: Bytes, graph: ModelGraph, inputs: Sequence[Sequence[np.ndarray]], kernels: str, timeout: float
+) -> Run:
+    """Raises RunFailure, also for a runtime that crashes or does not end."""
     import pickle
     import subprocess
 
+    arena = SPACIOUS_ARENA
+    with contextlib.suppress(ArenaError):
+        arena = 2 * analyse_arena(graph, BITS_64).reserve + (1 << 20)
     with tempfile.TemporaryDirectory() as folder:
-        model, outputs = Path(folder, "model.tflite"), Path(folder, "outputs")
-        model.write_bytes(data)
-        command = [sys.executable, __file__, WORKER, str(model), str(outputs), str(seed), KERNELS[reference_kernels]]
+        Path(folder, "model.tflite").write_bytes(data)
+        Path(folder, "inputs").write_bytes(pickle.dumps(inputs))
+        command = [sys.executable, __file__, WORKER, runtime, folder, str(arena), kernels]
         try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, stdin=subprocess.DEVNULL)
+            done = subprocess.run(
+                command,
+                capture_output=True,
+                timeout=timeout,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,  # a signal to this program is not for the runtime
+            )
         except subprocess.TimeoutExpired:
-            raise VerificationError(f"LiteRT did not finish {what} model within {timeout:.0f} s") from None
-        if done.returncode or not outputs.exists():
-            lines = [line for line in done.stderr.splitlines() if line.strip()] or [f"exit code {done.returncode}"]
-            raise VerificationError(f"LiteRT does not run {what} model: {shorten(lines[-1], 200)}")
-        return dict(pickle.loads(outputs.read_bytes()))  # written by ourselves, just now
+            raise RunFailure(f"it did not finish within {timeout:.0f} s") from None
+        outputs = Path(folder, "outputs")
+        if done.returncode == 0 and outputs.exists():
+            return Run(*pickle.loads(outputs.read_bytes()))  # written by ourselves, just now
+    said = [line.strip() for line in done.stderr.decode(errors="replace").splitlines() if line.strip()]
+    own = list(itertools.takewhile(lambda line: not line.startswith("Traceback"), said))
+    reason = own[:1] if own and runtime == TFLM else said[-1:]
+    if done.returncode < 0:
+        reason = [f"it crashed ({signal.Signals(-done.returncode).name})", *reason]
+    raise RunFailure(shorten(": ".join(reason) or f"exit code {done.returncode}", 200))
 
 
-def litert_worker(model: str, outputs: str, seed: str, kernels: str) -> None:
-    """What the process does that runs one model: {signature: outputs of all inferences} -> a file."""
+def run_model(runtime: str, folder: str, arena: str, kernels: str) -> None:
+    """What the process does that runs one model: a :class:`Run` -> a file."""
     import pickle
 
+    inputs = pickle.loads(Path(folder, "inputs").read_bytes())
+    model = Path(folder, "model.tflite")
+    run = run_in_tflm(model, inputs, int(arena)) if runtime == TFLM else run_in_litert(model, inputs, kernels)
+    Path(folder, "outputs").write_bytes(pickle.dumps(tuple(run)))
+
+
+def run_in_tflm(model: Path, inputs: Sequence[Sequence[np.ndarray]], arena: int) -> Run:
+    from tflite_micro.python.tflite_micro import runtime
+
+    interpreter = runtime.Interpreter.from_bytes(model.read_bytes(), arena_size=arena)
+    count = len(read_model(model.read_bytes()).subgraphs[0].outputs)
+    outputs = []
+    for arrays in inputs:
+        for i, array in enumerate(arrays):
+            interpreter.set_input(array, i)
+        interpreter.invoke()
+        outputs.append([np.array(interpreter.get_output(i)) for i in range(count)])
+    return Run(outputs, {}, {})
+
+
+def run_in_litert(model: Path, inputs: Sequence[Sequence[np.ndarray]], kernels: str) -> Run:
     from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
     interpreter = Interpreter(
-        model_path=model,
+        model_path=str(model),
         num_threads=1,
         experimental_op_resolver_type=OpResolverType[kernels],
+        experimental_preserve_all_tensors=True,
     )
-    rng = np.random.default_rng(int(seed))
-    results: dict[str, list[np.ndarray]] = {}
+    interpreter.allocate_tensors()
+    outputs = []
+    for arrays in inputs:
+        for detail, array in zip(interpreter.get_input_details(), arrays, strict=True):
+            interpreter.set_tensor(detail["index"], array)
+        interpreter.invoke()
+        outputs.append([interpreter.get_tensor(detail["index"]) for detail in interpreter.get_output_details()])
+    written = {i for operator in read_model(model.read_bytes()).subgraphs[0].operators for i in operator.writes}
+    inner = {}
+    for detail in interpreter.get_tensor_details():
+        if detail["index"] in written and detail["dtype"] is not np.object_:
+            with contextlib.suppress(ValueError):  # it has no memory
+                inner[detail["index"], detail["name"]] = interpreter.get_tensor(detail["index"])
+    signatures: dict[str, list[np.ndarray] | str] = {}
     for name in interpreter.get_signature_list():
-        run = interpreter.get_signature_runner(name)
-        details = sorted(run.get_input_details().items())
-        for _ in range(INFERENCES):
-            answer = run(**{key: _random_input(rng, detail) for key, detail in details})
-            results.setdefault(name, []).extend(answer[key] for key in sorted(answer))
-    if not results:
-        interpreter.allocate_tensors()
-        for _ in range(INFERENCES):
-            for detail in interpreter.get_input_details():
-                interpreter.set_tensor(detail["index"], _random_input(rng, detail))
-            interpreter.invoke()
-            answers = [interpreter.get_tensor(detail["index"]) for detail in interpreter.get_output_details()]
-            results.setdefault("", []).extend(answers)
-    Path(outputs).write_bytes(pickle.dumps(results))
-
-
-def _random_input(rng: np.random.Generator, detail: Mapping[str, Any]) -> np.ndarray:
-    shape, dtype = detail["shape"], np.dtype(detail["dtype"])
-    if dtype.kind == "f":
-        return rng.normal(size=shape).astype(dtype)
-    if dtype.kind == "c":
-        return (rng.normal(size=shape) + 1j * rng.normal(size=shape)).astype(dtype)
-    if dtype.kind == "b":
-        return rng.integers(0, 2, shape).astype(dtype)
-    if dtype.kind not in "iu":
-        raise ValueError(f"no random inputs for tensors of type {dtype}")
-    if dtype.itemsize > 2:  # probably indices or sizes: only small ones are sure to exist
-        return rng.integers(0, 2, shape).astype(dtype)
-    return rng.integers(np.iinfo(dtype).min, np.iinfo(dtype).max, shape, dtype=dtype, endpoint=True)
+        rng = np.random.default_rng(0)
+        results: list[np.ndarray] = []
+        try:
+            run = interpreter.get_signature_runner(name)
+            details = sorted(run.get_input_details().items())
+            for scale in INPUT_SCALES:
+                answer = run(**{key: _random(rng, d["shape"], d["dtype"].__name__, scale) for key, d in details})
+                results.extend(answer[key] for key in sorted(answer))
+            signatures[name] = results
+        except (ValueError, RuntimeError) as error:  # old converters left signatures of removed tensors
+            signatures[name] = shorten(str(error), 200)
+    return Run(outputs, signatures, inner)
 
 
 ####################################################################################################
@@ -4536,9 +5231,6 @@ def _smaller_in_the_arena(
     return second if heights[1] < heights[0] else first
 
 
-HIGHEST_OFFSET = 1 << 31  # offsets in the file have 32 bits, with a sign
-
-
 def decide_plan(model: Snapshot, budget: Budget) -> tuple[Snapshot, PlanDecision]:
     """The lowest arena layout, fixed in the file, if it is lower than what the file has.
 
@@ -4548,6 +5240,8 @@ def decide_plan(model: Snapshot, budget: Budget) -> tuple[Snapshot, PlanDecision
         arena = model.arena
     except ArenaError as refusal:
         return model, PlanDecision(refusal=str(refusal))
+    if is_compiled(model.graph):
+        return model, PlanDecision(before=arena.head, after=arena.head, refusal=COMPILED)
     best = plan_arena(arena, budget.left)
     decision = PlanDecision(before=arena.head, after=arena.head, bound=min(best.bound, arena.head))
     if best.height >= HIGHEST_OFFSET:
@@ -4564,8 +5258,10 @@ def decide_split(model: Snapshot, max_macs: float, budget: Budget, try_orders: b
     With ``try_orders``, the best order is split as well, if that is another one; what needs less once it is reordered
     is kept.
     """
+    why = COMPILED if is_compiled(model.graph) else ""
     if model.graph.metadata_buffer(CONTROL_DEPENDENCIES) is not None:
         why = f"metadata {CONTROL_DEPENDENCIES!r} refers to the numbers of its operators"
+    if why:
         return model, SplitDecision(before=model.peak, after=model.peak, refusal=why)
     models = [model]
     if try_orders:
@@ -4647,6 +5343,20 @@ class SplitCandidate:
         )
 
 
+def decide_inlining(model: Snapshot) -> tuple[Snapshot, InliningDecision]:
+    """Data outside of the FlatBuffer, moved inside.
+
+    Raises:
+        ModelError: the file uses a schema that is not known here.
+    """
+    start = Budget()
+    outside = [span.size for span in model.graph.buffers if span.is_external]
+    after = model.inlined() if outside else model
+    return after, InliningDecision(
+        before=sum(outside), after=0, changed=bool(outside), seconds=start.spent, buffers=len(outside)
+    )
+
+
 def decide_clustering(model: Snapshot, clusters: int, per_channel: bool) -> tuple[Snapshot, ClusteringDecision]:
     """At most so many distinct values in every weight matrix, biases untouched.
 
@@ -4689,22 +5399,25 @@ def replacing(path: Path, mode: str = "wb", **options: Any) -> Iterator[Any]:
     """Open a temporary file beside ``path`` and put it in its place when all is written: never half a file."""
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a directory")
-    target = path.resolve()  # a symbolic link keeps pointing at its file
-    if target.exists() and not target.is_file():  # a device or a pipe cannot be replaced
-        with open(target, mode, **options) as file:
-            yield file
-        return
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=".tflite-tools.", suffix=".tmp")
     try:
-        with os.fdopen(handle, mode, **options) as file:
-            yield file
-        permissions = target.stat().st_mode & 0o777 if target.exists() else 0o666 & ~_umask()
-        os.chmod(name, permissions)
-        os.replace(name, target)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(name)
-        raise
+        if path.exists() and not path.is_file():  # a device or a pipe cannot be replaced
+            with open(path, mode, **options) as file:
+                yield file
+            return
+        target = path.resolve()  # a symbolic link keeps pointing at its file
+        handle, name = tempfile.mkstemp(dir=target.parent, prefix=".tflite-tools.", suffix=".tmp")
+        try:
+            with os.fdopen(handle, mode, **options) as file:
+                yield file
+            permissions = target.stat().st_mode & 0o777 if target.exists() else 0o666 & ~_umask()
+            os.chmod(name, permissions)
+            os.replace(name, target)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(name)
+            raise
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
 
 
 def _umask() -> int:
@@ -4724,8 +5437,8 @@ def subgraph_title(subgraph: Subgraph) -> str:
 
 def shown_tensors(schedule: Schedule) -> list[Tensor]:
     """The tensors that take working memory, or might: their size is unknown."""
-    activations = (t for t in schedule.subgraph.tensors if t.storage is Storage.ACTIVATION)
-    return [t for t in activations if t.ram_bytes > 0 or t.bytes is None]
+    tensors = schedule.subgraph.tensors
+    return [t for t in tensors if t.storage is Storage.INSIDE or (t.storage is Storage.ACTIVATION and t.bytes != 0)]
 
 
 @dataclass(frozen=True)
@@ -4744,29 +5457,53 @@ class Extras:
         return macs + ([parameter_bytes(graph, [(subgraph, operator)])] if self.size else [])
 
 
-def tensor_table(schedule: Schedule) -> str:
-    rows = (
-        [t.index, shorten(t.name), str(t.shape), "unknown" if t.bytes is None else f"{t.ram_bytes:,}"]
-        for t in shown_tensors(schedule)
-    )
-    return text_table(["Id", "Tensor", "Shape", "Size in RAM (B)"], rows, left=("Tensor", "Shape"))
+MOST_ROWS, MOST_IDS = 200, 16  # of a table for people, unless they want it whole
 
 
-def schedule_table(graph: ModelGraph, schedule: Schedule, extras: Extras) -> str:
-    headers = ["Operator (output name)", "Tensors in memory (IDs)", "Memory use (B)"]
+def tensor_table(schedule: Schedule, is_full: bool = False) -> str:
+    """The tensors; of very many the largest, unless ``is_full``."""
+    tensors = shown_tensors(schedule)
+    shown = tensors if is_full else sorted(tensors, key=lambda t: -t.ram_bytes)[:MOST_ROWS]
     rows = (
-        [operator_title(schedule.subgraph, step.operator), f"[{', '.join(map(str, step.live))}]", f"{step.bytes:,}"]
-        + [f"{figure:,}" for figure in extras.figures(graph, schedule.subgraph, step.operator)]
-        for step in schedule.steps
+        [t.index, shorten(t.name), str(t.shape), _size_in_ram(t)]
+        for t in sorted(shown, key=lambda tensor: tensor.index)
     )
-    return text_table(headers + extras.headers, rows, left=headers[:2])
+    table = text_table(["Id", "Tensor", "Shape", "Size in RAM (B)"], rows, left=("Tensor", "Shape"))
+    left_out = len(tensors) - len(shown)
+    return table + (f"\n({left_out:,} smaller ones are left out; --full shows all)" if left_out else "")
+
+
+def _size_in_ram(tensor: Tensor) -> str:
+    if tensor.storage is Storage.INSIDE:
+        return "in scratch"
+    return "unknown" if tensor.bytes is None else f"{tensor.ram_bytes:,}"
+
+
+def schedule_table(graph: ModelGraph, schedule: Schedule, extras: Extras, is_full: bool = False) -> str:
+    """The operators; of very many those at both ends and around the peak, unless ``is_full``."""
+    headers = ["Operator (output name)", "Tensors in memory (IDs)", "Memory use (B)", *extras.headers]
+    steps = schedule.steps
+    top = max(range(len(steps)), key=lambda i: steps[i].bytes, default=0)
+    part = MOST_ROWS // 4
+    rows = []
+    for i, step in enumerate(steps):
+        if is_full or len(steps) <= MOST_ROWS or min(i, len(steps) - 1 - i) < part or -part < i - top < part:
+            live = step.live if is_full else step.live[:MOST_IDS]
+            more = [f"{len(step.live) - len(live)} more"] if len(live) < len(step.live) else []
+            figures = [f"{figure:,}" for figure in extras.figures(graph, schedule.subgraph, step.operator)]
+            ids = f"[{', '.join([*map(str, live), *more])}]"
+            rows.append([operator_title(schedule.subgraph, step.operator), ids, f"{step.bytes:,}", *figures])
+        elif rows[-1][0] != "...":
+            rows.append(["..."] * len(headers))
+    table = text_table(headers, rows, left=headers[:2])
+    return table + ("\n(operators are left out; --full shows all)" if ["..."] * len(headers) in rows else "")
 
 
 def model_macs(graph: ModelGraph) -> int:
     return sum(multiply_accumulates(subgraph, operator) for subgraph, operator in graph.operators)
 
 
-def analysis_text(model: Snapshot, extras: Extras) -> str:
+def analysis_text(model: Snapshot, extras: Extras, is_full: bool = False) -> str:
     """The report for people: two tables per subgraph, one peak for the model, and its arena."""
     graph, schedules = model.graph, model.schedules
     lines = []
@@ -4774,8 +5511,8 @@ def analysis_text(model: Snapshot, extras: Extras) -> str:
         if len(schedules) > 1:
             title = subgraph_title(schedule.subgraph)
             lines += [title, "=" * len(title)]
-        lines += ["Tensor information (weights excluded):", tensor_table(schedule), ""]
-        lines += ["Operator execution schedule:", schedule_table(graph, schedule, extras)]
+        lines += ["Tensor information (weights excluded):", tensor_table(schedule, is_full), ""]
+        lines += ["Operator execution schedule:", schedule_table(graph, schedule, extras, is_full)]
         if len(schedules) > 1:
             lines += [f"Peak of this subgraph: {schedule.peak:,} B", ""]
         if any(step.callee_bytes for step in schedule.steps):
@@ -4787,6 +5524,7 @@ def analysis_text(model: Snapshot, extras: Extras) -> str:
         lines += [f"Total MACs: {model_macs(graph):,}"]
     if extras.size:
         lines += [f"Total weight size: {parameter_bytes(graph, graph.operators):,} B"]
+    lines += listed("TFLM does not run this model:", refusals(graph))
     try:
         lines += arena_lines(model.arena)
     except ArenaError as error:
@@ -4794,7 +5532,11 @@ def analysis_text(model: Snapshot, extras: Extras) -> str:
     return "\n".join(lines)
 
 
-MOST_PROBLEMS = 5  # of a memory plan that are printed
+def listed(title: str, sentences: Sequence[str]) -> list[str]:
+    """A line for each sentence, up to MOST_LISTED."""
+    lines = [f"{title} {sentence}" for sentence in sentences[:MOST_LISTED]]
+    more = len(sentences) - MOST_LISTED
+    return lines + ([f"{title} ... and {more:,} more reasons"] if more > 0 else [])
 
 
 def arena_lines(arena: Arena) -> list[str]:
@@ -4802,26 +5544,28 @@ def arena_lines(arena: Arena) -> list[str]:
     plan = plan_by_first_fit(arena.intervals)
     who = "as planned in the file" if arena.has_plan else "as its own planner lays it out"
     lines = [f"Arena of TensorFlow Lite Micro: {arena.head:,} B {who}"]
-    if arena.head <= plan.bound:
+    if arena.problems or arena.is_compiled:
+        pass  # what a plan could be is not known then
+    elif arena.head <= plan.bound:
         lines[0] += ", the least possible for this order"
     elif plan.height < arena.head:
         percent = 100 * (1 - plan.height / arena.head)
         lines += [f"Arena with --plan: {plan.height:,} B{'' if plan.optimal else ' or less'} ({percent:.1f} % less)"]
-    tail = f"about {arena.persistent:,} B on a 32-bit target, an estimate"
-    lines += [f"(reference kernels; TFLM's persistent structures come on top: {tail})"]
-    if arena.missing_operators:
-        lines += [f"TFLM has no kernel for: {', '.join(map(shorten, arena.missing_operators))}"]
-    lines += [f"Problem of the memory plan in the file: {problem}" for problem in arena.problems[:MOST_PROBLEMS]]
-    if len(arena.problems) > MOST_PROBLEMS:
-        lines += [f"... and {len(arena.problems) - MOST_PROBLEMS:,} more such problems"]
-    return lines
+    lines += [f"Arena to reserve (kTensorArenaSize): {arena.reserve:,} B on a 32-bit target"]
+    parts = f"tensors and scratch {arena.head:,} B, exact; persistent structures about {arena.persistent:,} B"
+    if arena.planning > arena.head + arena.persistent:
+        parts += f"; more than both for a moment, while TFLM plans: about {arena.planning:,} B"
+    lines += [f"({parts}; reference kernels)"]
+    return lines + listed("Problem of the memory plan in the file:", arena.problems)
 
 
 def arena_json(arena: Arena) -> dict[str, Any]:
     plan = plan_by_first_fit(arena.intervals)
     return {
+        "reserve_bytes": arena.reserve,
         "head_bytes": arena.head,
         "persistent_estimate_bytes": arena.persistent,
+        "planning_estimate_bytes": arena.planning,
         "has_plan": arena.has_plan,
         "bound_bytes": plan.bound,
         "planned_bytes": min(plan.height, arena.head),
@@ -4881,6 +5625,7 @@ def analysis_json(model: Snapshot) -> dict[str, Any]:
         "macs": model_macs(graph),
         "parameter_bytes": parameter_bytes(graph, graph.operators),
         "notes": list(graph.notes),
+        "refusals": refusals(graph),
         "subgraphs": [schedule_json(graph, schedule) for schedule in model.schedules],
         "arena": None,
     }
@@ -4889,6 +5634,12 @@ def analysis_json(model: Snapshot) -> dict[str, Any]:
     except ArenaError as error:
         document["notes"].append(f"the arena is not known, since {error}")
     return document
+
+
+def _cell(text: str) -> str:
+    """Text for a spreadsheet, which must not take it for a formula: those would begin like these."""
+    text = "".join(c if c.isprintable() else "\ufffd" for c in text)
+    return f"'{text}" if text[:1] in tuple("=+-@") else text
 
 
 def write_csv(folder: Path, model: Snapshot, extras: Extras) -> None:
@@ -4900,7 +5651,9 @@ def write_csv(folder: Path, model: Snapshot, extras: Extras) -> None:
         for schedule in model.schedules:
             for t in shown_tensors(schedule):
                 size = "" if t.bytes is None else t.ram_bytes
-                rows.writerow([t.index, t.name, " ".join(map(str, t.shape)), size, t.dtype, schedule.subgraph.index])
+                rows.writerow(
+                    [t.index, _cell(t.name), " ".join(map(str, t.shape)), size, t.dtype, schedule.subgraph.index]
+                )
     with replacing(folder / "execution_schedule_info.csv", "w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file)
         rows.writerow(["Operator", "Working set", "Memory use", *extras.headers, "Kind", "Subgraph"])
@@ -4909,8 +5662,8 @@ def write_csv(folder: Path, model: Snapshot, extras: Extras) -> None:
             for step in schedule.steps:
                 live = " ".join(map(str, step.live))
                 figures = extras.figures(model.graph, subgraph, step.operator)
-                name = subgraph.output_name(step.operator)
-                rows.writerow([name, live, step.bytes, *figures, step.operator.kind, subgraph.index])
+                name, kind = _cell(subgraph.output_name(step.operator)), _cell(step.operator.kind)
+                rows.writerow([name, live, step.bytes, *figures, kind, subgraph.index])
 
 
 ####################################################################################################
@@ -5150,9 +5903,12 @@ class TFLiteModel:
         """Bytes of the largest working set: all intermediate tensors alive while some operator runs."""
         return self.snapshot.peak
 
-    def print_model_analysis(self, calc_macs: bool = False, calc_size: bool = False) -> None:
-        """Print the tables of tensors and of the schedule, the peak and the arena, to stdout."""
-        print(analysis_text(self.snapshot, Extras(calc_macs, calc_size)))
+    def print_model_analysis(self, calc_macs: bool = False, calc_size: bool = False, is_full: bool = False) -> None:
+        """Print the tables of tensors and of the schedule, the peak and the arena, to stdout.
+
+        Of hundreds of operators and tensors only those that matter most are shown, unless ``is_full``.
+        """
+        print(analysis_text(self.snapshot, Extras(calc_macs, calc_size), is_full))
 
     def output_model_analysis_to_csv(
         self, folder: str | os.PathLike[str], calc_macs: bool = False, calc_size: bool = False
@@ -5231,6 +5987,15 @@ class TFLiteModel:
         self.snapshot, decision = decide_split(self.snapshot, max_macs, Budget(time_limit), try_orders)
         return decision
 
+    def inline_buffers(self) -> InliningDecision:
+        """Move data of external buffers into the FlatBuffer; TFLM would not find it elsewhere.
+
+        Raises:
+            ModelError: the file uses a schema that is not known here.
+        """
+        self.snapshot, decision = decide_inlining(self.snapshot)
+        return decision
+
     def plan_memory(self, time_limit: float = TIME_LIMIT) -> PlanDecision:
         """Fix the lowest arena layout in the file, for TFLM to use; the rest of the file stays as it is.
 
@@ -5240,18 +6005,13 @@ class TFLiteModel:
         self.snapshot, decision = decide_plan(self.snapshot, Budget(time_limit))
         return decision
 
-    def verify_against(
-        self, original: TFLiteModel, seed: int = 0, reference_kernels: bool = False
-    ) -> VerificationDecision:
-        """Run this model and another in LiteRT on the same random inputs and compare their outputs bit by bit.
-
-        Args:
-            reference_kernels: for a split model of floats, see :func:`verify_models`.
+    def verify_against(self, original: TFLiteModel, seed: int = 0) -> VerificationDecision:
+        """Run this model and another on the same random inputs, in TFLM and in LiteRT, and compare all bit by bit.
 
         Raises:
-            VerificationError: LiteRT is not installed, or does not run one of the models.
+            VerificationError: no runtime is installed that runs the original, or one does not run this model.
         """
-        return verify_models(original.snapshot.data, self.snapshot.data, seed, reference_kernels)
+        return verify_models(original.snapshot.data, self.snapshot.data, seed)
 
     def cluster_weights(self, clusters: int, per_channel: bool = False) -> ClusteringDecision:
         """Give every weight matrix at most ``clusters`` distinct values, biases untouched.
@@ -5282,6 +6042,7 @@ class TFLiteModel:
 
 DONE, CHECK_FAILED, BAD_INPUT = 0, 1, 2  # exit codes
 PLOT_FORMATS = (".png", ".svg", ".pdf")
+STREAM = Path("-")  # stdin or stdout in place of a file
 UNITS = {"K": 1024, "M": 1024**2}
 
 
@@ -5345,12 +6106,22 @@ def _parser() -> argparse.ArgumentParser:
         epilog="exit codes: 0 done, 1 a check failed, 2 bad input or usage",
     )
     add = parser.add_argument
-    add("-i", "--input", type=Path, required=True, metavar="FILE", help="the model to read (.tflite)")
-    add("-o", "--output", type=Path, metavar="FILE", help="write the resulting model here")
+    add("-i", "--input", type=Path, required=True, metavar="FILE", help="the model to read (.tflite); '-' is stdin")
+    add("-o", "--output", type=Path, metavar="FILE", help="write the resulting model here; '-' is stdout")
     add("--in-place", action="store_true", help="write the resulting model over the input")
     add("--plan", action="store_true", help="fix the smallest arena layout in the file, for TensorFlow Lite Micro")
-    add("--verify", action="store_true", help="compare the outputs with the input model's, bit by bit, in LiteRT")
-    add("--max-arena", type=_size, metavar="BYTES", help="exit with 1 if TFLM's arena exceeds this (64KB: 65,536 B)")
+    add(
+        "--verify",
+        action="store_true",
+        help="compare the outputs with the input model's, bit by bit, in TFLM and LiteRT",
+    )
+    add("--max-arena", type=_size, metavar="BYTES", help="exit with 1 if the arena to reserve exceeds this (as 64KB)")
+    add("--max-head", type=_size, metavar="BYTES", help="the same for its part that is exact: tensors and scratch")
+    add(
+        "--inline-buffers",
+        action="store_true",
+        help="move data from outside of the FlatBuffer, where TFLM looks for it",
+    )
     add(
         "--clusters",
         type=_cluster_counts,
@@ -5369,6 +6140,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--time-limit", type=_seconds, metavar="SECONDS", help=f"for all searches together (default: {TIME_LIMIT:g})")
     add("--calc-macs", action="store_true", help="add the multiply-accumulates of every operator")
     add("--calc-size", action="store_true", help="add the parameter bytes of every operator")
+    add("--full", action="store_true", help="show all rows of the tables, however many they are")
     add("--csv", type=Path, metavar="FOLDER", help="write the tables as CSV files into this folder")
     add("--json", metavar="FILE", help="write the analysis as JSON; '-' prints it instead of the tables")
     add("--plot", type=_picture, metavar="FILE", help="draw the memory use of every operator (png, svg or pdf)")
@@ -5386,32 +6158,47 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError, OSError):
             stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # names may hold what it cannot show
+    if sys.stdout is None:
+        _say("tflite-tools: error: standard output is closed; to see nothing, send it to the null device")
+        return BAD_INPUT
     try:
         arguments = _parser().parse_args(argv)
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else BAD_INPUT
+    name = "standard input" if arguments.input == STREAM else str(arguments.input)
     try:
-        return _run(arguments)
+        with keeping_the_best():
+            return _run(arguments)
     except UsageError as error:
         message = str(error)
     except ModelError as error:
-        message = f"{arguments.input}: {error}"
+        message = f"{name}: {error}"
     except ArenaError as error:
-        message = f"{arguments.input}: the arena of TFLM is not known, since {error}"
+        message = f"{name}: the arena of TFLM is not known, since {error}"
     except (OSError, RuntimeError) as error:  # RuntimeError: a circle of symbolic links, before Python 3.13
         strerror = getattr(error, "strerror", None)
-        message = f"{getattr(error, 'filename', None)}: {strerror}" if strerror else str(error)
+        message = f"{getattr(error, 'filename', None) or 'standard output'}: {strerror}" if strerror else str(error)
     except VerificationError as error:
-        _say(f"tflite-tools: check failed: {arguments.input}: not verified: {error}")
+        _say(f"tflite-tools: check failed: {name}: not verified: {error}")
         return CHECK_FAILED
     except ArithmeticError as error:
-        message = f"{arguments.input}: {error}"
+        message = f"{name}: {error}"
     except MemoryError:
-        message = f"{arguments.input}: not enough memory for this model"
+        message = f"{name}: not enough memory for this model"
     except KeyboardInterrupt:
         message = "interrupted; nothing was written"
     _say(f"tflite-tools: error: {message}")
     return BAD_INPUT
+
+
+@contextlib.contextmanager
+def _standard_output() -> Iterator[None]:
+    """Print to stdout, and be silent from then on where nobody listens any longer, as behind ``| head``."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 StepFunction = Callable[[TFLiteModel, float], list[Decision]]  # gets a time limit in seconds
@@ -5420,6 +6207,8 @@ StepFunction = Callable[[TFLiteModel, float], list[Decision]]  # gets a time lim
 def _steps(arguments: argparse.Namespace, original: Snapshot) -> list[tuple[int, StepFunction]]:
     """What to do with the model, in order, each with its weight when the time is divided."""
     steps: list[tuple[int, StepFunction]] = []
+    if arguments.inline_buffers:
+        steps += [(0, lambda model, _: [model.inline_buffers()])]
     if arguments.clusters and len(arguments.clusters) > 1:
         steps += [(0, lambda model, _: [*model.compare_clusterings(arguments.clusters, arguments.per_channel)])]
     elif arguments.clusters:
@@ -5432,8 +6221,7 @@ def _steps(arguments: argparse.Namespace, original: Snapshot) -> list[tuple[int,
     if arguments.plan:
         steps += [(1, lambda model, seconds: [_plan(model, seconds, original)])]
     if arguments.verify:
-        verify = partial(verify_models, original.data, reference_kernels=arguments.split)
-        steps += [(0, lambda model, _: [verify(model.snapshot.data)])]
+        steps += [(0, lambda model, _: [verify_models(original.data, model.snapshot.data)])]
     return steps
 
 
@@ -5451,7 +6239,10 @@ def _plan(model: TFLiteModel, seconds: float, original: Snapshot) -> PlanDecisio
 
 def _run(arguments: argparse.Namespace) -> int:
     files = _resolve_files(arguments)
-    model = TFLiteModel.load_from_file(arguments.input)
+    if arguments.input == STREAM:
+        model = TFLiteModel(sys.stdin.buffer.read())
+    else:
+        model = TFLiteModel.load_from_file(arguments.input)
     original = model.snapshot
     budget = Budget(TIME_LIMIT if arguments.time_limit is None else arguments.time_limit)
     steps = _steps(arguments, original)
@@ -5459,22 +6250,39 @@ def _run(arguments: argparse.Namespace) -> int:
     for number, (weight, step) in enumerate(steps):
         still = sum(later for later, _ in steps[number:])
         results += step(model, budget.share(weight / still if still else 0).left)
-    if arguments.memory_map or arguments.max_arena is not None:
+    limits = {"arena to reserve": arguments.max_arena, "head of the arena": arguments.max_head}
+    is_limited = any(limit is not None for limit in limits.values())
+    if arguments.memory_map or is_limited:
         _ = model.arena  # if it is not known, better now than with half of the outputs written
-    _report(arguments, files, model, original, results)
+    with contextlib.redirect_stdout(sys.stderr) if files.output == STREAM else _standard_output():
+        _report(arguments, files, model, original, results)
+    if Budget.is_interrupted:
+        _say("interrupted: this is the best so far")
     is_verified = all(r.identical for r in results if isinstance(r, VerificationDecision))
     if not is_verified and not arguments.clusters:
         _say("check failed: the outputs differ, so no model was written")
         return CHECK_FAILED
-    if files.output:
+    if files.output == STREAM:
+        sys.stdout.buffer.write(model.to_bytes())
+        sys.stdout.flush()
+    elif files.output:
         model.write_to_file(files.output)
         _say(f"wrote {files.output}")
     elif results:
         _say("nothing was written: give -o FILE to save this model")
-    if arguments.max_arena is not None and model.arena.head > arguments.max_arena:
-        _say(f"check failed: the arena takes {model.arena.head:,} B, more than {arguments.max_arena:,} B")
-        return CHECK_FAILED
-    return DONE
+    failures = _exceeded(model.arena, limits) if is_limited else []
+    for failure in failures:
+        _say(f"check failed: {failure}")
+    return CHECK_FAILED if failures else DONE
+
+
+def _exceeded(arena: Arena, limits: Mapping[str, int | None]) -> list[str]:
+    """What does not hold of the limits on an arena, one sentence each."""
+    failures = [f"the memory plan in the file is wrong: {fault}" for fault in arena.problems[:1]]
+    for (what, limit), taken in zip(limits.items(), (arena.reserve, arena.head), strict=True):
+        if limit is not None and taken > limit:
+            failures.append(f"the {what} takes {taken:,} B, more than {limit:,} B")
+    return failures
 
 
 class Files(NamedTuple):
@@ -5492,8 +6300,11 @@ def _report(
     is_comparison = len(clusterings) > 1
     for note in [*(clusterings[0].notes if clusterings else ()), *model.graph.notes]:
         _say(f"note: {note}")
+    with contextlib.suppress(ArenaError):
+        for problem in model.arena.problems[:1]:
+            _say(f"warning: the memory plan in the file is wrong: {problem}")
     if arguments.json != "-":
-        model.print_model_analysis(arguments.calc_macs, arguments.calc_size)
+        model.print_model_analysis(arguments.calc_macs, arguments.calc_size, arguments.full)
         if is_comparison:
             title = "Weights clustered to at most N values each, for comparison:"
             print("", title, comparison_table(clusterings), sep="\n")
@@ -5525,8 +6336,11 @@ def _report(
 
 
 def _say(text: str) -> None:
-    sys.stdout.flush()  # so that both streams show up in the order of events
-    print(shorten(text, 1000), file=sys.stderr)  # on one line, whatever names it holds
+    if sys.stdout is not None:
+        with _standard_output():  # so that both streams show up in the order of events
+            pass
+    with contextlib.suppress(OSError, AttributeError):  # where there is nobody to tell
+        print(shorten(text, 1000), file=sys.stderr)  # on one line, whatever names it holds
 
 
 def _resolve_files(arguments: argparse.Namespace) -> Files:
@@ -5538,6 +6352,10 @@ def _resolve_files(arguments: argparse.Namespace) -> Files:
         output = arguments.input
     elif arguments.output and _same_file(arguments.output, arguments.input):
         raise UsageError(f"{arguments.output}: the output is the input; add --in-place to replace it")
+    if STREAM in (arguments.input, output) and arguments.in_place:
+        raise UsageError("--in-place needs a file")
+    if output == STREAM and arguments.json == "-":
+        raise UsageError("the model and the JSON cannot both go to standard output")
     json_file = None if arguments.json in (None, "-") else Path(arguments.json)
     files = [f for f in (output, arguments.plot, arguments.memory_map, json_file) if f is not None]
     for i, file in enumerate(files):
@@ -5564,6 +6382,8 @@ def _resolve_files(arguments: argparse.Namespace) -> Files:
 
 
 def _same_file(a: Path, b: Path) -> bool:
+    if STREAM in (a, b):
+        return False
     return a.resolve() == b.resolve() or (a.exists() and b.exists() and a.samefile(b))
 
 
@@ -5583,6 +6403,6 @@ def _progress_bar() -> Iterator[Callable[[int, int, int], None]]:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == [WORKER]:
-        litert_worker(*sys.argv[2:])
+        run_model(*sys.argv[2:])
     else:
         sys.exit(main())

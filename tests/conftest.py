@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pickle
 import re
 import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,3 +87,45 @@ def run_tflm(path: Path) -> TflmRun:
     if len(arena) < 2 or not output:
         raise RuntimeError(f"TFLM does not run this model: {(done.stdout + done.stderr)[-300:]}")
     return TflmRun(int(arena["NonPersistent"]), int(arena["Persistent"]), output[1])
+
+
+WHEEL = """
+import pickle, sys
+from tflite_micro.python.tflite_micro import runtime
+data, arena, inferences, outputs = pickle.load(sys.stdin.buffer)
+interpreter = runtime.Interpreter.from_bytes(data, arena_size=arena)
+results = []
+for arrays in inferences:
+    for i, array in enumerate(arrays):
+        interpreter.set_input(array, i)
+    interpreter.invoke()
+    results.append([interpreter.get_output(i) for i in range(outputs)])
+sys.stdout.buffer.write(pickle.dumps(results))
+sys.stdout.flush()
+interpreter.print_allocations()
+"""
+
+
+@dataclass(frozen=True)
+class WheelRun:
+    """What the TFLM of the package tflite-micro, a 64-bit build, says of a model."""
+
+    head: int
+    tail: int
+    outputs: list[list[np.ndarray]]  # per inference
+
+
+def run_in_wheel(model: bytes, inferences: list[list[np.ndarray]], outputs: int, arena: int = 1 << 26) -> WheelRun:
+    """RuntimeError where TFLM refuses the model, or dies of it."""
+    pytest.importorskip("tflite_micro")
+    done = subprocess.run(
+        [sys.executable, "-c", WHEEL],
+        input=pickle.dumps((model, arena, inferences, outputs)),
+        capture_output=True,
+        timeout=300,
+    )
+    said = done.stderr.decode(errors="replace")
+    arenas = dict(re.findall(r"Arena allocation (head|tail) (\d+) bytes", said))
+    if done.returncode or len(arenas) < 2:
+        raise RuntimeError(f"exit code {done.returncode}: {said[-400:]}")
+    return WheelRun(int(arenas["head"]), int(arenas["tail"]), pickle.loads(done.stdout))

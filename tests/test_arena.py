@@ -189,6 +189,9 @@ def test_corpus_is_planned_optimally(path: Path):
     except (ModelError, ArenaError) as error:
         pytest.skip(str(error)[:80])
     result = model.plan_memory()
+    if before.is_compiled:
+        assert result.refusal
+        return
     assert result.optimal
     assert result.after <= before.head
     assert result.changed == (result.after < before.head)
@@ -461,10 +464,14 @@ def test_signatures_run_after_metadata_was_added(name: str):
         (["--plan"], "54KB", 0), (["--plan"], "55295", 1),
     ],
 )  # fmt: skip
-def test_max_arena(flags: list[str], limit: str, code: int, capsys: pytest.CaptureFixture[str]):
+def test_limits(flags: list[str], limit: str, code: int, capsys: pytest.CaptureFixture[str]):
     path = str(MODELS / "digits_mobilenet_int8.tflite")
-    assert main(["-i", path, "--max-arena", limit, *flags]) == code
-    assert ("check failed" in capsys.readouterr().err) == (code == 1)
+    assert main(["-i", path, "--max-head", limit, *flags]) == code
+    assert ("check failed: the head" in capsys.readouterr().err) == (code == 1)
+    model = TFLiteModel.load_from_file(path)
+    assert main(["-i", path, "--max-arena", str(model.arena.reserve)]) == 0
+    assert main(["-i", path, "--max-arena", str(model.arena.reserve - 1), "--max-head", "100KB"]) == 1
+    assert "check failed: the arena to reserve" in capsys.readouterr().err
 
 
 def test_memory_map(tmp_path: Path):

@@ -6,14 +6,32 @@ import importlib.util
 import json
 from pathlib import Path
 
+import flatbuffers
 import numpy as np
 import pytest
+from ai_edge_litert import schema_py_generated as schema
 from builder import Builder
 from conftest import MODELS, SHARED, corpus, corpus_id, needs_shared
 
 import tflite_tools
-from tflite_tools import ArenaError, ModelError, TFLiteModel, VerificationError, litert_worker, main, verify_models
+from tflite_tools import (
+    INPUT_SCALES,
+    LITERT,
+    PACKAGES,
+    TFLM,
+    ArenaError,
+    ModelError,
+    RunFailure,
+    TFLiteModel,
+    VerificationError,
+    main,
+    random_inputs,
+    read_model,
+    run_model,
+    verify_models,
+)
 
+FAULTS = SHARED / "faults"
 CELLS = (MODELS / "digits_cells_int8.tflite").read_bytes()
 
 
@@ -23,7 +41,12 @@ def test_a_reordered_and_planned_model_is_identical():
     model.plan_memory()
     result = model.verify_against(TFLiteModel(CELLS))
     assert result.identical
-    assert result.outputs == tflite_tools.INFERENCES
+    assert result.runtimes == (TFLM, LITERT)
+    assert result.signatures == ("serving_default",)
+    assert result.outputs == 3 * len(INPUT_SCALES)  # in TFLM, in LiteRT, and of the signature
+    assert result.inner > 30
+    assert not result.constant
+    assert not result.notes
     assert result.noise == 0
     assert result.sqnr_db == float("inf")
 
@@ -34,6 +57,7 @@ def test_a_different_model_is_told_apart():
     result = verify_models(CELLS, model.to_bytes())
     assert not result.identical
     assert 0 < result.sqnr_db < 60
+    assert result.inner_different > 0
 
 
 def test_a_mismatch_fails_the_check_and_writes_nothing(
@@ -72,7 +96,9 @@ def test_equal_bytes_of_another_shape_or_type_are_different(shape: tuple[int, ..
         return b.build([x], [w])
 
     result = verify_models(model((4,), "FLOAT32"), model(shape, dtype))
-    assert (result.outputs, result.different) == (tflite_tools.INFERENCES, different)
+    assert (result.outputs, result.different) == (2 * len(INPUT_SCALES), 2 * different)
+    assert len(result.constant) == 1
+    assert "proves little" in "".join(result.lines())
 
 
 def test_what_litert_cannot_run_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -84,7 +110,8 @@ def test_what_litert_cannot_run_is_said(tmp_path: Path, capsys: pytest.CaptureFi
     assert main(["-i", str(path), "--verify", "-o", str(tmp_path / "out.tflite")]) == 1
     error = capsys.readouterr().err.strip().splitlines()
     assert len(error) == 1
-    assert "not verified: LiteRT does not run the original model" in error[0]
+    assert "not verified: TFLM does not run this model: NobodyKnowsThis: there is no such kernel" in error[0]
+    assert "LiteRT does not run the original model" in error[0]
     assert [p.name for p in tmp_path.iterdir()] == ["in.tflite"]
 
 
@@ -93,28 +120,155 @@ def test_a_hanging_runtime_is_stopped():
         verify_models(CELLS, CELLS, timeout=0.01)
 
 
-def test_without_litert_the_message_says_what_to_install(monkeypatch: pytest.MonkeyPatch):
+def test_without_a_runtime_the_message_says_what_to_install(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(VerificationError, match="pip install"):
+    with pytest.raises(VerificationError, match=r"pip install tflite-micro.*pip install ai-edge-litert"):
         verify_models(CELLS, CELLS)
 
 
-@pytest.mark.parametrize("kernels", tflite_tools.KERNELS)
-def test_the_worker_runs_signatures_and_plain_models(tmp_path: Path, kernels: str):
+def relu(dtype: str = "FLOAT32", kind: str = "RELU") -> bytes:
+    b = Builder()
+    x, y = b.tensor((4,), dtype), b.tensor((4,), dtype)
+    b.op(kind, [x], [y])
+    return b.build([x], [y])
+
+
+def test_a_runtime_that_refuses_only_the_changed_model_fails_the_check():
+    for broken, runtime in (("NobodyKnowsThis", TFLM), ("NobodyKnowsThis", LITERT)):
+        with pytest.raises(VerificationError, match="runs the original model, but not the changed one"):
+            verify_models(relu(), relu(kind=broken))
+        assert runtime in PACKAGES
+
+
+def test_one_runtime_that_lacks_an_operator_is_a_note():
+    b = Builder()
+    x, y = b.tensor((4,), "FLOAT32"), b.tensor((8,), "FLOAT32")
+    b.op("TILE", [x, b.constant(np.array([2], np.int32))], [y])
+    model = b.build([x], [y])
+    result = verify_models(model, model)
+    assert result.runtimes == (LITERT,)
+    assert "TILE: there is no such kernel" in result.notes[0]
+    assert "Not verified there: TFLM" in result.lines()[-1]
+
+
+def test_a_crash_of_the_runtime_is_told_as_one():
+    """A SOFTMAX whose input has a scale so small that TFLM's kernel aborts."""
+    b = Builder()
+    x, y = (b.tensor((1, 4), "INT8", quantization=quantized(scale, zero)) for scale, zero in ((1e-8, 0), (2**-8, -128)))
+    b.op("SOFTMAX", [x], [y], options("Softmax", beta=1.0))
+    model = b.build([x], [y])
+    with pytest.raises(RunFailure, match=r"it crashed \(SIGABRT\)"):
+        tflite_tools._run_apart(TFLM, model, read_model(model), [], tflite_tools.KERNELS[0], 60)
+    assert verify_models(model, model).runtimes == (LITERT,)
+
+
+def quantized(scale: float, zero: int) -> object:
+    made = schema.QuantizationParametersT()
+    made.scale, made.zeroPoint = [scale], [zero]
+    return made
+
+
+def test_indices_stay_in_range():
+    b = Builder()
+    ids = b.tensor((64,), "INT32")
+    table, y = b.constant(np.arange(9, dtype=np.float32).reshape(3, 3)), b.tensor((64, 3), "FLOAT32")
+    b.op("EMBEDDING_LOOKUP", [ids, table], [y])
+    columns, z = b.tensor((64,), "INT32"), b.tensor((3, 64), "FLOAT32")
+    gather = options("Gather", axis=1)
+    b.op("GATHER", [b.constant(np.zeros((3, 5), np.float32)), columns], [z], gather)
+    free, negated = b.tensor((64,), "INT32"), b.tensor((64,), "INT32")
+    b.op("NEG", [free], [negated])
+    sizes, sliced = b.tensor((1,), "INT32"), b.tensor((1,), "INT32")
+    b.op("SLICE", [free, sizes, sizes], [sliced])
+    whole, other = b.tensor((64,), "INT64"), b.tensor((64,), "INT64")
+    b.op("NEG", [whole], [other])
+    graph = read_model(b.build([ids, columns, sizes, free, whole], [y, z, negated, sliced, other]))
+    for values in random_inputs(graph, 0):
+        assert {*values[0].tolist()} == {0, 1, 2}
+        assert {*values[1].tolist()} == {0, 1, 2, 3, 4}
+        assert values[2].max() < 2
+        assert values[3].max() < 2  # it is sliced as well
+        assert np.abs(values[4]).max() > 1 << 60
+
+
+def options(table: str, **fields: float) -> object:
+    made = getattr(schema, f"{table}OptionsT")()
+    for field, value in fields.items():
+        setattr(made, field, value)
+    return made
+
+
+def test_inputs_have_several_scales_and_all_of_their_range():
+    b = Builder()
+    x, y, n = b.tensor((500,), "FLOAT32"), b.tensor((500,), "INT8"), b.tensor((9,), "BOOL")
+    small, _, large = sorted(np.abs(values[0]).mean() for values in random_inputs(read_model(b.build([x], [x])), 0))
+    assert 100 * small < large
+    first = random_inputs(read_model(b.build([x, y, n], [x])), 0)[0]
+    assert (first[1].min(), first[1].max(), first[2].dtype) == (-128, 127, bool)
+    strings = b.tensor((1,), "STRING")
+    with pytest.raises(VerificationError, match="no random inputs of type string"):
+        random_inputs(read_model(b.build([strings], [strings])), 0)
+
+
+@pytest.mark.parametrize("runtime", [TFLM, LITERT])
+def test_what_a_worker_process_does(tmp_path: Path, runtime: str):
     import pickle
 
-    litert_worker(str(MODELS / "digits_cnn_int8.tflite"), str(tmp_path / "signature"), "0", kernels)
-    assert len(pickle.loads((tmp_path / "signature").read_bytes())) == 1
+    inputs = random_inputs(read_model(CELLS), 0)
+    (tmp_path / "model.tflite").write_bytes(CELLS)
+    (tmp_path / "inputs").write_bytes(pickle.dumps(inputs))
+    run_model(runtime, str(tmp_path), str(1 << 20), tflite_tools.KERNELS[1])
+    outputs, signatures, inner = pickle.loads((tmp_path / "outputs").read_bytes())
+    assert [len(o) for o in outputs] == [1] * len(INPUT_SCALES)
+    assert bool(signatures) == bool(inner) == (runtime == LITERT)
+
+
+def with_a_signature_of_an_inner_tensor(last: str) -> bytes:
+    """As old converters left it: the signature's output is not that of the model."""
     b = Builder()
-    inputs = [b.tensor((3,), dtype) for dtype in ("INT8", "INT32", "BOOL", "FLOAT32", "COMPLEX64")]
-    y = b.tensor((3,), "FLOAT32")
-    b.op("RELU", [inputs[3]], [y])
-    (tmp_path / "plain.tflite").write_bytes(b.build(inputs, [y]))
-    litert_worker(str(tmp_path / "plain.tflite"), str(tmp_path / "plain"), "0", kernels)
-    outputs = pickle.loads((tmp_path / "plain").read_bytes())
-    assert len(outputs[""]) == tflite_tools.INFERENCES
-    with pytest.raises(ValueError, match="no random inputs"):
-        tflite_tools._random_input(np.random.default_rng(), {"shape": (1,), "dtype": np.str_})
+    x, inner, y = (b.tensor((4,), "FLOAT32", name=name) for name in ("x", "inner", "y"))
+    b.op("RELU", [x], [inner])
+    b.op(last, [inner], [y])
+    model = schema.ModelT.InitFromPackedBuf(b.build([x], [y]))
+    maps = []
+    for name, tensor in (("x", x), ("y", inner)):
+        maps.append(schema.TensorMapT())
+        maps[-1].name, maps[-1].tensorIndex = name, tensor
+    signature = schema.SignatureDefT()
+    signature.signatureKey, signature.inputs, signature.outputs = "old", maps[:1], maps[1:]
+    model.signatureDefs = [signature]
+    builder = flatbuffers.Builder()
+    builder.Finish(model.Pack(builder), b"TFL3")
+    return bytes(builder.Output())
+
+
+def test_a_signature_of_an_inner_tensor_does_not_hide_the_outputs(monkeypatch: pytest.MonkeyPatch):
+    original, changed = (with_a_signature_of_an_inner_tensor(kind) for kind in ("NEG", "ABS"))
+    assert verify_models(original, original).identical
+    monkeypatch.setattr(tflite_tools, "PACKAGES", {LITERT: PACKAGES[LITERT]})
+    result = verify_models(original, changed)
+    assert result.different == len(INPUT_SCALES)
+
+
+@needs_shared
+def test_outputs_that_never_change_prove_little():
+    model = TFLiteModel.load_from_file(FAULTS / "keras_mobilenet_v1_tiny_scales_int8.tflite")
+    original = TFLiteModel(model.to_bytes())
+    model.cluster_weights(16)
+    result = model.verify_against(original)
+    assert result.constant
+    assert not result.identical  # the tensors inside tell
+
+
+@needs_shared
+@pytest.mark.parametrize("name", ["keras_unet_nearest_int8", "keras_depth_to_space_int8", "keras_elu_float"])
+def test_models_that_reference_kernels_of_litert_lack_are_verified(name: str):
+    model = TFLiteModel.load_from_file(FAULTS / f"{name}.tflite")
+    original = TFLiteModel(model.to_bytes())
+    model.split_operators(time_limit=5)
+    result = model.verify_against(original)
+    assert result.identical
+    assert LITERT in result.runtimes
 
 
 @needs_shared
@@ -143,4 +297,5 @@ def test_state_is_compared_over_several_inferences(tmp_path: Path):
     assert main(arguments) == 0
     verification = json.loads(report.read_text())["verification"]
     assert verification["identical"]
-    assert verification["outputs"] % tflite_tools.INFERENCES == 0
+    assert verification["runtimes"] == [TFLM, LITERT]
+    assert verification["outputs"] % len(INPUT_SCALES) == 0
