@@ -421,7 +421,31 @@ class Node:
         return self.output.elements if self.output else 0
 
 
+class Target(NamedTuple):
+    """Bytes of TFLM's own structures with pointers of one size; those for planning live only while it plans."""
+
+    pointer: int
+    tensor: int  # persistent, for every tensor, constants included
+    operator: int
+    scratch: int  # for every request
+    subgraph: int
+    variable: int  # for every resource variable
+    interpreter: int
+    port: int  # for every input and output
+    quantized_port: int  # more, besides 4 bytes per scale
+    request: int  # while planning, for every request for scratch
+    planned: int  # while planning, for every tensor and request
+
+
+BITS_32 = Target(4, 12, 32, 4, 8, 20, 132, 40, 16, request=12, planned=24)
+BITS_64 = Target(8, 24, 64, 8, 16, 40, 456, 72, 32, request=16, planned=32)
+
+
 def _nothing(node: Node) -> int:
+    return 0
+
+
+def _no_arrays(node: Node, target: Target) -> int:
     return 0
 
 
@@ -442,9 +466,10 @@ class Tflm(NamedTuple):
 
     types: str = "*"  # of its inputs and its output, see :func:`accepts`
     options: int = 0  # bytes of the options as it keeps them
-    data: int = 0  # bytes of its own structure
+    data: int = 0  # bytes of its own structure with pointers of 32 bits
+    wider: int = 0  # more of them with pointers of 64 bits, at least
     scratch: Callable[[Node], list[int]] = _no_scratch  # bytes of each buffer that it requests, in its order
-    arrays: Callable[[Node], int] = _nothing  # bytes of further persistent memory
+    arrays: Callable[[Node, Target], int] = _no_arrays  # bytes of further persistent memory
     needs: tuple[Callable[[Node], str], ...] = ()  # each says what stands against the operator, if anything does
 
 
@@ -563,23 +588,77 @@ def _rfft_scratch(node: Node) -> list[int]:
     return [_flexbuffer(node.custom_options).get("fft_length", 0) * (node["input"].element.tflm_bytes or 0)]
 
 
-def _per_channel(node: Node) -> int:
+def _per_channel(node: Node, target: Target) -> int:
     return 2 * align(4 * sum(node.output.shape[-1:])) if node.output else 0  # a multiplier and a shift each
 
 
-def _per_scale(node: Node) -> int:
+def _per_scale(node: Node, target: Target) -> int:
     quantization = node["weights"].quantization
     scales = len(quantization.scales) if quantization else 0
     return 2 * align(4 * scales) if scales > 1 else 0
 
 
-def _transposed_copies(node: Node) -> int:
-    a, b = node["a"].bytes or 0, node["b"].bytes or 0
-    return (align(a) if node.options.get("AdjX") else 0) + (0 if node.options.get("AdjY") else align(b))
+def _output_shape(node: Node, target: Target) -> int:
+    """A shape that the kernel writes itself."""
+    return align(4 + 4 * len(node.output.shape)) if node.output else 0
 
 
-def _two_arrays(node: Node) -> int:
-    return 2 * align(4 * len(node.inputs))
+def _matmul_arrays(node: Node, target: Target) -> int:
+    copies = [node["a"]] if node.options.get("AdjX") else []
+    copies += [] if node.options.get("AdjY") else [node["b"]]
+    total = sum(align(t.bytes or 0) + align(target.tensor) + align(4 + 4 * len(t.shape)) for t in copies)
+    return total + _output_shape(node, target) + (32 if node["a"].dtype != "FLOAT32" else 0)
+
+
+def _softmax_tables(node: Node, target: Target) -> int:
+    return 2 * align(2 * 513) if node["input"].dtype == "INT16" else 0
+
+
+def _fft_state(node: Node, target: Target) -> int:
+    """Twiddle factors of KISS FFT, for a complex transform of half the length and for making it a real one."""
+    half = _flexbuffer(node.custom_options).get("fft_length", 0) // 2
+    return align(272 + 2 * target.pointer + 5 * half * (node["input"].element.tflm_bytes or 0))
+
+
+def _per_filter(size: int, more: int = 0) -> Callable[[Node, Target], int]:
+    return lambda node, target: align(size * (_flexbuffer(node.custom_options).get("num_channels", 0) + more))
+
+
+def _rings(node: Node, capacity: int, target: Target, are_listed: bool = True) -> int:
+    """Ring buffers of so many int16, each of them stored twice; one per row of the input, if they are in a list."""
+    rows = node["input"].elements // max(node["input"].shape[-1], 1) if are_listed else 1
+    lists = 2 * align(rows * target.pointer) if are_listed else 0
+    return lists + rows * align(4 * target.pointer + 8 + 4 * capacity)
+
+
+def _delay_rings(node: Node, target: Target) -> int:
+    return _rings(node, node["input"].shape[-1] + _flexbuffer(node.custom_options).get("delay_length", 0), target)
+
+
+def _framer_rings(node: Node, target: Target) -> int:
+    options = _flexbuffer(node.custom_options)
+    step = max(options.get("frame_step", 1), 1)
+    return _rings(node, -(-options.get("frame_size", 0) // step) * step, target)
+
+
+def _stacker_ring(node: Node, target: Target) -> int:
+    options = _flexbuffer(node.custom_options)
+    frames = options.get("stacker_left_context", 0) + options.get("stacker_right_context", 0) + 1
+    return _rings(node, options.get("num_channels", 0) * frames, target, are_listed=False)
+
+
+def _overlaps(node: Node, target: Target) -> int:
+    *rows, _, size = (1, 1, *node["input"].shape)
+    return align(math.prod(rows) * target.pointer) + math.prod(rows) * align(
+        size * (node["input"].element.tflm_bytes or 0)
+    )
+
+
+def _if_quantized(size: int, wider: int = 0) -> Callable[[Node, Target], int]:
+    """A structure that kernels of integers have."""
+    return lambda node, target: (
+        size + (wider if target is BITS_64 else 0) if node.inputs[0] and node.inputs[0].dtype != "FLOAT32" else 0
+    )
 
 
 # What else a kernel needs: each of these says what stands against an operator, or nothing.
@@ -720,41 +799,56 @@ KINDS: dict[str, Kind] = {
         CONV,
         _by_weights(4, 1, 4),
         "convolution",
-        Tflm("f32/f32 i8/i8 i8/i4 i16/i8/i32|i64", 28, 56, _int4_scratch, _per_channel, (_scaled("input", "weights"),)),
+        Tflm(
+            "f32/f32 i8/i8 i8/i4 i16/i8/i32|i64",
+            28,
+            56,
+            16,
+            _int4_scratch,
+            _per_channel,
+            (_scaled("input", "weights"),),
+        ),
     ),
     "DEPTHWISE_CONV_2D": Kind(
         FILTER,
         DEPTHWISE,
         _by_weights(4, 1, 3),
         "convolution",
-        Tflm(CONVOLVED, 28, 56, _int4_scratch, _per_channel, (_scaled("input", "weights"),)),
+        Tflm(CONVOLVED, 28, 56, 16, _int4_scratch, _per_channel, (_scaled("input", "weights"),)),
     ),
     "TRANSPOSE_CONV": Kind(
         "output_shape *weights input bias",
         macs=_scattered,
-        tflm=Tflm("_/f32/f32 _/i8/i8 _/i8/i16", 20, 80, _transpose_conv_scratch, _per_channel),
+        tflm=Tflm("_/f32/f32 _/i8/i8 _/i8/i16", 20, 80, 16, _transpose_conv_scratch, _per_channel),
     ),
     "CONV_3D": Kind(FILTER, macs=_by_weights(5, 0, 4), tflm=None),
     "CONV_3D_TRANSPOSE": Kind("output_shape *weights input bias", tflm=None),
-    "FULLY_CONNECTED": Kind(FILTER, macs=_dense_macs, tflm=Tflm(CONVOLVED, 16, 48, _int4_scratch, _per_scale)),
+    "FULLY_CONNECTED": Kind(FILTER, macs=_dense_macs, tflm=Tflm(CONVOLVED, 16, 48, 48, _int4_scratch, _per_scale)),
     "BATCH_MATMUL": Kind(
         "*a *b",
         Options("BatchMatMulOptions", ("AdjX", "AdjY")),
         _matmul_macs,
-        tflm=Tflm("f32/f32 i8/i8 i16/i16", arrays=_transposed_copies, needs=(_rank(2, 5), _symmetric)),
+        tflm=Tflm(
+            "f32/f32 i8/i8 i16/i16",
+            options=3,
+            data=16,
+            wider=16,
+            arrays=_matmul_arrays,
+            needs=(_rank(2, 5), _symmetric),
+        ),
     ),
     "MAX_POOL_2D": Kind(UNARY, POOL, _pool_macs, "maximum", Tflm(REAL, 40, 32, needs=POOLED)),
     "AVERAGE_POOL_2D": Kind(UNARY, POOL, _pool_macs, "average", Tflm(REAL, 40, 32, needs=POOLED)),
-    "L2_POOL_2D": Kind(UNARY, POOL, _pool_macs, tflm=Tflm(FLOAT, needs=PICTURES)),
+    "L2_POOL_2D": Kind(UNARY, POOL, _pool_macs, tflm=Tflm(FLOAT, 40, arrays=_output_shape, needs=PICTURES)),
     # tables and memories
-    "EMBEDDING_LOOKUP": Kind("indices *table", tflm=Tflm("i32/f32>f32 i32/i8>f32|i8")),
-    "GATHER": Kind("*table indices", Options("GatherOptions", ("Axis",)), tflm=Tflm(EXTREME)),
+    "EMBEDDING_LOOKUP": Kind("indices *table", tflm=Tflm("i32/f32>f32 i32/i8>f32|i8", data=16, arrays=_output_shape)),
+    "GATHER": Kind("*table indices", Options("GatherOptions", ("Axis",)), tflm=Tflm(EXTREME, 8, arrays=_output_shape)),
     "SVDF": Kind(
         "input *feature *time bias state",
         Options("SVDFOptions", ("Rank",)),
         _recurrent_macs,
         "",
-        Tflm("f32/f32/f32/f32/f32 i8/i8/i8/i32/i8 i8/i8/i16/i32/i16", 12, 36, _svdf_scratch, needs=(_svdf_output,)),
+        Tflm("f32/f32/f32/f32/f32 i8/i8/i8/i32/i8 i8/i8/i16/i32/i16", 12, 36, 0, _svdf_scratch, needs=(_svdf_output,)),
     ),
     "RNN": Kind(RECURRENT, macs=_recurrent_macs, tflm=None),
     "UNIDIRECTIONAL_SEQUENCE_RNN": Kind(RECURRENT, macs=_recurrent_macs, tflm=None),
@@ -767,6 +861,7 @@ KINDS: dict[str, Kind] = {
             "f32/f32 i8/i8 i16/i8",
             16,
             688,
+            0,
             _lstm_scratch,
             needs=(_without(*f"{_PEEPHOLES} projection projection_bias {_NORMS}".split()),),
         ),
@@ -784,42 +879,53 @@ KINDS: dict[str, Kind] = {
     "RELU": Kind(UNARY, rows="unary", tflm=Tflm(REAL, data=28, needs=(_symmetric,))),
     "RELU6": Kind(UNARY, rows="unary", tflm=Tflm(REAL, data=8)),
     "RELU_N1_TO_1": Kind(UNARY, rows="unary", tflm=None),
-    "LEAKY_RELU": Kind(UNARY, rows="unary", tflm=Tflm(REAL, data=24)),
+    "LEAKY_RELU": Kind(UNARY, rows="unary", tflm=Tflm(REAL, 4, 24)),
     "LOGISTIC": Kind(
         UNARY, rows="unary", tflm=Tflm(REAL, data=16, needs=(_quantized(INT8=(None, -128), INT16=FRACTION),))
     ),
-    "TANH": Kind(UNARY, rows="unary", tflm=Tflm(REAL, needs=(_quantized(INT16=FRACTION),))),
+    "TANH": Kind(UNARY, rows="unary", tflm=Tflm(REAL, data=16, needs=(_quantized(INT16=FRACTION),))),
     "HARD_SWISH": Kind(UNARY, rows="unary", tflm=Tflm(SMALL, data=20)),
     "ADD": Kind(BINARY, macs=_sums, rows="binary", tflm=Tflm(NUMBER, 8, 60)),
-    "ADD_N": Kind(macs=_sums, tflm=Tflm(SMALL, scratch=lambda n: [4 * len(n.inputs)])),  # pointers of 32 bits
+    "ADD_N": Kind(
+        macs=_sums, tflm=Tflm(SMALL, arrays=_if_quantized(48), scratch=lambda n: [4 * len(n.inputs)])
+    ),  # pointers of 32 bits
     "MUL": Kind(BINARY, rows="binary", tflm=Tflm("f32/f32 i8/i8 i16/i16 i32/i32", 4, 36, needs=(_symmetric,))),
     "SUB": Kind(BINARY, rows="binary", tflm=Tflm(NUMBER, 8, 52)),
-    "DIV": Kind(BINARY, rows="binary", tflm=Tflm("f32 i8 i32")),
-    "SQUARED_DIFFERENCE": Kind(BINARY, rows="binary", tflm=Tflm("f32/f32 i8/i8 i16/i16 i32/i32", needs=(_symmetric,))),
+    "DIV": Kind(BINARY, rows="binary", tflm=Tflm("f32 i8 i32", 4, 32)),
+    "SQUARED_DIFFERENCE": Kind(
+        BINARY, rows="binary", tflm=Tflm("f32/f32 i8/i8 i16/i16 i32/i32", data=112, needs=(_symmetric,))
+    ),
     "PRELU": Kind(BINARY, rows="binary", tflm=Tflm("f32/f32 i8/i8 i16/i8", data=28, needs=(_rank(1, 4),))),
     # along axes
-    "MEAN": Kind(REDUCED, macs=lambda n: n["input"].elements, tflm=Tflm(REDUCIBLE, 1, 44, _sum_scratch)),
-    "SUM": Kind(REDUCED, tflm=Tflm(REDUCIBLE, 1, 44, _sum_scratch)),
-    "REDUCE_MAX": Kind(REDUCED, tflm=Tflm(EXTREME, 1, 44, _reduce_scratch, needs=(_alike("INT8"),))),
-    "REDUCE_MIN": Kind(REDUCED, tflm=Tflm(EXTREME, 1, 44, _reduce_scratch, needs=(_alike("INT8"),))),
-    "REDUCE_ALL": Kind(REDUCED, tflm=Tflm("bool/i32", data=44, scratch=_reduce_scratch)),
+    "MEAN": Kind(REDUCED, macs=lambda n: n["input"].elements, tflm=Tflm(REDUCIBLE, 1, 44, 0, _sum_scratch)),
+    "SUM": Kind(REDUCED, tflm=Tflm(REDUCIBLE, 1, 44, 0, _sum_scratch)),
+    "REDUCE_MAX": Kind(REDUCED, tflm=Tflm(EXTREME, 1, 44, 0, _reduce_scratch, needs=(_alike("INT8"),))),
+    "REDUCE_MIN": Kind(REDUCED, tflm=Tflm(EXTREME, 1, 44, 0, _reduce_scratch, needs=(_alike("INT8"),))),
+    "REDUCE_ALL": Kind(REDUCED, tflm=Tflm("bool/i32", 1, 44, 0, _reduce_scratch)),
     "SOFTMAX": Kind(
         UNARY,
         Options("SoftmaxOptions", ("Beta",)),
-        tflm=Tflm("f32>f32 i8>i8|i16 i16>i16", 4, 56, needs=(_quantized(INT8=(2**-8, -128), INT16=FRACTION), _steep)),
+        tflm=Tflm(
+            "f32>f32 i8>i8|i16 i16>i16",
+            4,
+            56,
+            16,
+            arrays=_softmax_tables,
+            needs=(_quantized(INT8=(2**-8, -128), INT16=FRACTION), _steep),
+        ),
     ),
-    "LOG_SOFTMAX": Kind(UNARY, tflm=Tflm(SMALL, needs=(_quantized(INT8=(2**-4, 127)),))),
+    "LOG_SOFTMAX": Kind(UNARY, tflm=Tflm(SMALL, arrays=_if_quantized(32, 16), needs=(_quantized(INT8=(2**-4, 127)),))),
     # moving data
     "CONCATENATION": Kind(
         "",
         Options("ConcatenationOptions", ("Axis",)),
         rows="join",
-        tflm=Tflm("f32 i8 i16 i32 i64 bool", 8, 24, arrays=_two_arrays, needs=(_joined, _alike("INT8"), _symmetric)),
+        tflm=Tflm("f32 i8 i16 i32 i64 bool", 8, 24, 56, needs=(_joined, _alike("INT8"), _symmetric)),
     ),
     "PAD": Kind("input paddings", Options("PadOptions"), rows="pad", tflm=PADDED),
     "PADV2": Kind("input paddings value", Options("PadV2Options"), rows="pad", tflm=PADDED),
     "MIRROR_PAD": Kind(
-        "input paddings", tflm=Tflm("f32|i8/i32|i64", scratch=lambda n: [4 * len(n["input"].shape)] * 2)
+        "input paddings", tflm=Tflm("f32|i8/i32|i64", 4, 32, scratch=lambda n: [4 * len(n["input"].shape)] * 2)
     ),
     "SLICE": Kind(
         "input begin size",
@@ -831,22 +937,33 @@ KINDS: dict[str, Kind] = {
         tflm=Tflm("f32|i8|i16|i32|bool/i32/i32/i32", 24, 84, needs=(_rank(0, 4), _constant("begin", "end", "strides"))),
     ),
     "SPLIT": Kind("axis input", tflm=Tflm("_/f32|i8|i16|i32", 4, needs=(_constant("axis"),))),
-    "SPLIT_V": Kind("input sizes axis", tflm=Tflm(NUMBER, needs=(_constant("axis"),))),
+    "SPLIT_V": Kind("input sizes axis", tflm=Tflm(NUMBER, 4, needs=(_constant("axis"),))),
     "PACK": Kind(tflm=Tflm("f32 i8 i16 i32 i64", 8)),
     "RESHAPE": Kind("input shape", tflm=Tflm("*", 36, needs=(_same_elements,))),
     "RESIZE_NEAREST_NEIGHBOR": Kind(
-        "input size", UPSAMPLE, rows="upsample", tflm=Tflm("f32|i8|i16/i32", needs=RESIZED)
+        "input size", UPSAMPLE, rows="upsample", tflm=Tflm("f32|i8|i16/i32", 2, needs=RESIZED)
     ),
-    "RESIZE_BILINEAR": Kind("input size", tflm=Tflm(EXTREME, needs=RESIZED)),
+    "RESIZE_BILINEAR": Kind("input size", tflm=Tflm(EXTREME, 2, needs=RESIZED)),
     "TRANSPOSE": Kind("input perm", tflm=Tflm("f32|i8|i16", needs=(_constant("perm"), _rank(1, 5)))),
     "EXPAND_DIMS": Kind("input axis", tflm=Tflm("f32|i8|i16/i32", needs=(_constant("axis"),))),
     "BROADCAST_TO": Kind("input shape", tflm=Tflm("*/i32|i64", needs=(_constant("shape"), _rank(0, 5)))),
     "FILL": Kind("dims value", tflm=Tflm("i8|i16|i32|i64/f32|i8|i32", needs=(_constant("dims"),))),
     # subgraphs, state, side effects
-    "IF": Kind(options=Options("IfOptions", callees=("ThenSubgraphIndex", "ElseSubgraphIndex")), tflm=Tflm("bool")),
-    "WHILE": Kind(options=Options("WhileOptions", callees=("CondSubgraphIndex", "BodySubgraphIndex"))),
-    "CALL_ONCE": Kind(options=Options("CallOnceOptions", callees=("InitSubgraphIndex",)), effect=(EVERYTHING, True)),
-    "VAR_HANDLE": Kind(options=Options("VarHandleOptions", ("Container", "SharedName"))),
+    "IF": Kind(
+        options=Options("IfOptions", callees=("ThenSubgraphIndex", "ElseSubgraphIndex")), tflm=Tflm("bool", 8, 8)
+    ),
+    "WHILE": Kind(
+        options=Options("WhileOptions", callees=("CondSubgraphIndex", "BodySubgraphIndex")),
+        tflm=Tflm(options=8, data=8),
+    ),
+    "CALL_ONCE": Kind(
+        options=Options("CallOnceOptions", callees=("InitSubgraphIndex",)),
+        tflm=Tflm(options=4, data=8, wider=16),
+        effect=(EVERYTHING, True),
+    ),
+    "VAR_HANDLE": Kind(
+        options=Options("VarHandleOptions", ("Container", "SharedName")), tflm=Tflm(options=8, data=4, wider=32)
+    ),
     "READ_VARIABLE": Kind("handle", tflm=Tflm("resource"), effect=(VARIABLE, False)),
     "ASSIGN_VARIABLE": Kind("handle value", tflm=Tflm("resource|i32"), effect=(VARIABLE, True)),
     "HASHTABLE": Kind(effect=(HASH_TABLES, True), tflm=None),
@@ -859,27 +976,29 @@ KINDS: dict[str, Kind] = {
 }
 for _names, _kind in (
     ("CEIL COS EXP FLOOR LOG NEG ROUND SIN SQRT SQUARE", Kind(UNARY, rows="unary", tflm=Tflm(FLOAT))),
-    ("ELU", Kind(UNARY, rows="unary", tflm=Tflm(SMALL))),
+    ("ELU", Kind(UNARY, rows="unary", tflm=Tflm(SMALL, data=256))),
     ("MAXIMUM MINIMUM", Kind(BINARY, rows="binary", tflm=Tflm("f32 i8 i16 i32 i64"))),
     ("EQUAL NOT_EQUAL", Kind(BINARY, tflm=Tflm("f32 i8 i32 i64 bool", data=32))),
     ("LESS LESS_EQUAL GREATER_EQUAL", Kind(BINARY, tflm=Tflm("f32 i8 i32 i64", data=32))),
     ("GREATER", Kind(BINARY, tflm=Tflm("f32 i8 i16 i32 i64", data=32))),
-    ("ARG_MAX ARG_MIN", Kind(tflm=Tflm("f32/i32>i32 i8/i32>i32"))),
-    ("BATCH_TO_SPACE_ND SPACE_TO_BATCH_ND", Kind(tflm=Tflm(SMALL, needs=(_rank(3, 4),)))),
-    ("DEPTH_TO_SPACE SPACE_TO_DEPTH", Kind(tflm=Tflm(SMALL, needs=PICTURES))),
+    ("ARG_MAX ARG_MIN", Kind(tflm=Tflm("f32/i32>i32 i8/i32>i32", 4))),
+    ("BATCH_TO_SPACE_ND", Kind(tflm=Tflm(SMALL, needs=(_rank(3, 4),)))),
+    ("SPACE_TO_BATCH_ND", Kind(tflm=Tflm(SMALL, data=16, needs=(_rank(3, 4),)))),
+    ("DEPTH_TO_SPACE SPACE_TO_DEPTH", Kind(tflm=Tflm(SMALL, 4, arrays=_output_shape, needs=PICTURES))),
     ("BROADCAST_ARGS", Kind(tflm=Tflm("i32/i32 i64/i64"))),
-    ("CAST", Kind(tflm=Tflm("f32|i8|i16|i32|u32|bool>f32|i8|i16|i32|u32|bool"))),
-    ("CUMSUM", Kind(tflm=Tflm("f32/i32 i8/i32"))),
+    ("CAST", Kind(tflm=Tflm("f32|i8|i16|i32|u32|bool>f32|i8|i16|i32|u32|bool", 8))),
+    ("CUMSUM", Kind(tflm=Tflm("f32/i32 i8/i32", 2, arrays=_if_quantized(48)))),
     ("DYNAMIC_UPDATE_SLICE", Kind(tflm=Tflm("f32|i8|i16|i32/_/i32|i64"))),
     ("FLOOR_DIV FLOOR_MOD", Kind(tflm=Tflm(FLOAT))),
-    ("GATHER_ND", Kind("table indices", tflm=Tflm(EXTREME))),
-    ("L2_NORMALIZATION", Kind(tflm=Tflm(SMALL, needs=(_rank(0, 4),)))),
+    ("GATHER_ND", Kind("table indices", tflm=Tflm(EXTREME, arrays=_output_shape))),
+    ("L2_NORMALIZATION", Kind(tflm=Tflm(SMALL, 4, 16, needs=(_rank(0, 4),)))),
     ("LOGICAL_NOT", Kind(tflm=Tflm("bool"))),
-    ("LOGICAL_AND LOGICAL_OR SQUEEZE", Kind()),
+    ("LOGICAL_AND LOGICAL_OR", Kind()),
+    ("SQUEEZE", Kind(tflm=Tflm(options=36))),
     ("REVERSE_V2", Kind(tflm=Tflm("f32|i8|i16|i32|i64|u8|bool/i32"))),
-    ("SELECT_V2", Kind(tflm=Tflm("bool/f32/f32 bool/i8/i8 bool/i16/i16"))),
-    ("SHAPE", Kind(tflm=Tflm("*>i32"))),
-    ("UNPACK", Kind(tflm=Tflm(NUMBER))),
+    ("SELECT_V2", Kind(tflm=Tflm("bool/f32/f32 bool/i8/i8 bool/i16/i16", data=16))),
+    ("SHAPE", Kind(tflm=Tflm("*>i32", 4))),
+    ("UNPACK", Kind(tflm=Tflm(NUMBER, 8))),
     ("ZEROS_LIKE", Kind(tflm=Tflm("f32 i8 i32 i64"))),
 ):
     KINDS |= dict.fromkeys(_names.split(), _kind)
@@ -899,31 +1018,34 @@ UNKNOWN_KIND = Kind(tflm=None)
 _CUSTOM = (CUSTOM_OPERATORS, True)
 ACCELERATORS = ("ethos-u",)  # their operators address the memory of their scratch tensors as the compiler planned it
 CUSTOM_KINDS: dict[str, Kind] = {
-    "CIRCULAR_BUFFER": Kind(effect=_CUSTOM, tflm=Tflm("i8>i8")),
-    "TFLM_DECODE": Kind(effect=_CUSTOM),
     "ethos-u": Kind(
         "commands weights scratch scratch_fast",
         effect=_CUSTOM,
         tflm=Tflm(needs=(lambda node: "only builds for that accelerator have its kernel",)),
     ),
     "TFLite_Detection_PostProcess": Kind(
-        "boxes scores anchors", effect=_CUSTOM, tflm=Tflm("f32/f32", scratch=_detection_scratch)
+        "boxes scores anchors", effect=_CUSTOM, tflm=Tflm("f32/f32", data=104, scratch=_detection_scratch)
     ),
-    "SignalRfft": Kind(UNARY, effect=_CUSTOM, tflm=Tflm("i16>i16 i32>i32 f32>f32", scratch=_rfft_scratch)),
 }
-for _names, _types in (
-    ("Delay FftAutoScale Framer Stacker", "i16>i16"),
-    ("Energy", "i16>u32"),
-    ("FilterBank", "u32/i16/i16/i16/i16/i16>u64"),
-    ("FilterBankLog", "u32>i16"),
-    ("FilterBankSpectralSubtraction", "u32>u32"),
-    ("FilterBankSquareRoot", "u64/i32>u32"),
-    ("Irfft", "i16>i16 i32>i32 f32>f32"),
-    ("OverlapAdd", "i16>i16 f32>f32"),
-    ("PCAN", "u32/u32/i16>u32"),
-    ("Window", "i16/i16>i16"),
-):
-    CUSTOM_KINDS |= {f"Signal{name}": Kind(effect=_CUSTOM, tflm=Tflm(_types)) for name in _names.split()}
+for _name, _tflm in {
+    "CIRCULAR_BUFFER": Tflm("i8>i8", data=8),
+    "TFLM_DECODE": Tflm(),
+    "SignalDelay": Tflm("i16>i16", data=20, wider=12, arrays=_delay_rings),
+    "SignalEnergy": Tflm("i16>u32", data=8),
+    "SignalFftAutoScale": Tflm("i16>i16"),
+    "SignalFilterBank": Tflm("u32/i16/i16/i16/i16/i16>u64", data=36, wider=28, arrays=_per_filter(8, 1)),
+    "SignalFilterBankLog": Tflm("u32>i16", data=8),
+    "SignalFilterBankSpectralSubtraction": Tflm("u32>u32", data=48, wider=16, arrays=_per_filter(4)),
+    "SignalFilterBankSquareRoot": Tflm("u64/i32>u32"),
+    "SignalFramer": Tflm("i16>i16", data=28, wider=12, arrays=_framer_rings),
+    "SignalIrfft": Tflm("i16>i16 i32>i32 f32>f32", data=24, wider=8, arrays=_fft_state),
+    "SignalOverlapAdd": Tflm("i16>i16 f32>f32", data=24, wider=8, arrays=_overlaps),
+    "SignalPCAN": Tflm("u32/u32/i16>u32", data=4),
+    "SignalRfft": Tflm("i16>i16 i32>i32 f32>f32", 0, 32, 16, _rfft_scratch, _fft_state),
+    "SignalStacker": Tflm("i16>i16", data=36, wider=24, arrays=_stacker_ring),
+    "SignalWindow": Tflm("i16/i16>i16", data=8),
+}.items():
+    CUSTOM_KINDS[_name] = Kind(UNARY, effect=_CUSTOM, tflm=_tflm)
 UNKNOWN_CUSTOM_KIND = Kind(effect=_CUSTOM, tflm=None)
 
 
@@ -1367,6 +1489,13 @@ def is_compiled(graph: ModelGraph) -> bool:
 COMPILED = "an accelerator addresses the memory as its compiler planned it in the file"
 
 
+def accelerator_scratch(subgraph: Subgraph) -> dict[int, Tensor]:
+    """The scratch memory of accelerators, by tensor id."""
+    nodes = [node_of(subgraph, operator) for operator in subgraph.operators if operator.kind in ACCELERATORS]
+    scratch = [node.get(role) for node in nodes for role in ("scratch", "scratch_fast")]
+    return {tensor.index: tensor for tensor in scratch if tensor and tensor.bytes}
+
+
 def inside_scratch(graph: ModelGraph) -> ModelGraph:
     """The graph, in which tensors that lie in the scratch memory of an accelerator are known to take none of their own.
 
@@ -1379,11 +1508,7 @@ def inside_scratch(graph: ModelGraph) -> ModelGraph:
     subgraph = graph.subgraphs[0]
     last = {i: operator.index for operator in subgraph.operators for i in (*operator.reads, *operator.writes)}
     last |= dict.fromkeys(subgraph.outputs, len(subgraph.operators) - 1)
-    owned: dict[int, Tensor] = {}
-    for operator in subgraph.operators:
-        if operator.kind in ACCELERATORS:
-            node = node_of(subgraph, operator)
-            owned |= {t.index: t for role in ("scratch", "scratch_fast") if (t := node.get(role)) and t.ram_bytes}
+    owned = accelerator_scratch(subgraph)
 
     def is_inside(tensor: Tensor, scratch: Tensor) -> bool:
         at, start = offsets.get((0, tensor.index)), offsets.get((0, scratch.index))
@@ -1554,10 +1679,8 @@ def model_peak(schedules: Iterable[Schedule]) -> int:
     return max(schedule.peak for schedule in schedules)
 
 
-def state_bytes(graph: ModelGraph) -> int:
-    """Bytes that live from one inference to the next: variable tensors, and each resource variable once."""
-    tensors = (tensor for subgraph in graph.subgraphs for tensor in subgraph.tensors)
-    total = sum(tensor.bytes or 0 for tensor in tensors if tensor.is_updated_in_place)
+def resource_variables(graph: ModelGraph) -> dict[str, int]:
+    """The bytes of each resource variable that the model assigns."""
     variables: dict[str, int] = {}
     for subgraph, operator in graph.operators:
         if kind_of(operator).effect == (VARIABLE, True) and len(operator.reads) == 2:
@@ -1565,7 +1688,17 @@ def state_bytes(graph: ModelGraph) -> int:
             name = subgraph.variable(handle)
             if name is not None:
                 variables[name] = max(variables.get(name, 0), subgraph.tensors[value].bytes or 0)
-    return total + sum(variables.values())
+    return variables
+
+
+def states(graph: ModelGraph) -> list[int]:
+    """The bytes of all that lives from one inference to the next: variable tensors, and each resource variable once."""
+    tensors = (tensor for subgraph in graph.subgraphs for tensor in subgraph.tensors)
+    return [t.bytes or 0 for t in tensors if t.is_updated_in_place] + [*resource_variables(graph).values()]
+
+
+def state_bytes(graph: ModelGraph) -> int:
+    return sum(states(graph))
 
 
 def parameter_bytes(graph: ModelGraph, operators: Iterable[tuple[Subgraph, Operator]]) -> int:
@@ -2757,23 +2890,6 @@ ARENA_COSTS = Costs(
 )
 
 
-class Target(NamedTuple):
-    """Bytes of TFLM's own structures with pointers of one size; those for planning live only while it plans."""
-
-    pointer: int
-    tensor: int  # persistent, for every tensor, constants included
-    operator: int
-    scratch: int  # for every request
-    subgraph: int
-    interpreter: int
-    port: int  # for every input and output
-    quantized_port: int  # more, besides 4 bytes per scale
-    request: int  # while planning, for every request for scratch
-    planned: int  # while planning, for every tensor and request
-
-
-BITS_32 = Target(4, 12, 32, 4, 8, 132, 40, 16, request=12, planned=24)
-BITS_64 = Target(8, 24, 64, 8, 16, 200, 64, 16, request=16, planned=32)
 REQUEST_SLOTS = 12  # for requests of one operator
 PLANNER_BYTES = 40  # while planning, for every buffer that is planned
 
@@ -2781,9 +2897,10 @@ PLANNER_BYTES = 40  # while planning, for every buffer that is planned
 def node_persistent_bytes(node: Node, target: Target = BITS_32) -> int:
     """What an operator takes of TFLM's persistent memory, its scratch requests and tensors apart."""
     kernel = node.kind.tflm or PLAIN_KERNEL
-    total = target.operator + kernel.options + align(kernel.data)
+    options = -(-kernel.options // 4) * 4  # small ones pack only among themselves
+    total = target.operator + options + align(kernel.data + (kernel.wider if target is BITS_64 else 0))
     with contextlib.suppress(LookupError):  # inputs are missing: the kernel will refuse it before it takes more
-        total += kernel.arrays(node)
+        total += kernel.arrays(node, target)
     return total
 
 
@@ -2814,7 +2931,8 @@ def persistent_bytes(graph: ModelGraph, target: Target = BITS_32) -> int:
     Raises:
         ArenaError: the inputs or options of an operator are not what its kernel needs.
     """
-    total = target.interpreter + align(state_bytes(graph)) + 2 * ARENA_ALIGNMENT
+    total = target.interpreter + sum(map(align, states(graph))) + 2 * ARENA_ALIGNMENT
+    total += target.variable * len(resource_variables(graph))
     total += sum(target.subgraph + target.tensor * len(subgraph.tensors) for subgraph in graph.subgraphs)
     total += sum(operator_persistent_bytes(subgraph, operator, target) for subgraph, operator in graph.operators)
     return total + port_bytes(graph, target)
@@ -2846,7 +2964,8 @@ def analyse_arena(graph: ModelGraph, target: Target = BITS_32) -> Arena:
     placed = place_greedily(given)
     problems: list[str] = []
     if graph.plan is not None:
-        own = [i for i, b in enumerate(buffers) if not _is_inside(graph, b)]
+        on_purpose = _shared_on_purpose(graph)
+        own = [i for i, b in enumerate(buffers) if b.tensor is None or (b.subgraph, b.tensor) not in on_purpose]
         problems = plan_faults([placed[i] for i in own], lambda i: buffer_name(graph, buffers[own[i]]))
         if graph.plan[0] not in PLAN_VERSIONS or graph.plan[1] not in (1, len(graph.subgraphs)):
             problems.append(f"it begins with {graph.plan[0]} and {graph.plan[1]}: no compiler writes that")
@@ -2867,10 +2986,13 @@ def analyse_arena(graph: ModelGraph, target: Target = BITS_32) -> Arena:
     )
 
 
-def _is_inside(graph: ModelGraph, buffer: ArenaBuffer) -> bool:
-    if buffer.tensor is None:
-        return False
-    return graph.subgraphs[buffer.subgraph].tensors[buffer.tensor].storage is Storage.INSIDE
+def _shared_on_purpose(graph: ModelGraph) -> set[tuple[int, int]]:
+    """(subgraph, tensor) of all scratch memory of accelerators, and of what lies in there."""
+    return {
+        (subgraph.index, i)
+        for subgraph in graph.subgraphs
+        for i in (*accelerator_scratch(subgraph), *(t.index for t in subgraph.tensors if t.storage is Storage.INSIDE))
+    }
 
 
 def buffer_name(graph: ModelGraph, buffer: ArenaBuffer) -> str:
@@ -6043,7 +6165,7 @@ class TFLiteModel:
 DONE, CHECK_FAILED, BAD_INPUT = 0, 1, 2  # exit codes
 PLOT_FORMATS = (".png", ".svg", ".pdf")
 STREAM = Path("-")  # stdin or stdout in place of a file
-UNITS = {"K": 1024, "M": 1024**2}
+UNITS = {"K": 1024, "M": 1024**2, "G": 1024**3}
 
 
 class _Parser(argparse.ArgumentParser):

@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 from ai_edge_litert import schema_py_generated as schema
 from builder import Builder, ModelBuilder, branches
-from conftest import MODELS, SHARED, corpus, corpus_id, needs_shared, run_litert, run_tflm
+from conftest import MODELS, SHARED, corpus, corpus_id, needs_shared, run_in_wheel, run_litert, run_tflm
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tflite_tools import (
+    BITS_64,
     OFFLINE_PLAN,
     ArenaError,
     Interval,
@@ -28,6 +29,7 @@ from tflite_tools import (
     TFLiteModel,
     add_metadata,
     align,
+    analyse_arena,
     arena_buffers,
     conflicts,
     main,
@@ -454,7 +456,190 @@ def test_signatures_run_after_metadata_was_added(name: str):
     )
 
 
+# -- the arena to reserve --------------------------------------------------------------------------
+
+
+def runs_in(arena: int, data: bytes) -> bool:
+    try:
+        run_in_wheel(data, [], 0, arena)
+    except RuntimeError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("name", ["cnn", "cells", "mobilenet"])
+def test_the_arena_to_reserve_is_what_the_runtime_needs(name: str):
+    """Of 64 bits, as the package of the runtime is; a step of its allocator less is too little."""
+    data = (MODELS / f"digits_{name}_int8.tflite").read_bytes()
+    arena = analyse_arena(read_model(data), BITS_64)
+    run = run_in_wheel(data, [], 0)
+    assert run.head == arena.head
+    assert abs(run.tail - arena.persistent) <= 16
+    assert runs_in(arena.reserve, data)
+    assert not runs_in(arena.reserve - 32, data)
+
+
+def test_small_models_need_more_for_planning_than_they_take():
+    b = Builder()
+    x = y = b.tensor((1, 4))
+    for _ in range(12):
+        b.op("RELU", [y], [y := b.tensor((1, 4))])
+    data = b.build([x], [y])
+    arena = analyse_arena(read_model(data), BITS_64)
+    assert arena.reserve == arena.planning > arena.head + arena.persistent + 500
+    assert runs_in(arena.reserve, data)
+    assert not runs_in(arena.reserve - 32, data)
+    assert analyse_arena(read_model(data)).reserve < arena.reserve
+
+
+def test_all_parts_are_in_the_report(capsys: pytest.CaptureFixture[str]):
+    path = str(MODELS / "digits_cnn_int8.tflite")
+    assert main(["-i", path]) == 0
+    printed = capsys.readouterr().out
+    arena = TFLiteModel.load_from_file(path).arena
+    assert f"Arena to reserve (kTensorArenaSize): {arena.reserve:,} B" in printed
+    assert f"{arena.head:,} B, exact; persistent structures about {arena.persistent:,} B;" in printed
+    assert main(["-i", path, "--json", "-"]) == 0
+    report = json.loads(capsys.readouterr().out)["arena"]
+    keys = ("reserve_bytes", "head_bytes", "persistent_estimate_bytes", "planning_estimate_bytes")
+    assert [report[key] for key in keys] == [arena.reserve, arena.head, arena.persistent, arena.planning]
+
+
+@needs_shared
+def test_a_public_report_of_an_arena_that_was_too_small():
+    """CFU-Playground 822: ResNet-8 fails with 53 KiB and passes with 54."""
+    arena = TFLiteModel.load_from_file(SHARED / "nets" / "resnet8_32.tflite").arena
+    assert 53 * 1024 < arena.reserve <= 54 * 1024
+
+
+# -- files that are not plain ----------------------------------------------------------------------
+
+
+def compiled_for_an_accelerator(end: int = 4096) -> bytes:
+    """Two operators of an accelerator with one on the processor between; all tensors lie in the scratch memory."""
+    b = Builder()
+    commands, weights = b.constant(np.ones(8, np.int32)), b.constant(np.ones(64, np.int8))
+    scratch, fast = b.tensor((4096,), "UINT8", "scratch"), b.tensor((4096,), "UINT8", "scratch_fast")
+    x, inner, padded, y = (b.tensor((1, n), name=name) for n, name in ((1000, "x"), (900, "i"), (960, "p"), (10, "y")))
+    b.op("ethos-u", [commands, weights, scratch, fast, x], [inner])
+    b.op("PAD", [inner, b.constant(np.array([[0, 0], [0, 60]], np.int32))], [padded])
+    b.op("ethos-u", [commands, weights, scratch, fast, padded], [y])
+    late, z = b.tensor((1, 10), name="late"), b.tensor((1, 10), name="z")
+    b.op("RELU", [y], [late])
+    b.op("RELU", [late], [z])
+    offsets = {scratch: 0, fast: 0, x: 0, inner: 1008, padded: 2000, y: 0, late: end, z: end + 16}
+    b.model.add_metadata(
+        OFFLINE_PLAN, np.array([0, 1, len(b.table.tensors), *(offsets.get(i, -1) for i in range(len(b.table.tensors)))],
+                               np.int32).tobytes(),
+    )  # fmt: skip
+    return b.build([x], [z])
+
+
+def test_files_of_an_accelerator_are_reported_in_their_own_terms(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    data = compiled_for_an_accelerator()
+    model = TFLiteModel(data)
+    assert model.peak_memory_usage() == 4106  # the last tensor is needed after the accelerator
+    assert (model.arena.head, model.arena.problems, model.arena.is_compiled) == (4096 + 32, (), True)
+    for decision in (model.optimize_memory(), model.split_operators(), model.plan_memory()):
+        assert "an accelerator addresses the memory" in decision.refusal
+        assert not decision.changed
+    assert model.to_bytes() == data
+    path = tmp_path / "in.tflite"
+    path.write_bytes(data)
+    assert main(["-i", str(path)]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("in scratch") == 4  # all but the scratch itself and what is needed later
+    assert "least possible" not in printed
+    assert "ethos-u: only builds for that accelerator have its kernel" in printed
+    assert len(model.arena.buffers) == 8
+
+
+def test_what_lives_on_after_the_accelerator_counts():
+    """A tensor that lies in its scratch memory, but is read by the processor later, when the scratch is free."""
+    steps = [step.bytes for step in TFLiteModel(compiled_for_an_accelerator()).schedules[0].steps]
+    assert steps == [4096, 4096, 4106, 20, 20]
+
+
+@needs_shared
+def test_a_real_file_of_an_accelerator():
+    model = TFLiteModel.load_from_file(SHARED / "models" / "himax-grove-vision" / "1_fm_0x280000.tflite")
+    assert model.peak_memory_usage() == model.arena.head == 442_864
+    assert not model.arena.problems
+
+
+PLACEHOLDER = 0x1122334455667788  # is found in the bytes
+
+
+def with_data_outside() -> tuple[bytes, bytes]:
+    """A model with its weights behind the FlatBuffer, and the same with them inside."""
+    values = np.arange(12, dtype=np.float32).reshape(3, 4)
+    models = []
+    for is_inside in (False, True):
+        b = Builder()
+        x, y = b.tensor((1, 4), "FLOAT32"), b.tensor((1, 3), "FLOAT32")
+        b.op("FULLY_CONNECTED", [x, b.constant(values), -1], [y], schema.FullyConnectedOptionsT())
+        if not is_inside:
+            buffer = b.model.buffers[-1]
+            buffer.data, buffer.offset, buffer.size = None, PLACEHOLDER, values.nbytes
+        data = bytearray(b.build([x], [y]))
+        if not is_inside:
+            place = data.index(PLACEHOLDER.to_bytes(8, "little"))
+            data[place : place + 8] = len(data).to_bytes(8, "little")
+            data += values.tobytes()
+        models.append(bytes(data))
+    return models[0], models[1]
+
+
+def test_data_outside_of_the_flatbuffer_is_told_and_moved(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    outside, inside = with_data_outside()
+    graph = read_model(outside)
+    assert [b.is_external for b in graph.buffers] == [False, True]
+    assert TFLiteModel(outside).peak_memory_usage() == TFLiteModel(inside).peak_memory_usage() == 28
+    assert run_in_wheel(outside, [], 0).head == TFLiteModel(outside).arena.head == 16 + 16 + 48
+    path, out = tmp_path / "in.tflite", tmp_path / "out.tflite"
+    path.write_bytes(outside)
+    assert main(["-i", str(path), "--inline-buffers", "-o", str(out)]) == 0
+    assert "Data of 1 buffers, 48 B, moved" in capsys.readouterr().out
+    assert main(["-i", str(path)]) == 0
+    assert "--inline-buffers moves it" in capsys.readouterr().out
+    moved = out.read_bytes()
+    assert len(moved) < len(outside) + 200
+    assert TFLiteModel(moved).arena.head == run_in_wheel(moved, [], 0).head == 32
+    values = [[np.arange(4, dtype=np.float32).reshape(1, 4)]]
+    for a, b in zip(run_in_wheel(moved, values, 1).outputs, run_in_wheel(inside, values, 1).outputs, strict=True):
+        assert np.array_equal(a, b)
+    assert main(["-i", str(out), "--inline-buffers", "--json", str(tmp_path / "report.json")]) == 0
+    assert "No data was moved" in capsys.readouterr().out
+    inlining = json.loads((tmp_path / "report.json").read_text())["inlining"]
+    assert inlining == {"buffers": 0, "bytes": 0, "changed": False}
+
+
 # -- the command line ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("words", [{0: 7}, {1: 5}, {3: 0, 4: 0}, {3: -16}, {3: 8}, {3: (1 << 31) - 16}])
+def test_a_wrong_plan_fails_the_gate_and_is_told(
+    words: dict[int, int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    b = Builder()
+    x, y = b.tensor((64,)), b.tensor((64,))
+    b.op("RELU", [x], [y])
+    plan = np.array([1, 1, 2, 0, 64], np.int32)
+    path = tmp_path / "in.tflite"
+    for changes, code in (({}, 0), (words, 1)):
+        for place, word in changes.items():
+            plan[place] = word
+        b.model.metadata.clear()
+        b.model.add_metadata(OFFLINE_PLAN, plan.tobytes())
+        path.write_bytes(b.build([x], [y]))
+        for flags in (["--max-arena", "4GB"], ["--max-head", "4GB"]):
+            assert main(["-i", str(path), *flags]) == code
+            captured = capsys.readouterr()
+            assert ("check failed: the memory plan in the file is wrong" in captured.err) == bool(code)
+            assert ("warning: the memory plan in the file is wrong" in captured.err) == bool(code)
+            assert ("least possible" in captured.out) == (not code)
+        assert main(["-i", str(path)]) == 0
+        capsys.readouterr()
 
 
 @pytest.mark.parametrize(

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import re
+import signal
 import stat
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from builder import worked_example
+from builder import Builder, worked_example
 from conftest import MODELS, corpus, corpus_id, needs_shared
 
-from tflite_tools import main
+from tflite_tools import Budget, TFLiteModel, keeping_the_best, main
 
 CELLS = str(MODELS / "digits_cells_int8.tflite")
 ROOT = Path(__file__).resolve().parents[1]
@@ -103,7 +105,8 @@ def test_bad_numbers_of_clusters(capsys: pytest.CaptureFixture[str], value: str)
         ["--plot", "plot.doc"], ["--plot", "plot"], ["--time-limit", "-1"], ["--time-limit", "nan"], ["--no-such"],
         ["--csv", CELLS], ["-o", "/no/such/folder/out.tflite"], ["--json", "/no/such/folder/out.json"],
         ["-o", str(MODELS)], ["-o", CELLS], ["--per-channel"], ["--clusters", "2,4", "-o", "b.tflite"],
-        ["--plot", "a.png", "--json", "a.png"], ["--in-place", "-o", "b.tflite"],
+        ["--plot", "a.png", "--json", "a.png"], ["--in-place", "-o", "b.tflite"], ["-o", "-", "--json", "-"],
+        ["-i", "-", "--in-place"],
     ],
 )  # fmt: skip
 def test_usage_errors(capsys: pytest.CaptureFixture[str], arguments: list[str]):
@@ -131,6 +134,155 @@ def test_a_full_disk_is_reported():
     assert done.returncode == 2
     assert "No space left" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def shell(command: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """A command of the shell; $tool is this program on a model."""
+    tool = f"{sys.executable} {ROOT / 'tflite_tools.py'} -i {CELLS}"
+    return subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {command.replace('$tool', tool)}"],
+        capture_output=True, text=True, timeout=120, env=os.environ | variables,
+    )  # fmt: skip
+
+
+def test_a_reader_that_goes_away_is_no_error(tmp_path: Path):
+    out = tmp_path / "out.tflite"
+    done = shell(f"$tool --optimize -o {out} | head -n 1")
+    assert (done.returncode, done.stderr.strip()) == (0, f"wrote {out}")
+    assert len(done.stdout.splitlines()) == 1
+    assert out.stat().st_size == os.stat(CELLS).st_size
+
+
+def test_streams_that_cannot_be_written_are_named(tmp_path: Path):
+    for command, why in (
+        ("$tool >&-", "standard output is closed"),
+        ("$tool > /dev/full", "standard output: No space left on device"),
+        (f"ln -s {tmp_path}/nowhere/x {tmp_path}/link; $tool -o {tmp_path}/link", f"{tmp_path}/link: No such file"),
+        ("$tool --csv /dev/null/x", "/dev/null/x"),
+        ("$tool --json /dev/full", "/dev/full: No space left on device"),
+    ):
+        done = shell(command)
+        assert done.returncode == 2, command
+        assert why in done.stderr
+        assert "Traceback" not in done.stderr
+        assert ".tmp" not in done.stderr
+
+
+def test_a_closed_stderr_changes_nothing(tmp_path: Path):
+    assert shell(f"$tool --optimize -o {tmp_path / 'out.tflite'} 2>&-").returncode == 0
+    assert (tmp_path / "out.tflite").exists()
+
+
+def test_models_on_standard_streams(tmp_path: Path):
+    out = tmp_path / "out.tflite"
+    assert run("-i", CELLS, "--optimize", "-o", str(out)).returncode == 0
+    command = [sys.executable, str(ROOT / "tflite_tools.py"), "-i", "-", "-o", "-", "--optimize"]
+    done = subprocess.run(command, input=Path(CELLS).read_bytes(), capture_output=True)
+    assert done.returncode == 0
+    assert done.stdout == out.read_bytes()
+    assert b"Operators reordered" in done.stderr
+    done = subprocess.run(command, input=b"nothing good", capture_output=True)
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert b"standard input: not a TensorFlow Lite model" in done.stderr
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="signals of POSIX")
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+@pytest.mark.parametrize("flags", ["--split", "--optimize", "--plan"])
+def test_a_signal_ends_the_search_and_keeps_the_best(name: str, flags: str, tmp_path: Path):
+    """The search waits at its first look at the clock until the signal has come."""
+    out = tmp_path / "out.tflite"
+    script = f"""
+import os, signal, sys
+sys.path.insert(0, {str(ROOT)!r})
+import tflite_tools
+left = tflite_tools.Budget.left.fget
+def interrupted(budget):
+    if not tflite_tools.Budget.is_interrupted:
+        os.kill(os.getpid(), signal.{name})
+    return left(budget)
+tflite_tools.Budget.left = property(interrupted)
+sys.exit(tflite_tools.main(["-i", {CELLS!r}, "-o", {str(out)!r}, {flags!r}]))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0
+    assert "interrupted: this is the best so far" in done.stderr
+    assert TFLiteModel.load_from_file(out).peak_memory_usage() <= 27648
+
+
+def test_a_second_signal_stops(tmp_path: Path):
+    with keeping_the_best():
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert Budget().is_over
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert not Budget().is_over
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def many_operators(steps: int) -> bytes:
+    b = Builder()
+    x = b.tensor((1, steps), "FLOAT32")
+    parts = [b.tensor((1,), "FLOAT32") for _ in range(steps)]
+    b.op("UNPACK", [x], parts)
+    results = []
+    for part in parts:
+        b.op("NEG", [part], [y := b.tensor((1,), "FLOAT32")])
+        results.append(y)
+    b.op("PACK", results, [z := b.tensor((1, steps), "FLOAT32")])
+    return b.build([x], [z])
+
+
+def test_long_tables_are_cut_to_what_a_person_reads(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    path = tmp_path / "many.tflite"
+    path.write_bytes(many_operators(500))
+    lengths = []
+    for flags in ([], ["--full"]):
+        assert main(["-i", str(path), *flags]) == 0
+        printed = capsys.readouterr().out
+        lengths.append((len(printed), printed.count("| NEG ("), max(map(len, printed.splitlines()))))
+        assert ("--full shows all" in printed) == (not flags)
+        assert "Current peak memory usage: 4,000 B" in printed
+        assert "| UNPACK (" in printed
+        assert "| PACK (" in printed
+    (short, few, narrow), (whole, every, wide) = lengths
+    assert every == 500
+    assert 90 < few < 200
+    assert narrow < 220 < wide
+    assert short < whole / 10
+    path.write_bytes(many_operators(90))
+    assert main(["-i", str(path)]) == 0
+    assert "--full" not in capsys.readouterr().out
+
+
+def test_cells_of_csv_cannot_become_formulas(tmp_path: Path):
+    b = Builder()
+    x, y = b.tensor((4,), name="=cmd|' /C calc'!A0"), b.tensor((4,), name="@sum\x1b[2J\r\n")
+    b.op("-custom", [x], [y])
+    (tmp_path / "in.tflite").write_bytes(b.build([x], [y]))
+    assert main(["-i", str(tmp_path / "in.tflite"), "--csv", str(tmp_path)]) == 0
+    tensors = list(csv.reader((tmp_path / "tensor_details.csv").open(newline="", encoding="utf-8")))
+    assert [row[1] for row in tensors[1:]] == ["'=cmd|' /C calc'!A0", "'@sum\ufffd[2J\ufffd\ufffd"]
+    steps = list(csv.DictReader((tmp_path / "execution_schedule_info.csv").open(newline="", encoding="utf-8")))
+    assert (steps[0]["Operator"], steps[0]["Kind"]) == ("'@sum\ufffd[2J\ufffd\ufffd", "'-custom")
+
+
+def test_refusals_are_told_before_the_arena(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    b = Builder()
+    x = y = b.tensor((4,), "FLOAT32")
+    for i in range(8):
+        b.op("POW" if i < 2 else f"own{i}", [y, x], [y := b.tensor((4,), "FLOAT32")])
+    path = tmp_path / "in.tflite"
+    path.write_bytes(b.build([x], [y]))
+    assert main(["-i", str(path), "--json", str(tmp_path / "report.json")]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if not line.startswith(("|", "+"))]
+    first = lines.index("TFLM does not run this model: POW: there is no such kernel (operators 0, 1)")
+    assert lines[first + 5] == "TFLM does not run this model: ... and 2 more reasons"
+    assert lines[first + 6].startswith("Arena of TensorFlow Lite Micro")
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert len(report["refusals"]) == 7
+    assert main(["-i", CELLS, "--json", str(tmp_path / "report.json")]) == 0
+    assert json.loads((tmp_path / "report.json").read_text())["refusals"] == []
 
 
 def test_help_and_version():

@@ -9,14 +9,17 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
+import kernels
 import numpy as np
 import pytest
 from ai_edge_litert import schema_py_generated as schema
 from builder import Builder, ModelBuilder
-from conftest import run_litert
+from conftest import run_in_wheel, run_litert
 from flatbuffers import flexbuffers
 
 from tflite_tools import (
+    BITS_32,
+    BITS_64,
     CUSTOM_KINDS,
     ELEMENT_TYPES,
     KINDS,
@@ -28,11 +31,13 @@ from tflite_tools import (
     RowRule,
     Rows,
     Subgraph,
+    Target,
     Tflm,
     analyse_arena,
     arena_buffers,
     multiply_accumulates,
     operator_persistent_bytes,
+    persistent_bytes,
     precedence_pairs,
     read_model,
     row_rule,
@@ -280,47 +285,27 @@ def test_inputs_or_options_that_the_kernel_lacks_are_an_error_of_the_arena(kind:
 
 # -- persistent memory -----------------------------------------------------------------------------
 
-PERSISTENT = {  # with 24 float inputs and 5 output channels: options, structure, requests for scratch, arrays
-    (28, 56, 0, 2 * 32): "CONV_2D DEPTHWISE_CONV_2D", (20, 80, 0, 2 * 32): "TRANSPOSE_CONV", (12, 36, 1, 0): "SVDF",
-    (16, 48, 0, 0): "FULLY_CONNECTED", (0, 0, 0, 64): "BATCH_MATMUL", (40, 32, 0, 0): "MAX_POOL_2D AVERAGE_POOL_2D",
-    (16, 688, 4, 0): "UNIDIRECTIONAL_SEQUENCE_LSTM",
-    (0, 32, 0, 0): "ABS RSQRT QUANTIZE DEQUANTIZE EQUAL NOT_EQUAL LESS LESS_EQUAL GREATER GREATER_EQUAL",
-    (0, 28, 0, 0): "RELU PRELU", (0, 8, 0, 0): "RELU6", (0, 24, 0, 0): "LEAKY_RELU", (0, 16, 0, 0): "LOGISTIC",
-    (0, 20, 0, 0): "HARD_SWISH", (8, 60, 0, 0): "ADD", (8, 52, 0, 0): "SUB", (4, 36, 0, 0): "MUL",
-    (4, 0, 0, 0): "SPLIT", (1, 44, 2, 0): "MEAN SUM REDUCE_MAX REDUCE_MIN",
-    (0, 44, 2, 0): "REDUCE_ALL", (4, 56, 0, 0): "SOFTMAX", (8, 24, 0, 2 * 96): "CONCATENATION",
-    (8, 0, 0, 0): "PACK", (36, 0, 0, 0): "RESHAPE", (24, 84, 0, 0): "STRIDED_SLICE", (0, 56, 0, 0): "PAD PADV2",
-    (0, 0, 2, 0): "MIRROR_PAD", (0, 0, 1, 0): "ADD_N SignalRfft", (0, 0, 11, 0): "TFLite_Detection_PostProcess",
-    (0, 0, 0, 0): "EXPAND_DIMS Own",
-}  # fmt: skip
+CASES = list(range(len(kernels.CASES)))
 
 
-def per_channel(scales: int) -> list[Any]:
-    quantization = schema.QuantizationParametersT()
-    quantization.scale, quantization.zeroPoint = [0.5] * scales, [0] * scales
-    return [(1, 8), T((5, 8), quantization=quantization)]
+def per_operator(models: tuple[bytes, bytes], target: Target) -> float:
+    few, many = (persistent_bytes(read_model(model), target) for model in models)
+    return (many - few) / (kernels.MANY - kernels.FEW)
 
 
-PRODUCT = [T((2, 3, 4)), T((2, 4, 5))]  # 24 and 40 bytes
-KEPT = [(kind, ANYTHING, None, figures) for figures, kinds in PERSISTENT.items() for kind in kinds.split()]
-KEPT += [
-    *(
-        ("FULLY_CONNECTED", per_channel(n), None, (16, 48, 0, arrays))
-        for n, arrays in ((5, 2 * 32), (4, 2 * 16), (1, 0))
-    ),
-    ("CONV_2D", [(1, 3, 3, 2), T(UNPACKED, "INT4")], None, (28, 56, 1, 2 * 32)),
-    ("BATCH_MATMUL", PRODUCT, options("BatchMatMul"), (0, 0, 0, 48)),
-    ("BATCH_MATMUL", PRODUCT, options("BatchMatMul", adjX=True), (0, 0, 0, 32 + 48)),
-    ("BATCH_MATMUL", PRODUCT, options("BatchMatMul", adjY=True), (0, 0, 0, 0)),
-    ("BATCH_MATMUL", PRODUCT, options("BatchMatMul", adjX=True, adjY=True), (0, 0, 0, 32)),
-]
+@pytest.mark.parametrize("number", CASES, ids=["-".join(case[:2]) for case in kernels.CASES])
+def test_persistent_bytes_are_those_that_were_measured(number: int):
+    kind, special, *_ = kernels.CASES[number]
+    models = kernels.pair(number)
+    for target, figure in zip((BITS_32, BITS_64), kernels.measured()[kind, special], strict=True):
+        assert figure is None or per_operator(models, target) == pytest.approx(figure, rel=0.01, abs=3)
 
 
-@pytest.mark.parametrize(("kind", "inputs", "given", "figures"), KEPT)
-def test_persistent_bytes_of_an_operator(kind: str, inputs: list[Any], given: Any, figures: tuple[int, ...]):
-    parsed, data, requests, arrays = figures
-    expected = 32 + parsed + -(-data // 16) * 16 + arrays + 4 * requests
-    assert operator_persistent_bytes(*only(single(kind, inputs, (1, 1, 1, 5), given, "FLOAT32"))) == expected
+@pytest.mark.parametrize("kind", ["CONV_2D", "FULLY_CONNECTED", "CONCATENATION", "SOFTMAX", "SignalRfft"])
+def test_the_figures_are_those_of_the_runtime(kind: str):
+    number = next(i for i, case in enumerate(kernels.CASES) if case[0] == kind)
+    few, many = (run_in_wheel(model, [], 0).tail for model in kernels.pair(number))
+    assert (many - few) / (kernels.MANY - kernels.FEW) == kernels.measured()[kind, kernels.CASES[number][1]][1]
 
 
 # -- side effects ----------------------------------------------------------------------------------
@@ -558,6 +543,7 @@ def first_of(cases: list[Any]) -> set[str]:
     return {case.values[0] if hasattr(case, "values") else case[0] for case in cases}
 
 
+IN_NETWORKS = {"IF", "WHILE", "CALL_ONCE", "VAR_HANDLE"}  # whose memory whole models show
 SCRATCH_APART = {"scratch": Tflm().scratch, "types": Tflm().types, "needs": ()}  # columns with tests of their own
 
 
@@ -569,7 +555,10 @@ SCRATCH_APART = {"scratch": Tflm().scratch, "types": Tflm().types, "needs": ()} 
         (lambda kind: kind.weights, WEIGHTS),
         (lambda kind: kind.macs is not Kind().macs, first_of(MACS)),
         (lambda kind: kind.tflm and kind.tflm.scratch is not Tflm().scratch, first_of(SCRATCH)),
-        (lambda kind: kind.tflm and kind.tflm._replace(**SCRATCH_APART) != Tflm(), first_of(KEPT)),
+        (
+            lambda kind: kind.tflm and kind.tflm._replace(**SCRATCH_APART) != Tflm(),
+            first_of(kernels.CASES) | IN_NETWORKS,
+        ),
         (lambda kind: kind.effect, " ".join(itertools.chain(*ORDERED)).split()),
         (lambda kind: kind.rows, first_of(ALLOWED) | {*WORKS, "DEPTHWISE_CONV_2D", "MAX_POOL_2D"}),
     ],

@@ -114,6 +114,35 @@ def test_quantization():
 
 
 @pytest.mark.parametrize(
+    ("start", "what"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1", "Git LFS pointer"), (b"PK\3\4\x14\0", "zip archive"),
+        (b"\x1f\x8b\x08", "gzip"), (b"\x89HDF\r\n", "Keras"), (b"\x08\x07\x12\x07pytorch", "ONNX"),
+        (b"<!DOCTYPE html>", "web page"), (b"const unsigned char model[] = {0x1c, 0x00", "source text"),
+        (b"#include <cstdint>", "source text"), (b"alignas(16) const", "source text"),
+        (b"\n  0x1c, 0x00", "source text"),
+    ],
+)  # fmt: skip
+def test_other_formats_are_named(start: bytes, what: str):
+    with pytest.raises(ModelError, match=rf"not a TensorFlow Lite model: it is .*{what}"):
+        read_model(start + bytes(90))
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "expected"),
+    [((2, 6), (-1, 3), (4, 3)), ((2, 6), (12,), (12,)), ((2, 6), (-1, -1), (-1, -1)), ((-1, 6), (-1, 3), (-1, 3)),
+     ((2, 6), (-1, 0), (-1, 0)), ((2, 6), (-2, -1), (-2, -1))],
+)  # fmt: skip
+def test_the_missing_dimension_of_a_reshape(
+    source: tuple[int, ...], target: tuple[int, ...], expected: tuple[int, ...]
+):
+    b = Builder()
+    x, y = b.tensor(source, "FLOAT32"), b.tensor(target, "FLOAT32")
+    b.op("RESHAPE", [x], [y])
+    assert read_model(b.build([x], [y])).subgraphs[0].tensors[y].shape == expected
+
+
+@pytest.mark.parametrize(
     ("data", "why"),
     [
         (b"", "empty"),

@@ -7,9 +7,25 @@ from typing import Any
 
 import numpy as np
 import pytest
-from ai_edge_litert import schema_py_generated as schema
 from builder import Builder, ModelBuilder
 from conftest import SHARED, needs_shared, run_in_wheel
+from kernels import (
+    CONV,
+    DEPTHWISE,
+    FRACTION,
+    KEEP,
+    POOL,
+    PROBABILITY,
+    SOFTMAX,
+    SVDF,
+    SVDF_WEIGHTS,
+    C,
+    T,
+    X,
+    model_of,
+    options,
+    weights,
+)
 
 from tflite_tools import (
     CUSTOM_KINDS,
@@ -71,68 +87,9 @@ def test_types_of_the_other_kernels():
 
 # -- further needs, each with the runtime as the judge -------------------------------------------------
 
-PLAIN = (0.5, 0)
-
-
-def T(shape: tuple[int, ...], dtype: str = "FLOAT32", scale: tuple[float, int] | None = None, **fields: Any) -> Any:
-    """A tensor; integers of up to 16 bits are quantised with PLAIN unless said otherwise, by () not at all."""
-    if scale is None and dtype in ("INT8", "INT16", "UINT8"):
-        scale = PLAIN
-    if scale:
-        quantization = schema.QuantizationParametersT()
-        quantization.scale, quantization.zeroPoint = [scale[0]], [scale[1]]
-        fields["quantization"] = quantization
-    return {"shape": shape, "dtype": dtype, **fields}
-
-
-def C(*values: int) -> np.ndarray:
-    return np.array(values, np.int32)
-
-
-def weights(*shape: int, dtype: str = "INT8", scale: tuple[float, int] | None = None) -> Any:
-    data = np.ones(shape, {"INT8": np.int8, "FLOAT32": np.float32}[dtype])
-    return T(shape, dtype, scale, data=data)
-
-
-def options(table: str, **fields: Any) -> Any:
-    made = getattr(schema, f"{table}OptionsT")()
-    for field, value in fields.items():
-        setattr(made, field, value)
-    return made
-
-
-def model_of(kind: str, inputs: list[Any], output: Any, given: Any = None) -> bytes:
-    b = Builder()
-    numbers, graph_inputs = [], []
-    for what in inputs:
-        if isinstance(what, np.ndarray):
-            numbers.append(b.constant(what))
-        elif what is None:
-            numbers.append(-1)
-        else:
-            numbers.append(b.tensor(**what))
-            if what.get("data") is None and not what.get("isVariable"):
-                graph_inputs.append(numbers[-1])
-    result = b.tensor(**output)
-    b.op(kind, numbers, [result], given)
-    return b.build(graph_inputs, [result])
-
-
-X, Y = (1, 4, 4, 2), (1, 2, 2, 2)
+Y = (1, 2, 2, 2)
 I8, I16 = T(X, "INT8"), T(X, "INT16")
-CONV = options("Conv2D", strideH=1, strideW=1, dilationHFactor=1, dilationWFactor=1)
-DEPTHWISE = options("DepthwiseConv2D", strideH=1, strideW=1, depthMultiplier=1, dilationHFactor=1, dilationWFactor=1)
-POOL = options("Pool2D", strideH=2, strideW=2, filterHeight=2, filterWidth=2)
-SOFTMAX, KEEP = options("Softmax", beta=1.0), options("Reducer", keepDims=True)
 MASKED = options("StridedSlice")
-FRACTION, PROBABILITY = (2**-15, 0), (2**-8, -128)
-SVDF_WEIGHTS = [
-    weights(6, 3, dtype="FLOAT32"),
-    weights(6, 2, dtype="FLOAT32"),
-    weights(3, dtype="FLOAT32"),
-    T((1, 12), isVariable=True),
-]
-SVDF = options("SVDF", rank=2)
 
 # (kind, inputs, output, options, what stands against it; empty: it runs)
 NEEDS: list[tuple[str, list[Any], Any, Any, str]] = [
