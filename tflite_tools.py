@@ -6474,8 +6474,8 @@ def _resolve_files(arguments: argparse.Namespace) -> Files:
         output = arguments.input
     elif arguments.output and _same_file(arguments.output, arguments.input):
         raise UsageError(f"{arguments.output}: the output is the input; add --in-place to replace it")
-    if STREAM in (arguments.input, output) and arguments.in_place:
-        raise UsageError("--in-place needs a file")
+    if arguments.in_place and (arguments.input == STREAM or _is_stream(arguments.input)):
+        raise UsageError(f"{arguments.input}: --in-place needs a file")
     if output == STREAM and arguments.json == "-":
         raise UsageError("the model and the JSON cannot both go to standard output")
     json_file = None if arguments.json in (None, "-") else Path(arguments.json)
@@ -6501,6 +6501,10 @@ def _resolve_files(arguments: argparse.Namespace) -> Files:
     if arguments.csv and arguments.csv.exists() and not arguments.csv.is_dir():
         raise UsageError(f"{arguments.csv}: --csv needs a folder, and this is a file")
     return Files(output, json_file)
+
+
+def _is_stream(path: Path) -> bool:
+    return path.exists() and not path.is_file()
 
 
 def _same_file(a: Path, b: Path) -> bool:

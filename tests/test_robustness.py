@@ -633,11 +633,12 @@ def test_the_longest_legal_file_name(tmp_path: Path):
 INTERRUPT = """
 import os, signal, sys, tflite_tools
 def interrupted(*arguments, **options):
-    os.kill(os.getpid(), signal.SIGINT)
+    for _ in range(int(sys.argv[2])):
+        os.kill(os.getpid(), signal.SIGINT)
     return original(*arguments, **options)
 original = getattr(os, sys.argv[1])
 setattr(os, sys.argv[1], interrupted)
-sys.exit(tflite_tools.main(sys.argv[2:]))
+sys.exit(tflite_tools.main(sys.argv[3:]))
 """
 
 
@@ -652,11 +653,15 @@ def hard_to_plan() -> bytes:
     "flag",
     ["--optimize", pytest.param("--plan")],
 )
-def test_ctrl_c_while_writing_leaves_nothing(tmp_path: Path, place: str, flag: str):
+def test_ctrl_c_while_writing_leaves_all_or_nothing(tmp_path: Path, place: str, flag: str):
+    """Once, it is too late to interrupt a search; twice, the program stops."""
     (tmp_path / "model.tflite").write_bytes(hard_to_plan())
-    done = run(place, "-i", "model.tflite", flag, "-o", "out.tflite", cwd=tmp_path, code=INTERRUPT)
-    assert [p.name for p in tmp_path.iterdir()] == ["model.tflite"]
+    for times in (1, 2):
+        command = [place, str(times), "-i", "model.tflite", flag, "-o", f"out{times}.tflite"]
+        done = run(*command, cwd=tmp_path, code=INTERRUPT)
+        assert sorted(p.name for p in tmp_path.iterdir()) == ["model.tflite", "out1.tflite"]
     assert_refused(done)
+    assert tflite_tools.TFLiteModel.load_from_file(tmp_path / "out1.tflite").arena.head > 0
 
 
 @pytest.mark.parametrize("is_reordered", [False, True])
