@@ -35,8 +35,8 @@ operator runs. The order of the operators decides how large it gets; where a pla
 cost in accuracy or speed; for a little of the latter, stripes take less than any order. The module reads from top
 to bottom in the order in which data flows; every section uses only what stands above it:
 
-what a file says and what is known of operators; who is alive when; orders; offsets; TFLM's arena; stripes;
-clusters; writing all that; what was done, in words and pictures; :class:`TFLiteModel`; the command line.
+what a file says, what is known of operators and what TFLM refuses; who is alive when; orders; offsets; TFLM's arena;
+stripes; clusters; writing all that; what was done, in words and pictures; :class:`TFLiteModel`; the command line.
 """
 
 from __future__ import annotations
@@ -313,6 +313,17 @@ class ModelGraph:
     @property
     def operators(self) -> Iterator[tuple[Subgraph, Operator]]:
         return ((subgraph, operator) for subgraph in self.subgraphs for operator in subgraph.operators)
+
+
+def picked(source: object, keys: str) -> dict[str, Any]:
+    """Some properties for JSON, which has no tuples and no infinite numbers."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, float) and not math.isfinite(value):
+            return None
+        return list(value) if isinstance(value, tuple) else value
+
+    return {key: plain(getattr(source, key)) for key in keys.split()}
 
 
 LONGEST_NAME = 60  # characters of a name in a table or message; CSV and JSON have it whole
@@ -661,7 +672,38 @@ def _if_quantized(size: int, wider: int = 0) -> Callable[[Node, Target], int]:
     )
 
 
-# What else a kernel needs: each of these says what stands against an operator, or nothing.
+####################################################################################################
+# Operators, the needs: what their kernels ask of types, shapes and quantisation, in words
+####################################################################################################
+
+
+def type_code(dtype: str) -> str:
+    """``f32`` for FLOAT32, ``i8`` for INT8, ``u8`` for UINT8, ``bool`` for BOOL."""
+    return dtype.lower().replace("float", "f").replace("uint", "u").replace("int", "i")
+
+
+def accepts(types: str, node: Node) -> bool:
+    """Whether an operator's tensors have one of these combinations of types.
+
+    ``f32/f32 i8/i8|i4/i32>i8`` are two: the types of inputs 0, 1, ... and, behind ``>``, of the output, with
+    alternatives between bars. ``*`` is any type that TFLM has; ``_``, and what is not named, is not looked at.
+    """
+
+    def fits(allowed: str, tensor: Tensor | None) -> bool:
+        if tensor is None or allowed in ("", "_"):
+            return True
+        return tensor.element.tflm_bytes is not None and (
+            allowed == "*" or type_code(tensor.dtype) in allowed.split("|")
+        )
+
+    for combination in types.split():
+        inputs, _, output = combination.partition(">")
+        if all(map(fits, inputs.split("/"), node.inputs)) and fits(output, node.output):
+            return True
+    return False
+
+
+# What stands against an operator, or nothing.
 
 LONGEST_CONCATENATION = 10  # inputs that TFLM's kernel takes
 
@@ -792,109 +834,58 @@ RESIZED = (*PICTURES, _constant("size"))
 PADDED = Tflm("f32|i8|i16|i32/i32", data=60, needs=(_constant("paddings"), _rank(0, 5)))
 FRACTION = (2**-15, 0)  # what int16 outputs between -1 and 1 are quantised with
 
+# fmt: off
 KINDS: dict[str, Kind] = {
     # windows over pictures, matrix products
-    "CONV_2D": Kind(
-        FILTER,
-        CONV,
-        _by_weights(4, 1, 4),
-        "convolution",
-        Tflm(
-            "f32/f32 i8/i8 i8/i4 i16/i8/i32|i64",
-            28,
-            56,
-            16,
-            _int4_scratch,
-            _per_channel,
-            (_scaled("input", "weights"),),
-        ),
-    ),
-    "DEPTHWISE_CONV_2D": Kind(
-        FILTER,
-        DEPTHWISE,
-        _by_weights(4, 1, 3),
-        "convolution",
-        Tflm(CONVOLVED, 28, 56, 16, _int4_scratch, _per_channel, (_scaled("input", "weights"),)),
-    ),
-    "TRANSPOSE_CONV": Kind(
-        "output_shape *weights input bias",
-        macs=_scattered,
-        tflm=Tflm("_/f32/f32 _/i8/i8 _/i8/i16", 20, 80, 16, _transpose_conv_scratch, _per_channel),
-    ),
+    "CONV_2D": Kind(FILTER, CONV, _by_weights(4, 1, 4), "convolution", Tflm("f32/f32 i8/i8 i8/i4 i16/i8/i32|i64", 28,
+        56, 16, _int4_scratch, _per_channel, (_scaled("input", "weights"),))),
+    "DEPTHWISE_CONV_2D": Kind(FILTER, DEPTHWISE, _by_weights(4, 1, 3), "convolution",
+        Tflm(CONVOLVED, 28, 56, 16, _int4_scratch, _per_channel, (_scaled("input", "weights"),))),
+    "TRANSPOSE_CONV": Kind("output_shape *weights input bias", macs=_scattered,
+        tflm=Tflm("_/f32/f32 _/i8/i8 _/i8/i16", 20, 80, 16, _transpose_conv_scratch, _per_channel)),
     "CONV_3D": Kind(FILTER, macs=_by_weights(5, 0, 4), tflm=None),
     "CONV_3D_TRANSPOSE": Kind("output_shape *weights input bias", tflm=None),
     "FULLY_CONNECTED": Kind(FILTER, macs=_dense_macs, tflm=Tflm(CONVOLVED, 16, 48, 48, _int4_scratch, _per_scale)),
-    "BATCH_MATMUL": Kind(
-        "*a *b",
-        Options("BatchMatMulOptions", ("AdjX", "AdjY")),
-        _matmul_macs,
-        tflm=Tflm(
-            "f32/f32 i8/i8 i16/i16",
-            options=3,
-            data=16,
-            wider=16,
-            arrays=_matmul_arrays,
-            needs=(_rank(2, 5), _symmetric),
-        ),
-    ),
+    "BATCH_MATMUL": Kind("*a *b", Options("BatchMatMulOptions", ("AdjX", "AdjY")), _matmul_macs,
+        tflm=Tflm("f32/f32 i8/i8 i16/i16", options=3, data=16, wider=16, arrays=_matmul_arrays, needs=(_rank(2, 5),
+        _symmetric))),
     "MAX_POOL_2D": Kind(UNARY, POOL, _pool_macs, "maximum", Tflm(REAL, 40, 32, needs=POOLED)),
     "AVERAGE_POOL_2D": Kind(UNARY, POOL, _pool_macs, "average", Tflm(REAL, 40, 32, needs=POOLED)),
     "L2_POOL_2D": Kind(UNARY, POOL, _pool_macs, tflm=Tflm(FLOAT, 40, arrays=_output_shape, needs=PICTURES)),
     # tables and memories
     "EMBEDDING_LOOKUP": Kind("indices *table", tflm=Tflm("i32/f32>f32 i32/i8>f32|i8", data=16, arrays=_output_shape)),
     "GATHER": Kind("*table indices", Options("GatherOptions", ("Axis",)), tflm=Tflm(EXTREME, 8, arrays=_output_shape)),
-    "SVDF": Kind(
-        "input *feature *time bias state",
-        Options("SVDFOptions", ("Rank",)),
-        _recurrent_macs,
-        "",
-        Tflm("f32/f32/f32/f32/f32 i8/i8/i8/i32/i8 i8/i8/i16/i32/i16", 12, 36, 0, _svdf_scratch, needs=(_svdf_output,)),
-    ),
+    "SVDF": Kind("input *feature *time bias state", Options("SVDFOptions", ("Rank",)), _recurrent_macs, "",
+        Tflm("f32/f32/f32/f32/f32 i8/i8/i8/i32/i8 i8/i8/i16/i32/i16", 12, 36, 0, _svdf_scratch, needs=(_svdf_output,))),
     "RNN": Kind(RECURRENT, macs=_recurrent_macs, tflm=None),
     "UNIDIRECTIONAL_SEQUENCE_RNN": Kind(RECURRENT, macs=_recurrent_macs, tflm=None),
     "BIDIRECTIONAL_SEQUENCE_RNN": Kind(BIDIRECTIONAL, tflm=None),
     "LSTM": Kind(LSTM, macs=_recurrent_macs, tflm=None),
-    "UNIDIRECTIONAL_SEQUENCE_LSTM": Kind(
-        LSTM,
-        macs=_recurrent_macs,
-        tflm=Tflm(
-            "f32/f32 i8/i8 i16/i8",
-            16,
-            688,
-            0,
-            _lstm_scratch,
-            needs=(_without(*f"{_PEEPHOLES} projection projection_bias {_NORMS}".split()),),
-        ),
-    ),
+    "UNIDIRECTIONAL_SEQUENCE_LSTM": Kind(LSTM, macs=_recurrent_macs, tflm=Tflm("f32/f32 i8/i8 i16/i8", 16, 688, 0,
+        _lstm_scratch, needs=(_without(*f"{_PEEPHOLES} projection projection_bias {_NORMS}".split()),))),
     "BIDIRECTIONAL_SEQUENCE_LSTM": Kind(BIDIRECTIONAL_LSTM, tflm=None),
     # element by element
     "ABS": Kind(UNARY, rows="unary", tflm=Tflm(REAL, data=32)),
     "RSQRT": Kind(UNARY, rows="unary", tflm=Tflm(REAL, data=32)),
-    "QUANTIZE": Kind(
-        UNARY,
-        rows="unary",
-        tflm=Tflm("f32>i8|i16 i8>i8|i16|i32|u8 i16>i8|i16|i32 i32>i8|i16 u8>i8", data=32, needs=(_scaled("output"),)),
-    ),
+    "QUANTIZE": Kind(UNARY, rows="unary",
+        tflm=Tflm("f32>i8|i16 i8>i8|i16|i32|u8 i16>i8|i16|i32 i32>i8|i16 u8>i8", data=32, needs=(_scaled("output"),))),
     "DEQUANTIZE": Kind(UNARY, rows="unary", tflm=Tflm("i8|i16|u8>f32", data=32)),
     "RELU": Kind(UNARY, rows="unary", tflm=Tflm(REAL, data=28, needs=(_symmetric,))),
     "RELU6": Kind(UNARY, rows="unary", tflm=Tflm(REAL, data=8)),
     "RELU_N1_TO_1": Kind(UNARY, rows="unary", tflm=None),
     "LEAKY_RELU": Kind(UNARY, rows="unary", tflm=Tflm(REAL, 4, 24)),
-    "LOGISTIC": Kind(
-        UNARY, rows="unary", tflm=Tflm(REAL, data=16, needs=(_quantized(INT8=(None, -128), INT16=FRACTION),))
-    ),
+    "LOGISTIC": Kind(UNARY, rows="unary",
+        tflm=Tflm(REAL, data=16, needs=(_quantized(INT8=(None, -128), INT16=FRACTION),))),
     "TANH": Kind(UNARY, rows="unary", tflm=Tflm(REAL, data=16, needs=(_quantized(INT16=FRACTION),))),
     "HARD_SWISH": Kind(UNARY, rows="unary", tflm=Tflm(SMALL, data=20)),
     "ADD": Kind(BINARY, macs=_sums, rows="binary", tflm=Tflm(NUMBER, 8, 60)),
-    "ADD_N": Kind(
-        macs=_sums, tflm=Tflm(SMALL, arrays=_if_quantized(48), scratch=lambda n: [4 * len(n.inputs)])
-    ),  # pointers of 32 bits
+    "ADD_N": Kind(macs=_sums,
+        tflm=Tflm(SMALL, arrays=_if_quantized(48), scratch=lambda n: [4 * len(n.inputs)])),  # pointers of 32 bits
     "MUL": Kind(BINARY, rows="binary", tflm=Tflm("f32/f32 i8/i8 i16/i16 i32/i32", 4, 36, needs=(_symmetric,))),
     "SUB": Kind(BINARY, rows="binary", tflm=Tflm(NUMBER, 8, 52)),
     "DIV": Kind(BINARY, rows="binary", tflm=Tflm("f32 i8 i32", 4, 32)),
-    "SQUARED_DIFFERENCE": Kind(
-        BINARY, rows="binary", tflm=Tflm("f32/f32 i8/i8 i16/i16 i32/i32", data=112, needs=(_symmetric,))
-    ),
+    "SQUARED_DIFFERENCE": Kind(BINARY, rows="binary",
+        tflm=Tflm("f32/f32 i8/i8 i16/i16 i32/i32", data=112, needs=(_symmetric,))),
     "PRELU": Kind(BINARY, rows="binary", tflm=Tflm("f32/f32 i8/i8 i16/i8", data=28, needs=(_rank(1, 4),))),
     # along axes
     "MEAN": Kind(REDUCED, macs=lambda n: n["input"].elements, tflm=Tflm(REDUCIBLE, 1, 44, 0, _sum_scratch)),
@@ -902,68 +893,40 @@ KINDS: dict[str, Kind] = {
     "REDUCE_MAX": Kind(REDUCED, tflm=Tflm(EXTREME, 1, 44, 0, _reduce_scratch, needs=(_alike("INT8"),))),
     "REDUCE_MIN": Kind(REDUCED, tflm=Tflm(EXTREME, 1, 44, 0, _reduce_scratch, needs=(_alike("INT8"),))),
     "REDUCE_ALL": Kind(REDUCED, tflm=Tflm("bool/i32", 1, 44, 0, _reduce_scratch)),
-    "SOFTMAX": Kind(
-        UNARY,
-        Options("SoftmaxOptions", ("Beta",)),
-        tflm=Tflm(
-            "f32>f32 i8>i8|i16 i16>i16",
-            4,
-            56,
-            16,
-            arrays=_softmax_tables,
-            needs=(_quantized(INT8=(2**-8, -128), INT16=FRACTION), _steep),
-        ),
-    ),
+    "SOFTMAX": Kind(UNARY, Options("SoftmaxOptions", ("Beta",)), tflm=Tflm("f32>f32 i8>i8|i16 i16>i16", 4, 56, 16,
+        arrays=_softmax_tables, needs=(_quantized(INT8=(2**-8, -128), INT16=FRACTION), _steep))),
     "LOG_SOFTMAX": Kind(UNARY, tflm=Tflm(SMALL, arrays=_if_quantized(32, 16), needs=(_quantized(INT8=(2**-4, 127)),))),
     # moving data
-    "CONCATENATION": Kind(
-        "",
-        Options("ConcatenationOptions", ("Axis",)),
-        rows="join",
-        tflm=Tflm("f32 i8 i16 i32 i64 bool", 8, 24, 56, needs=(_joined, _alike("INT8"), _symmetric)),
-    ),
+    "CONCATENATION": Kind("", Options("ConcatenationOptions", ("Axis",)), rows="join",
+        tflm=Tflm("f32 i8 i16 i32 i64 bool", 8, 24, 56, needs=(_joined, _alike("INT8"), _symmetric))),
     "PAD": Kind("input paddings", Options("PadOptions"), rows="pad", tflm=PADDED),
     "PADV2": Kind("input paddings value", Options("PadV2Options"), rows="pad", tflm=PADDED),
-    "MIRROR_PAD": Kind(
-        "input paddings", tflm=Tflm("f32|i8/i32|i64", 4, 32, scratch=lambda n: [4 * len(n["input"].shape)] * 2)
-    ),
-    "SLICE": Kind(
-        "input begin size",
-        Options("SliceOptions"),
-        tflm=Tflm("f32|i8|i16|i32|bool/i32|i64/i32|i64", needs=(_rank(1, 5), _fixed_size)),
-    ),
-    "STRIDED_SLICE": Kind(
-        "input begin end strides",
-        tflm=Tflm("f32|i8|i16|i32|bool/i32/i32/i32", 24, 84, needs=(_rank(0, 4), _constant("begin", "end", "strides"))),
-    ),
+    "MIRROR_PAD": Kind("input paddings",
+        tflm=Tflm("f32|i8/i32|i64", 4, 32, scratch=lambda n: [4 * len(n["input"].shape)] * 2)),
+    "SLICE": Kind("input begin size", Options("SliceOptions"),
+        tflm=Tflm("f32|i8|i16|i32|bool/i32|i64/i32|i64", needs=(_rank(1, 5), _fixed_size))),
+    "STRIDED_SLICE": Kind("input begin end strides", tflm=Tflm("f32|i8|i16|i32|bool/i32/i32/i32", 24, 84,
+        needs=(_rank(0, 4), _constant("begin", "end", "strides")))),
     "SPLIT": Kind("axis input", tflm=Tflm("_/f32|i8|i16|i32", 4, needs=(_constant("axis"),))),
     "SPLIT_V": Kind("input sizes axis", tflm=Tflm(NUMBER, 4, needs=(_constant("axis"),))),
     "PACK": Kind(tflm=Tflm("f32 i8 i16 i32 i64", 8)),
     "RESHAPE": Kind("input shape", tflm=Tflm("*", 36, needs=(_same_elements,))),
-    "RESIZE_NEAREST_NEIGHBOR": Kind(
-        "input size", UPSAMPLE, rows="upsample", tflm=Tflm("f32|i8|i16/i32", 2, needs=RESIZED)
-    ),
+    "RESIZE_NEAREST_NEIGHBOR": Kind("input size", UPSAMPLE, rows="upsample",
+        tflm=Tflm("f32|i8|i16/i32", 2, needs=RESIZED)),
     "RESIZE_BILINEAR": Kind("input size", tflm=Tflm(EXTREME, 2, needs=RESIZED)),
     "TRANSPOSE": Kind("input perm", tflm=Tflm("f32|i8|i16", needs=(_constant("perm"), _rank(1, 5)))),
     "EXPAND_DIMS": Kind("input axis", tflm=Tflm("f32|i8|i16/i32", needs=(_constant("axis"),))),
     "BROADCAST_TO": Kind("input shape", tflm=Tflm("*/i32|i64", needs=(_constant("shape"), _rank(0, 5)))),
     "FILL": Kind("dims value", tflm=Tflm("i8|i16|i32|i64/f32|i8|i32", needs=(_constant("dims"),))),
     # subgraphs, state, side effects
-    "IF": Kind(
-        options=Options("IfOptions", callees=("ThenSubgraphIndex", "ElseSubgraphIndex")), tflm=Tflm("bool", 8, 8)
-    ),
-    "WHILE": Kind(
-        options=Options("WhileOptions", callees=("CondSubgraphIndex", "BodySubgraphIndex")),
-        tflm=Tflm(options=8, data=8),
-    ),
-    "CALL_ONCE": Kind(
-        options=Options("CallOnceOptions", callees=("InitSubgraphIndex",)),
-        tflm=Tflm(options=4, data=8, wider=16),
-        effect=(EVERYTHING, True),
-    ),
-    "VAR_HANDLE": Kind(
-        options=Options("VarHandleOptions", ("Container", "SharedName")), tflm=Tflm(options=8, data=4, wider=32)
-    ),
+    "IF": Kind(options=Options("IfOptions", callees=("ThenSubgraphIndex", "ElseSubgraphIndex")),
+        tflm=Tflm("bool", 8, 8)),
+    "WHILE": Kind(options=Options("WhileOptions", callees=("CondSubgraphIndex", "BodySubgraphIndex")),
+        tflm=Tflm(options=8, data=8)),
+    "CALL_ONCE": Kind(options=Options("CallOnceOptions", callees=("InitSubgraphIndex",)),
+        tflm=Tflm(options=4, data=8, wider=16), effect=(EVERYTHING, True)),
+    "VAR_HANDLE": Kind(options=Options("VarHandleOptions", ("Container", "SharedName")),
+        tflm=Tflm(options=8, data=4, wider=32)),
     "READ_VARIABLE": Kind("handle", tflm=Tflm("resource"), effect=(VARIABLE, False)),
     "ASSIGN_VARIABLE": Kind("handle value", tflm=Tflm("resource|i32"), effect=(VARIABLE, True)),
     "HASHTABLE": Kind(effect=(HASH_TABLES, True), tflm=None),
@@ -1018,14 +981,10 @@ UNKNOWN_KIND = Kind(tflm=None)
 _CUSTOM = (CUSTOM_OPERATORS, True)
 ACCELERATORS = ("ethos-u",)  # their operators address the memory of their scratch tensors as the compiler planned it
 CUSTOM_KINDS: dict[str, Kind] = {
-    "ethos-u": Kind(
-        "commands weights scratch scratch_fast",
-        effect=_CUSTOM,
-        tflm=Tflm(needs=(lambda node: "only builds for that accelerator have its kernel",)),
-    ),
-    "TFLite_Detection_PostProcess": Kind(
-        "boxes scores anchors", effect=_CUSTOM, tflm=Tflm("f32/f32", data=104, scratch=_detection_scratch)
-    ),
+    "ethos-u": Kind("commands weights scratch scratch_fast", effect=_CUSTOM,
+        tflm=Tflm(needs=(lambda node: "only builds for that accelerator have its kernel",))),
+    "TFLite_Detection_PostProcess": Kind("boxes scores anchors", effect=_CUSTOM,
+        tflm=Tflm("f32/f32", data=104, scratch=_detection_scratch)),
 }
 for _name, _tflm in {
     "CIRCULAR_BUFFER": Tflm("i8>i8", data=8),
@@ -1046,6 +1005,7 @@ for _name, _tflm in {
     "SignalWindow": Tflm("i16/i16>i16", data=8),
 }.items():
     CUSTOM_KINDS[_name] = Kind(UNARY, effect=_CUSTOM, tflm=_tflm)
+# fmt: on
 UNKNOWN_CUSTOM_KIND = Kind(effect=_CUSTOM, tflm=None)
 
 
@@ -1093,30 +1053,9 @@ def scratch_requests(subgraph: Subgraph, operator: Operator) -> list[int]:
     raise ArenaError(f"the inputs or options of {what} are not what its kernel needs")
 
 
-def type_code(dtype: str) -> str:
-    """``f32`` for FLOAT32, ``i8`` for INT8, ``u8`` for UINT8, ``bool`` for BOOL."""
-    return dtype.lower().replace("float", "f").replace("uint", "u").replace("int", "i")
-
-
-def accepts(types: str, node: Node) -> bool:
-    """Whether an operator's tensors have one of these combinations of types.
-
-    ``f32/f32 i8/i8|i4/i32>i8`` are two: the types of inputs 0, 1, ... and, behind ``>``, of the output, with
-    alternatives between bars. ``*`` is any type that TFLM has; ``_``, and what is not named, is not looked at.
-    """
-
-    def fits(allowed: str, tensor: Tensor | None) -> bool:
-        if tensor is None or allowed in ("", "_"):
-            return True
-        return tensor.element.tflm_bytes is not None and (
-            allowed == "*" or type_code(tensor.dtype) in allowed.split("|")
-        )
-
-    for combination in types.split():
-        inputs, _, output = combination.partition(">")
-        if all(map(fits, inputs.split("/"), node.inputs)) and fits(output, node.output):
-            return True
-    return False
+####################################################################################################
+# Refusals: why TFLM does not run a model
+####################################################################################################
 
 
 def operator_refusal(subgraph: Subgraph, operator: Operator) -> str:
@@ -1175,6 +1114,85 @@ def refusals(graph: ModelGraph) -> list[str]:
 
 
 ####################################################################################################
+# Memory plans: what the file fixes of addresses
+####################################################################################################
+
+PLAN_HEADER = 3  # words of a memory plan before its offsets: version, subgraphs, number of offsets
+PLANNED_AT_RUN_TIME = -1  # in place of an offset
+PLAN_VERSIONS = (0, 1)  # that compilers write; runtimes do not look
+
+
+def planned_offsets(graph: ModelGraph) -> dict[tuple[int, int], int]:
+    """The offsets that the file fixes: (subgraph, tensor) -> bytes.
+
+    Raises:
+        ArenaError: the plan is not for this model, and the runtime would refuse the file.
+    """
+    if graph.plan is None:
+        return {}
+    tensors = [(s.index, t.index) for s in graph.subgraphs for t in s.tensors]
+    offsets = graph.plan[PLAN_HEADER:]
+    planned = graph.plan[PLAN_HEADER - 1] if len(graph.plan) >= PLAN_HEADER else 0
+    if planned != len(tensors) or len(offsets) < len(tensors):
+        have = f"has {min(planned, len(offsets))} offsets" if planned == len(tensors) else f"is for {planned} tensors"
+        raise ArenaError(f"the memory plan in the file {have}, but the model has {len(tensors)} tensors")
+    return {key: offset for key, offset in zip(tensors, offsets, strict=True) if offset != PLANNED_AT_RUN_TIME}
+
+
+def plan_words(graph: ModelGraph, offsets: Mapping[tuple[int, int], int]) -> bytes:
+    """The memory plan that fixes these offsets, as the file holds it; :func:`planned_offsets` reads it."""
+    tensors = [(s.index, t.index) for s in graph.subgraphs for t in s.tensors]
+    words = [1, len(graph.subgraphs), len(tensors), *(offsets.get(key, PLANNED_AT_RUN_TIME) for key in tensors)]
+    return np.array(words, dtype="<i4").tobytes()
+
+
+def is_compiled(graph: ModelGraph) -> bool:
+    """Whether an accelerator addresses memory as the plan in the file has it, so that nothing may move."""
+    return graph.plan is not None and any(operator.kind in ACCELERATORS for _, operator in graph.operators)
+
+
+COMPILED = "an accelerator addresses the memory as its compiler planned it in the file"
+
+
+def accelerator_scratch(subgraph: Subgraph) -> dict[int, Tensor]:
+    """The scratch memory of accelerators, by tensor id."""
+    nodes = [node_of(subgraph, operator) for operator in subgraph.operators if operator.kind in ACCELERATORS]
+    scratch = [node.get(role) for node in nodes for role in ("scratch", "scratch_fast")]
+    return {tensor.index: tensor for tensor in scratch if tensor and tensor.bytes}
+
+
+def inside_scratch(graph: ModelGraph) -> ModelGraph:
+    """The graph, in which tensors that lie in the scratch memory of an accelerator are known to take none of their own.
+
+    They do where the plan puts them there and no operator needs them after the last that owns the scratch.
+    """
+    try:
+        offsets = planned_offsets(graph)
+    except ArenaError:
+        return graph
+    subgraph = graph.subgraphs[0]
+    last = {i: operator.index for operator in subgraph.operators for i in (*operator.reads, *operator.writes)}
+    last |= dict.fromkeys(subgraph.outputs, len(subgraph.operators) - 1)
+    owned = accelerator_scratch(subgraph)
+
+    def is_inside(tensor: Tensor, scratch: Tensor) -> bool:
+        at, start = offsets.get((0, tensor.index)), offsets.get((0, scratch.index))
+        if at is None or start is None or tensor.index == scratch.index:
+            return False
+        fits = start <= at and at + tensor.ram_bytes <= start + scratch.ram_bytes
+        is_twin = tensor.index in owned and tensor.ram_bytes == scratch.ram_bytes and tensor.index < scratch.index
+        return fits and not is_twin and last.get(tensor.index, -1) <= last[scratch.index]
+
+    tensors = tuple(
+        dataclasses.replace(t, storage=Storage.INSIDE)
+        if t.ram_bytes and any(is_inside(t, scratch) for scratch in owned.values())
+        else t
+        for t in subgraph.tensors
+    )
+    return dataclasses.replace(graph, subgraphs=(dataclasses.replace(subgraph, tensors=tensors), *graph.subgraphs[1:]))
+
+
+####################################################################################################
 # Reading: bytes -> graph. Every check on bad input is here
 ####################################################################################################
 
@@ -1183,9 +1201,6 @@ HIGHEST_RANK = 64  # dimensions
 SMALL_CONSTANT = 128  # bytes of integers that are kept as values
 DTYPES = tuple(ELEMENT_TYPES)
 NO_DATA = BufferSpan(0, 0)
-PLAN_HEADER = 3  # words of a memory plan before its offsets: version, subgraphs, number of offsets
-PLANNED_AT_RUN_TIME = -1  # in place of an offset
-PLAN_VERSIONS = (0, 1)  # that compilers write; runtimes do not look
 # Slots of tables for which the bindings' own functions do not do.
 BUFFER_DATA, BUFFER_OFFSET, FULL_OPERATOR_CODE, EXTERNAL_BUFFER = 0, 1, 3, 10
 SUBGRAPH_TENSORS, SUBGRAPH_OPERATORS, SUBGRAPH_FIELDS = 0, 3, 6
@@ -1455,76 +1470,6 @@ class _Reader:
                 options.Init(content.Bytes, content.Pos)
                 return {field: getattr(options, field)() for field in fields}
         return {}
-
-
-def planned_offsets(graph: ModelGraph) -> dict[tuple[int, int], int]:
-    """The offsets that the file fixes: (subgraph, tensor) -> bytes.
-
-    Raises:
-        ArenaError: the plan is not for this model, and the runtime would refuse the file.
-    """
-    if graph.plan is None:
-        return {}
-    tensors = [(s.index, t.index) for s in graph.subgraphs for t in s.tensors]
-    offsets = graph.plan[PLAN_HEADER:]
-    planned = graph.plan[PLAN_HEADER - 1] if len(graph.plan) >= PLAN_HEADER else 0
-    if planned != len(tensors) or len(offsets) < len(tensors):
-        have = f"has {min(planned, len(offsets))} offsets" if planned == len(tensors) else f"is for {planned} tensors"
-        raise ArenaError(f"the memory plan in the file {have}, but the model has {len(tensors)} tensors")
-    return {key: offset for key, offset in zip(tensors, offsets, strict=True) if offset != PLANNED_AT_RUN_TIME}
-
-
-def plan_words(graph: ModelGraph, offsets: Mapping[tuple[int, int], int]) -> bytes:
-    """The memory plan that fixes these offsets, as the file holds it; :func:`planned_offsets` reads it."""
-    tensors = [(s.index, t.index) for s in graph.subgraphs for t in s.tensors]
-    words = [1, len(graph.subgraphs), len(tensors), *(offsets.get(key, PLANNED_AT_RUN_TIME) for key in tensors)]
-    return np.array(words, dtype="<i4").tobytes()
-
-
-def is_compiled(graph: ModelGraph) -> bool:
-    """Whether an accelerator addresses memory as the plan in the file has it, so that nothing may move."""
-    return graph.plan is not None and any(operator.kind in ACCELERATORS for _, operator in graph.operators)
-
-
-COMPILED = "an accelerator addresses the memory as its compiler planned it in the file"
-
-
-def accelerator_scratch(subgraph: Subgraph) -> dict[int, Tensor]:
-    """The scratch memory of accelerators, by tensor id."""
-    nodes = [node_of(subgraph, operator) for operator in subgraph.operators if operator.kind in ACCELERATORS]
-    scratch = [node.get(role) for node in nodes for role in ("scratch", "scratch_fast")]
-    return {tensor.index: tensor for tensor in scratch if tensor and tensor.bytes}
-
-
-def inside_scratch(graph: ModelGraph) -> ModelGraph:
-    """The graph, in which tensors that lie in the scratch memory of an accelerator are known to take none of their own.
-
-    They do where the plan puts them there and no operator needs them after the last that owns the scratch.
-    """
-    try:
-        offsets = planned_offsets(graph)
-    except ArenaError:
-        return graph
-    subgraph = graph.subgraphs[0]
-    last = {i: operator.index for operator in subgraph.operators for i in (*operator.reads, *operator.writes)}
-    last |= dict.fromkeys(subgraph.outputs, len(subgraph.operators) - 1)
-    owned = accelerator_scratch(subgraph)
-
-    def is_inside(tensor: Tensor, scratch: Tensor) -> bool:
-        at, start = offsets.get((0, tensor.index)), offsets.get((0, scratch.index))
-        if at is None or start is None or tensor.index == scratch.index:
-            return False
-        fits = start <= at and at + tensor.ram_bytes <= start + scratch.ram_bytes
-        is_twin = tensor.index in owned and tensor.ram_bytes == scratch.ram_bytes and tensor.index < scratch.index
-        return fits and not is_twin and last.get(tensor.index, -1) <= last[scratch.index]
-
-    tensors = tuple(
-        dataclasses.replace(t, storage=Storage.INSIDE)
-        if t.ram_bytes and any(is_inside(t, scratch) for scratch in owned.values())
-        else t
-        for t in subgraph.tensors
-    )
-    return dataclasses.replace(graph, subgraphs=(dataclasses.replace(subgraph, tensors=tensors), *graph.subgraphs[1:]))
 
 
 ####################################################################################################
@@ -3539,14 +3484,6 @@ class Composition:
     cost: Cost
 
 
-class Limits(NamedTuple):
-    """What a region may take."""
-
-    peak: int
-    macs: int
-    persistent: int
-
-
 @dataclass(frozen=True)
 class SplitStep:
     """What the search knows of one operator."""
@@ -3684,7 +3621,7 @@ class SplitSearch:
         outputs = (t for step in steps for t in step.operator.writes)
         return Region(parts, heights, tuple(t for t in outputs if self.escapes(t, end)), is_cached)
 
-    def evaluate(self, start: int, end: int, stripes: int, is_cached: bool, limits: Limits) -> SplitRegion | None:
+    def evaluate(self, start: int, end: int, stripes: int, is_cached: bool, limits: Cost) -> SplitRegion | None:
         """What a region takes; None if that is more than the limits, or if it cannot be cut like that."""
         region = self.region(start, end, is_cached)
         rows = self.rows_within(limits, region, stripes)
@@ -3705,7 +3642,7 @@ class SplitSearch:
         cost = Cost(peak, macs, after - before, len(emitter.operators) - len(steps))
         return SplitRegion(start, end, stripes, is_cached, cost)
 
-    def rows_within(self, limits: Limits, region: Region, stripes: int) -> list[Stripe] | None:
+    def rows_within(self, limits: Cost, region: Region, stripes: int) -> list[Stripe] | None:
         """The row algebra of a region; None as soon as one can tell that a limit does not hold."""
         if min(region.heights[t] for t in region.escaping) < stripes:
             return None
@@ -3796,7 +3733,7 @@ class SplitSearch:
                     if self.budget.is_over:
                         return
                     stripes = untried.pop()
-                    region = self.evaluate(start, end, stripes, is_cached, Limits(limit, most_macs, best - bound))
+                    region = self.evaluate(start, end, stripes, is_cached, Cost(limit, most_macs, best - bound))
                     if region is not None:
                         self.reached[key] = region.cost.peak
                         self.regions[start].append(region)
@@ -4133,24 +4070,13 @@ class ClusteredWeights:
     index_bytes: int  # every element as a packed index into its code-book
     entropy_bytes: int  # what an ideal entropy coder of the indices would need instead
 
+    @property
+    def sqnr_db(self) -> float:
+        return decibels(self.signal, self.squared_error)
+
     def json(self) -> dict[str, Any]:
-        sqnr = decibels(self.signal, self.squared_error)
-        return {
-            "name": self.name,
-            "operator": self.operator,
-            "dtype": self.dtype,
-            "shape": list(self.shape),
-            "codebooks": self.codebooks,
-            "distinct_before": self.distinct_before,
-            "distinct_after": self.distinct_after,
-            "signal": self.signal,
-            "squared_error": self.squared_error,
-            "sqnr_db": sqnr if math.isfinite(sqnr) else None,
-            "bytes_before": self.bytes_before,
-            "codebook_bytes": self.codebook_bytes,
-            "index_bytes": self.index_bytes,
-            "entropy_bytes": self.entropy_bytes,
-        }
+        keys = "name operator dtype shape codebooks distinct_before distinct_after signal squared_error sqnr_db"
+        return picked(self, f"{keys} bytes_before codebook_bytes index_bytes entropy_bytes")
 
 
 def weight_tensors(graph: ModelGraph) -> tuple[list[tuple[str, Tensor]], list[str]]:
@@ -4733,8 +4659,7 @@ class Decision:
 
     def json(self) -> dict[str, Any]:
         """The same for programs."""
-        shared = {"bound": self.bound, "optimal": self.optimal, "changed": self.changed}
-        return shared | {"seconds": self.seconds, "refusal": self.refusal}
+        return picked(self, "bound optimal changed seconds refusal")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -4818,19 +4743,9 @@ class SplitAlternative:
         return [mark, *figures, f"{self.macs_percent:.1f} %", str(operators), f"{self.file_bytes:,}"]
 
     def json(self) -> dict[str, Any]:
-        regions = [
-            {"start": r.start, "end": r.end, "stripes": r.stripes, "is_cached": r.is_cached} | r.cost._asdict()
-            for r in self.regions
-        ]
-        return {
-            "regions": regions,
-            "peak": self.cost.peak,
-            "persistent": self.cost.persistent,
-            "total": self.cost.sum,
-            "macs_percent": self.macs_percent,
-            "operators": self.cost.operators,
-            "file_bytes": self.file_bytes,
-        }
+        regions = [picked(r, "start end stripes is_cached") | r.cost._asdict() for r in self.regions]
+        own = picked(self, "macs_percent file_bytes") | picked(self.cost, "peak persistent operators")
+        return {"regions": regions, "total": self.cost.sum} | own
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -4884,11 +4799,8 @@ class SplitDecision(Decision):
             "before": self.unsplit.json() if self.unsplit else None,
             "chosen": self.chosen.json() if self.chosen else None,
             "alternatives": [a.json() for a in self.alternatives],
-            "is_complete": self.is_complete,
-            "is_reordered": self.is_reordered,
-            "new_kinds": list(self.new_kinds),
         }
-        return own | {"changed": self.changed, "seconds": self.seconds, "refusal": self.refusal}
+        return own | picked(self, "is_complete is_reordered new_kinds changed seconds refusal")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -4910,7 +4822,7 @@ class ClusteringDecision(Decision):
 
     @property
     def lowest_sqnr_db(self) -> float:
-        return min((decibels(w.signal, w.squared_error) for w in self.weights), default=math.inf)
+        return min((w.sqnr_db for w in self.weights), default=math.inf)
 
     @property
     def entropy_bytes(self) -> int:
@@ -4926,7 +4838,7 @@ class ClusteringDecision(Decision):
                 shorten(w.name),
                 w.dtype,
                 f"{w.distinct_before:,} -> {w.distinct_after:,}",
-                f"{decibels(w.signal, w.squared_error):.1f}",
+                f"{w.sqnr_db:.1f}",
                 f"{w.bytes_before:,}",
                 f"{w.codebook_bytes:,} + {w.index_bytes:,}",
                 f"{w.codebook_bytes + w.entropy_bytes:,}",
@@ -4938,15 +4850,9 @@ class ClusteringDecision(Decision):
         return ["", f"Weights clustered to at most {self.clusters} values per matrix:", table, f"All weights: {stored}"]
 
     def json(self) -> dict[str, Any]:
-        return {
-            "clusters": self.clusters,
-            "per_channel": self.per_channel,
-            "bytes_before": self.before,
-            "bytes_after": self.after,
-            "entropy_bytes": self.entropy_bytes,
-            "notes": list(self.notes),
-            "weights": [w.json() for w in self.weights],
-        }
+        weights = {"weights": [w.json() for w in self.weights]}
+        sizes = {"bytes_before": self.before, "bytes_after": self.after}
+        return picked(self, "clusters per_channel entropy_bytes notes") | sizes | weights
 
 
 def comparison_table(decisions: Sequence[ClusteringDecision]) -> str:
@@ -4970,9 +4876,9 @@ class VerificationDecision(Decision):
     signatures: tuple[str, ...] = ()  # what was run besides the models themselves
     outputs: int = 0  # arrays compared, of all inferences, runtimes and signatures
     different: int = 0  # of them, not bit-identical
-    inner: int = 0  # tensors inside that both models have
+    inner_tensors: int = 0  # tensors inside that both models have
     inner_different: int = 0
-    constant: tuple[str, ...] = ()  # outputs that are the same whatever the inputs are
+    constant_outputs: tuple[str, ...] = ()  # outputs that are the same whatever the inputs are
     notes: tuple[str, ...] = ()  # on what did not run
     signal: float = 0.0  # sum of squares of all finite outputs of the original
     noise: float = 0.0  # sum of squared differences
@@ -4990,7 +4896,7 @@ class VerificationDecision(Decision):
 
     def lines(self) -> list[str]:
         where = " and ".join(self.runtimes)
-        inner = f" and {self.inner} inner tensors" if self.inner else ""
+        inner = f" and {self.inner_tensors} inner tensors" if self.inner_tensors else ""
         if self.identical:
             what = f"{self.outputs} outputs of {self.inferences} inferences{inner}"
             lines = [f"Verified in {where}: {what} are bit-identical to the input model's."]
@@ -4999,26 +4905,17 @@ class VerificationDecision(Decision):
             lines = [f"Compared in {where}: {what} differ from the input model's, SQNR {self.sqnr_db:.1f} dB."]
         else:
             what = f"the outputs of {self.inferences} inferences are the same"
-            lines = [f"Compared in {where}: {what}, but {self.inner_different} of {self.inner} inner tensors differ."]
-        if self.constant:
-            names = ", ".join(map(shorten, self.constant[:MOST_LISTED]))
+            lines = [
+                f"Compared in {where}: {what}, but {self.inner_different} of {self.inner_tensors} inner tensors differ."
+            ]
+        if self.constant_outputs:
+            names = ", ".join(map(shorten, self.constant_outputs[:MOST_LISTED]))
             lines.append(f"That proves little: whatever the inputs are, these outputs are the same: {names}")
         return lines + [f"Not verified there: {note}" for note in self.notes]
 
     def json(self) -> dict[str, Any]:
-        return {
-            "identical": self.identical,
-            "runtimes": list(self.runtimes),
-            "signatures": list(self.signatures),
-            "outputs": self.outputs,
-            "different": self.different,
-            "inner_tensors": self.inner,
-            "inner_different": self.inner_different,
-            "constant_outputs": list(self.constant),
-            "notes": list(self.notes),
-            "signal": self.signal,
-            "noise": self.noise,
-        }
+        keys = "identical runtimes signatures outputs different inner_tensors inner_different constant_outputs notes"
+        return picked(self, f"{keys} signal noise")
 
 
 ####################################################################################################
@@ -5137,9 +5034,9 @@ def _compare(
         signatures=tuple(signatures),
         outputs=len(pairs),
         different=different + sum(not _same(a, b) for a, b in pairs),
-        inner=len(inner),
+        inner_tensors=len(inner),
         inner_different=sum(not _same(a, b) for a, b in inner),
-        constant=tuple(subgraph.tensors[subgraph.outputs[i]].name for i in sorted(constant)),
+        constant_outputs=tuple(subgraph.tensors[subgraph.outputs[i]].name for i in sorted(constant)),
         notes=notes,
         signal=signal,
         noise=noise,
@@ -6159,7 +6056,7 @@ class TFLiteModel:
 
 
 ####################################################################################################
-# Command line: a table of options, a loop over steps
+# Command line, the options
 ####################################################################################################
 
 DONE, CHECK_FAILED, BAD_INPUT = 0, 1, 2  # exit codes
@@ -6269,6 +6166,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--memory-map", type=_picture, metavar="FILE", help="draw TFLM's arena (png, svg or pdf)")
     add("--version", action="version", version=f"%(prog)s {__version__}")
     return parser
+
+
+####################################################################################################
+# Command line, the run: a loop over steps
+####################################################################################################
 
 
 class UsageError(ValueError):

@@ -41,7 +41,7 @@ from tflite_tools import (
 )
 
 FOREVER = Budget(math.inf)
-NO_LIMITS = tflite_tools.Limits(1 << 60, 1 << 60, 1 << 60)
+NO_LIMITS = tflite_tools.Cost(1 << 60, 1 << 60, 1 << 60)
 SAME, VALID = schema.Padding.SAME, schema.Padding.VALID
 QUANTIZED = {"INT8": (0.05, -3), "UINT8": (0.05, 117)}
 

@@ -46,8 +46,8 @@ def test_a_reordered_and_planned_model_is_identical():
     assert result.runtimes == INSTALLED
     assert result.signatures == ("serving_default",)
     assert result.outputs == (len(INSTALLED) + 1) * len(INPUT_SCALES)  # in each of them, and of the signature
-    assert result.inner > 30
-    assert not result.constant
+    assert result.inner_tensors > 30
+    assert not result.constant_outputs
     assert result.noise == 0
     assert result.sqnr_db == float("inf")
 
@@ -98,7 +98,7 @@ def test_equal_bytes_of_another_shape_or_type_are_different(shape: tuple[int, ..
 
     result = verify_models(model((4,), "FLOAT32"), model(shape, dtype))
     assert (result.outputs, result.different) == (len(INSTALLED) * len(INPUT_SCALES), len(INSTALLED) * different)
-    assert len(result.constant) == 1
+    assert len(result.constant_outputs) == 1
     assert "proves little" in "".join(result.lines())
 
 
@@ -260,7 +260,7 @@ def test_outputs_that_never_change_prove_little():
     original = TFLiteModel(model.to_bytes())
     model.cluster_weights(16)
     result = model.verify_against(original)
-    assert result.constant
+    assert result.constant_outputs
     assert not result.identical  # the tensors inside tell
 
 
