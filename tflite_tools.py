@@ -407,9 +407,13 @@ class Node:
 
     kind: Kind
     inputs: tuple[Tensor | None, ...]
-    output: Tensor | None = None
+    outputs: tuple[Tensor, ...] = ()
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     custom_options: bytes = b""
+
+    @property
+    def output(self) -> Tensor | None:
+        return self.outputs[0] if self.outputs else None
 
     def __getitem__(self, role: str) -> Tensor:
         """The input of that role.
@@ -436,28 +440,28 @@ class Target(NamedTuple):
     """Bytes of TFLM's own structures with pointers of one size; those for planning live only while it plans."""
 
     pointer: int
-    tensor: int  # persistent, for every tensor, constants included
-    operator: int
-    scratch: int  # for every request
+    interpreter: tuple[int, ...]  # what comes first: allocators and the planner
     subgraph: int
+    tensor: int  # for every one, constants included
+    operator: int
     variable: int  # for every resource variable
-    interpreter: int
     port: int  # for every input and output
-    quantized_port: int  # more, besides 4 bytes per scale
+    quantization: int  # for those that are quantised, besides 4 bytes more than 4 per scale
     request: int  # while planning, for every request for scratch
     planned: int  # while planning, for every tensor and request
 
 
-BITS_32 = Target(4, 12, 32, 4, 8, 20, 132, 40, 16, request=12, planned=24)
-BITS_64 = Target(8, 24, 64, 8, 16, 40, 456, 72, 32, request=16, planned=32)
+# A plain MicroInterpreter of 32 bits, and that of the package tflite-micro, which records what it allocates.
+BITS_32 = Target(4, (36, 44, 36, 8), 8, 12, 32, 20, 40, 12, request=12, planned=24)
+BITS_64 = Target(8, (104, 72, 272, 16), 24, 24, 64, 40, 64, 24, request=16, planned=32)
 
 
 def _nothing(node: Node) -> int:
     return 0
 
 
-def _no_arrays(node: Node, target: Target) -> int:
-    return 0
+def _no_arrays(node: Node, target: Target) -> list[int]:
+    return []
 
 
 def _no_scratch(node: Node) -> list[int]:
@@ -478,9 +482,9 @@ class Tflm(NamedTuple):
     types: str = "*"  # of its inputs and its output, see :func:`accepts`
     options: int = 0  # bytes of the options as it keeps them
     data: int = 0  # bytes of its own structure with pointers of 32 bits
-    wider: int = 0  # more of them with pointers of 64 bits, at least
+    wider: tuple[int, int] = (0, 0)  # more of both with pointers of 64 bits
     scratch: Callable[[Node], list[int]] = _no_scratch  # bytes of each buffer that it requests, in its order
-    arrays: Callable[[Node, Target], int] = _no_arrays  # bytes of further persistent memory
+    arrays: Callable[[Node, Target], list[int]] = _no_arrays  # bytes of each further piece of persistent memory
     needs: tuple[Callable[[Node], str], ...] = ()  # each says what stands against the operator, if anything does
 
 
@@ -599,77 +603,89 @@ def _rfft_scratch(node: Node) -> list[int]:
     return [_flexbuffer(node.custom_options).get("fft_length", 0) * (node["input"].element.tflm_bytes or 0)]
 
 
-def _per_channel(node: Node, target: Target) -> int:
-    return 2 * align(4 * sum(node.output.shape[-1:])) if node.output else 0  # a multiplier and a shift each
+def _per_channel(node: Node, target: Target) -> list[int]:
+    return [4 * sum(node.output.shape[-1:])] * 2 if node.output else []  # a multiplier and a shift each
 
 
-def _per_scale(node: Node, target: Target) -> int:
+def _per_scale(node: Node, target: Target) -> list[int]:
     quantization = node["weights"].quantization
     scales = len(quantization.scales) if quantization else 0
-    return 2 * align(4 * scales) if scales > 1 else 0
+    return [4 * scales] * 2 if scales > 1 else []
 
 
-def _output_shape(node: Node, target: Target) -> int:
+def _output_shape(node: Node, target: Target) -> list[int]:
     """A shape that the kernel writes itself."""
-    return align(4 + 4 * len(node.output.shape)) if node.output else 0
+    return [4 + 4 * len(node.output.shape)] if node.output else []
 
 
-def _matmul_arrays(node: Node, target: Target) -> int:
+def _lookup_arrays(node: Node, target: Target) -> list[int]:
+    return [*_output_shape(node, target), 2 * target.pointer]
+
+
+def _matmul_arrays(node: Node, target: Target) -> list[int]:
+    """Transposed copies, each with its tensor, and the shape of the output."""
     copies = [node["a"]] if node.options.get("AdjX") else []
     copies += [] if node.options.get("AdjY") else [node["b"]]
-    total = sum(align(t.bytes or 0) + align(target.tensor) + align(4 + 4 * len(t.shape)) for t in copies)
-    return total + _output_shape(node, target) + (32 if node["a"].dtype != "FLOAT32" else 0)
+    sizes = [size for t in copies for size in (t.bytes or 0, target.tensor, 4 + 4 * len(t.shape))]
+    return [*([28] if node["a"].dtype != "FLOAT32" else []), *sizes, *_output_shape(node, target)]
 
 
-def _softmax_tables(node: Node, target: Target) -> int:
-    return 2 * align(2 * 513) if node["input"].dtype == "INT16" else 0
+def _softmax_tables(node: Node, target: Target) -> list[int]:
+    return [2 * 513] * 2 if node["input"].dtype == "INT16" else []
 
 
-def _fft_state(node: Node, target: Target) -> int:
-    """Twiddle factors of KISS FFT, for a complex transform of half the length and for making it a real one."""
-    half = _flexbuffer(node.custom_options).get("fft_length", 0) // 2
-    return align(272 + 2 * target.pointer + 5 * half * (node["input"].element.tflm_bytes or 0))
+def _fft_state(node: Node, target: Target) -> list[int]:
+    """Factors of KISS FFT, for a complex transform of half the length and for making it a real one."""
+    half, size = _flexbuffer(node.custom_options).get("fft_length", 0) // 2, node["input"].element.tflm_bytes or 0
+    return [3 * target.pointer + 264 + 2 * size * (half + 3 * half // 2)]
 
 
-def _per_filter(size: int, more: int = 0) -> Callable[[Node, Target], int]:
-    return lambda node, target: align(size * (_flexbuffer(node.custom_options).get("num_channels", 0) + more))
+def _per_filter(size: int, more: int = 0) -> Callable[[Node, Target], list[int]]:
+    return lambda node, target: [size * (_flexbuffer(node.custom_options).get("num_channels", 0) + more)]
 
 
-def _rings(node: Node, capacity: int, target: Target, are_listed: bool = True) -> int:
-    """Ring buffers of so many int16, each of them stored twice; one per row of the input, if they are in a list."""
-    rows = node["input"].elements // max(node["input"].shape[-1], 1) if are_listed else 1
-    lists = 2 * align(rows * target.pointer) if are_listed else 0
-    return lists + rows * align(4 * target.pointer + 8 + 4 * capacity)
+def _ring(capacity: int, target: Target) -> int:
+    """A ring buffer of so many int16, each stored twice."""
+    return 4 * target.pointer + 8 + 4 * capacity
 
 
-def _delay_rings(node: Node, target: Target) -> int:
-    return _rings(node, node["input"].shape[-1] + _flexbuffer(node.custom_options).get("delay_length", 0), target)
+def _per_row(node: Node, target: Target, size: int, lists: int) -> list[int]:
+    """A piece for every row of the input, and lists of them."""
+    rows = node["input"].elements // max(node["input"].shape[-1], 1)
+    return [rows * target.pointer] * lists + [size] * rows
 
 
-def _framer_rings(node: Node, target: Target) -> int:
+def _delay_rings(node: Node, target: Target) -> list[int]:
+    capacity = node["input"].shape[-1] + _flexbuffer(node.custom_options).get("delay_length", 0)
+    return _per_row(node, target, _ring(capacity, target), lists=2)
+
+
+def _framer_rings(node: Node, target: Target) -> list[int]:
     options = _flexbuffer(node.custom_options)
     step = max(options.get("frame_step", 1), 1)
-    return _rings(node, -(-options.get("frame_size", 0) // step) * step, target)
+    return _per_row(node, target, _ring(-(-options.get("frame_size", 0) // step) * step, target), lists=2)
 
 
-def _stacker_ring(node: Node, target: Target) -> int:
+def _stacker_ring(node: Node, target: Target) -> list[int]:
     options = _flexbuffer(node.custom_options)
     frames = options.get("stacker_left_context", 0) + options.get("stacker_right_context", 0) + 1
-    return _rings(node, options.get("num_channels", 0) * frames, target, are_listed=False)
+    return [_ring(options.get("num_channels", 0) * frames, target)]
 
 
-def _overlaps(node: Node, target: Target) -> int:
+def _overlaps(node: Node, target: Target) -> list[int]:
     *rows, _, size = (1, 1, *node["input"].shape)
-    return align(math.prod(rows) * target.pointer) + math.prod(rows) * align(
-        size * (node["input"].element.tflm_bytes or 0)
-    )
+    count, size = math.prod(rows), size * (node["input"].element.tflm_bytes or 0)
+    return [count * target.pointer, *[size] * count]
 
 
-def _if_quantized(size: int, wider: int = 0) -> Callable[[Node, Target], int]:
+def _if_quantized(size: int, wider: int = 0) -> Callable[[Node, Target], list[int]]:
     """A structure that kernels of integers have."""
-    return lambda node, target: (
-        size + (wider if target is BITS_64 else 0) if node.inputs[0] and node.inputs[0].dtype != "FLOAT32" else 0
-    )
+
+    def arrays(node: Node, target: Target) -> list[int]:
+        is_float = node.inputs[0] is None or node.inputs[0].dtype == "FLOAT32"
+        return [] if is_float else [size + (wider if target is BITS_64 else 0)]
+
+    return arrays
 
 
 ####################################################################################################
@@ -830,43 +846,45 @@ FLOAT, SMALL, REAL, NUMBER = "f32", "f32 i8", "f32 i8 i16", "f32 i8 i16 i32"
 REDUCIBLE, EXTREME = "f32|i8|i16/i32", "f32|i8/i32"
 CONVOLVED = "f32/f32 i8/i8 i8/i4 i16/i8"
 POOLED, PICTURES = (_alike("INT8", "INT16", within=1e-6),), (_rank(4, 4),)
-RESIZED = (*PICTURES, _constant("size"))
-PADDED = Tflm("f32|i8|i16|i32/i32", data=60, needs=(_constant("paddings"), _rank(0, 5)))
+RESIZED, QUANTIZED_FILTER = (*PICTURES, _constant("size")), (_scaled("input", "weights"),)
+PADDED = Tflm("f32|i8|i16|i32/i32", data=56, needs=(_constant("paddings"), _rank(0, 5)))
 FRACTION = (2**-15, 0)  # what int16 outputs between -1 and 1 are quantised with
 
 # fmt: off
 KINDS: dict[str, Kind] = {
     # windows over pictures, matrix products
-    "CONV_2D": Kind(FILTER, CONV, _by_weights(4, 1, 4), "convolution", Tflm("f32/f32 i8/i8 i8/i4 i16/i8/i32|i64", 28,
-        56, 16, _int4_scratch, _per_channel, (_scaled("input", "weights"),))),
+    "CONV_2D": Kind(FILTER, CONV, _by_weights(4, 1, 4), "convolution",
+        Tflm("f32/f32 i8/i8 i8/i4 i16/i8/i32|i64", 28, 56, (0, 24), _int4_scratch, _per_channel, QUANTIZED_FILTER)),
     "DEPTHWISE_CONV_2D": Kind(FILTER, DEPTHWISE, _by_weights(4, 1, 3), "convolution",
-        Tflm(CONVOLVED, 28, 56, 16, _int4_scratch, _per_channel, (_scaled("input", "weights"),))),
+        Tflm(CONVOLVED, 28, 56, (0, 24), _int4_scratch, _per_channel, QUANTIZED_FILTER)),
     "TRANSPOSE_CONV": Kind("output_shape *weights input bias", macs=_scattered,
-        tflm=Tflm("_/f32/f32 _/i8/i8 _/i8/i16", 20, 80, 16, _transpose_conv_scratch, _per_channel)),
+        tflm=Tflm("_/f32/f32 _/i8/i8 _/i8/i16", 20, 72, (0, 16), _transpose_conv_scratch, _per_channel)),
     "CONV_3D": Kind(FILTER, macs=_by_weights(5, 0, 4), tflm=None),
     "CONV_3D_TRANSPOSE": Kind("output_shape *weights input bias", tflm=None),
-    "FULLY_CONNECTED": Kind(FILTER, macs=_dense_macs, tflm=Tflm(CONVOLVED, 16, 48, 48, _int4_scratch, _per_scale)),
+    "FULLY_CONNECTED": Kind(FILTER, macs=_dense_macs,
+        tflm=Tflm(CONVOLVED, 16, 48, (16, 24), _int4_scratch, _per_scale)),
     "BATCH_MATMUL": Kind("*a *b", Options("BatchMatMulOptions", ("AdjX", "AdjY")), _matmul_macs,
-        tflm=Tflm("f32/f32 i8/i8 i16/i16", options=3, data=16, wider=16, arrays=_matmul_arrays, needs=(_rank(2, 5),
+        tflm=Tflm("f32/f32 i8/i8 i16/i16", options=3, data=16, wider=(0, 16), arrays=_matmul_arrays, needs=(_rank(2, 5),
         _symmetric))),
     "MAX_POOL_2D": Kind(UNARY, POOL, _pool_macs, "maximum", Tflm(REAL, 40, 32, needs=POOLED)),
     "AVERAGE_POOL_2D": Kind(UNARY, POOL, _pool_macs, "average", Tflm(REAL, 40, 32, needs=POOLED)),
     "L2_POOL_2D": Kind(UNARY, POOL, _pool_macs, tflm=Tflm(FLOAT, 40, arrays=_output_shape, needs=PICTURES)),
     # tables and memories
-    "EMBEDDING_LOOKUP": Kind("indices *table", tflm=Tflm("i32/f32>f32 i32/i8>f32|i8", data=16, arrays=_output_shape)),
+    "EMBEDDING_LOOKUP": Kind("indices *table", tflm=Tflm("i32/f32>f32 i32/i8>f32|i8", arrays=_lookup_arrays)),
     "GATHER": Kind("*table indices", Options("GatherOptions", ("Axis",)), tflm=Tflm(EXTREME, 8, arrays=_output_shape)),
-    "SVDF": Kind("input *feature *time bias state", Options("SVDFOptions", ("Rank",)), _recurrent_macs, "",
-        Tflm("f32/f32/f32/f32/f32 i8/i8/i8/i32/i8 i8/i8/i16/i32/i16", 12, 36, 0, _svdf_scratch, needs=(_svdf_output,))),
+    "SVDF": Kind("input *feature *time bias state", Options("SVDFOptions", ("Rank",)), _recurrent_macs,
+        tflm=Tflm("f32/f32/f32/f32/f32 i8/i8/i8/i32/i8 i8/i8/i16/i32/i16", 12, 36, scratch=_svdf_scratch,
+        needs=(_svdf_output,))),
     "RNN": Kind(RECURRENT, macs=_recurrent_macs, tflm=None),
     "UNIDIRECTIONAL_SEQUENCE_RNN": Kind(RECURRENT, macs=_recurrent_macs, tflm=None),
     "BIDIRECTIONAL_SEQUENCE_RNN": Kind(BIDIRECTIONAL, tflm=None),
     "LSTM": Kind(LSTM, macs=_recurrent_macs, tflm=None),
-    "UNIDIRECTIONAL_SEQUENCE_LSTM": Kind(LSTM, macs=_recurrent_macs, tflm=Tflm("f32/f32 i8/i8 i16/i8", 16, 688, 0,
+    "UNIDIRECTIONAL_SEQUENCE_LSTM": Kind(LSTM, macs=_recurrent_macs, tflm=Tflm("f32/f32 i8/i8 i16/i8", 16, 688, (0, 0),
         _lstm_scratch, needs=(_without(*f"{_PEEPHOLES} projection projection_bias {_NORMS}".split()),))),
     "BIDIRECTIONAL_SEQUENCE_LSTM": Kind(BIDIRECTIONAL_LSTM, tflm=None),
     # element by element
-    "ABS": Kind(UNARY, rows="unary", tflm=Tflm(REAL, data=32)),
-    "RSQRT": Kind(UNARY, rows="unary", tflm=Tflm(REAL, data=32)),
+    "ABS": Kind(UNARY, rows="unary", tflm=Tflm(REAL, data=28)),
+    "RSQRT": Kind(UNARY, rows="unary", tflm=Tflm(REAL, data=28)),
     "QUANTIZE": Kind(UNARY, rows="unary",
         tflm=Tflm("f32>i8|i16 i8>i8|i16|i32|u8 i16>i8|i16|i32 i32>i8|i16 u8>i8", data=32, needs=(_scaled("output"),))),
     "DEQUANTIZE": Kind(UNARY, rows="unary", tflm=Tflm("i8|i16|u8>f32", data=32)),
@@ -880,29 +898,29 @@ KINDS: dict[str, Kind] = {
     "HARD_SWISH": Kind(UNARY, rows="unary", tflm=Tflm(SMALL, data=20)),
     "ADD": Kind(BINARY, macs=_sums, rows="binary", tflm=Tflm(NUMBER, 8, 60)),
     "ADD_N": Kind(macs=_sums,
-        tflm=Tflm(SMALL, arrays=_if_quantized(48), scratch=lambda n: [4 * len(n.inputs)])),  # pointers of 32 bits
+        tflm=Tflm(SMALL, arrays=_if_quantized(40), scratch=lambda n: [4 * len(n.inputs)])),  # pointers of 32 bits
     "MUL": Kind(BINARY, rows="binary", tflm=Tflm("f32/f32 i8/i8 i16/i16 i32/i32", 4, 36, needs=(_symmetric,))),
     "SUB": Kind(BINARY, rows="binary", tflm=Tflm(NUMBER, 8, 52)),
-    "DIV": Kind(BINARY, rows="binary", tflm=Tflm("f32 i8 i32", 4, 32)),
+    "DIV": Kind(BINARY, rows="binary", tflm=Tflm("f32 i8 i32", 4, 28)),
     "SQUARED_DIFFERENCE": Kind(BINARY, rows="binary",
         tflm=Tflm("f32/f32 i8/i8 i16/i16 i32/i32", data=112, needs=(_symmetric,))),
     "PRELU": Kind(BINARY, rows="binary", tflm=Tflm("f32/f32 i8/i8 i16/i8", data=28, needs=(_rank(1, 4),))),
     # along axes
-    "MEAN": Kind(REDUCED, macs=lambda n: n["input"].elements, tflm=Tflm(REDUCIBLE, 1, 44, 0, _sum_scratch)),
-    "SUM": Kind(REDUCED, tflm=Tflm(REDUCIBLE, 1, 44, 0, _sum_scratch)),
-    "REDUCE_MAX": Kind(REDUCED, tflm=Tflm(EXTREME, 1, 44, 0, _reduce_scratch, needs=(_alike("INT8"),))),
-    "REDUCE_MIN": Kind(REDUCED, tflm=Tflm(EXTREME, 1, 44, 0, _reduce_scratch, needs=(_alike("INT8"),))),
-    "REDUCE_ALL": Kind(REDUCED, tflm=Tflm("bool/i32", 1, 44, 0, _reduce_scratch)),
-    "SOFTMAX": Kind(UNARY, Options("SoftmaxOptions", ("Beta",)), tflm=Tflm("f32>f32 i8>i8|i16 i16>i16", 4, 56, 16,
+    "MEAN": Kind(REDUCED, macs=lambda n: n["input"].elements, tflm=Tflm(REDUCIBLE, 1, 44, (0, 0), _sum_scratch)),
+    "SUM": Kind(REDUCED, tflm=Tflm(REDUCIBLE, 1, 44, (0, 0), _sum_scratch)),
+    "REDUCE_MAX": Kind(REDUCED, tflm=Tflm(EXTREME, 1, 44, (0, 0), _reduce_scratch, needs=(_alike("INT8"),))),
+    "REDUCE_MIN": Kind(REDUCED, tflm=Tflm(EXTREME, 1, 44, (0, 0), _reduce_scratch, needs=(_alike("INT8"),))),
+    "REDUCE_ALL": Kind(REDUCED, tflm=Tflm("bool/i32", 1, 44, (0, 0), _reduce_scratch)),
+    "SOFTMAX": Kind(UNARY, Options("SoftmaxOptions", ("Beta",)), tflm=Tflm("f32>f32 i8>i8|i16 i16>i16", 4, 56, (0, 24),
         arrays=_softmax_tables, needs=(_quantized(INT8=(2**-8, -128), INT16=FRACTION), _steep))),
-    "LOG_SOFTMAX": Kind(UNARY, tflm=Tflm(SMALL, arrays=_if_quantized(32, 16), needs=(_quantized(INT8=(2**-4, 127)),))),
+    "LOG_SOFTMAX": Kind(UNARY, tflm=Tflm(SMALL, arrays=_if_quantized(28, 12), needs=(_quantized(INT8=(2**-4, 127)),))),
     # moving data
     "CONCATENATION": Kind("", Options("ConcatenationOptions", ("Axis",)), rows="join",
-        tflm=Tflm("f32 i8 i16 i32 i64 bool", 8, 24, 56, needs=(_joined, _alike("INT8"), _symmetric))),
+        tflm=Tflm("f32 i8 i16 i32 i64 bool", 8, 24, (0, 56), needs=(_joined, _alike("INT8"), _symmetric))),
     "PAD": Kind("input paddings", Options("PadOptions"), rows="pad", tflm=PADDED),
     "PADV2": Kind("input paddings value", Options("PadV2Options"), rows="pad", tflm=PADDED),
     "MIRROR_PAD": Kind("input paddings",
-        tflm=Tflm("f32|i8/i32|i64", 4, 32, scratch=lambda n: [4 * len(n["input"].shape)] * 2)),
+        tflm=Tflm("f32|i8/i32|i64", 4, 20, scratch=lambda n: [4 * len(n["input"].shape)] * 2)),
     "SLICE": Kind("input begin size", Options("SliceOptions"),
         tflm=Tflm("f32|i8|i16|i32|bool/i32|i64/i32|i64", needs=(_rank(1, 5), _fixed_size))),
     "STRIDED_SLICE": Kind("input begin end strides", tflm=Tflm("f32|i8|i16|i32|bool/i32/i32/i32", 24, 84,
@@ -924,11 +942,11 @@ KINDS: dict[str, Kind] = {
     "WHILE": Kind(options=Options("WhileOptions", callees=("CondSubgraphIndex", "BodySubgraphIndex")),
         tflm=Tflm(options=8, data=8)),
     "CALL_ONCE": Kind(options=Options("CallOnceOptions", callees=("InitSubgraphIndex",)),
-        tflm=Tflm(options=4, data=8, wider=16), effect=(EVERYTHING, True)),
+        tflm=Tflm(options=4, data=8), effect=(EVERYTHING, True)),
     "VAR_HANDLE": Kind(options=Options("VarHandleOptions", ("Container", "SharedName")),
-        tflm=Tflm(options=8, data=4, wider=32)),
+        tflm=Tflm(options=8, data=4, wider=(8, 0))),
     "READ_VARIABLE": Kind("handle", tflm=Tflm("resource"), effect=(VARIABLE, False)),
-    "ASSIGN_VARIABLE": Kind("handle value", tflm=Tflm("resource|i32"), effect=(VARIABLE, True)),
+    "ASSIGN_VARIABLE": Kind("handle value", tflm=Tflm("resource|i32", wider=(0, 4)), effect=(VARIABLE, True)),
     "HASHTABLE": Kind(effect=(HASH_TABLES, True), tflm=None),
     "HASHTABLE_IMPORT": Kind(effect=(HASH_TABLES, True), tflm=None),
     "HASHTABLE_FIND": Kind(effect=(HASH_TABLES, False), tflm=None),
@@ -946,20 +964,20 @@ for _names, _kind in (
     ("GREATER", Kind(BINARY, tflm=Tflm("f32 i8 i16 i32 i64", data=32))),
     ("ARG_MAX ARG_MIN", Kind(tflm=Tflm("f32/i32>i32 i8/i32>i32", 4))),
     ("BATCH_TO_SPACE_ND", Kind(tflm=Tflm(SMALL, needs=(_rank(3, 4),)))),
-    ("SPACE_TO_BATCH_ND", Kind(tflm=Tflm(SMALL, data=16, needs=(_rank(3, 4),)))),
+    ("SPACE_TO_BATCH_ND", Kind(tflm=Tflm(SMALL, data=4, needs=(_rank(3, 4),)))),
     ("DEPTH_TO_SPACE SPACE_TO_DEPTH", Kind(tflm=Tflm(SMALL, 4, arrays=_output_shape, needs=PICTURES))),
     ("BROADCAST_ARGS", Kind(tflm=Tflm("i32/i32 i64/i64"))),
     ("CAST", Kind(tflm=Tflm("f32|i8|i16|i32|u32|bool>f32|i8|i16|i32|u32|bool", 8))),
-    ("CUMSUM", Kind(tflm=Tflm("f32/i32 i8/i32", 2, arrays=_if_quantized(48)))),
+    ("CUMSUM", Kind(tflm=Tflm("f32/i32 i8/i32", 2, arrays=_if_quantized(36)))),
     ("DYNAMIC_UPDATE_SLICE", Kind(tflm=Tflm("f32|i8|i16|i32/_/i32|i64"))),
     ("FLOOR_DIV FLOOR_MOD", Kind(tflm=Tflm(FLOAT))),
     ("GATHER_ND", Kind("table indices", tflm=Tflm(EXTREME, arrays=_output_shape))),
-    ("L2_NORMALIZATION", Kind(tflm=Tflm(SMALL, 4, 16, needs=(_rank(0, 4),)))),
+    ("L2_NORMALIZATION", Kind(tflm=Tflm(SMALL, 4, 4, needs=(_rank(0, 4),)))),
     ("LOGICAL_NOT", Kind(tflm=Tflm("bool"))),
     ("LOGICAL_AND LOGICAL_OR", Kind()),
     ("SQUEEZE", Kind(tflm=Tflm(options=36))),
     ("REVERSE_V2", Kind(tflm=Tflm("f32|i8|i16|i32|i64|u8|bool/i32"))),
-    ("SELECT_V2", Kind(tflm=Tflm("bool/f32/f32 bool/i8/i8 bool/i16/i16", data=16))),
+    ("SELECT_V2", Kind(tflm=Tflm("bool/f32/f32 bool/i8/i8 bool/i16/i16", data=1))),
     ("SHAPE", Kind(tflm=Tflm("*>i32", 4))),
     ("UNPACK", Kind(tflm=Tflm(NUMBER, 8))),
     ("ZEROS_LIKE", Kind(tflm=Tflm("f32 i8 i32 i64"))),
@@ -984,24 +1002,24 @@ CUSTOM_KINDS: dict[str, Kind] = {
     "ethos-u": Kind("commands weights scratch scratch_fast", effect=_CUSTOM,
         tflm=Tflm(needs=(lambda node: "only builds for that accelerator have its kernel",))),
     "TFLite_Detection_PostProcess": Kind("boxes scores anchors", effect=_CUSTOM,
-        tflm=Tflm("f32/f32", data=104, scratch=_detection_scratch)),
+        tflm=Tflm("f32/f32", data=112, scratch=_detection_scratch)),
 }
 for _name, _tflm in {
     "CIRCULAR_BUFFER": Tflm("i8>i8", data=8),
     "TFLM_DECODE": Tflm(),
-    "SignalDelay": Tflm("i16>i16", data=20, wider=12, arrays=_delay_rings),
+    "SignalDelay": Tflm("i16>i16", data=20, wider=(0, 12), arrays=_delay_rings),
     "SignalEnergy": Tflm("i16>u32", data=8),
     "SignalFftAutoScale": Tflm("i16>i16"),
-    "SignalFilterBank": Tflm("u32/i16/i16/i16/i16/i16>u64", data=36, wider=28, arrays=_per_filter(8, 1)),
+    "SignalFilterBank": Tflm("u32/i16/i16/i16/i16/i16>u64", data=36, wider=(0, 28), arrays=_per_filter(8, 1)),
     "SignalFilterBankLog": Tflm("u32>i16", data=8),
-    "SignalFilterBankSpectralSubtraction": Tflm("u32>u32", data=48, wider=16, arrays=_per_filter(4)),
+    "SignalFilterBankSpectralSubtraction": Tflm("u32>u32", data=44, wider=(0, 12), arrays=_per_filter(4)),
     "SignalFilterBankSquareRoot": Tflm("u64/i32>u32"),
-    "SignalFramer": Tflm("i16>i16", data=28, wider=12, arrays=_framer_rings),
-    "SignalIrfft": Tflm("i16>i16 i32>i32 f32>f32", data=24, wider=8, arrays=_fft_state),
-    "SignalOverlapAdd": Tflm("i16>i16 f32>f32", data=24, wider=8, arrays=_overlaps),
+    "SignalFramer": Tflm("i16>i16", data=28, wider=(0, 12), arrays=_framer_rings),
+    "SignalIrfft": Tflm("i16>i16 i32>i32 f32>f32", data=24, wider=(0, 8), arrays=_fft_state),
+    "SignalOverlapAdd": Tflm("i16>i16 f32>f32", data=24, wider=(0, 8), arrays=_overlaps),
     "SignalPCAN": Tflm("u32/u32/i16>u32", data=4),
-    "SignalRfft": Tflm("i16>i16 i32>i32 f32>f32", 0, 32, 16, _rfft_scratch, _fft_state),
-    "SignalStacker": Tflm("i16>i16", data=36, wider=24, arrays=_stacker_ring),
+    "SignalRfft": Tflm("i16>i16 i32>i32 f32>f32", 0, 32, (0, 16), _rfft_scratch, _fft_state),
+    "SignalStacker": Tflm("i16>i16", data=36, wider=(0, 20), arrays=_stacker_ring),
     "SignalWindow": Tflm("i16/i16>i16", data=8),
 }.items():
     CUSTOM_KINDS[_name] = Kind(UNARY, effect=_CUSTOM, tflm=_tflm)
@@ -1017,8 +1035,8 @@ def kind_of(operator: Operator) -> Kind:
 
 def node_of(subgraph: Subgraph, operator: Operator) -> Node:
     inputs = tuple(subgraph.tensors[i] if i >= 0 else None for i in operator.inputs)
-    output = subgraph.tensors[operator.writes[0]] if operator.writes else None
-    return Node(kind_of(operator), inputs, output, operator.options, operator.custom_options)
+    outputs = tuple(subgraph.tensors[i] for i in operator.writes)
+    return Node(kind_of(operator), inputs, outputs, operator.options, operator.custom_options)
 
 
 def multiply_accumulates(subgraph: Subgraph, operator: Operator) -> int:
@@ -2741,8 +2759,8 @@ class Arena:
     is_compiled: bool = False  # the plan is that of an accelerator's compiler, which shares memory on purpose
     problems: tuple[str, ...] = ()
     missing_operators: tuple[str, ...] = ()  # kinds that TFLM has no kernel for
-    persistent: int = 0  # an estimate of the tail
-    planning: int = 0  # an estimate of what must be there while TFLM plans
+    persistent: int = 0  # the tail, see :class:`Target`
+    planning: int = 0  # what must be there while TFLM prepares and plans
 
     @property
     def reserve(self) -> int:
@@ -2839,65 +2857,131 @@ REQUEST_SLOTS = 12  # for requests of one operator
 PLANNER_BYTES = 40  # while planning, for every buffer that is planned
 
 
-def node_persistent_bytes(node: Node, target: Target = BITS_32) -> int:
-    """What an operator takes of TFLM's persistent memory, its scratch requests and tensors apart."""
+def kernel_bytes(node: Node, target: Target = BITS_32) -> tuple[int, int, list[int]]:
+    """What a kernel keeps: bytes of its options, of its own structure, and of each further piece."""
     kernel = node.kind.tflm or PLAIN_KERNEL
-    options = -(-kernel.options // 4) * 4  # small ones pack only among themselves
-    total = target.operator + options + align(kernel.data + (kernel.wider if target is BITS_64 else 0))
-    with contextlib.suppress(LookupError):  # inputs are missing: the kernel will refuse it before it takes more
-        total += kernel.arrays(node, target)
-    return total
+    more = kernel.wider if target is BITS_64 else (0, 0)
+    try:
+        arrays = kernel.arrays(node, target)
+    except LookupError:  # inputs are missing: the kernel will refuse it before it takes more
+        arrays = []
+    return kernel.options + more[0], kernel.data + more[1], arrays
 
 
-def operator_persistent_bytes(subgraph: Subgraph, operator: Operator, target: Target = BITS_32) -> int:
-    """An estimate of what an operator takes of TFLM's persistent memory, its tensors apart.
+def node_persistent_bytes(node: Node) -> int:
+    """What an operator takes of TFLM's persistent memory on a 32-bit target, its scratch requests and tensors apart."""
+    options, data, arrays = kernel_bytes(node)
+    return BITS_32.operator + options + align(data) + sum(map(align, arrays))
+
+
+def operator_persistent_bytes(subgraph: Subgraph, operator: Operator) -> int:
+    """What an operator takes of TFLM's persistent memory on a 32-bit target, its tensors apart.
 
     Raises:
         ArenaError: its inputs or options are not what its kernel needs.
     """
     requests = scratch_requests(subgraph, operator)
-    return node_persistent_bytes(node_of(subgraph, operator), target) + target.scratch * len(requests)
+    return node_persistent_bytes(node_of(subgraph, operator)) + BITS_32.pointer * len(requests)
 
 
-def port_bytes(graph: ModelGraph, target: Target) -> int:
-    """What the inputs and outputs of the model take of TFLM's persistent memory."""
-    first = graph.subgraphs[0]
-    known = [first.tensors[i].quantization for i in (*first.inputs, *first.outputs)]
-    quantized = sum(target.quantized_port + 4 * len(quantization.scales) for quantization in known if quantization)
-    return target.port * len(known) + quantized
+def port_pieces(tensor: Tensor, target: Target) -> list[tuple[int, int]]:
+    """(bytes, alignment) of the structures of an input or output, of the model or of a kernel that looks at it."""
+    quantization = tensor.quantization
+    pieces = [(target.port, target.pointer)]
+    if quantization and quantization.scales and quantization.zero_points:
+        pieces += [(target.quantization, target.pointer), (4 + 4 * len(quantization.scales), 4)]
+    return pieces
 
 
-def persistent_bytes(graph: ModelGraph, target: Target = BITS_32) -> int:
-    """An estimate of the persistent part of TFLM's arena, its tail, with the reference kernels.
+class Tail:
+    """The persistent part of the arena as it grows, piece by piece. Bytes."""
 
-    It counts TFLM's structures per subgraph, tensor and operator, as their sizes are in tflite-micro of August 2026.
-    Kernels of signal processing keep more than that.
+    def __init__(self) -> None:
+        self.size = 0
+
+    def add(self, pieces: Iterable[tuple[int, int]]) -> None:
+        """Pieces of (bytes, alignment)."""
+        for size, alignment in pieces:
+            if size:
+                self.size = -(-(self.size + size) // alignment) * alignment
+
+
+class TailBytes(NamedTuple):
+    """The persistent part of TFLM's arena."""
+
+    total: int
+    while_planning: int  # of it, what is there when TFLM plans
+    preparing: int  # the most that is needed until then, with what kernels take for a moment
+
+
+def persistent_bytes(graph: ModelGraph, target: Target = BITS_32) -> TailBytes:
+    """What TFLM keeps in the tail of its arena, with the reference kernels, piece by piece in its order.
+
+    To the byte what was measured: tflite-micro of August 2026 with 32 bits, the package of October 2026 with 64.
 
     Raises:
         ArenaError: the inputs or options of an operator are not what its kernel needs.
     """
-    total = target.interpreter + sum(map(align, states(graph))) + 2 * ARENA_ALIGNMENT
-    total += target.variable * len(resource_variables(graph))
-    total += sum(target.subgraph + target.tensor * len(subgraph.tensors) for subgraph in graph.subgraphs)
-    total += sum(operator_persistent_bytes(subgraph, operator, target) for subgraph, operator in graph.operators)
-    return total + port_bytes(graph, target)
+    tail, pointer, first = Tail(), target.pointer, graph.subgraphs[0]
+    nodes = [(node_of(s, operator), len(scratch_requests(s, operator))) for s, operator in graph.operators]
+    kept = [kernel_bytes(node, target) for node, _ in nodes]
+    variables = resource_variables(graph)
+    tail.add((size, pointer) for size in target.interpreter[:-1])
+    if variables:
+        tail.add([(pointer + 8, ARENA_ALIGNMENT), (target.variable * len(variables), ARENA_ALIGNMENT)])
+    tail.add([(target.interpreter[-1], pointer), (target.subgraph * len(graph.subgraphs), pointer)])
+    tail.add((target.tensor * len(s.tensors), pointer) for s in graph.subgraphs)
+    tail.add((target.operator * len(s.operators), pointer) for s in graph.subgraphs)
+    tail.add(
+        (options, _options_alignment(node, target)) for (node, _), (options, _, _) in zip(nodes, kept, strict=True)
+    )
+    tail.add((data, ARENA_ALIGNMENT) for _, data, _ in kept)
+    most = requests = 0
+    for (node, count), (_, _, arrays) in zip(nodes, kept, strict=True):
+        tail.add((size, ARENA_ALIGNMENT) for size in arrays)
+        most = max(most, tail.size + target.request * (REQUEST_SLOTS + requests) + _moment(node, target))
+        requests += count
+    tail.add((size, ARENA_ALIGNMENT) for size in variables.values())
+    tail.add([(pointer * requests, pointer)])
+    tensors = (t for s in graph.subgraphs for t in s.tensors if t.storage is Storage.STATE and t.is_updated_in_place)
+    tail.add((t.bytes or 0, ARENA_ALIGNMENT) for t in tensors)
+    while_planning = tail.size
+    for ports in (first.inputs, first.outputs):
+        tail.add([(pointer * len(ports), ARENA_ALIGNMENT)])
+        tail.add(piece for i in ports for piece in port_pieces(first.tensors[i], target))
+    return TailBytes(tail.size, while_planning, most)
 
 
-def planning_bytes(graph: ModelGraph, buffers: Sequence[ArenaBuffer], target: Target = BITS_32) -> int:
+def _options_alignment(node: Node, target: Target) -> int:
+    """Small options are bytes, others words, but for those that hold pointers."""
+    kernel = node.kind.tflm or PLAIN_KERNEL
+    return target.pointer if kernel.wider[0] else min(kernel.options, 4) if kernel.options % 4 == 0 else 1
+
+
+def _moment(node: Node, target: Target) -> int:
+    """What a kernel takes for a moment while it prepares, at most: the structures of its tensors, of some twice."""
+    tensors = [t for t in (*node.inputs, *node.outputs) if t]
+    sizes = [sum(size for size, _ in port_pieces(tensor, target)) for tensor in tensors]
+    is_filter = node.kind.tflm is not None and node.kind.tflm.arrays is _per_channel
+    is_reduced = "axes" in node.kind.roles and tensors[:1] and tensors[0].dtype != "FLOAT32"
+    again = sizes if is_reduced else sizes[:2] + sizes[-1:] if is_filter else sizes[:1]
+    return sum(sizes) + sum(again)
+
+
+def planning_bytes(graph: ModelGraph, buffers: Sequence[ArenaBuffer], target: Target, tail: TailBytes) -> int:
     """What the arena must have while TFLM plans: all persistent structures but those of inputs and outputs, which come
     later, and lists of requests, tensors and buffers. Of small models that is more than what they take in the end."""
     requests = sum(len(scratch_requests(subgraph, operator)) for subgraph, operator in graph.operators)
     tensors = sum(len(subgraph.tensors) for subgraph in graph.subgraphs)
     lists = target.request * (REQUEST_SLOTS + requests) + target.pointer * len(graph.subgraphs)
     lists += target.planned * (tensors + requests)
-    tail = persistent_bytes(graph, target) - port_bytes(graph, target)
-    return align(align(tail) + align(lists) + PLANNER_BYTES * len(buffers))
+    return align(align(tail.while_planning) + align(lists) + PLANNER_BYTES * len(buffers))
 
 
 def analyse_arena(graph: ModelGraph, target: Target = BITS_32) -> Arena:
     """What TFLM allocates for the file as it is, with its reference kernels.
 
-    The target decides the estimates of ``persistent`` and ``planning``; the head is the same on all of them.
+    The target decides ``persistent`` and ``planning``; the head is the same on all of them.
 
     Raises:
         ArenaError: nothing can be said, or the runtime would refuse the file.
@@ -2907,6 +2991,7 @@ def analyse_arena(graph: ModelGraph, target: Target = BITS_32) -> Arena:
     given = [b.interval._replace(offset=offsets.get((b.subgraph, b.tensor)) if b.tensor is not None else None)
              for b in buffers]  # fmt: skip
     placed = place_greedily(given)
+    tail = persistent_bytes(graph, target)
     problems: list[str] = []
     if graph.plan is not None:
         on_purpose = _shared_on_purpose(graph)
@@ -2926,8 +3011,8 @@ def analyse_arena(graph: ModelGraph, target: Target = BITS_32) -> Arena:
         is_compiled=is_compiled(graph),
         problems=tuple(problems),
         missing_operators=tuple(sorted({o.kind for _, o in graph.operators if kind_of(o).tflm is None})),
-        persistent=persistent_bytes(graph, target),
-        planning=planning_bytes(graph, buffers, target),
+        persistent=tail.total,
+        planning=max(planning_bytes(graph, buffers, target, tail), align(tail.preparing)),
     )
 
 
@@ -5313,7 +5398,7 @@ class SplitCandidate:
     @classmethod
     def of(cls, model: Snapshot, max_macs: float, budget: Budget) -> SplitCandidate:
         """Raises ArenaError, as :class:`SplitSearch` and :func:`persistent_bytes`."""
-        persistent = persistent_bytes(model.graph)
+        persistent = persistent_bytes(model.graph).total
         search = SplitSearch(model.graph, model.graph.subgraphs[0], budget)
         shown = spread(search.front(int(search.macs * max_macs / 100)))
         return cls(model, search, tuple(shown), not budget.is_over, persistent)
@@ -5327,7 +5412,7 @@ class SplitCandidate:
         graph = self.model.graph
         changed, _ = apply_rewrite(graph.subgraphs[0], self.search.rewrite(self.best))
         graph = graph.with_subgraphs([changed, *graph.subgraphs[1:]])
-        return max(o.peak for o in order_model(graph, budget.left)) + persistent_bytes(graph)
+        return max(o.peak for o in order_model(graph, budget.left)) + persistent_bytes(graph).total
 
     def file_bytes(self, composition: Composition) -> int:
         """The length of the file, which is known only once it is written."""
@@ -5571,10 +5656,10 @@ def arena_lines(arena: Arena) -> list[str]:
         percent = 100 * (1 - plan.height / arena.head)
         lines += [f"Arena with --plan: {plan.height:,} B{'' if plan.optimal else ' or less'} ({percent:.1f} % less)"]
     lines += [f"Arena to reserve (kTensorArenaSize): {arena.reserve:,} B on a 32-bit target"]
-    parts = f"tensors and scratch {arena.head:,} B, exact; persistent structures about {arena.persistent:,} B"
+    parts = f"tensors and scratch {arena.head:,} B, persistent structures {arena.persistent:,} B"
     if arena.planning > arena.head + arena.persistent:
-        parts += f"; more than both for a moment, while TFLM plans: about {arena.planning:,} B"
-    lines += [f"({parts}; reference kernels)"]
+        parts += f"; for a moment, while it plans, {arena.planning:,} B"
+    lines += [f"({parts}; a plain MicroInterpreter with the reference kernels)"]
     return lines + listed("Problem of the memory plan in the file:", arena.problems)
 
 

@@ -57,7 +57,7 @@ def node_of_types(kind: str, combination: str) -> Node:
         None if code == "_" else Tensor(i, code, NAMES[code], (1,), Storage.ACTIVATION, 0, 1)
         for i, code in enumerate([*inputs.split("/"), output or "_"])
     ]
-    return Node(TABLE[kind], tuple(tensors[:-1]), tensors[-1])
+    return Node(TABLE[kind], tuple(tensors[:-1]), tuple(t for t in tensors[-1:] if t))
 
 
 @pytest.mark.parametrize(("kind", "combinations"), [(kind, rest) for kind, _, rest in PROBED])

@@ -531,8 +531,9 @@ def test_barriers(padding: int, kind: str):
 
 # -- the estimate of the persistent part, and the real runtime ---------------------------------------
 
-# What the runtime's own benchmark adds: 100 slots of 20 bytes for resource variables, and the recording of figures.
-BENCHMARK_OVERHEAD = 2_104
+# What the runtime's own benchmark adds: 100 slots of 20 bytes for resource variables, and the recording of figures; how
+# that is rounded depends on the model.
+BENCHMARK_OVERHEAD, ROUNDING = 2_120, 16
 
 
 @needs_shared
@@ -541,8 +542,8 @@ BENCHMARK_OVERHEAD = 2_104
 )
 def test_persistent_bytes_are_estimated_well(name: str):
     path = SHARED / "nets" / f"{name}.tflite"
-    estimate = persistent_bytes(read_model(path.read_bytes()))
-    assert estimate == pytest.approx(run_tflm(path).tail - BENCHMARK_OVERHEAD, rel=0.05)
+    estimate = persistent_bytes(read_model(path.read_bytes())).total
+    assert abs(run_tflm(path).tail - BENCHMARK_OVERHEAD - estimate) <= ROUNDING
 
 
 @pytest.mark.parametrize("name", ["cnn", "mobilenet"])
@@ -556,7 +557,7 @@ def test_the_real_runtime_takes_what_the_plan_says(name: str, tmp_path: Path):
     before, after = run_tflm(path), run_tflm(tmp_path / "split.tflite")
     assert after.head == model.arena.head < before.head
     assert after.output == before.output
-    assert model.arena.persistent == pytest.approx(after.tail - BENCHMARK_OVERHEAD, rel=0.1)
+    assert abs(after.tail - BENCHMARK_OVERHEAD - model.arena.persistent) <= ROUNDING
 
 
 SMALL = [p for p in corpus() if p.stat().st_size < 1.2e6]
