@@ -61,11 +61,11 @@ import sys
 import tempfile
 import time
 import warnings
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
@@ -182,7 +182,7 @@ class Tensor:
     storage: Storage
     buffer: int  # index into ModelGraph.buffers
     bytes: int | None  # product(shape) x element size, sub-byte types packed; None when the file cannot tell
-    is_dynamic: bool = False  # a dimension is only known at run time; ``bytes`` is for the stored shape
+    dynamic: tuple[int, ...] = ()  # dimensions that are only known at run time; ``bytes`` is for the stored shape
     is_sparse: bool = False
     quantization: Quantization | None = None
     values: tuple[int, ...] | None = None  # of a small constant of integers: a shape, axes, paddings
@@ -1402,7 +1402,8 @@ class _Reader:
             raise ModelError(f"the file is damaged: tensor {index} refers to buffer {buffer}, which is not there")
         number = table.Type()
         dtype = DTYPES[number] if 0 <= number < len(DTYPES) else f"TYPE_{number}"
-        is_dynamic = any(d < 0 for d in shape + self.vector(table, "ShapeSignature"))
+        signature = self.vector(table, "ShapeSignature")
+        dynamic = tuple(sorted({i for dims in (shape, signature) for i, d in enumerate(dims) if d < 0}))
         is_elsewhere = field_place(table, EXTERNAL_BUFFER) != 0  # newer than the bindings: the data is in another file
         span = self.buffers[buffer] if buffer else NO_DATA
         if (span.size > 0 or is_elsewhere) and not is_input:
@@ -1417,7 +1418,7 @@ class _Reader:
             is_sized = ELEMENT_TYPES.get(dtype, UNKNOWN_TYPE).bits is not None
             why = "its shape is only known at run time" if is_sized else f"its type is {dtype}"
             self.notes[f"the size of {what} is unknown, since {why}; it counts as 0 B"] = None
-        elif storage is Storage.ACTIVATION and is_dynamic:
+        elif storage is Storage.ACTIVATION and dynamic:
             self.notes["dimensions that are only known at run time (-1) are counted as stored in the file"] = None
         values = None
         is_small = size is not None and size == span.size <= SMALL_CONSTANT
@@ -1431,7 +1432,7 @@ class _Reader:
             storage,
             buffer,
             size,
-            is_dynamic,
+            dynamic,
             is_sparse=table.Sparsity() is not None,
             quantization=self.quantization(table.Quantization()),
             values=values,
@@ -1525,6 +1526,15 @@ class Profile:
     @property
     def peak(self) -> int:
         return max(self.live, default=0)
+
+
+def peak_of(intervals: Iterable[tuple[int, int, int]], count: int) -> int:
+    """The peak of (size, first, last) with times from 0 to ``count``: of a search that asks a million times."""
+    change = [0] * (count + 2)
+    for size, first, last in intervals:
+        change[first] += size
+        change[last + 1] -= size
+    return max(itertools.accumulate(change))
 
 
 def alive(intervals: Mapping[int, Interval], count: int) -> Iterator[tuple[int, ...]]:
@@ -2959,12 +2969,13 @@ def _options_alignment(node: Node, target: Target) -> int:
 
 
 def _moment(node: Node, target: Target) -> int:
-    """What a kernel takes for a moment while it prepares, at most: the structures of its tensors, of some twice."""
+    """What a kernel takes for a moment while it prepares: the structures of its tensors, of some of them twice."""
     tensors = [t for t in (*node.inputs, *node.outputs) if t]
     sizes = [sum(size for size, _ in port_pieces(tensor, target)) for tensor in tensors]
     is_filter = node.kind.tflm is not None and node.kind.tflm.arrays is _per_channel
     is_reduced = "axes" in node.kind.roles and tensors[:1] and tensors[0].dtype != "FLOAT32"
-    again = sizes if is_reduced else sizes[:2] + sizes[-1:] if is_filter else sizes[:1]
+    is_join = node.kind.rows == "join"
+    again = sizes if is_reduced else sizes[:2] + sizes[-1:] if is_filter else sizes[:1] if is_join else []
     return sum(sizes) + sum(again)
 
 
@@ -3062,7 +3073,11 @@ def plan_arena(arena: Arena, time_limit: float = TIME_LIMIT) -> Plan:
 # its inner tensors never exist whole (patches of MCUNetV2, Lin et al. 2021; Pex, Liberis and Lane 2023). The rows that
 # two stripes both need, the halo, are computed again or cached (StreamNet, Zheng et al. 2023), whatever costs less.
 
-SPLIT_DTYPES = ("FLOAT32", "INT8", "UINT8")
+SPLIT_DTYPES = (
+    "FLOAT32",
+    "INT8",
+    "INT16",
+)  # that the kernels of SLICE, PAD and CONCATENATION take, as well as those inside
 UPSAMPLING = (2, 4, 8)  # factors whose reciprocal is exact, so that every row has its source where it had it before
 
 
@@ -3111,13 +3126,9 @@ class RowRule:
         """The rows, extended to what can be computed by itself."""
         return first // self.repeat * self.repeat, -(-behind // self.repeat) * self.repeat
 
-    def reads(self, rows: Rows, height: int) -> tuple[Rows, Pads]:
-        """(input rows, of an input of that height, for these output rows; rows of padding above and below them)."""
-        first, behind, above, below = self.span(rows[0], rows[1], height)
-        return Rows(first, behind), Pads(above, below)
-
     def span(self, first: int, behind: int, height: int) -> tuple[int, int, int, int]:
-        """The same as plain numbers: the search spends its time here."""
+        """(the first and the one behind the last row, of an input of that height, that these output rows read; how many
+        rows of padding there are above and below them)."""
         start = first // self.repeat * self.stride - self.above
         end = (behind - 1) // self.repeat * self.stride - self.above + self.extent
         above = -start if start < 0 else 0  # much faster than max()
@@ -3126,14 +3137,13 @@ class RowRule:
 
 
 def is_picture(tensor: Tensor) -> bool:
-    """Whether it is one picture, rows of columns of channels, of a size that is known."""
+    """Whether it is a picture, rows of columns of channels, of a size that is known, or a batch of them."""
     return (
         len(tensor.shape) == 4
-        and tensor.shape[0] == 1
         and min(tensor.shape) > 0
         and tensor.dtype in SPLIT_DTYPES
         and tensor.storage is Storage.ACTIVATION
-        and not tensor.is_dynamic
+        and set(tensor.dynamic) <= {0}  # TFLM takes the batch as it is stored
     )
 
 
@@ -3265,6 +3275,10 @@ class NoStripes(ValueError):
     """A region cannot be cut into that many stripes."""
 
 
+class TooDear(NoStripes):
+    """It costs more than it may; more stripes would cost even more."""
+
+
 def stripe_rows(region: Region, stripes: int) -> Iterator[Stripe]:
     """The row algebra of a region: who computes what in which stripe.
 
@@ -3348,8 +3362,8 @@ class Emitter:
         return len(self.subgraph.tensors) + len(self.tensors) - 1
 
     def rows(self, like: int, rows: Rows) -> int:
-        _, _, width, channels = self.subgraph.tensors[like].shape
-        return self.tensor(like, (1, rows.height, width, channels), f"{rows[0]}:{rows[1]}")
+        batch, _, width, channels = self.subgraph.tensors[like].shape
+        return self.tensor(like, (batch, rows.height, width, channels), f"{rows[0]}:{rows[1]}")
 
     def constant(self, values: bytes, shape: tuple[int, ...], like: int | None = None) -> int:
         key = like, shape, values
@@ -3369,9 +3383,11 @@ class Emitter:
         """The wanted rows of a tensor that has others as well; the tensor itself where it has no others."""
         if have == want:
             return tensor
-        _, _, width, channels = self.subgraph.tensors[like].shape
+        source = self.subgraph.tensors[like]
+        batch, _, width, channels = source.shape
         begin = self.integers(0, want[0] - have[0], 0, 0, shape=(4,))
-        size = self.integers(1, want.height, width, channels, shape=(4,))
+        # All of a batch that LiteRT may change: were it fixed, pictures would be left out without a word.
+        size = self.integers(-1 if source.dynamic else batch, want.height, width, channels, shape=(4,))
         return self.emit("SLICE", (tensor, begin, size), self.rows(like, want))
 
     def join(self, parts: Sequence[int], like: int, rows: Sequence[Rows], target: int | None = None) -> int:
@@ -3384,18 +3400,18 @@ class Emitter:
         output = self.rows(like, Rows(rows[0].first, rows[-1].behind)) if target is None else target
         return self.emit("CONCATENATION", parts, output)
 
-    def pad(self, operator: Operator, rule: RowRule, tensor: int, height: int, pads: Pads) -> int:
+    def pad(self, operator: Operator, rule: RowRule, tensor: int, height: int, pads: Sequence[int]) -> int:
         """The rows with the padding around them that the operator itself would have put there."""
-        if not (any(pads) or any(rule.columns)):
+        if rule.columns == NO_PADS and not any(pads):
             return tensor
         is_max = kind_of(operator).rows == "maximum"
         like = rule.sources[0]
-        _, _, width, channels = self.subgraph.tensors[like].shape
+        batch, _, width, channels = self.subgraph.tensors[like].shape
         inputs = [tensor, self.integers(0, 0, *pads, *rule.columns, 0, 0, shape=(4, 2))]
         if is_max:
-            item = {"FLOAT32": struct.pack("<f", np.finfo(np.float32).min), "INT8": b"\x80", "UINT8": b"\0"}
+            item = {"FLOAT32": struct.pack("<f", np.finfo(np.float32).min), "INT8": b"\x80", "INT16": b"\0\x80"}
             inputs.append(self.constant(item[self.subgraph.tensors[like].dtype], (1,), like))
-        shape = 1, height + sum(pads), width + sum(rule.columns), channels
+        shape = batch, height + sum(pads), width + sum(rule.columns), channels
         return self.emit("PADV2" if is_max else "PAD", inputs, self.tensor(like, shape, "padded"))
 
     def compute(self, operator: Operator, rule: RowRule, rows: Rows, inputs: Mapping[int, int]) -> int:
@@ -3403,7 +3419,7 @@ class Emitter:
         output = operator.outputs[0]
         chosen = [inputs.get(i, i) for i in operator.inputs]
         source = self.subgraph.tensors[rule.sources[0]]
-        read, pads = rule.reads(rows, source.shape[1])
+        first, behind, *pads = rule.span(rows[0], rows[1], source.shape[1])
         is_unpadded = operator.options.get("Padding") == tflite.Padding.SAME
         pattern = kind_of(operator).rows
         if pattern == "pad":
@@ -3411,9 +3427,50 @@ class Emitter:
         elif pattern == "upsample":
             chosen[1] = self.integers(rows.height, self.subgraph.tensors[output].shape[2], shape=(2,))
         elif is_unpadded:
-            chosen[0] = self.pad(operator, rule, chosen[0], read.height, pads)
+            chosen[0] = self.pad(operator, rule, chosen[0], behind - first, pads)
         result = self.rows(output, rows)
         return self.emit(operator.kind, chosen, result, operator.index, is_unpadded=is_unpadded)
+
+
+class Meter(Emitter):
+    """Only counts what an :class:`Emitter` would write, for a search that has no use for more."""
+
+    def __init__(self, subgraph: Subgraph, element_bytes: Sequence[int]) -> None:
+        super().__init__(subgraph)
+        self.element_bytes = element_bytes
+        self.sizes: list[int] = []  # of the new tensors, as TFLM aligns them; constants take none
+        self.runs: list[tuple[Sequence[int], int]] = []  # inputs and output of each operator
+        self.copies: dict[int, int] = defaultdict(int)  # of operators, by number
+        self.glue: dict[tuple[str, int], int] = defaultdict(int)  # by kind and number of inputs
+        self.old = len(subgraph.tensors)
+
+    def tensor(self, like: int, shape: tuple[int, ...], label: str) -> int:
+        return self.new(math.prod(shape) * self.element_bytes[like])
+
+    def rows(self, like: int, rows: Rows) -> int:
+        batch, _, width, channels = self.subgraph.tensors[like].shape
+        return self.new((rows[1] - rows[0]) * batch * width * channels * self.element_bytes[like])
+
+    def new(self, size: int) -> int:
+        self.sizes.append(align(size))
+        return self.old + len(self.sizes) - 1
+
+    def integers(self, *values: int, shape: tuple[int, ...]) -> int:
+        return self.constant(values, shape)
+
+    def constant(self, values: Any, shape: tuple[int, ...], like: int | None = None) -> int:
+        key = like, shape, values
+        if key not in self.constants:
+            self.constants[key] = self.new(0)
+        return self.constants[key]
+
+    def emit(self, kind: str, inputs: Sequence[int], output: int, like: int | None = None, **fields: Any) -> int:
+        self.runs.append((inputs, output))
+        if like is None:
+            self.glue[kind, len(inputs)] += 1
+        else:
+            self.copies[like] += 1
+        return output
 
 
 class RegionEmitter:
@@ -3445,18 +3502,20 @@ class RegionEmitter:
             self.emitter.join([tensor for tensor, _ in parts], output, [rows for _, rows in parts], output)
 
     def stripe(self, stripe: Stripe, wanted_later: Mapping[int, int]) -> None:
-        emitter, tensors = self.emitter, self.subgraph.tensors
+        emitter, heights = self.emitter, self.region.heights
         available = dict(self.cache)  # rows of inner tensors: (tensor, its rows)
-        fetched: dict[tuple[int, Rows], int] = {}
+        fetched: dict[tuple[int, int, int], int] = {}
         for number, rows in reversed(stripe.computed.items()):
             output, rule = self.region.parts[number]
             inputs = {}
             for source in rule.sources:
-                want, _ = rule.reads(rows, tensors[source].shape[1])
-                if (source, want) not in fetched:
-                    tensor, have = available.get(source, (source, Rows(0, tensors[source].shape[1])))
-                    fetched[source, want] = emitter.slice(tensor, source, have, want)
-                inputs[source] = fetched[source, want]
+                height = heights[source]
+                first, behind, _, _ = rule.span(rows[0], rows[1], height)
+                key = source, first, behind
+                if key not in fetched:
+                    tensor, have = available.get(source) or (source, Rows(0, height))
+                    fetched[key] = emitter.slice(tensor, source, have, Rows(first, behind))
+                inputs[source] = fetched[key]
             computed = emitter.compute(self.subgraph.operators[number], rule, rows, inputs)
             available[output] = computed, rows
             if output in self.cache and stripe.wanted[output].first < rows.first:
@@ -3620,6 +3679,7 @@ class SplitSearch:
         # Per range and halo mode the stripes left to try, the fewest last, and the lowest peak so far.
         self.untried: dict[tuple[int, int, bool], list[int]] = defaultdict(lambda: list(reversed(STRIPES)))
         self.reached: dict[tuple[int, int, bool], int] = {}
+        self.least: dict[tuple[int, int, bool], int] = {}
 
     def all_steps(self, graph: ModelGraph) -> list[SplitStep]:
         subgraph = self.subgraph
@@ -3707,24 +3767,28 @@ class SplitSearch:
         return Region(parts, heights, tuple(t for t in outputs if self.escapes(t, end)), is_cached)
 
     def evaluate(self, start: int, end: int, stripes: int, is_cached: bool, limits: Cost) -> SplitRegion | None:
-        """What a region takes; None if that is more than the limits, or if it cannot be cut like that."""
+        """What a region takes; None if its peak is more than the limit, or if it cannot be cut like that.
+
+        Raises:
+            TooDear: it takes more multiply-accumulates or persistent memory than the limits.
+        """
         region = self.region(start, end, is_cached)
         rows = self.rows_within(limits, region, stripes)
         if rows is None:
             return None
-        emitter = Emitter(self.subgraph)
-        RegionEmitter(emitter, region).run(rows)
+        meter = Meter(self.subgraph, self.element_bytes)
+        RegionEmitter(meter, region).run(rows)
         steps = self.steps[start:end]
         before = sum(step.persistent for step in steps) + BITS_32.tensor * (len(steps) - len(region.escaping))
-        kinds = Counter((new.kind, len(new.inputs)) for new in emitter.operators if new.like is None)
-        copies = Counter(new.like for new in emitter.operators if new.like is not None)
-        after = BITS_32.tensor * len(emitter.tensors)
-        after += sum(n * node_persistent_bytes(Node(KINDS[kind], (None,) * c)) for (kind, c), n in kinds.items())
-        after += sum(n * self.steps[like].persistent for like, n in copies.items())
-        if after - before > limits.persistent or (peak := self.peak(emitter, start, end)) > limits.peak:
+        after = BITS_32.tensor * len(meter.sizes)
+        after += sum(n * self.glue_bytes(*glue) for glue, n in meter.glue.items())
+        after += sum(n * self.steps[like].persistent for like, n in meter.copies.items())
+        if after - before > limits.persistent:
+            raise TooDear
+        if (peak := self.peak(meter, start, end)) > limits.peak:
             return None
         macs = sum(self.stripe_macs(region, stripe) for stripe in rows) - sum(step.macs for step in steps)
-        cost = Cost(peak, macs, after - before, len(emitter.operators) - len(steps))
+        cost = Cost(peak, macs, after - before, len(meter.runs) - len(steps))
         return SplitRegion(start, end, stripes, is_cached, cost)
 
     def rows_within(self, limits: Cost, region: Region, stripes: int) -> list[Stripe] | None:
@@ -3743,15 +3807,27 @@ class SplitSearch:
                 macs += self.stripe_macs(region, stripe)
                 persistent += sum(steps[number].least_persistent for number in stripe.computed)
                 if macs > limits.macs or persistent > limits.persistent:
-                    return None
+                    raise TooDear
                 if len(rows) < stripes and around + self.working_set(region, stripe) > limits.peak:
                     return None
                 for number, (first, behind) in stripe.computed.items():
                     output = region.parts[number].output
                     around += (behind - first) * self.row_bytes[output] if output in sinks else 0
+        except TooDear:
+            raise
         except NoStripes:
             return None
         return rows
+
+    def least_need(self, start: int, end: int, is_cached: bool) -> int:
+        """Bytes that the first of the thinnest stripes needs; thicker ones hardly ever need less."""
+        region = self.region(start, end, is_cached)
+        most = min(region.heights[t] for t in region.escaping)
+        try:
+            first = next(stripe_rows(region, max((n for n in STRIPES if n <= most), default=1)))
+        except NoStripes:
+            return 0
+        return self.entering[start] + self.working_set(region, first)
 
     def stripe_macs(self, region: Region, stripe: Stripe) -> int:
         return sum(
@@ -3778,29 +3854,32 @@ class SplitSearch:
             most = max(most, read + padded, (padded or read) + (behind - first) * row_bytes[output])
         return most
 
-    def peak(self, emitter: Emitter, start: int, end: int) -> int:
+    @staticmethod
+    @cache
+    def glue_bytes(kind: str, inputs: int) -> int:
+        """Persistent bytes of an operator that glues stripes together."""
+        return node_persistent_bytes(Node(KINDS[kind], (None,) * inputs))
+
+    def peak(self, meter: Meter, start: int, end: int) -> int:
         """The most bytes alive while the new operators run."""
-        old, count = len(self.sizes), len(emitter.operators)
+        old, count = meter.old, len(meter.runs)
         born: dict[int, int] = {}
         last: dict[int, int] = {}
-        for number, operator in enumerate(emitter.operators):
-            born[operator.outputs[0]] = number
-            for t in operator.inputs:
+        for number, (inputs, output) in enumerate(meter.runs):
+            born[output] = number
+            for t in inputs:
                 last[t] = number
         around = self.entering[start]
-        intervals: list[tuple[int, int, int, None]] = []  # plain tuples: there are millions of them in a search
+        intervals = []
         for t, number in last.items():  # what is there before and falls away within the region
             if t < old and t in self.intervals and self.intervals[t].last < end:
                 around -= self.sizes[t]
-                intervals.append((self.sizes[t], 0, number, None))
+                intervals.append((self.sizes[t], 0, number))
         for t, number in born.items():
-            if t < old:
-                intervals.append((self.sizes[t], number, count, None))
-            else:
-                _, shape, like, _ = emitter.tensors[t - old]
-                size = align(math.prod(shape) * self.element_bytes[like or 0])
-                intervals.append((size, number, last.get(t, count), None))
-        return around + Profile(intervals).peak
+            is_old = t < old
+            size = self.sizes[t] if is_old else meter.sizes[t - old]
+            intervals.append((size, number, count if is_old else last.get(t, count)))
+        return around + peak_of(intervals, count)
 
     def try_ranges(self, limit: int, most_macs: int, best: int) -> None:
         """Give every range that needs more than ``limit`` bytes, if it can have it, a region that does not.
@@ -3814,11 +3893,19 @@ class SplitSearch:
                 continue
             for is_cached in (False, True):
                 key = start, end, is_cached
+                if key not in self.least:
+                    self.least[key] = self.least_need(*key)
+                if self.least[key] > limit:
+                    continue
                 while self.reached.get(key, unsplit) > limit and (untried := self.untried[key]):
                     if self.budget.is_over:
                         return
-                    stripes = untried.pop()
-                    region = self.evaluate(start, end, stripes, is_cached, Cost(limit, most_macs, best - bound))
+                    limits = Cost(limit, most_macs, best - bound)
+                    try:
+                        region = self.evaluate(start, end, untried.pop(), is_cached, limits)
+                    except TooDear:
+                        untried.clear()  # for good: later limits are lower
+                        continue
                     if region is not None:
                         self.reached[key] = region.cost.peak
                         self.regions[start].append(region)

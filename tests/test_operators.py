@@ -29,7 +29,6 @@ from tflite_tools import (
     Operator,
     Pads,
     RowRule,
-    Rows,
     Subgraph,
     Target,
     Tflm,
@@ -467,11 +466,11 @@ def test_windows_read_what_the_kernel_reads(kind: str, padding: int, sizes: Any,
     (result,) = run_litert(window(kind, padding, sizes, strides, dilations, 2 * LENGTH), [pictures])
     of_row, of_column = result[:LENGTH].any(axis=(2, 3)).T, result[LENGTH:].any(axis=(1, 3)).T
     for row, touched in enumerate(of_row):
-        read, pads = rule.reads(Rows(row, row + 1), LENGTH)
-        first, behind = read.first - pads.before, read.behind + pads.after
+        first, behind, above, below = rule.span(row, row + 1, LENGTH)
+        assert 0 <= first <= behind <= LENGTH
+        first, behind = first - above, behind + below
         assert behind - first == (sizes[0] - 1) * dilations[0] + 1
         assert {*range(first, behind, dilations[0])} & {*range(LENGTH)} == {*np.flatnonzero(touched)}
-        assert 0 <= read.first <= read.behind <= LENGTH
     for column, touched in enumerate(of_column):
         first = column * strides[1] - rule.columns.before
         behind = first + (sizes[1] - 1) * dilations[1] + 1
@@ -512,12 +511,11 @@ def test_these_work_row_by_row(kind: str, inputs: list[Any], output: Any, given:
 
 
 def test_padding_shifts_rows_and_upsampling_repeats_them():
-    assert SHIFTED.reads(Rows(0, 11), 8) == (Rows(0, 8), Pads(1, 2))
-    assert SHIFTED.reads(Rows(3, 5), 8) == (Rows(2, 4), Pads(0, 0))
+    assert SHIFTED.span(0, 11, 8) == (0, 8, 1, 2)
+    assert SHIFTED.span(3, 5, 8) == (2, 4, 0, 0)
     for first, behind in itertools.combinations(range(33), 2):
         source = [row // 4 for row in range(first, behind)]
-        read, around = RowRule((0,), repeat=4).reads(Rows(first, behind), 8)
-        assert (*read, *around) == (source[0], source[-1] + 1, 0, 0)
+        assert RowRule((0,), repeat=4).span(first, behind, 8) == (source[0], source[-1] + 1, 0, 0)
 
 
 THIRDS = {"padding": SAME, "strideH": 2, "strideW": 3, "filterHeight": 2, "filterWidth": 3}
