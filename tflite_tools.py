@@ -3165,7 +3165,7 @@ def row_rule(subgraph: Subgraph, operator: Operator) -> RowRule | str:
 
 def _window_rule(node: Node, inputs: Sequence[Tensor], output: Tensor) -> RowRule | str:
     source, options = inputs[0], node.options
-    if not options or not is_picture(source):
+    if not options or not is_picture(source) or source.shape[0] != output.shape[0]:
         return "its input or its options are not those of a window over a picture"
     if node.kind.rows == "convolution":
         sizes: Sequence[int] = inputs[1].shape[1:3] if len(inputs[1].shape) == 4 else (0, 0)
