@@ -3936,6 +3936,35 @@ class SplitSearch:
             compositions.append(found)
         return compositions
 
+    def whole(self, composition: Composition) -> list[SplitStep]:
+        """The operators that run whole."""
+        inside = {i for region in composition.regions for i in range(region.start, region.end)}
+        return [step for i, step in enumerate(self.steps) if i not in inside]
+
+    def bounded_by(self, composition: Composition) -> str:
+        """What needs the most memory with these regions in stripes, and what might lower that."""
+        region = max(composition.regions, key=lambda r: r.cost.peak, default=None)
+        step = max(self.whole(composition), key=lambda s: s.need, default=None)
+        if region and (step is None or region.cost.peak >= step.need):
+            return f"operators {region.start} to {region.end - 1} in stripes; a larger --max-macs may lower it"
+        if step is None:
+            return ""
+        why = step.rule if isinstance(step.rule, str) else "stripes of it cost more than they save"
+        given = sum(self.sizes[t] for t in self.subgraph.inputs if t in step.operator.reads)
+        inputs = f", and {given:,} B of it are the input of the model" if given > step.need // 2 else ""
+        return f"operator {step.operator.index} ({shorten(step.operator.kind)}), which runs whole: {why}{inputs}"
+
+    def reasons(self, composition: Composition) -> list[str]:
+        """Why operators that need more than half of the peak have to run whole, one sentence per reason."""
+        found: dict[tuple[str, str], list[str]] = defaultdict(list)
+        for step in self.whole(composition):
+            if isinstance(step.rule, str) and 2 * step.need > composition.cost.peak:
+                found[step.operator.kind, step.rule].append(str(step.operator.index))
+        return [
+            f"operator{'s' if len(numbers) > 1 else ''} {', '.join(numbers)} ({shorten(kind)}): {why}"
+            for (kind, why), numbers in found.items()
+        ]
+
     def rewrite(self, composition: Composition) -> Rewrite:
         """The schedule of the whole subgraph with these regions in stripes."""
         emitter = Emitter(self.subgraph)
@@ -4797,6 +4826,13 @@ def saving(before: int, after: int) -> str:
 MOST_LISTED = 5  # sentences or names of one kind in a report
 
 
+def listed(title: str, sentences: Sequence[str]) -> list[str]:
+    """A line for each sentence, up to MOST_LISTED."""
+    lines = [f"{title} {sentence}" for sentence in sentences[:MOST_LISTED]]
+    more = len(sentences) - MOST_LISTED
+    return lines + ([f"{title} ... and {more:,} more reasons"] if more > 0 else [])
+
+
 def text_table(headers: Sequence[str], rows: Iterable[Sequence[Any]], left: Collection[str] = ()) -> str:
     """A table for people; the columns that are not named in ``left`` are aligned to the right."""
     from prettytable import PrettyTable
@@ -4929,6 +4965,9 @@ class SplitDecision(Decision):
     is_complete: bool = True  # False: the time was over before all regions had been tried
     is_reordered: bool = False  # the regions are those of the best order, not of the file's
     new_kinds: tuple[str, ...] = ()  # operators that the model did not have before: TFLM has to register them
+    bounded_by: str = ""  # what holds the peak now, and what might lower it
+    whole: tuple[str, ...] = ()  # what has to stay whole of all that takes much memory, and why
+    is_batch_fixed: bool = False  # to what the file has stored, as TFLM takes it
 
     key = "split"
 
@@ -4953,8 +4992,11 @@ class SplitDecision(Decision):
         lines = ["", f"Ways to run it in stripes (peak {order} and as a perfect layout has it):", self.table()]
         if not self.is_complete:
             lines.append("(the time was over before all of them were tried)")
+        why = listed("Stays whole:", self.whole)
+        if self.bounded_by:
+            why = [f"The peak is that of {self.bounded_by}.", *why]
         if not self.changed:
-            return [*lines, "Not split: no way has a smaller sum of peak and persistent structures."]
+            return [*lines, *why, "Not split: no way has a smaller sum of peak and persistent structures."]
         model = "the reordered" if self.is_reordered else "the input"
         for region in after.regions:
             which = f"operators {region.start} to {region.end - 1} of {model} model, counted from 0"
@@ -4962,8 +5004,12 @@ class SplitDecision(Decision):
             lines.append(f"{region.stripes} stripes: {which}; rows that two stripes need are {halo}")
         if self.new_kinds:
             lines.append(f"Operators that TFLM has to register in addition: {', '.join(self.new_kinds)}")
+        if self.is_batch_fixed:
+            lines.append("The batch stays as it is stored in the file; LiteRT may refuse to resize it")
+        lines += why
         growth = after.file_bytes - before.file_bytes
-        cost = f"{after.macs_percent:.1f} % more multiply-accumulates, {growth:,} B more file"
+        more = "more" if after.macs_percent >= 0 else "fewer"
+        cost = f"{abs(after.macs_percent):.1f} % {more} multiply-accumulates, {growth:,} B more file"
         return [*lines, f"Split: peak {saving(before.cost.peak, after.cost.peak)}, {cost}."]
 
     def json(self) -> dict[str, Any]:
@@ -4972,7 +5018,8 @@ class SplitDecision(Decision):
             "chosen": self.chosen.json() if self.chosen else None,
             "alternatives": [a.json() for a in self.alternatives],
         }
-        return own | picked(self, "is_complete is_reordered new_kinds changed seconds refusal")
+        keys = "is_complete is_reordered new_kinds bounded_by whole is_batch_fixed changed seconds refusal"
+        return own | picked(self, keys)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -5531,6 +5578,9 @@ class SplitCandidate:
             taken=self.shown.index(best),
             is_complete=self.is_complete,
             new_kinds=tuple(sorted(added - {operator.kind for _, operator in graph.operators})),
+            bounded_by=self.search.bounded_by(best),
+            whole=tuple(self.search.reasons(best)),
+            is_batch_fixed=any(0 in t.dynamic for t in graph.subgraphs[0].tensors),
         )
 
 
@@ -5721,13 +5771,6 @@ def analysis_text(model: Snapshot, extras: Extras, is_full: bool = False) -> str
     except ArenaError as error:
         lines += [f"Arena of TensorFlow Lite Micro: not known, since {shorten(str(error), 200)}"]
     return "\n".join(lines)
-
-
-def listed(title: str, sentences: Sequence[str]) -> list[str]:
-    """A line for each sentence, up to MOST_LISTED."""
-    lines = [f"{title} {sentence}" for sentence in sentences[:MOST_LISTED]]
-    more = len(sentences) - MOST_LISTED
-    return lines + ([f"{title} ... and {more:,} more reasons"] if more > 0 else [])
 
 
 def arena_lines(arena: Arena) -> list[str]:
