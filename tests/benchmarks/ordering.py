@@ -98,7 +98,7 @@ def search_tensor_sets(subgraph: Subgraph, time_limit: float) -> int:
         TimeoutError: after ``time_limit`` seconds.
     """
     deadline = time.monotonic() + time_limit
-    size = [tensor.size for tensor in subgraph.tensors]
+    size = [tensor.ram_bytes for tensor in subgraph.tensors]
     entry = sum(size[i] for i, life in tensor_intervals(subgraph).items() if life.first < 0)
     producer = {operator.writes[0]: operator for operator in subgraph.operators}
     inputs = {t: frozenset(i for i in op.reads if i in producer or size[i]) for t, op in producer.items()}
