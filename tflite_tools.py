@@ -3648,6 +3648,7 @@ class SplitStep:
 LONGEST_REGION = 100  # operators
 STRIPES = (2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32)
 DEFAULT_MAX_MACS = 10.0  # per cent more multiply-accumulates than before
+NO_LIMIT = 1 << 62
 
 
 class SplitSearch:
@@ -3910,8 +3911,10 @@ class SplitSearch:
                         self.reached[key] = region.cost.peak
                         self.regions[start].append(region)
 
-    def compose(self, limit: int, most_macs: int) -> Composition | None:
-        """The regions that keep the peak within the limit at the least persistent memory."""
+    def compose(
+        self, limit: int, most_macs: int, price: Callable[[Cost], Any] = lambda cost: cost.persistent
+    ) -> Composition | None:
+        """The regions that keep the peak within the limit at the least price: persistent memory, or what is given."""
         labels: list[list[Composition]] = [[] for _ in range(len(self.steps) + 1)]
         labels[0] = [Composition((), Cost(0))]
         for position, here in enumerate(labels[:-1]):
@@ -3923,7 +3926,12 @@ class SplitSearch:
                 for label in here:
                     if label.cost.macs + cost.macs <= most_macs:
                         _extend(labels[end], label, regions, cost)
-        return min(labels[-1], key=lambda label: label.cost.persistent, default=None)
+        return min(labels[-1], key=lambda label: price(label.cost), default=None)
+
+    def fitting(self, limit: int, most_macs: int) -> Composition | None:
+        """The fewest multiply-accumulates, and of those the least memory, within a peak; to be asked first of all."""
+        self.try_ranges(limit, most_macs, NO_LIMIT)
+        return self.compose(limit, most_macs, lambda cost: (cost.macs, cost.sum))
 
     def front(self, most_macs: int) -> list[Composition]:
         """Compositions with ever lower peaks, each with the least persistent memory for its peak, unsplit first."""
@@ -3993,9 +4001,8 @@ def _extend(labels: list[Composition], label: Composition, regions: tuple[SplitR
 SHOWN_ALTERNATIVES = 10
 
 
-def spread(front: Sequence[Composition]) -> list[Composition]:
-    """The first, the last and the best by sum of a front, and some that lie evenly between by their peaks."""
-    best = min(front, key=lambda c: c.cost.sum)
+def spread(front: Sequence[Composition], best: Composition) -> list[Composition]:
+    """The first, the last and the best of a front, and some that lie evenly between by their peaks."""
     goals = np.linspace(front[0].cost.peak, front[-1].cost.peak, SHOWN_ALTERNATIVES)
     chosen = {min(range(len(front)), key=lambda i: abs(front[i].cost.peak - goal)) for goal in goals}
     return [front[i] for i in sorted(chosen | {front.index(best)})]
@@ -4965,6 +4972,7 @@ class SplitDecision(Decision):
     is_complete: bool = True  # False: the time was over before all regions had been tried
     is_reordered: bool = False  # the regions are those of the best order, not of the file's
     new_kinds: tuple[str, ...] = ()  # operators that the model did not have before: TFLM has to register them
+    max_peak: int | None = None  # what was asked for
     bounded_by: str = ""  # what holds the peak now, and what might lower it
     whole: tuple[str, ...] = ()  # what has to stay whole of all that takes much memory, and why
     is_batch_fixed: bool = False  # to what the file has stored, as TFLM takes it
@@ -4995,6 +5003,10 @@ class SplitDecision(Decision):
         why = listed("Stays whole:", self.whole)
         if self.bounded_by:
             why = [f"The peak is that of {self.bounded_by}.", *why]
+        if self.max_peak is not None and after.cost.peak > self.max_peak:
+            why.append(f"No way was found that needs at most {self.max_peak:,} B; this is the lowest peak.")
+        elif self.max_peak is not None and not self.changed:
+            return [*lines, *why, f"Not split: it needs no more than {self.max_peak:,} B as it is."]
         if not self.changed:
             return [*lines, *why, "Not split: no way has a smaller sum of peak and persistent structures."]
         model = "the reordered" if self.is_reordered else "the input"
@@ -5018,7 +5030,7 @@ class SplitDecision(Decision):
             "chosen": self.chosen.json() if self.chosen else None,
             "alternatives": [a.json() for a in self.alternatives],
         }
-        keys = "is_complete is_reordered new_kinds bounded_by whole is_batch_fixed changed seconds refusal"
+        keys = "is_complete is_reordered new_kinds max_peak bounded_by whole is_batch_fixed changed seconds refusal"
         return own | picked(self, keys)
 
 
@@ -5490,8 +5502,12 @@ def decide_plan(model: Snapshot, budget: Budget) -> tuple[Snapshot, PlanDecision
     return after, dataclasses.replace(decision, after=after.arena.head, changed=changed, seconds=budget.spent)
 
 
-def decide_split(model: Snapshot, max_macs: float, budget: Budget, try_orders: bool) -> tuple[Snapshot, SplitDecision]:
+def decide_split(
+    model: Snapshot, max_macs: float, budget: Budget, try_orders: bool, max_peak: int | None = None
+) -> tuple[Snapshot, SplitDecision]:
     """Regions of subgraph 0 in stripes, where the sum of peak and persistent structures is smaller so.
+
+    With ``max_peak``, the way with the fewest multiply-accumulates that needs no more than that.
 
     With ``try_orders``, the best order is split as well, if that is another one; what needs less once it is reordered
     is kept.
@@ -5507,13 +5523,14 @@ def decide_split(model: Snapshot, max_macs: float, budget: Budget, try_orders: b
         models += [ordered] if decision.changed else []
     try:
         candidates = [
-            SplitCandidate.of(m, max_macs, budget.share(0.8 / (len(models) - i))) for i, m in enumerate(models)
+            SplitCandidate.of(m, max_macs, max_peak, budget.share(0.8 / (len(models) - i)))
+            for i, m in enumerate(models)
         ]
     except ArenaError as refusal:
         return model, SplitDecision(before=model.peak, after=model.peak, refusal=str(refusal))
     best = 0
     if len(candidates) > 1:
-        given, reordered = (candidate.sum_when_reordered(budget.share(0.5)) for candidate in candidates)
+        given, reordered = ((c.price, c.sum_when_reordered(budget.share(0.5))) for c in candidates)
         best = int(reordered <= given)
     after, decided = candidates[best].decide()
     return after, dataclasses.replace(decided, is_reordered=best > 0, seconds=budget.spent)
@@ -5526,20 +5543,32 @@ class SplitCandidate:
     model: Snapshot
     search: SplitSearch
     shown: tuple[Composition, ...]
+    best: Composition
+    max_peak: int | None
     is_complete: bool
     persistent: int  # bytes of TFLM's persistent structures, unsplit
 
     @classmethod
-    def of(cls, model: Snapshot, max_macs: float, budget: Budget) -> SplitCandidate:
+    def of(cls, model: Snapshot, max_macs: float, max_peak: int | None, budget: Budget) -> SplitCandidate:
         """Raises ArenaError, as :class:`SplitSearch` and :func:`persistent_bytes`."""
         persistent = persistent_bytes(model.graph).total
         search = SplitSearch(model.graph, model.graph.subgraphs[0], budget)
-        shown = spread(search.front(int(search.macs * max_macs / 100)))
-        return cls(model, search, tuple(shown), not budget.is_over, persistent)
+        most_macs = int(search.macs * max_macs / 100)
+        fitting = None if max_peak is None else search.fitting(max_peak, most_macs)
+        front = search.front(most_macs)
+        if fitting:
+            front = sorted({c.regions: c for c in (*front, fitting)}.values(), key=lambda c: -c.cost.peak)
+        best = min(front, key=lambda c: c.cost.sum if max_peak is None else c.cost.peak)
+        if fitting:
+            best = next(c for c in front if c.regions == fitting.regions)
+        return cls(model, search, tuple(spread(front, best)), best, max_peak, not budget.is_over, persistent)
 
-    @cached_property
-    def best(self) -> Composition:
-        return min(self.shown, key=lambda c: c.cost.sum)
+    @property
+    def price(self) -> tuple[bool, int]:
+        """Whether it is not within the peak that was asked for, and what it costs in time then."""
+        if self.max_peak is None:
+            return False, 0
+        return self.best.cost.peak > self.max_peak, self.best.cost.macs
 
     def sum_when_reordered(self, budget: Budget) -> int:
         """The smallest peak of any order of the best way, and the persistent structures."""
@@ -5578,6 +5607,7 @@ class SplitCandidate:
             taken=self.shown.index(best),
             is_complete=self.is_complete,
             new_kinds=tuple(sorted(added - {operator.kind for _, operator in graph.operators})),
+            max_peak=self.max_peak,
             bounded_by=self.search.bounded_by(best),
             whole=tuple(self.search.reasons(best)),
             is_batch_fixed=any(0 in t.dynamic for t in graph.subgraphs[0].tensors),
@@ -6206,7 +6236,11 @@ class TFLiteModel:
         return decision
 
     def split_operators(
-        self, max_macs: float = DEFAULT_MAX_MACS, time_limit: float = TIME_LIMIT, try_orders: bool = False
+        self,
+        max_macs: float = DEFAULT_MAX_MACS,
+        time_limit: float = TIME_LIMIT,
+        try_orders: bool = False,
+        max_peak: int | None = None,
     ) -> SplitDecision:
         """Run regions of spatial operators stripe by stripe where that needs less memory; the outputs stay the same.
 
@@ -6217,8 +6251,10 @@ class TFLiteModel:
             max_macs: how many per cent more multiply-accumulates the model may take.
             time_limit: seconds; then the best so far counts.
             try_orders: split the best order as well, if that is another one; keep what needs less once it is reordered.
+            max_peak: bytes; take the way with the fewest multiply-accumulates whose peak is within that, or else the
+                lowest peak.
         """
-        self.snapshot, decision = decide_split(self.snapshot, max_macs, Budget(time_limit), try_orders)
+        self.snapshot, decision = decide_split(self.snapshot, max_macs, Budget(time_limit), try_orders, max_peak)
         return decision
 
     def inline_buffers(self) -> InliningDecision:
@@ -6370,6 +6406,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="PERCENT",
         help=f"how many more multiply-accumulates --split may cost (default: {DEFAULT_MAX_MACS:g})",
     )
+    add(
+        "--max-peak",
+        type=_size,
+        metavar="BYTES",
+        help="--split: the least additional time that fits; exit with 1 if none",
+    )
     add("--optimize", action="store_true", help="reorder the operators for the smallest peak memory use")
     add("--time-limit", type=_seconds, metavar="SECONDS", help=f"for all searches together (default: {TIME_LIMIT:g})")
     add("--calc-macs", action="store_true", help="add the multiply-accumulates of every operator")
@@ -6453,8 +6495,7 @@ def _steps(arguments: argparse.Namespace, original: Snapshot) -> list[tuple[int,
     elif arguments.clusters:
         steps += [(0, lambda model, _: [model.cluster_weights(arguments.clusters[0], arguments.per_channel)])]
     if arguments.split:
-        percent = DEFAULT_MAX_MACS if arguments.max_macs is None else arguments.max_macs
-        steps += [(3, lambda model, seconds: [model.split_operators(percent, seconds, arguments.optimize)])]
+        steps += [(3, lambda model, seconds: [_split(model, arguments, seconds)])]
     if arguments.optimize:
         steps += [(2, lambda model, seconds: [_optimize(model, seconds, arguments.plan)])]
     if arguments.plan:
@@ -6462,6 +6503,11 @@ def _steps(arguments: argparse.Namespace, original: Snapshot) -> list[tuple[int,
     if arguments.verify:
         steps += [(0, lambda model, _: [verify_models(original.data, model.snapshot.data)])]
     return steps
+
+
+def _split(model: TFLiteModel, arguments: argparse.Namespace, seconds: float) -> SplitDecision:
+    percent = DEFAULT_MAX_MACS if arguments.max_macs is None else arguments.max_macs
+    return model.split_operators(percent, seconds, arguments.optimize, arguments.max_peak)
 
 
 def _optimize(model: TFLiteModel, seconds: float, for_arena: bool) -> OrderDecision:
@@ -6489,8 +6535,8 @@ def _run(arguments: argparse.Namespace) -> int:
     for number, (weight, step) in enumerate(steps):
         still = sum(later for later, _ in steps[number:])
         results += step(model, budget.share(weight / still if still else 0).left)
-    limits = {"arena to reserve": arguments.max_arena, "head of the arena": arguments.max_head}
-    is_limited = any(limit is not None for limit in limits.values())
+    limits = arguments.max_arena, arguments.max_head, arguments.max_peak
+    is_limited = any(limit is not None for limit in limits)
     if arguments.memory_map or is_limited:
         _ = model.arena  # if it is not known, better now than with half of the outputs written
     with contextlib.redirect_stdout(sys.stderr) if files.output == STREAM else _standard_output():
@@ -6515,10 +6561,11 @@ def _run(arguments: argparse.Namespace) -> int:
     return CHECK_FAILED if failures else DONE
 
 
-def _exceeded(arena: Arena, limits: Mapping[str, int | None]) -> list[str]:
-    """What does not hold of the limits on an arena, one sentence each."""
+def _exceeded(arena: Arena, limits: Sequence[int | None]) -> list[str]:
+    """What does not hold of the limits on an arena, one sentence each: on what to reserve, and twice on its head."""
     failures = [f"the memory plan in the file is wrong: {fault}" for fault in arena.problems[:1]]
-    for (what, limit), taken in zip(limits.items(), (arena.reserve, arena.head), strict=True):
+    takes = ("arena to reserve", arena.reserve), ("head of the arena", arena.head), ("head of the arena", arena.head)
+    for limit, (what, taken) in zip(limits, takes, strict=True):
         if limit is not None and taken > limit:
             failures.append(f"the {what} takes {taken:,} B, more than {limit:,} B")
     return failures
@@ -6613,6 +6660,8 @@ def _resolve_files(arguments: argparse.Namespace) -> Files:
         raise UsageError("several numbers of clusters are only compared: give one number to write a model")
     if arguments.max_macs is not None and not arguments.split:
         raise UsageError("--max-macs limits what stripes may cost: add --split")
+    if arguments.max_peak is not None and not arguments.split:
+        raise UsageError("--max-peak chooses among the ways to split: add --split (or check with --max-head)")
     if arguments.per_channel and not arguments.clusters:
         raise UsageError("--per-channel says how to cluster: add --clusters N")
     if arguments.csv and arguments.csv.exists() and not arguments.csv.is_dir():

@@ -643,3 +643,52 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     for wrong in (["--split", "--max-macs", "-1"], ["--max-macs", "5"]):
         assert main(["-i", path, *wrong]) == 2
         assert "--max-macs" in capsys.readouterr().err
+
+
+# -- what fits ---------------------------------------------------------------------------------------
+
+
+def test_what_fits_at_the_least_price_is_taken(capsys: pytest.CaptureFixture[str], tmp_path: Path):
+    path = MODELS / "digits_mobilenet_int8.tflite"
+    whole = TFLiteModel.load_from_file(path).split_operators(max_macs=25)
+    for limit in (whole.alternatives[0].cost.peak, whole.alternatives[2].cost.peak, whole.alternatives[-1].cost.peak):
+        model = TFLiteModel.load_from_file(path)
+        result = model.split_operators(max_macs=25, max_peak=limit)
+        assert result.after <= limit
+        cheaper = [a for a in whole.alternatives if a.cost.peak <= limit and a.cost.macs < result.chosen.cost.macs]
+        assert not cheaper
+        assert result.changed == (limit < whole.before)
+    impossible = ["-i", str(path), "--split", "--plan", "--max-peak", "10KB", "-o", str(tmp_path / "out.tflite")]
+    assert tflite_tools.main(impossible) == 1
+    captured = capsys.readouterr()
+    assert "No way was found that needs at most 10,240 B; this is the lowest peak." in captured.out
+    assert "check failed: the head of the arena" in captured.err
+    assert tflite_tools.main(["-i", str(path), "--split", "--plan", "--max-peak", "46KB"]) == 0
+    assert tflite_tools.main(["-i", str(path), "--split", "--plan", "--max-peak", "1MB"]) == 0
+    assert "it needs no more than 1,048,576 B as it is" in capsys.readouterr().out
+    assert tflite_tools.main(["-i", str(path), "--max-peak", "46KB"]) == 2
+
+
+def test_the_reasons_are_told():
+    net = Net()
+    x = source = net.picture(16, 8, 4)
+    wide = net.window("CONV_2D", x, 32)
+    x = net.window("AVERAGE_POOL_2D", wide, kernel=(3, 3), padding=SAME)
+    x = net.window("CONV_2D", x, 4)
+    result = TFLiteModel(net.build([source], [x])).split_operators(max_macs=100)
+    assert result.bounded_by.startswith(
+        "operator 1 (AVERAGE_POOL_2D), which runs whole: its average leaves padding out"
+    )
+    assert result.whole == ("operator 1 (AVERAGE_POOL_2D): its average leaves padding out",)
+    told = "\n".join(result.lines())
+    assert "The peak is that of operator 1 (AVERAGE_POOL_2D)" in told
+    assert "Stays whole: operator 1 (AVERAGE_POOL_2D): its average leaves padding out" in told
+    net = Net(batch=-1)
+    x = source = net.picture(16, 8, 4)
+    for channels in (32, 32, 4):
+        x = net.window("CONV_2D", x, channels, kernel=(1, 1))
+    result = TFLiteModel(net.build([source], [x])).split_operators(max_macs=100)
+    assert result.changed
+    assert result.is_batch_fixed
+    assert "in stripes; a larger --max-macs may lower it" in result.bounded_by
+    assert "The batch stays as it is stored" in "\n".join(result.lines())
