@@ -378,7 +378,8 @@ def keeping_the_best() -> Iterator[None]:
 
     before = {}
     with contextlib.suppress(ValueError):  # not in the main thread
-        before = {number: signal.signal(number, interrupt) for number in numbers}
+        heard = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]  # nohup ignores some
+        before = {number: signal.signal(number, interrupt) for number in heard}
     try:
         yield
     finally:
@@ -652,7 +653,7 @@ def _ring(capacity: int, target: Target) -> int:
 def _per_row(node: Node, target: Target, size: int, lists: int) -> list[int]:
     """A piece for every row of the input, and lists of them."""
     rows = node["input"].elements // max(node["input"].shape[-1], 1)
-    return [rows * target.pointer] * lists + [size] * rows
+    return [rows * target.pointer] * lists + [rows * align(size)]
 
 
 def _delay_rings(node: Node, target: Target) -> list[int]:
@@ -675,7 +676,7 @@ def _stacker_ring(node: Node, target: Target) -> list[int]:
 def _overlaps(node: Node, target: Target) -> list[int]:
     *rows, _, size = (1, 1, *node["input"].shape)
     count, size = math.prod(rows), size * (node["input"].element.tflm_bytes or 0)
-    return [count * target.pointer, *[size] * count]
+    return [count * target.pointer, count * align(size)]
 
 
 def _if_quantized(size: int, wider: int = 0) -> Callable[[Node, Target], list[int]]:
@@ -714,6 +715,8 @@ def accepts(types: str, node: Node) -> bool:
 
     for combination in types.split():
         inputs, _, output = combination.partition(">")
+        if not node.inputs and not inputs.startswith(("*", "_")) and inputs:
+            continue
         if all(map(fits, inputs.split("/"), node.inputs)) and fits(output, node.output):
             return True
     return False
@@ -1100,7 +1103,7 @@ def _advice(node: Node) -> str:
     dtypes = [t.dtype for t in node.inputs if t]
     if "FLOAT16" in dtypes:
         return " (convert without float16 weights)"
-    if dtypes[0] == "FLOAT32" and "INT8" in dtypes:
+    if dtypes[:1] == ["FLOAT32"] and "INT8" in dtypes:
         return " (hybrid: convert with full integer quantisation, or with none)"
     return " (quantise to int8)" if "UINT8" in dtypes else ""
 
@@ -2873,7 +2876,7 @@ def kernel_bytes(node: Node, target: Target = BITS_32) -> tuple[int, int, list[i
     more = kernel.wider if target is BITS_64 else (0, 0)
     try:
         arrays = kernel.arrays(node, target)
-    except LookupError:  # inputs are missing: the kernel will refuse it before it takes more
+    except (LookupError, TypeError, ValueError, AttributeError):  # the kernel will refuse it before it takes more
         arrays = []
     return kernel.options + more[0], kernel.data + more[1], arrays
 
@@ -3008,7 +3011,9 @@ def analyse_arena(graph: ModelGraph, target: Target = BITS_32) -> Arena:
         on_purpose = _shared_on_purpose(graph)
         own = [i for i, b in enumerate(buffers) if b.tensor is None or (b.subgraph, b.tensor) not in on_purpose]
         problems = plan_faults([placed[i] for i in own], lambda i: buffer_name(graph, buffers[own[i]]))
-        if graph.plan[0] not in PLAN_VERSIONS or graph.plan[1] not in (1, len(graph.subgraphs)):
+        if len(graph.plan) < PLAN_HEADER:
+            problems.append("it is too short")
+        elif graph.plan[0] not in PLAN_VERSIONS or graph.plan[1] not in (1, len(graph.subgraphs)):
             problems.append(f"it begins with {graph.plan[0]} and {graph.plan[1]}: no compiler writes that")
         problems += [
             f"tensor {t} is a variable and planned into the arena's head, where it can be overwritten"
@@ -3929,7 +3934,7 @@ class SplitSearch:
         return min(labels[-1], key=lambda label: price(label.cost), default=None)
 
     def fitting(self, limit: int, most_macs: int) -> Composition | None:
-        """The fewest multiply-accumulates, and of those the least memory, within a peak; to be asked first of all."""
+        """The fewest multiply-accumulates, and of those the least memory, within a peak."""
         self.try_ranges(limit, most_macs, NO_LIMIT)
         return self.compose(limit, most_macs, lambda cost: (cost.macs, cost.sum))
 
@@ -3939,7 +3944,8 @@ class SplitSearch:
         while not self.budget.is_over:
             limit = compositions[-1].cost.peak - 1
             self.try_ranges(limit, most_macs, min(c.cost.sum for c in compositions))
-            if not (found := self.compose(limit, most_macs)):
+            found = self.compose(limit, most_macs)
+            if found is None or found.cost.peak > limit:
                 break
             compositions.append(found)
         return compositions
@@ -3954,7 +3960,9 @@ class SplitSearch:
         region = max(composition.regions, key=lambda r: r.cost.peak, default=None)
         step = max(self.whole(composition), key=lambda s: s.need, default=None)
         if region and (step is None or region.cost.peak >= step.need):
-            return f"operators {region.start} to {region.end - 1} in stripes; a larger --max-macs may lower it"
+            return (
+                f"operators {region.start} to {region.end - 1} in stripes; finer ones cost more than they save or may"
+            )
         if step is None:
             return ""
         why = step.rule if isinstance(step.rule, str) else "stripes of it cost more than they save"
@@ -4503,7 +4511,10 @@ def inline_buffers(data: Bytes, graph: ModelGraph) -> bytearray:
     # Such data is behind the FlatBuffer, and so are large options, which stay there.
     has_more = any(field_place(operator, LARGE_OPTIONS_OFFSET) for operator in operators)
     end = len(data) if has_more else min((span.start for span in external.values()), default=len(data))
-    extension = Extension(data[:end])
+    try:
+        extension = Extension(data[:end])
+    except (struct.error, IndexError, ValueError, TypeError) as error:
+        raise ModelError("the file is damaged: the data of an external buffer lies inside of the FlatBuffer") from error
     for i, span in external.items():
         extension.buffers[i] = extension.buffer_table(span.of(data))
     return extension.finish({})
@@ -5129,7 +5140,7 @@ class VerificationDecision(Decision):
         where = " and ".join(self.runtimes)
         inner = f" and {self.inner_tensors} inner tensors" if self.inner_tensors else ""
         if self.identical:
-            what = f"{self.outputs} outputs of {self.inferences} inferences{inner}"
+            what = f"all outputs of {self.inferences} inferences ({self.outputs} arrays){inner}"
             lines = [f"Verified in {where}: {what} are bit-identical to the input model's."]
         elif self.different:
             what = f"{self.different} of {self.outputs} outputs of {self.inferences} inferences"
@@ -5290,7 +5301,12 @@ def random_inputs(graph: ModelGraph, seed: int) -> list[list[np.ndarray]]:
     subgraph = graph.subgraphs[0]
     tensors = [subgraph.tensors[i] for i in subgraph.inputs]
     return [
-        [_random(rng, t.shape, t.dtype.lower(), scale, _largest_index(subgraph, t.index)) for t in tensors]
+        [
+            _random(
+                rng, [1 if d < 0 else d for d in t.shape], t.dtype.lower(), scale, _largest_index(subgraph, t.index)
+            )
+            for t in tensors
+        ]
         for scale in INPUT_SCALES
     ]
 
@@ -5326,7 +5342,8 @@ def _largest_index(subgraph: Subgraph, tensor: int) -> int:
         if table and indices and indices.index == tensor:
             is_row = operator.kind != "GATHER_ND"
             axis = node.options.get("Axis", 0)
-            behind.append(table.shape[axis] if is_row and axis < len(table.shape) else min(table.shape, default=1))
+            is_there = -len(table.shape) <= axis < len(table.shape)
+            behind.append(max(table.shape[axis] if is_row and is_there else min(table.shape, default=1), 1))
         elif node.kind.rows not in ("unary", "binary"):
             behind.append(SURE_TO_EXIST)
     return min(behind, default=0)
@@ -5346,25 +5363,34 @@ def _run_apart(
         Path(folder, "model.tflite").write_bytes(data)
         Path(folder, "inputs").write_bytes(pickle.dumps(inputs))
         command = [sys.executable, __file__, WORKER, runtime, folder, str(arena), kernels]
-        try:
-            done = subprocess.run(
+        with open(Path(folder, "said"), "w+b") as said:
+            process = subprocess.Popen(
                 command,
-                capture_output=True,
-                timeout=timeout,
                 stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=said,
                 start_new_session=True,  # a signal to this program is not for the runtime
             )
-        except subprocess.TimeoutExpired:
-            raise RunFailure(f"it did not finish within {timeout:.0f} s") from None
+            deadline = Budget(timeout)
+            try:
+                while process.poll() is None and not deadline.is_over:
+                    with contextlib.suppress(subprocess.TimeoutExpired):
+                        process.wait(0.1)
+            finally:
+                process.kill()
+            code = process.wait()
+            said.seek(0)
+            lines = [line.strip() for line in said.read().decode(errors="replace").splitlines() if line.strip()]
+        if deadline.is_over:
+            raise RunFailure("interrupted" if Budget.is_interrupted else f"it did not finish within {timeout:.0f} s")
         outputs = Path(folder, "outputs")
-        if done.returncode == 0 and outputs.exists():
+        if code == 0 and outputs.exists():
             return Run(*pickle.loads(outputs.read_bytes()))  # written by ourselves, just now
-    said = [line.strip() for line in done.stderr.decode(errors="replace").splitlines() if line.strip()]
-    own = list(itertools.takewhile(lambda line: not line.startswith("Traceback"), said))
-    reason = own[:1] if own and runtime == TFLM else said[-1:]
-    if done.returncode < 0:
-        reason = [f"it crashed ({signal.Signals(-done.returncode).name})", *reason]
-    raise RunFailure(shorten(": ".join(reason) or f"exit code {done.returncode}", 200))
+    own = list(itertools.takewhile(lambda line: not line.startswith("Traceback"), lines))
+    reason = own[:1] if own and runtime == TFLM else lines[-1:]
+    if code < 0:
+        reason = [f"it crashed ({signal.Signals(-code).name})", *reason]
+    raise RunFailure(shorten(": ".join(reason) or f"exit code {code}", 200))
 
 
 def run_model(runtime: str, folder: str, arena: str, kernels: str) -> None:
@@ -5554,7 +5580,10 @@ class SplitCandidate:
         persistent = persistent_bytes(model.graph).total
         search = SplitSearch(model.graph, model.graph.subgraphs[0], budget)
         most_macs = int(search.macs * max_macs / 100)
-        fitting = None if max_peak is None else search.fitting(max_peak, most_macs)
+        fitting = None
+        if max_peak is not None:  # by a search of its own, which looks for other regions
+            share = budget.share(0.5)
+            fitting = SplitSearch(model.graph, model.graph.subgraphs[0], share).fitting(max_peak, most_macs)
         front = search.front(most_macs)
         if fitting:
             front = sorted({c.regions: c for c in (*front, fitting)}.values(), key=lambda c: -c.cost.peak)
@@ -5790,7 +5819,7 @@ def analysis_text(model: Snapshot, extras: Extras, is_full: bool = False) -> str
             lines += ["(memory use includes the peak of the subgraphs that an operator runs)", ""]
     lines += [f"Current peak memory usage: {model.peak:,} B"]
     if state := state_bytes(graph):
-        lines += [f"State kept between inferences: {state:,} B (not part of the peak)"]
+        lines += [f"State kept between inferences: {state:,} B (not part of the peak, but to be reserved)"]
     if extras.macs:
         lines += [f"Total MACs: {model_macs(graph):,}"]
     if extras.size:
@@ -6406,12 +6435,8 @@ def _parser() -> argparse.ArgumentParser:
         metavar="PERCENT",
         help=f"how many more multiply-accumulates --split may cost (default: {DEFAULT_MAX_MACS:g})",
     )
-    add(
-        "--max-peak",
-        type=_size,
-        metavar="BYTES",
-        help="--split: the least additional time that fits; exit with 1 if none",
-    )
+    peak = "--split and --plan: the least additional time that fits, or exit with 1"
+    add("--max-peak", type=_size, metavar="BYTES", help=peak)
     add("--optimize", action="store_true", help="reorder the operators for the smallest peak memory use")
     add("--time-limit", type=_seconds, metavar="SECONDS", help=f"for all searches together (default: {TIME_LIMIT:g})")
     add("--calc-macs", action="store_true", help="add the multiply-accumulates of every operator")
@@ -6524,7 +6549,10 @@ def _plan(model: TFLiteModel, seconds: float, original: Snapshot) -> PlanDecisio
 
 def _run(arguments: argparse.Namespace) -> int:
     files = _resolve_files(arguments)
+    arguments.plan |= arguments.max_peak is not None  # without a plan it would hold by chance
     if arguments.input == STREAM:
+        if sys.stdin is None:
+            raise UsageError("standard input is closed")
         model = TFLiteModel(sys.stdin.buffer.read())
     else:
         model = TFLiteModel.load_from_file(arguments.input)
@@ -6539,8 +6567,12 @@ def _run(arguments: argparse.Namespace) -> int:
     is_limited = any(limit is not None for limit in limits)
     if arguments.memory_map or is_limited:
         _ = model.arena  # if it is not known, better now than with half of the outputs written
-    with contextlib.redirect_stdout(sys.stderr) if files.output == STREAM else _standard_output():
-        _report(arguments, files, model, original, results)
+    try:
+        with contextlib.redirect_stdout(sys.stderr) if files.output == STREAM else _standard_output():
+            _report(arguments, files, model, original, results)
+    except OSError as error:
+        if files.output != STREAM or error.filename:  # else only stderr has failed, which is for people
+            raise
     if Budget.is_interrupted:
         _say("interrupted: this is the best so far")
     is_verified = all(r.identical for r in results if isinstance(r, VerificationDecision))
@@ -6597,6 +6629,9 @@ def _report(
         for result in results:
             if not (is_comparison and isinstance(result, ClusteringDecision)):
                 print("\n".join(result.lines()))
+        with contextlib.suppress(ArenaError):
+            if model.arena.reserve != original.arena.reserve:
+                print(f"Arena to reserve: {saving(original.arena.reserve, model.arena.reserve)}.")
     if arguments.json:
         document = model.analysis() | {result.key: result.json() for result in results}
         if clusterings:

@@ -621,6 +621,15 @@ def test_data_outside_of_the_flatbuffer_is_told_and_moved(tmp_path: Path, capsys
     assert inlining == {"buffers": 0, "bytes": 0, "changed": False}
 
 
+def test_data_inside_of_the_flatbuffer_that_claims_to_be_outside_is_refused():
+    outside, _ = with_data_outside()
+    damaged = bytearray(outside)
+    place = damaged.index((len(outside) - 48).to_bytes(8, "little"))
+    damaged[place : place + 8] = (8).to_bytes(8, "little")
+    with pytest.raises(ModelError, match="lies inside of the FlatBuffer"):
+        TFLiteModel(bytes(damaged)).inline_buffers()
+
+
 # -- the command line ------------------------------------------------------------------------------
 
 

@@ -210,6 +210,23 @@ sys.exit(tflite_tools.main(["-i", {CELLS!r}, "-o", {str(out)!r}, {flags!r}]))
     assert TFLiteModel.load_from_file(out).peak_memory_usage() <= 27648
 
 
+def test_signals_that_are_ignored_stay_so():
+    """As under nohup."""
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        with keeping_the_best():
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert not Budget().is_over
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_a_model_on_stdout_survives_a_broken_stderr():
+    done = shell("$tool --plan -o - 2>/dev/full | wc -c")
+    assert int(done.stdout) > 60_000
+    assert shell("$tool -i - <&-").returncode == 2
+
+
 def test_a_second_signal_stops(tmp_path: Path):
     with keeping_the_best():
         os.kill(os.getpid(), signal.SIGTERM)

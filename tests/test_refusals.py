@@ -36,6 +36,7 @@ from tflite_tools import (
     Storage,
     Tensor,
     accepts,
+    persistent_bytes,
     random_inputs,
     read_model,
     refusals,
@@ -269,3 +270,15 @@ def test_a_sample_of_the_corpus_is_refused_or_runs_as_foretold():
         assert runs == (not refusals(graph)), path
         outcomes.add(runs)
     assert outcomes == {True, False}
+
+
+def test_operators_without_inputs_or_with_odd_options_are_no_traceback():
+    assert refusals(read_model(model_of("SHAPE", [], T((1,), "UINT8"))))
+    for kind in ("QUANTIZE", "SignalDelay"):
+        assert refusals(read_model(model_of(kind, [], T((1,), "UINT8"))))
+    for kind in ("SignalDelay", "SignalFilterBank", "SignalFramer", "SignalIrfft", "SignalStacker"):
+        words = dict.fromkeys(("delay_length", "num_channels", "frame_size", "fft_length"), "many")
+        model = model_of(kind, [T((1, 8), "INT16", ())], T((1, 8), "INT16", ()), custom=words)
+        assert persistent_bytes(read_model(model)).total > 0
+    huge = model_of("SignalDelay", [T((1 << 28, 1), "INT16", ())], T((1,), "INT16", ()), custom={"delay_length": 4})
+    assert persistent_bytes(read_model(huge)).total > 1 << 30

@@ -663,7 +663,11 @@ def test_what_fits_at_the_least_price_is_taken(capsys: pytest.CaptureFixture[str
     captured = capsys.readouterr()
     assert "No way was found that needs at most 10,240 B; this is the lowest peak." in captured.out
     assert "check failed: the head of the arena" in captured.err
-    assert tflite_tools.main(["-i", str(path), "--split", "--plan", "--max-peak", "46KB"]) == 0
+    unlimited = TFLiteModel.load_from_file(path).split_operators()
+    limited = TFLiteModel.load_from_file(path).split_operators(max_peak=10_240)
+    assert limited.chosen.cost == unlimited.alternatives[-1].cost
+    assert tflite_tools.main(["-i", str(path), "--split", "--max-peak", "46KB"]) == 0
+    assert "Arena to reserve: 83," in capsys.readouterr().out
     assert tflite_tools.main(["-i", str(path), "--split", "--plan", "--max-peak", "1MB"]) == 0
     assert "it needs no more than 1,048,576 B as it is" in capsys.readouterr().out
     assert tflite_tools.main(["-i", str(path), "--max-peak", "46KB"]) == 2
@@ -690,5 +694,13 @@ def test_the_reasons_are_told():
     result = TFLiteModel(net.build([source], [x])).split_operators(max_macs=100)
     assert result.changed
     assert result.is_batch_fixed
-    assert "in stripes; a larger --max-macs may lower it" in result.bounded_by
+    assert "in stripes; finer ones cost more" in result.bounded_by
     assert "The batch stays as it is stored" in "\n".join(result.lines())
+
+
+def test_a_model_without_operators_is_done_at_once():
+    b = Builder()
+    x = b.tensor((4,))
+    result = TFLiteModel(b.build([x], [x])).split_operators(time_limit=60)
+    assert not result.changed
+    assert result.seconds < 5

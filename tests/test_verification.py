@@ -254,6 +254,20 @@ def test_a_signature_of_an_inner_tensor_does_not_hide_the_outputs(monkeypatch: p
     assert result.different == len(INPUT_SCALES)
 
 
+def test_odd_gathers_and_shapes_are_no_traceback():
+    for axis, shape in ((-5, (3, 3)), (0, (-1, 3)), (9, ())):
+        b = Builder()
+        table, x, y = b.tensor(shape, "FLOAT32"), b.tensor((2,), "INT32"), b.tensor((2, 3), "FLOAT32")
+        b.op("GATHER", [table, x], [y], options("Gather", axis=axis))
+        assert len(random_inputs(read_model(b.build([table, x], [y])), 0)) == len(INPUT_SCALES)
+
+
+def test_an_interrupted_run_ends_soon(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(tflite_tools.Budget, "is_interrupted", True)
+    with pytest.raises(VerificationError, match="interrupted"):
+        verify_models(CELLS, CELLS)
+
+
 @needs_shared
 def test_outputs_that_never_change_prove_little():
     model = TFLiteModel.load_from_file(FAULTS / "keras_mobilenet_v1_tiny_scales_int8.tflite")
