@@ -5000,7 +5000,7 @@ class SplitDecision(Decision):
 
     def table(self) -> str:
         """The alternatives; an arrow marks the one that was taken."""
-        titles = ["", "Peak (B)", "Persistent, 32-bit, estimate (B)", "Sum (B)", "More MACs", "Operators", "File (B)"]
+        titles = ["", "Peak (B)", "Persistent, 32-bit (B)", "Sum (B)", "More MACs", "Operators", "File (B)"]
         return text_table(titles, (a.row("->" if i == self.taken else "") for i, a in enumerate(self.alternatives)))
 
     def lines(self) -> list[str]:
@@ -6057,10 +6057,10 @@ def _plot_alternatives(axes: Any, split: SplitDecision) -> None:
     axes.plot(*zip(*points, strict=True), marker="o", color=OTHER_COLOUR)
     axes.plot(*points[split.taken], "o", color=INPUT_COLOUR, markersize=10, label="taken")
     for point, a in zip(points, split.alternatives, strict=True):
-        label = f"+{a.macs_percent:.1f} % MACs" if a.regions else "not split"
+        label = f"{a.macs_percent:+.1f} % MACs" if a.regions else "not split"
         axes.annotate(label, point, (5, 5), textcoords="offset points", fontsize=8)
     axes.set_xlabel("Peak (KB)")
-    axes.set_ylabel("Peak + persistent, estimate (KB)")
+    axes.set_ylabel("Peak + persistent structures (KB)")
     axes.margins(x=0.12)
     axes.set_ylim(0, 1.12 * max(total for _, total in points) or 1)
     axes.legend(loc="lower right")
@@ -6076,12 +6076,12 @@ def plot_arenas(file: Path, arenas: Mapping[str, Arena]) -> None:
     from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
 
-    steps = max(max((b.interval.last for b in arena.buffers), default=0) for arena in arenas.values()) + 2
-    figure = Figure(figsize=(min(max(steps / 6, 7), 13) * len(arenas), 7), layout="constrained")
+    times = [max((b.interval.last for b in arena.buffers), default=0) + 2 for arena in arenas.values()]
+    figure = Figure(figsize=(min(max(max(times) / 6, 7), 13) * len(arenas), 7), layout="constrained")
     panels = figure.subplots(1, len(arenas), squeeze=False, sharey=True)[0]
     colours = [colormaps["tab20"](i) for i in range(20)]
     top = max([arena.head for arena in arenas.values()] + [1]) / 1024
-    for axes, (title, arena) in zip(panels, arenas.items(), strict=True):
+    for axes, (title, arena), steps in zip(panels, arenas.items(), times, strict=True):
         axes.add_patch(Rectangle((-1.5, 0), steps + 0.5, arena.head / 1024, facecolor="#e4e4e4", linewidth=0))
         for number, buffer in enumerate(arena.buffers):
             size, first, last, offset = buffer.interval
@@ -6096,8 +6096,8 @@ def plot_arenas(file: Path, arenas: Mapping[str, Arena]) -> None:
         axes.set_xlim(-1.5, steps - 1)
         axes.set_ylim(0, top * 1.05)
         axes.axhline(arena.head / 1024, color="black", linewidth=0.8, linestyle="--")
-        axes.set_title(f"{title}: {arena.head:,} B", loc="left")
-        axes.set_xlabel("Time (operator number from 1; 0: the inputs are there)")
+        axes.set_title(f"{title}: {arena.head:,} B (to reserve in all: {arena.reserve:,} B)", loc="left")
+        axes.set_xlabel("Time (operators and subgraphs as they run, from 1; 0: the inputs are there)")
     panels[0].set_ylabel("Address in the arena (KB)")
     _save(figure, file)
 
