@@ -184,6 +184,7 @@ class Tensor:
     bytes: int | None  # product(shape) x element size, sub-byte types packed; None when the file cannot tell
     dynamic: tuple[int, ...] = ()  # dimensions that are only known at run time; ``bytes`` is for the stored shape
     is_sparse: bool = False
+    is_completed: bool = False  # a dimension that the file leaves open was filled in, as a RESHAPE does it
     quantization: Quantization | None = None
     values: tuple[int, ...] | None = None  # of a small constant of integers: a shape, axes, paddings
 
@@ -619,6 +620,10 @@ def _output_shape(node: Node, target: Target) -> list[int]:
     return [4 + 4 * len(node.output.shape)] if node.output else []
 
 
+def _completed_shape(node: Node, target: Target) -> list[int]:
+    return _output_shape(node, target) if node.output and node.output.is_completed else []
+
+
 def _lookup_arrays(node: Node, target: Target) -> list[int]:
     return [*_output_shape(node, target), 2 * target.pointer]
 
@@ -931,7 +936,7 @@ KINDS: dict[str, Kind] = {
     "SPLIT": Kind("axis input", tflm=Tflm("_/f32|i8|i16|i32", 4, needs=(_constant("axis"),))),
     "SPLIT_V": Kind("input sizes axis", tflm=Tflm(NUMBER, 4, needs=(_constant("axis"),))),
     "PACK": Kind(tflm=Tflm("f32 i8 i16 i32 i64", 8)),
-    "RESHAPE": Kind("input shape", tflm=Tflm("*", 36, needs=(_same_elements,))),
+    "RESHAPE": Kind("input shape", tflm=Tflm("*", 36, arrays=_completed_shape, needs=(_same_elements,))),
     "RESIZE_NEAREST_NEIGHBOR": Kind("input size", UPSAMPLE, rows="upsample",
         tflm=Tflm("f32|i8|i16/i32", 2, needs=RESIZED)),
     "RESIZE_BILINEAR": Kind("input size", tflm=Tflm(EXTREME, 2, needs=RESIZED)),
@@ -1389,13 +1394,17 @@ class _Reader:
         handles = {i for op in operators if op.variable for i in op.outputs}
         given = set(inputs)
         tables = [self.table(table.Tensors, i) for i in self.spend(count)]
-        shapes = [self.vector(tensor, "Shape") for tensor in tables]
+        stored = [self.vector(tensor, "Shape") for tensor in tables]
+        shapes = list(stored)
         for op in operators:
             if op.kind == "RESHAPE" and op.inputs and op.outputs:
                 shapes[op.outputs[0]] = reshaped(shapes[op.inputs[0]], shapes[op.outputs[0]])
-        tensors = tuple(self.tensor(tensor, i, shapes[i], i in given, i in handles) for i, tensor in enumerate(tables))
+        tensors = [self.tensor(tensor, i, shapes[i], i in given, i in handles) for i, tensor in enumerate(tables)]
+        for i, tensor in enumerate(tensors):
+            if shapes[i] != stored[i]:
+                tensors[i] = dataclasses.replace(tensor, is_completed=True)
         vector = table._tab.Vector(field_place(table, SUBGRAPH_OPERATORS)) if operators else 0
-        return Subgraph(index, self.text(table.Name()), tensors, operators, inputs, outputs, vector)
+        return Subgraph(index, self.text(table.Name()), tuple(tensors), operators, inputs, outputs, vector)
 
     def tensor(
         self, table: tflite.Tensor, index: int, shape: tuple[int, ...], is_input: bool, is_handle: bool
@@ -5217,6 +5226,10 @@ def verify_models(original: Bytes, changed: Bytes, seed: int = 0, timeout: float
             continue
         if runtime == TFLM and reasons:
             notes.append(f"{TFLM} does not run this model: {reasons[0]}")
+            continue
+        first = graphs[0].subgraphs[0]
+        if runtime == TFLM and any(first.tensors[i].is_completed for i in first.outputs):
+            notes.append(f"the package of {TFLM} does not hand out outputs with a dimension that the file leaves open")
             continue
         try:
             before = _run_apart(runtime, original, graphs[0], inputs, kernels, timeout)

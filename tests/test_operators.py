@@ -330,6 +330,11 @@ def with_state_and_branches() -> bytes:
     return model.build()
 
 
+def test_persistent_bytes_of_a_shape_that_is_completed():
+    data = kernels.model_of("RESHAPE", [kernels.T((2, 3))], kernels.T((3, -1)))
+    assert align(persistent_bytes(read_model(data), BITS_64).total) == run_in_wheel(data, [], 0).tail
+
+
 def test_persistent_bytes_of_state_and_branches():
     data = with_state_and_branches()
     assert align(persistent_bytes(read_model(data), BITS_64).total) == run_in_wheel(data, [], 0).tail

@@ -155,6 +155,17 @@ def test_one_runtime_that_lacks_an_operator_is_a_note():
 
 
 @needs_tflm
+def test_outputs_whose_shape_the_file_leaves_open_are_not_blamed_on_the_model():
+    """The package of TFLM would crash on them, and LiteRT refuses the file."""
+    b = Builder()
+    x, y = b.tensor((2, 3), "FLOAT32"), b.tensor((3, -1), "FLOAT32")
+    b.op("RESHAPE", [x, b.constant(np.array([3, -1], np.int32))], [y])
+    model = b.build([x], [y])
+    with pytest.raises(VerificationError, match="does not hand out outputs with a dimension that the file leaves open"):
+        verify_models(model, model)
+
+
+@needs_tflm
 def test_a_crash_of_the_runtime_is_told_as_one():
     """A SOFTMAX whose input has a scale so small that TFLM's kernel aborts."""
     b = Builder()
