@@ -6570,6 +6570,7 @@ def _run(arguments: argparse.Namespace) -> int:
     else:
         model = TFLiteModel.load_from_file(arguments.input)
     original = model.snapshot
+    _ = model.schedules  # if calls of subgraphs have no end, better now than behind the first notes
     budget = Budget(TIME_LIMIT if arguments.time_limit is None else arguments.time_limit)
     steps = _steps(arguments, original)
     results: list[Decision] = []
