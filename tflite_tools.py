@@ -330,9 +330,14 @@ def picked(source: object, keys: str) -> dict[str, Any]:
 LONGEST_NAME = 60  # characters of a name in a table or message; CSV and JSON have it whole
 
 
+def printable(text: str) -> str:
+    """The text on one line, with a mark in place of what no terminal or spreadsheet should get."""
+    return "".join(c if c.isprintable() else "\ufffd" for c in text)
+
+
 def shorten(name: str, limit: int = LONGEST_NAME) -> str:
     """The name on one line, with its middle left out when it is too long: both ends tell names apart."""
-    name = "".join(c if c.isprintable() else "\ufffd" for c in name)
+    name = printable(name)
     if len(name) <= limit:
         return name
     left = (limit - 3) // 2
@@ -1116,6 +1121,12 @@ def _advice(node: Node) -> str:
 MOST_NAMED = 5  # operators that have the same fault
 
 
+def numbered(places: Sequence[str], most: int | None = None) -> str:
+    """``operators 3, 5 and 2 more``, of which the first ``most`` are named."""
+    more = f" and {len(places) - most} more" if most is not None and len(places) > most else ""
+    return f"operator{'s' if len(places) > 1 else ''} {', '.join(places[:most])}{more}"
+
+
 def refusals(graph: ModelGraph) -> list[str]:
     """Why TFLM, with its reference kernels, does not run a model: one sentence per reason, none if it seems to run.
 
@@ -1126,11 +1137,7 @@ def refusals(graph: ModelGraph) -> list[str]:
         if why := operator_refusal(subgraph, operator):
             where = f" of subgraph {subgraph.index}" if subgraph.index else ""
             found[operator.kind, why].append(f"{operator.index}{where}")
-    reasons = []
-    for (kind, why), places in found.items():
-        more = f" and {len(places) - MOST_NAMED} more" if len(places) > MOST_NAMED else ""
-        which = f"operator{'s' if len(places) > 1 else ''} {', '.join(places[:MOST_NAMED])}{more}"
-        reasons.append(f"{shorten(kind)}: {why} ({which})")
+    reasons = [f"{shorten(kind)}: {why} ({numbered(places, MOST_NAMED)})" for (kind, why), places in found.items()]
     tensors = [tensor for subgraph in graph.subgraphs for tensor in subgraph.tensors]
     unsized = sorted({tensor.dtype for tensor in tensors if tensor.element.tflm_bytes is None})
     reasons += [f"it has tensors of type {dtype}" for dtype in unsized]
@@ -1676,14 +1683,13 @@ def resource_variables(graph: ModelGraph) -> dict[str, int]:
     return variables
 
 
-def states(graph: ModelGraph) -> list[int]:
-    """The bytes of all that lives from one inference to the next: variable tensors, and each resource variable once."""
-    tensors = (tensor for subgraph in graph.subgraphs for tensor in subgraph.tensors)
-    return [t.bytes or 0 for t in tensors if t.is_updated_in_place] + [*resource_variables(graph).values()]
+def variable_tensors(graph: ModelGraph) -> list[Tensor]:
+    return [t for subgraph in graph.subgraphs for t in subgraph.tensors if t.is_updated_in_place]
 
 
 def state_bytes(graph: ModelGraph) -> int:
-    return sum(states(graph))
+    """Bytes that live from one inference to the next: variable tensors, and each resource variable once."""
+    return sum(t.bytes or 0 for t in variable_tensors(graph)) + sum(resource_variables(graph).values())
 
 
 def parameter_bytes(graph: ModelGraph, operators: Iterable[tuple[Subgraph, Operator]]) -> int:
@@ -2908,10 +2914,9 @@ def operator_persistent_bytes(subgraph: Subgraph, operator: Operator) -> int:
 
 def port_pieces(tensor: Tensor, target: Target) -> list[tuple[int, int]]:
     """(bytes, alignment) of the structures of an input or output, of the model or of a kernel that looks at it."""
-    quantization = tensor.quantization
     pieces = [(target.port, target.pointer)]
-    if quantization and quantization.scales and quantization.zero_points:
-        pieces += [(target.quantization, target.pointer), (4 + 4 * len(quantization.scales), 4)]
+    if tensor.quantization and tensor.affine:
+        pieces += [(target.quantization, target.pointer), (4 + 4 * len(tensor.quantization.scales), 4)]
     return pieces
 
 
@@ -2934,6 +2939,7 @@ class TailBytes(NamedTuple):
     total: int
     while_planning: int  # of it, what is there when TFLM plans
     preparing: int  # the most that is needed until then, with what kernels take for a moment
+    requests: int  # how many for scratch, of all operators
 
 
 def persistent_bytes(graph: ModelGraph, target: Target = BITS_32) -> TailBytes:
@@ -2965,19 +2971,18 @@ def persistent_bytes(graph: ModelGraph, target: Target = BITS_32) -> TailBytes:
         requests += count
     tail.add((size, ARENA_ALIGNMENT) for size in variables.values())
     tail.add([(pointer * requests, pointer)])
-    tensors = (t for s in graph.subgraphs for t in s.tensors if t.storage is Storage.STATE and t.is_updated_in_place)
-    tail.add((t.bytes or 0, ARENA_ALIGNMENT) for t in tensors)
+    tail.add((t.bytes or 0, ARENA_ALIGNMENT) for t in variable_tensors(graph))
     while_planning = tail.size
     for ports in (first.inputs, first.outputs):
         tail.add([(pointer * len(ports), ARENA_ALIGNMENT)])
         tail.add(piece for i in ports for piece in port_pieces(first.tensors[i], target))
-    return TailBytes(tail.size, while_planning, most)
+    return TailBytes(tail.size, while_planning, most, requests)
 
 
 def _options_alignment(node: Node, target: Target) -> int:
     """Small options are bytes, others words, but for those that hold pointers."""
     kernel = node.kind.tflm or PLAIN_KERNEL
-    return target.pointer if kernel.wider[0] else min(kernel.options, 4) if kernel.options % 4 == 0 else 1
+    return target.pointer if kernel.wider[0] else 1 if kernel.options % 4 else 4
 
 
 def _moment(node: Node, target: Target) -> int:
@@ -2994,10 +2999,9 @@ def _moment(node: Node, target: Target) -> int:
 def planning_bytes(graph: ModelGraph, buffers: Sequence[ArenaBuffer], target: Target, tail: TailBytes) -> int:
     """What the arena must have while TFLM plans: all persistent structures but those of inputs and outputs, which come
     later, and lists of requests, tensors and buffers. Of small models that is more than what they take in the end."""
-    requests = sum(len(scratch_requests(subgraph, operator)) for subgraph, operator in graph.operators)
     tensors = sum(len(subgraph.tensors) for subgraph in graph.subgraphs)
-    lists = target.request * (REQUEST_SLOTS + requests) + target.pointer * len(graph.subgraphs)
-    lists += target.planned * (tensors + requests)
+    lists = target.request * (REQUEST_SLOTS + tail.requests) + target.pointer * len(graph.subgraphs)
+    lists += target.planned * (tensors + tail.requests)
     return align(align(tail.while_planning) + align(lists) + PLANNER_BYTES * len(buffers))
 
 
@@ -3289,8 +3293,8 @@ class NoStripes(ValueError):
     """A region cannot be cut into that many stripes."""
 
 
-class TooDear(NoStripes):
-    """It costs more than it may; more stripes would cost even more."""
+class TooDear(ValueError):
+    """A region costs more than it may; more stripes would cost even more."""
 
 
 def stripe_rows(region: Region, stripes: int) -> Iterator[Stripe]:
@@ -3382,9 +3386,12 @@ class Emitter:
     def constant(self, values: bytes, shape: tuple[int, ...], like: int | None = None) -> int:
         key = like, shape, values
         if key not in self.constants:
-            self.tensors.append(NewTensor("rows", shape, like, values))
-            self.constants[key] = len(self.subgraph.tensors) + len(self.tensors) - 1
+            self.constants[key] = self.new_constant(values, shape, like)
         return self.constants[key]
+
+    def new_constant(self, values: bytes, shape: tuple[int, ...], like: int | None) -> int:
+        self.tensors.append(NewTensor("rows", shape, like, values))
+        return len(self.subgraph.tensors) + len(self.tensors) - 1
 
     def integers(self, *values: int, shape: tuple[int, ...]) -> int:
         return self.constant(struct.pack(f"<{len(values)}i", *values), shape)
@@ -3469,14 +3476,8 @@ class Meter(Emitter):
         self.sizes.append(align(size))
         return self.old + len(self.sizes) - 1
 
-    def integers(self, *values: int, shape: tuple[int, ...]) -> int:
-        return self.constant(values, shape)
-
-    def constant(self, values: Any, shape: tuple[int, ...], like: int | None = None) -> int:
-        key = like, shape, values
-        if key not in self.constants:
-            self.constants[key] = self.new(0)
-        return self.constants[key]
+    def new_constant(self, values: bytes, shape: tuple[int, ...], like: int | None) -> int:
+        return self.new(0)
 
     def emit(self, kind: str, inputs: Sequence[int], output: int, like: int | None = None, **fields: Any) -> int:
         self.runs.append((inputs, output))
@@ -3828,8 +3829,6 @@ class SplitSearch:
                 for number, (first, behind) in stripe.computed.items():
                     output = region.parts[number].output
                     around += (behind - first) * self.row_bytes[output] if output in sinks else 0
-        except TooDear:
-            raise
         except NoStripes:
             return None
         return rows
@@ -3985,10 +3984,7 @@ class SplitSearch:
         for step in self.whole(composition):
             if isinstance(step.rule, str) and 2 * step.need > composition.cost.peak:
                 found[step.operator.kind, step.rule].append(str(step.operator.index))
-        return [
-            f"operator{'s' if len(numbers) > 1 else ''} {', '.join(numbers)} ({shorten(kind)}): {why}"
-            for (kind, why), numbers in found.items()
-        ]
+        return [f"{numbered(numbers)} ({shorten(kind)}): {why}" for (kind, why), numbers in found.items()]
 
     def rewrite(self, composition: Composition) -> Rewrite:
         """The schedule of the whole subgraph with these regions in stripes."""
@@ -4507,6 +4503,11 @@ def add_metadata(data: Bytes, name: str, content: bytes) -> bytearray:
     return extension.finish({MODEL_METADATA: extension.vector([*extension.metadata(without=name), entry])})
 
 
+def _operator_tables(model: tflite.Model) -> Iterator[tflite.Operator]:
+    for subgraph in map(model.Subgraphs, range(model.SubgraphsLength())):
+        yield from map(subgraph.Operators, range(subgraph.OperatorsLength()))
+
+
 def inline_buffers(data: Bytes, graph: ModelGraph) -> bytearray:
     """The file with the data of external buffers inside of the FlatBuffer, where TFLM looks for it.
 
@@ -4514,9 +4515,7 @@ def inline_buffers(data: Bytes, graph: ModelGraph) -> bytearray:
         ModelError: as for :class:`Extension`.
     """
     external = {i: span for i, span in enumerate(graph.buffers) if span.is_external}
-    model = tflite.Model.GetRootAs(data, 0)
-    subgraphs = map(model.Subgraphs, range(model.SubgraphsLength()))
-    operators = (subgraph.Operators(i) for subgraph in subgraphs for i in range(subgraph.OperatorsLength()))
+    operators = _operator_tables(tflite.Model.GetRootAs(data, 0))
     # Such data is behind the FlatBuffer, and so are large options, which stay there.
     has_more = any(field_place(operator, LARGE_OPTIONS_OFFSET) for operator in operators)
     end = len(data) if has_more else min((span.start for span in external.values()), default=len(data))
@@ -4677,8 +4676,7 @@ def _shift_absolute_offsets(data: bytearray, shift: int) -> None:
     """Data outside the FlatBuffer is referred to by its position in the file, which has moved."""
     model = tflite.Model.GetRootAs(data, 0)
     tables = [(model.Buffers(i), BUFFER_OFFSET) for i in range(model.BuffersLength())]  # some may be the same table
-    for subgraph in map(model.Subgraphs, range(model.SubgraphsLength())):
-        tables += [(subgraph.Operators(i), LARGE_OPTIONS_OFFSET) for i in range(subgraph.OperatorsLength())]
+    tables += [(operator, LARGE_OPTIONS_OFFSET) for operator in _operator_tables(model)]
     for place in {table._tab.Pos + field for table, slot in tables if (field := field_place(table, slot))}:
         position = struct.unpack_from("<Q", data, place)[0]
         if 1 < position <= len(data):
@@ -4783,6 +4781,11 @@ class Snapshot:
     def arena(self) -> Arena:
         """Raises ArenaError, as :func:`analyse_arena`."""
         return analyse_arena(self.graph)
+
+    @cached_property
+    def refusals(self) -> list[str]:
+        """Why TFLM does not run the model, as :func:`refusals`."""
+        return refusals(self.graph)
 
     def reordered(self, orders: Sequence[Sequence[int]]) -> Snapshot:
         """With the operators of every subgraph in another order: their old numbers."""
@@ -5419,8 +5422,9 @@ def run_model(runtime: str, folder: str, arena: str, kernels: str) -> None:
 def run_in_tflm(model: Path, inputs: Sequence[Sequence[np.ndarray]], arena: int) -> Run:
     from tflite_micro.python.tflite_micro import runtime
 
-    interpreter = runtime.Interpreter.from_bytes(model.read_bytes(), arena_size=arena)
-    count = len(read_model(model.read_bytes()).subgraphs[0].outputs)
+    data = model.read_bytes()
+    interpreter = runtime.Interpreter.from_bytes(data, arena_size=arena)
+    count = len(read_model(data).subgraphs[0].outputs)
     outputs = []
     for arrays in inputs:
         for i, array in enumerate(arrays):
@@ -5707,13 +5711,18 @@ def decide_clustering(model: Snapshot, clusters: int, per_channel: bool) -> tupl
 ####################################################################################################
 
 
+def is_stream(path: Path) -> bool:
+    """Whether it is a device or a pipe, which cannot be replaced."""
+    return path.exists() and not path.is_file()
+
+
 @contextlib.contextmanager
 def replacing(path: Path, mode: str = "wb", **options: Any) -> Iterator[Any]:
     """Open a temporary file beside ``path`` and put it in its place when all is written: never half a file."""
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a directory")
     try:
-        if path.exists() and not path.is_file():  # a device or a pipe cannot be replaced
+        if is_stream(path):
             with open(path, mode, **options) as file:
                 yield file
             return
@@ -5837,7 +5846,7 @@ def analysis_text(model: Snapshot, extras: Extras, is_full: bool = False) -> str
         lines += [f"Total MACs: {model_macs(graph):,}"]
     if extras.size:
         lines += [f"Total weight size: {parameter_bytes(graph, graph.operators):,} B"]
-    lines += listed("TFLM does not run this model:", refusals(graph))
+    lines += listed("TFLM does not run this model:", model.refusals)
     try:
         lines += arena_lines(model.arena)
     except ArenaError as error:
@@ -5931,7 +5940,7 @@ def analysis_json(model: Snapshot) -> dict[str, Any]:
         "macs": model_macs(graph),
         "parameter_bytes": parameter_bytes(graph, graph.operators),
         "notes": list(graph.notes),
-        "refusals": refusals(graph),
+        "refusals": list(model.refusals),
         "subgraphs": [schedule_json(graph, schedule) for schedule in model.schedules],
         "arena": None,
     }
@@ -5944,7 +5953,7 @@ def analysis_json(model: Snapshot) -> dict[str, Any]:
 
 def _cell(text: str) -> str:
     """Text for a spreadsheet, which must not take it for a formula: those would begin like these."""
-    text = "".join(c if c.isprintable() else "\ufffd" for c in text)
+    text = printable(text)
     return f"'{text}" if text[:1] in tuple("=+-@") else text
 
 
@@ -6687,7 +6696,7 @@ def _resolve_files(arguments: argparse.Namespace) -> Files:
         output = arguments.input
     elif arguments.output and _same_file(arguments.output, arguments.input):
         raise UsageError(f"{arguments.output}: the output is the input; add --in-place to replace it")
-    if arguments.in_place and (arguments.input == STREAM or _is_stream(arguments.input)):
+    if arguments.in_place and (arguments.input == STREAM or is_stream(arguments.input)):
         raise UsageError(f"{arguments.input}: --in-place needs a file")
     if output == STREAM and arguments.json == "-":
         raise UsageError("the model and the JSON cannot both go to standard output")
@@ -6716,10 +6725,6 @@ def _resolve_files(arguments: argparse.Namespace) -> Files:
     if arguments.csv and arguments.csv.exists() and not arguments.csv.is_dir():
         raise UsageError(f"{arguments.csv}: --csv needs a folder, and this is a file")
     return Files(output, json_file)
-
-
-def _is_stream(path: Path) -> bool:
-    return path.exists() and not path.is_file()
 
 
 def _same_file(a: Path, b: Path) -> bool:

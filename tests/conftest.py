@@ -129,3 +129,12 @@ def run_in_wheel(model: bytes, inferences: list[list[np.ndarray]], outputs: int,
     if done.returncode or len(arenas) < 2:
         raise RuntimeError(f"exit code {done.returncode}: {said[-400:]}")
     return WheelRun(int(arenas["head"]), int(arenas["tail"]), pickle.loads(done.stdout))
+
+
+def fits_in_wheel(model: bytes, arena: int) -> bool:
+    """Whether that TFLM runs the model in so many bytes."""
+    try:
+        run_in_wheel(model, [], 0, arena)
+    except RuntimeError:
+        return False
+    return True

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from ai_edge_litert import schema_py_generated as schema
 from builder import Builder, ModelBuilder, branches
-from conftest import MODELS, SHARED, corpus, corpus_id, needs_shared, run_in_wheel, run_litert, run_tflm
+from conftest import MODELS, SHARED, corpus, corpus_id, fits_in_wheel, needs_shared, run_in_wheel, run_litert, run_tflm
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -466,14 +466,6 @@ def test_signatures_run_after_metadata_was_added(name: str):
 # -- the arena to reserve --------------------------------------------------------------------------
 
 
-def runs_in(arena: int, data: bytes) -> bool:
-    try:
-        run_in_wheel(data, [], 0, arena)
-    except RuntimeError:
-        return False
-    return True
-
-
 @pytest.mark.parametrize("name", ["cnn", "cells", "mobilenet"])
 def test_the_arena_to_reserve_is_what_the_runtime_needs(name: str):
     """Of 64 bits, as the package of the runtime is; a step of its allocator less is too little."""
@@ -482,8 +474,8 @@ def test_the_arena_to_reserve_is_what_the_runtime_needs(name: str):
     run = run_in_wheel(data, [], 0)
     assert run.head == arena.head
     assert run.tail == align(arena.persistent)
-    assert runs_in(arena.reserve, data)
-    assert not runs_in(arena.reserve - 16, data)
+    assert fits_in_wheel(data, arena.reserve)
+    assert not fits_in_wheel(data, arena.reserve - 16)
 
 
 def test_small_models_need_more_for_planning_than_they_take():
@@ -494,8 +486,8 @@ def test_small_models_need_more_for_planning_than_they_take():
     data = b.build([x], [y])
     arena = analyse_arena(read_model(data), BITS_64)
     assert arena.reserve == arena.planning > arena.head + arena.persistent + 500
-    assert runs_in(arena.reserve, data)
-    assert not runs_in(arena.reserve - 16, data)
+    assert fits_in_wheel(data, arena.reserve)
+    assert not fits_in_wheel(data, arena.reserve - 16)
     assert analyse_arena(read_model(data)).reserve < arena.reserve
 
 

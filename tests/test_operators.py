@@ -16,6 +16,7 @@ from ai_edge_litert import schema_py_generated as schema
 from builder import Builder, ModelBuilder
 from conftest import run_in_wheel, run_litert
 from flatbuffers import flexbuffers
+from kernels import options
 
 from tflite_tools import (
     BITS_32,
@@ -46,14 +47,6 @@ from tflite_tools import (
 )
 
 SAME, VALID = schema.Padding.SAME, schema.Padding.VALID
-
-
-def options(table: str, **fields: Any) -> Any:
-    made = getattr(schema, f"{table}OptionsT")()
-    for field, value in fields.items():
-        assert hasattr(made, field)
-        setattr(made, field, value)
-    return made
 
 
 def custom(**fields: int | str) -> dict[str, Any]:

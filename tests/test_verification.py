@@ -12,6 +12,7 @@ import pytest
 from ai_edge_litert import schema_py_generated as schema
 from builder import Builder
 from conftest import MODELS, SHARED, corpus, corpus_id, needs_shared
+from kernels import options
 
 import tflite_tools
 from tflite_tools import (
@@ -204,13 +205,6 @@ def test_indices_stay_in_range():
         assert values[2].max() < 2
         assert values[3].max() < 2  # it is sliced as well
         assert np.abs(values[4]).max() > 1 << 60
-
-
-def options(table: str, **fields: float) -> object:
-    made = getattr(schema, f"{table}OptionsT")()
-    for field, value in fields.items():
-        setattr(made, field, value)
-    return made
 
 
 def test_inputs_have_several_scales_and_all_of_their_range():

@@ -18,7 +18,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from conftest import run_in_wheel, run_tflm  # noqa: E402
+from conftest import fits_in_wheel, run_in_wheel, run_tflm  # noqa: E402
 
 from tflite_tools import (  # noqa: E402
     BITS_32,
@@ -36,26 +36,18 @@ STEP = 16  # bytes, of the runtime's allocator
 WEBASSEMBLY_ADDS, ROUNDING = 2_120, 16  # slots for resource variables, and the recording of figures
 
 
-def is_enough(data: bytes, arena: int) -> bool:
-    try:
-        run_in_wheel(data, [], 0, arena)
-    except RuntimeError:
-        return False
-    return True
-
-
 def smallest_arena(data: bytes, reserve: int) -> int:
     """The least multiple of STEP that works, looked for around the figure that was foretold."""
-    if is_enough(data, reserve):
+    if fits_in_wheel(data, reserve):
         too_small, enough = reserve - STEP, reserve
-        if not is_enough(data, too_small):
+        if not fits_in_wheel(data, too_small):
             return reserve
         too_small = 0
     else:
         too_small, enough = reserve, 2 * reserve + 65_536
     while enough - too_small > STEP:
         middle = (too_small + enough) // 2 // STEP * STEP
-        too_small, enough = (too_small, middle) if is_enough(data, middle) else (middle, enough)
+        too_small, enough = (too_small, middle) if fits_in_wheel(data, middle) else (middle, enough)
     return enough
 
 
