@@ -61,7 +61,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -841,7 +841,8 @@ def _fixed_size(node: Node) -> str:
 ####################################################################################################
 
 _WINDOW = ("Padding", "StrideH", "StrideW")
-_CONV = (*_WINDOW, "DilationHFactor", "DilationWFactor")
+_CONV = (*_WINDOW, "DilationHFactor", "DilationWFactor", "FusedActivationFunction")
+DENSE = Options("FullyConnectedOptions", ("FusedActivationFunction", "KeepNumDims"))
 CONV, DEPTHWISE = Options("Conv2DOptions", _CONV), Options("DepthwiseConv2DOptions", _CONV)
 POOL = Options("Pool2DOptions", (*_WINDOW, "FilterHeight", "FilterWidth"))
 UPSAMPLE = Options("ResizeNearestNeighborOptions", ("AlignCorners",))
@@ -874,8 +875,8 @@ KINDS: dict[str, Kind] = {
         tflm=Tflm("_/f32/f32 _/i8/i8 _/i8/i16", 20, 72, (0, 16), _transpose_conv_scratch, _per_channel)),
     "CONV_3D": Kind(FILTER, macs=_by_weights(5, 0, 4), tflm=None),
     "CONV_3D_TRANSPOSE": Kind("output_shape *weights input bias", tflm=None),
-    "FULLY_CONNECTED": Kind(FILTER, macs=_dense_macs,
-        tflm=Tflm(CONVOLVED, 16, 48, (16, 24), _int4_scratch, _per_scale)),
+    "FULLY_CONNECTED": Kind(FILTER, DENSE, _dense_macs, "dense",
+        Tflm(CONVOLVED, 16, 48, (16, 24), _int4_scratch, _per_scale)),
     "BATCH_MATMUL": Kind("*a *b", Options("BatchMatMulOptions", ("AdjX", "AdjY")), _matmul_macs,
         tflm=Tflm("f32/f32 i8/i8 i16/i16", options=3, data=16, wider=(0, 16), arrays=_matmul_arrays, needs=(_rank(2, 5),
         _symmetric))),
@@ -1236,7 +1237,7 @@ DTYPES = tuple(ELEMENT_TYPES)
 NO_DATA = BufferSpan(0, 0)
 # Slots of tables for which the bindings' own functions do not do.
 BUFFER_DATA, BUFFER_OFFSET, FULL_OPERATOR_CODE, EXTERNAL_BUFFER = 0, 1, 3, 10
-SUBGRAPH_TENSORS, SUBGRAPH_OPERATORS, SUBGRAPH_FIELDS = 0, 3, 6
+SUBGRAPH_TENSORS, SUBGRAPH_INPUTS, SUBGRAPH_OUTPUTS, SUBGRAPH_OPERATORS, SUBGRAPH_FIELDS = 0, 1, 2, 3, 6
 
 T = TypeVar("T")
 
@@ -3084,6 +3085,117 @@ def plan_arena(arena: Arena, time_limit: float = TIME_LIMIT) -> Plan:
 
 
 ####################################################################################################
+# Rewrites: a new schedule of a subgraph, as plain data
+####################################################################################################
+
+
+class NewTensor(NamedTuple):
+    """A tensor to be added: of the type, quantisation and name of ``like``, the latter with a label behind it. Those
+    with ``values`` are constants, of int32 where they are not like another tensor."""
+
+    label: str
+    shape: tuple[int, ...]
+    like: int | None = None
+    values: bytes | None = None
+    has_content: bool = False  # it has that of ``like``, in another shape
+
+
+UNUSED = NewTensor("unused", (1,), values=bytes(4))
+
+
+class NewOperator(NamedTuple):
+    """An operator to be added: a copy of ``like`` on other tensors, or one of a kind of its own."""
+
+    kind: str
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    like: int | None = None
+    options: tuple[tuple[str, Any], ...] = ()  # that differ from those of ``like``, or from 0
+
+
+@dataclass(frozen=True)
+class Rewrite:
+    """A new schedule of a subgraph: old operators by number and new ones. New tensors have the numbers behind the old
+    ones."""
+
+    operators: tuple[int | NewOperator, ...]
+    tensors: tuple[NewTensor, ...] = ()
+    ports: Mapping[int, int] = dataclasses.field(default_factory=dict)  # inputs and outputs that are other tensors now
+
+
+def why_not_rewritten(graph: ModelGraph) -> str:
+    """What stands against other operators in subgraph 0, if anything does."""
+    if is_compiled(graph):
+        return COMPILED
+    if graph.metadata_buffer(CONTROL_DEPENDENCIES) is not None:
+        return f"metadata {CONTROL_DEPENDENCIES!r} refers to the numbers of its operators"
+    return ""
+
+
+class Rewritten(NamedTuple):
+    """What a rewrite makes of a subgraph."""
+
+    subgraph: Subgraph
+    number: dict[int, int]  # of each new tensor, by its number in the rewrite
+    placed: dict[int, NewTensor]  # the new tensors by the number that they get
+
+
+def apply_rewrite(subgraph: Subgraph, rewrite: Rewrite) -> Rewritten:
+    """The subgraph with its new schedule.
+
+    Old tensors keep their numbers, so that signatures and all operators that stay need no change: new ones take the
+    places of those that nothing uses any longer, then further ones. TFLM would allocate a tensor that is left over, so
+    a constant takes its place.
+    """
+    old, new = len(subgraph.tensors), rewrite.tensors
+    inputs, outputs = (tuple(rewrite.ports.get(i, i) for i in group) for group in (subgraph.inputs, subgraph.outputs))
+    operators = [subgraph.operators[o] if isinstance(o, int) else o for o in rewrite.operators]
+    used = {*inputs, *outputs}
+    for operator in operators:
+        used.update(operator.inputs, operator.outputs)
+        used.update(operator.intermediates if isinstance(operator, Operator) else ())
+    before = {i for operator in subgraph.operators for i in (*operator.inputs, *operator.outputs)}
+    free = sorted(i for i in before - used if i >= 0)
+    places = [*free[: len(new)], *range(old, old + len(new) - len(free))]
+    number = {old + i: place for i, place in enumerate(places)}
+    placed = dict(zip(places, new, strict=True)) | dict.fromkeys(free[len(new) :], UNUSED)
+    tensors = {tensor.index: tensor for tensor in subgraph.tensors}
+    tensors |= {place: _as_tensor(subgraph, tensor, place) for place, tensor in placed.items()}
+    renumbered = [
+        dataclasses.replace(operator, index=index)
+        if isinstance(operator, Operator)
+        else _as_operator(subgraph, operator, index, number)
+        for index, operator in enumerate(operators)
+    ]
+    all_tensors = tuple(tensors[i] for i in sorted(tensors))
+    changed = dataclasses.replace(
+        subgraph, tensors=all_tensors, operators=tuple(renumbered), inputs=inputs, outputs=outputs
+    )
+    return Rewritten(changed, number, placed)
+
+
+def _as_tensor(subgraph: Subgraph, new: NewTensor, index: int) -> Tensor:
+    like = None if new.like is None else subgraph.tensors[new.like]
+    if like and new.has_content:
+        return dataclasses.replace(like, index=index, name=new.label, shape=new.shape)
+    dtype = "INT32" if like is None else like.dtype
+    storage = Storage.ACTIVATION if new.values is None else Storage.CONSTANT
+    size = math.prod(new.shape) * (ELEMENT_TYPES[dtype].bits or 0) // 8
+    quantization = like.quantization if like else None
+    return Tensor(index, new.label, dtype, new.shape, storage, buffer=0, bytes=size, quantization=quantization)
+
+
+def _as_operator(subgraph: Subgraph, new: NewOperator, index: int, number: Mapping[int, int]) -> Operator:
+    inputs, outputs = (tuple(number.get(i, i) for i in group) for group in (new.inputs, new.outputs))
+    if new.like is None:
+        return Operator(index, new.kind, is_custom=False, inputs=inputs, outputs=outputs, options=dict(new.options))
+    like = subgraph.operators[new.like]
+    return dataclasses.replace(
+        like, index=index, inputs=inputs, outputs=outputs, options={**like.options, **dict(new.options)}
+    )
+
+
+####################################################################################################
 # Rows: which rows of its inputs does an operator need for some of its output?
 ####################################################################################################
 
@@ -3096,6 +3208,7 @@ SPLIT_DTYPES = (
     "INT8",
     "INT16",
 )  # that the kernels of SLICE, PAD and CONCATENATION take, as well as those inside
+HEIGHT = 1  # the axis of the rows
 UPSAMPLING = (2, 4, 8)  # factors whose reciprocal is exact, so that every row has its source where it had it before
 
 
@@ -3137,7 +3250,8 @@ class RowRule:
     extent: int = 1
     above: int = 0
     repeat: int = 1
-    columns: Pads = NO_PADS  # on the left and right
+    width: int = 1  # columns that a window reads
+    columns: Pads = NO_PADS  # of padding, on the left and right
     channels: Pads = NO_PADS
 
     def whole(self, first: int, behind: int) -> tuple[int, int]:
@@ -3173,8 +3287,9 @@ def row_rule(subgraph: Subgraph, operator: Operator) -> RowRule | str:
         return f"{operator.kind} does not work row by row"
     if len(operator.outputs) != 1 or node.output is None or not is_picture(node.output):
         return "its output is not one picture of a type and size that stripes can have"
-    needed = node.inputs[:2] if pattern == "convolution" else node.inputs  # the bias may be left out
-    if len(needed) < (2 if pattern in ("convolution", "pad") else 1) or any(tensor is None for tensor in needed):
+    has_weights = pattern in ("convolution", "dense")
+    needed = node.inputs[:2] if has_weights else node.inputs  # the bias may be left out
+    if len(needed) < (2 if has_weights or pattern == "pad" else 1) or any(tensor is None for tensor in needed):
         return "an input is missing"
     if node.output.shape[1] == 1:
         return "its output has one row only"
@@ -3191,23 +3306,26 @@ def _window_rule(node: Node, inputs: Sequence[Tensor], output: Tensor) -> RowRul
         sizes = options["FilterHeight"], options["FilterWidth"]
     strides = options["StrideH"], options["StrideW"]
     dilations = options.get("DilationHFactor", 1), options.get("DilationWFactor", 1)
+    is_same = options["Padding"] == tflite.Padding.SAME
     extents, pads = [], []
     for axis, (size, stride, dilation) in enumerate(zip(sizes, strides, dilations, strict=True), start=1):
         if min(size, stride, dilation) < 1:
             return "its window is empty"
         extent = (size - 1) * dilation + 1
-        # TensorFlow pads as little as SAME needs, and the smaller half first.
-        is_same = options["Padding"] == tflite.Padding.SAME
-        short = max((output.shape[axis] - 1) * stride + extent - source.shape[axis], 0)
-        total = short if is_same else 0
         expected = -(-source.shape[axis] // stride) if is_same else (source.shape[axis] - extent) // stride + 1
         if output.shape[axis] != expected:
             return "its output does not have the size that its window makes"
         extents.append(extent)
-        pads.append(Pads(total // 2, total - total // 2))
+        pads.append(same_pads(source.shape[axis], output.shape[axis], stride, extent) if is_same else NO_PADS)
     if node.kind.rows == "average" and (any(pads[0]) or any(pads[1])):
         return "its average leaves padding out"
-    return RowRule((source.index,), strides[0], extents[0], pads[0].before, columns=pads[1])
+    return RowRule((source.index,), strides[0], extents[0], pads[0].before, width=extents[1], columns=pads[1])
+
+
+def same_pads(source: int, output: int, stride: int, extent: int) -> Pads:
+    """SAME padding along one axis: as little as the output needs, and the smaller half first."""
+    total = max((output - 1) * stride + extent - source, 0)
+    return Pads(total // 2, total - total // 2)
 
 
 def _elementwise_rule(node: Node, inputs: Sequence[Tensor], output: Tensor) -> RowRule | str:
@@ -3223,6 +3341,13 @@ def _elementwise_rule(node: Node, inputs: Sequence[Tensor], output: Tensor) -> R
         elif is_join or (len(tensor.shape) > 2 and tensor.shape[-3] != 1):
             return "one of its inputs has other rows than its output"
     return RowRule(tuple(dict.fromkeys(sources))) if sources else "none of its inputs has the rows of its output"
+
+
+def _dense_rule(node: Node, inputs: Sequence[Tensor], output: Tensor) -> RowRule | str:
+    source = inputs[0]
+    if not is_picture(source) or source.shape[:-1] != output.shape[:-1] or not node.options.get("KeepNumDims"):
+        return "it makes one vector of a whole picture"
+    return RowRule((source.index,))
 
 
 def _pad_rule(node: Node, inputs: Sequence[Tensor], output: Tensor) -> RowRule | str:
@@ -3254,6 +3379,7 @@ ROW_PATTERNS: dict[str, Callable[[Node, Sequence[Tensor], Tensor], RowRule | str
     "unary": _elementwise_rule,
     "binary": _elementwise_rule,
     "join": _elementwise_rule,
+    "dense": _dense_rule,
     "pad": _pad_rule,
     "upsample": _upsampling_rule,
 }
@@ -3337,35 +3463,6 @@ def stripe_rows(region: Region, stripes: int) -> Iterator[Stripe]:
 ####################################################################################################
 
 
-class NewTensor(NamedTuple):
-    """A tensor to be added: of the type, quantisation and name of ``like``, the latter with a label behind it. Those
-    with ``values`` are constants, of int32 where they are not like another tensor."""
-
-    label: str
-    shape: tuple[int, ...]
-    like: int | None = None
-    values: bytes | None = None
-
-
-class NewOperator(NamedTuple):
-    """An operator to be added: a copy of ``like`` on other tensors, or one of a kind of its own."""
-
-    kind: str
-    inputs: tuple[int, ...]
-    outputs: tuple[int, ...]
-    like: int | None = None
-    is_unpadded: bool = False  # a copy of an operator with SAME padding that comes without
-
-
-@dataclass(frozen=True)
-class Rewrite:
-    """A new schedule of a subgraph: old operators by number and new ones. New tensors have the numbers behind the old
-    ones; old tensors that nothing uses any longer are to be dropped."""
-
-    operators: tuple[int | NewOperator, ...]
-    tensors: tuple[NewTensor, ...] = ()
-
-
 class Emitter:
     """Collects the new operators and tensors of regions, in execution order."""
 
@@ -3393,11 +3490,19 @@ class Emitter:
         self.tensors.append(NewTensor("rows", shape, like, values))
         return len(self.subgraph.tensors) + len(self.tensors) - 1
 
+    def reshaped(self, like: int, shape: tuple[int, ...]) -> int:
+        """The content of a constant in another shape."""
+        key = like, shape, b""
+        if key not in self.constants:
+            self.tensors.append(NewTensor("reshaped", shape, like, has_content=True))
+            self.constants[key] = len(self.subgraph.tensors) + len(self.tensors) - 1
+        return self.constants[key]
+
     def integers(self, *values: int, shape: tuple[int, ...]) -> int:
         return self.constant(struct.pack(f"<{len(values)}i", *values), shape)
 
-    def emit(self, kind: str, inputs: Sequence[int], output: int, like: int | None = None, **fields: Any) -> int:
-        self.operators.append(NewOperator(kind, tuple(inputs), (output,), like, **fields))
+    def emit(self, kind: str, inputs: Sequence[int], output: int, like: int | None = None, **options: Any) -> int:
+        self.operators.append(NewOperator(kind, tuple(inputs), (output,), like, tuple(options.items())))
         return output
 
     def slice(self, tensor: int, like: int, have: Rows, want: Rows) -> int:
@@ -3419,7 +3524,7 @@ class Emitter:
             parts = [self.join(parts[g], like, rows[g]) if len(parts[g]) > 1 else parts[g][0] for g in groups]
             rows = [Rows(rows[g][0].first, rows[g][-1].behind) for g in groups]
         output = self.rows(like, Rows(rows[0].first, rows[-1].behind)) if target is None else target
-        return self.emit("CONCATENATION", parts, output)
+        return self.emit("CONCATENATION", parts, output, Axis=HEIGHT)
 
     def pad(self, operator: Operator, rule: RowRule, tensor: int, height: int, pads: Sequence[int]) -> int:
         """The rows with the padding around them that the operator itself would have put there."""
@@ -3449,8 +3554,8 @@ class Emitter:
             chosen[1] = self.integers(rows.height, self.subgraph.tensors[output].shape[2], shape=(2,))
         elif is_unpadded:
             chosen[0] = self.pad(operator, rule, chosen[0], behind - first, pads)
-        result = self.rows(output, rows)
-        return self.emit(operator.kind, chosen, result, operator.index, is_unpadded=is_unpadded)
+        changes = {"Padding": tflite.Padding.VALID} if is_unpadded else {}
+        return self.emit(operator.kind, chosen, self.rows(output, rows), operator.index, **changes)
 
 
 class Meter(Emitter):
@@ -3479,7 +3584,7 @@ class Meter(Emitter):
     def new_constant(self, values: bytes, shape: tuple[int, ...], like: int | None) -> int:
         return self.new(0)
 
-    def emit(self, kind: str, inputs: Sequence[int], output: int, like: int | None = None, **fields: Any) -> int:
+    def emit(self, kind: str, inputs: Sequence[int], output: int, like: int | None = None, **options: Any) -> int:
         self.runs.append((inputs, output))
         if like is None:
             self.glue[kind, len(inputs)] += 1
@@ -3552,49 +3657,189 @@ class RegionEmitter:
                 parts.append((self.emitter.slice(computed, output, rows, fresh), fresh))
 
 
-def apply_rewrite(subgraph: Subgraph, rewrite: Rewrite) -> tuple[Subgraph, dict[int, int]]:
-    """The subgraph with its new schedule, and the numbers that the new tensors get in it.
+####################################################################################################
+# Lighter operators: the same bits from operators that take less memory, and ports without conversion
+####################################################################################################
 
-    Old tensors keep their numbers, so that inputs, outputs and signatures stay as they are: new ones take the places
-    of those that nothing uses any longer, then further ones.
+
+class Lightening:
+    """Operators of a subgraph that others can stand for, bit by bit, which keep fewer bytes of persistent memory:
+
+    - CONV_2D of floats with a window of 1 x 1 is FULLY_CONNECTED, which keeps nothing per channel;
+    - CONV_2D and DEPTHWISE_CONV_2D pad by themselves what a PAD before them pads, if SAME padding is the same;
+    - FULLY_CONNECTED does not mind the shape of its input, so it needs no RESHAPE before it.
     """
-    old = len(subgraph.tensors)
-    operators = [subgraph.operators[o] if isinstance(o, int) else o for o in rewrite.operators]
-    used = {*subgraph.inputs, *subgraph.outputs}
-    for operator in operators:
-        used.update(operator.inputs, operator.outputs)
-        used.update(operator.intermediates if isinstance(operator, Operator) else ())
-    before = {i for operator in subgraph.operators for i in (*operator.inputs, *operator.outputs)}
-    free = sorted(i for i in before - used if i >= 0)
-    places = [*free, *range(old, old + len(rewrite.tensors) - len(free))]
-    number = {old + i: place for i, place in enumerate(places[: len(rewrite.tensors)])}
-    tensors = {tensor.index: tensor for tensor in subgraph.tensors}
-    for i, new in enumerate(rewrite.tensors):
-        tensors[number[old + i]] = _as_tensor(subgraph, new, number[old + i])
-    renumbered = [
-        dataclasses.replace(operator, index=index)
-        if isinstance(operator, Operator)
-        else _as_operator(subgraph, operator, index, number)
-        for index, operator in enumerate(operators)
-    ]
-    listed = tuple(tensors[i] for i in sorted(tensors))
-    return dataclasses.replace(subgraph, tensors=listed, operators=tuple(renumbered)), number
+
+    def __init__(self, subgraph: Subgraph) -> None:
+        self.subgraph = subgraph
+        self.emitter = Emitter(subgraph)
+        self.producers = {t: operator for operator in subgraph.operators for t in operator.writes}
+        self.read = Counter(t for operator in subgraph.operators for t in operator.reads)
+        self.changed: dict[int, NewOperator] = {}
+        for operator in subgraph.operators:
+            change = self.without_padding(operator) or self.without_reshaping(operator) or self.as_dense(operator)
+            if change:
+                self.changed[operator.index] = change
+
+    def rewrite(self) -> Rewrite:
+        """The new schedule, without the operators of which nobody reads the outputs any longer."""
+        needed = set(self.subgraph.outputs)
+        schedule: list[int | NewOperator] = []
+        for operator in reversed(self.subgraph.operators):
+            was_read = any(self.read[t] for t in operator.writes)
+            if was_read and is_pure(operator) and needed.isdisjoint(operator.writes):
+                continue
+            new = self.changed.get(operator.index)
+            needed.update(new.inputs if new else operator.inputs)
+            schedule.append(new or operator.index)
+        return Rewrite(tuple(reversed(schedule)), tuple(self.emitter.tensors))
+
+    def only_for(self, operator: Operator, kind: str) -> Node | None:
+        """The operator of that kind that makes the first input, of the same type and scale, for nobody else."""
+        source = operator.inputs[0] if operator.inputs else -1
+        maker = self.producers.get(source)
+        if maker is None or maker.kind != kind or self.read[source] > 1 or source in self.subgraph.outputs:
+            return None
+        node = node_of(self.subgraph, maker)
+        given = node.get("input")
+        if given is None or node.output is None or given.storage is not Storage.ACTIVATION:
+            return None
+        is_alike = (given.dtype, given.affine) == (node.output.dtype, node.output.affine)
+        return node if is_alike else None
+
+    def reading(self, operator: Operator, source: int, **options: Any) -> NewOperator:
+        """The operator with another first input, and other options."""
+        inputs = source, *operator.inputs[1:]
+        return NewOperator(operator.kind, inputs, operator.outputs, operator.index, tuple(options.items()))
+
+    def without_reshaping(self, operator: Operator) -> NewOperator | None:
+        if operator.kind != "FULLY_CONNECTED" or operator.options.get("KeepNumDims", True):
+            return None
+        reshape, node = self.only_for(operator, "RESHAPE"), node_of(self.subgraph, operator)
+        if reshape is None or reshape.output is None or reshape["input"].elements != reshape.output.elements:
+            return None
+        return self.reading(operator, reshape["input"].index) if node.get("weights") else None
+
+    def without_padding(self, operator: Operator) -> NewOperator | None:
+        pad, rule = self.only_for(operator, "PAD"), row_rule(self.subgraph, operator)
+        if kind_of(operator).rows != "convolution" or pad is None or isinstance(rule, str):
+            return None
+        source, output = pad["input"], self.subgraph.tensors[operator.outputs[0]]
+        padding = pad.get("paddings")
+        if not padding or not padding.values or not is_picture(source) or any(rule.columns) or rule.above:
+            return None
+        pads = [Pads(*padding.values[i : i + 2]) for i in range(0, len(padding.values), 2)]
+        if len(pads) != len(source.shape) or any(pads[0]) or any(pads[3]):
+            return None
+        steps, extents = (operator.options["StrideH"], operator.options["StrideW"]), (rule.extent, rule.width)
+        for axis, (step, extent) in enumerate(zip(steps, extents, strict=True), start=1):
+            before, after = source.shape[axis], output.shape[axis]
+            same = same_pads(before, after, step, extent)
+            if after != -(-before // step) or same.before != pads[axis].before or same.after > pads[axis].after:
+                return None
+        return self.reading(operator, source.index, Padding=tflite.Padding.SAME)
+
+    def as_dense(self, operator: Operator) -> NewOperator | None:
+        rule, node = row_rule(self.subgraph, operator), node_of(self.subgraph, operator)
+        if operator.kind != "CONV_2D" or isinstance(rule, str) or node.output is None:
+            return None
+        source, weights = node["input"], node["weights"]
+        is_float = source.dtype == weights.dtype == node.output.dtype == "FLOAT32"
+        is_plain = is_float and weights.storage is Storage.CONSTANT and not weights.is_sparse
+        if not is_plain or weights.shape[1:] != (1, 1, source.shape[3]) or source.shape[:3] != node.output.shape[:3]:
+            return None
+        matrix = self.emitter.reshaped(weights.index, (weights.shape[0], weights.shape[3]))
+        options = {"FusedActivationFunction": operator.options["FusedActivationFunction"], "KeepNumDims": True}
+        inputs = source.index, matrix, *operator.inputs[2:]
+        return NewOperator("FULLY_CONNECTED", inputs, operator.outputs, options=tuple(options.items()))
 
 
-def _as_tensor(subgraph: Subgraph, new: NewTensor, index: int) -> Tensor:
-    like = None if new.like is None else subgraph.tensors[new.like]
-    dtype = "INT32" if like is None else like.dtype
-    storage = Storage.ACTIVATION if new.values is None else Storage.CONSTANT
-    size = math.prod(new.shape) * (ELEMENT_TYPES[dtype].bits or 0) // 8
-    quantization = like.quantization if like else None
-    return Tensor(index, new.label, dtype, new.shape, storage, buffer=0, bytes=size, quantization=quantization)
+def is_pure(operator: Operator) -> bool:
+    """Whether it does nothing but write its outputs."""
+    return kind_of(operator).effect is None and not operator.callees and not operator.variable
 
 
-def _as_operator(subgraph: Subgraph, new: NewOperator, index: int, number: Mapping[int, int]) -> Operator:
-    inputs, outputs = (tuple(number.get(i, i) for i in group) for group in (new.inputs, new.outputs))
-    if new.like is None:
-        return Operator(index, new.kind, is_custom=False, inputs=inputs, outputs=outputs)
-    return dataclasses.replace(subgraph.operators[new.like], index=index, inputs=inputs, outputs=outputs)
+class Port(NamedTuple):
+    """An input or output that the model converts at once, and what it is converted to or from."""
+
+    outer: Tensor
+    inner: Tensor
+    operator: int  # that converts
+    is_input: bool
+
+    def stands_for(self, values: np.ndarray) -> np.ndarray:
+        """What the values of the inner tensor mean in the outer one, as DEQUANTIZE computes it."""
+        scale, zero_point = self.inner.affine or (1.0, 0)
+        exact = values.astype(np.int64) - zero_point
+        if self.outer.dtype == "FLOAT32":
+            return (exact * scale).astype(np.float32)
+        return (exact + (self.outer.affine or (1.0, 0))[1]).astype(self.outer.dtype.lower())
+
+    def __str__(self) -> str:
+        scale, zero_point = self.inner.affine or (1.0, 0)
+        value = f"{scale:.9g} * (q {'-' if zero_point > 0 else '+'} {abs(zero_point)})"
+        what = "Input" if self.is_input else "Output"
+        return f"{what} {shorten(self.inner.name)}: {self.inner.dtype} instead of {self.outer.dtype}; value = {value}"
+
+    def json(self) -> dict[str, Any]:
+        scale, zero_point = self.inner.affine or (1.0, 0)
+        return {
+            "port": "input" if self.is_input else "output",
+            "name": self.inner.name,
+            "type": self.inner.dtype,
+            "scale": scale,
+            "zero_point": zero_point,
+            "name_before": self.outer.name,
+            "type_before": self.outer.dtype,
+        }
+
+
+CONVERSIONS = ("QUANTIZE", "DEQUANTIZE")
+PORT_DTYPES = ("INT8", "INT16")  # of which TFLM's kernels make use
+
+
+def convertible_ports(subgraph: Subgraph) -> list[Port]:
+    """The inputs that only a conversion reads, and the outputs that one writes, which the application can do itself."""
+    ports: list[Port] = []
+    taken = Counter((*subgraph.inputs, *subgraph.outputs))
+    read = Counter(t for operator in subgraph.operators for t in operator.reads)
+    made = {t for operator in subgraph.operators for t in operator.writes}
+    for operator in subgraph.operators:
+        if operator.kind not in CONVERSIONS or len(operator.inputs) != 1 or len(operator.outputs) != 1:
+            continue
+        source, target = (subgraph.tensors[t] for t in (*operator.inputs, *operator.outputs))
+        if source.index in subgraph.inputs and read[source.index] == 1:
+            port = Port(source, target, operator.index, is_input=True)
+        elif target.index in subgraph.outputs and not read[target.index] and source.index in made:
+            port = Port(target, source, operator.index, is_input=False)
+        else:
+            continue
+        if taken[port.outer.index] == 1 and not taken[port.inner.index] and is_exact(port):
+            ports.append(port)
+            taken[port.inner.index] += 1
+    return ports
+
+
+def is_exact(port: Port) -> bool:
+    """Whether every value of the inner tensor stands for one of the outer tensor, which is converted back to it."""
+    outer, inner = port.outer, port.inner
+    has_one = inner.quantization is not None and len(inner.quantization.scales) == 1
+    if not has_one or not inner.affine or inner.dtype not in PORT_DTYPES or inner.shape != outer.shape:
+        return False
+    if any(tensor.storage is not Storage.ACTIVATION for tensor in (outer, inner)):
+        return False
+    if outer.dtype == "FLOAT32":
+        return True
+    both = outer.dtype, inner.dtype
+    is_shift = outer.affine and outer.affine[0] == inner.affine[0] and outer.affine[1] - inner.affine[1] == 128
+    return both == ("UINT8", "INT8") and bool(is_shift)
+
+
+def without_conversions(subgraph: Subgraph, ports: Sequence[Port]) -> Rewrite:
+    """The subgraph that takes and gives the inner tensors of its ports."""
+    dropped = {port.operator for port in ports}
+    schedule = tuple(i for i in range(len(subgraph.operators)) if i not in dropped)
+    return Rewrite(schedule, ports={port.outer.index: port.inner.index for port in ports})
 
 
 ####################################################################################################
@@ -4387,7 +4632,10 @@ def cluster_tensor(
 # Writing, new tables: in front of the old file, whose bytes all stay
 ####################################################################################################
 
-MODEL_CODES, MODEL_SUBGRAPHS, MODEL_BUFFERS, MODEL_METADATA = 1, 2, 4, 6  # slots of the root table that we replace
+# Slots of the root table that we replace, of signatures and of their ports.
+MODEL_CODES, MODEL_SUBGRAPHS, MODEL_BUFFERS, MODEL_METADATA, MODEL_SIGNATURES = 1, 2, 4, 6, 7
+SIGNATURE_INPUTS, SIGNATURE_OUTPUTS, SIGNATURE_KEY, SIGNATURE_SUBGRAPH = 0, 1, 2, 4
+PORT_NAME, PORT_TENSOR = 0, 1
 MODEL_FIELDS = 10  # how many we know
 DEBUG_INDEX = 5  # the one field of a subgraph that is a number
 TENSOR_QUANTIZATION, OPERATOR_CODE, OPERATOR_OPTIONS = 4, 0, 4  # slots that the bindings have no function for
@@ -4541,8 +4789,11 @@ def rewrite_subgraph(data: Bytes, graph: ModelGraph, subgraph: Subgraph, rewrite
     return SubgraphWriter(data, graph, subgraph, rewrite).write()
 
 
-GLUE_VERSION_INT8 = 2  # of the operators that glue stripes together; other types take version 1
-HEIGHT = 1  # the axis of the rows
+def _code_version(kind: str, dtype: str) -> int:
+    """The version that the operator code of a new operator must have, for LiteRT."""
+    if kind == "FULLY_CONNECTED":
+        return 5  # the first that keeps the number of dimensions
+    return 2 if dtype == "INT8" else 1
 
 
 class SubgraphWriter:
@@ -4554,14 +4805,17 @@ class SubgraphWriter:
         model = self.extension.model
         self.codes = self.extension.all_old(model.OperatorCodes, model.OperatorCodesLength())
         self.known_codes: dict[tuple[str, int], int] = {}
+        self.tables: dict[NewTensor, int] = {}
         self.options: dict[Any, int] = {}
 
     def write(self) -> bytearray:
         extension, old = self.extension, len(self.subgraph.tensors)
-        after, number = apply_rewrite(self.subgraph, self.rewrite)
+        after, number, placed = apply_rewrite(self.subgraph, self.rewrite)
         tensors = extension.all_old(self.table.Tensors, old) + [0] * (len(after.tensors) - old)
-        for i, tensor in enumerate(self.rewrite.tensors):
-            tensors[number[old + i]] = self.tensor(tensor)
+        for place, tensor in placed.items():
+            if tensor not in self.tables:
+                self.tables[tensor] = self.tensor(tensor)
+            tensors[place] = self.tables[tensor]
         operators = [
             extension.old(self.table.Operators(o)) if isinstance(o, int) else self.operator(o, number)
             for o in self.rewrite.operators
@@ -4570,18 +4824,48 @@ class SubgraphWriter:
             slot: extension.old_field(self.table, slot) for slot in range(SUBGRAPH_FIELDS) if slot != DEBUG_INDEX
         }
         fields |= {SUBGRAPH_TENSORS: extension.vector(tensors), SUBGRAPH_OPERATORS: extension.vector(operators)}
+        if self.rewrite.ports:
+            fields |= {
+                SUBGRAPH_INPUTS: extension.integers(after.inputs),
+                SUBGRAPH_OUTPUTS: extension.integers(after.outputs),
+            }
         extension.start_table(SUBGRAPH_FIELDS, fields)
         self.builder.PrependInt32Slot(DEBUG_INDEX, self.table.DebugMetadataIndex(), -1)
         written = self.builder.EndObject()
         subgraphs = extension.all_old(extension.model.Subgraphs, len(self.graph.subgraphs))
         subgraphs[self.subgraph.index] = written
-        return extension.finish(
-            {
-                MODEL_CODES: extension.vector(self.codes),
-                MODEL_SUBGRAPHS: extension.vector(subgraphs),
-                MODEL_METADATA: extension.vector(extension.metadata(without=OFFLINE_PLAN)),
-            }
-        )
+        changes = {
+            MODEL_CODES: extension.vector(self.codes),
+            MODEL_SUBGRAPHS: extension.vector(subgraphs),
+            MODEL_METADATA: extension.vector(extension.metadata(without=OFFLINE_PLAN)),
+        }
+        if self.rewrite.ports:
+            changes[MODEL_SIGNATURES] = extension.vector(self.signatures())
+        return extension.finish(changes)
+
+    def signatures(self) -> list[int]:
+        """Those of the file, with the ports of this subgraph where they are now."""
+        extension = self.extension
+        return [
+            self.signature(signature) if signature.SubgraphIndex() == self.subgraph.index else extension.old(signature)
+            for signature in map(extension.model.SignatureDefs, range(extension.model.SignatureDefsLength()))
+        ]
+
+    def signature(self, old: tflite.SignatureDef) -> int:
+        extension, builder = self.extension, self.builder
+        ports = []
+        for accessor, count in ((old.Inputs, old.InputsLength()), (old.Outputs, old.OutputsLength())):
+            entries = []
+            for entry in map(accessor, range(count)):
+                extension.start_table(2, {PORT_NAME: extension.old_field(entry, PORT_NAME)})
+                place = self.rewrite.ports.get(entry.TensorIndex(), entry.TensorIndex())
+                builder.PrependUint32Slot(PORT_TENSOR, place, 0)
+                entries.append(builder.EndObject())
+            ports.append(extension.vector(entries))
+        key = extension.old_field(old, SIGNATURE_KEY)
+        extension.start_table(5, {SIGNATURE_INPUTS: ports[0], SIGNATURE_OUTPUTS: ports[1], SIGNATURE_KEY: key})
+        builder.PrependUint32Slot(SIGNATURE_SUBGRAPH, self.subgraph.index, 0)
+        return int(builder.EndObject())
 
     def tensor(self, new: NewTensor) -> int:
         builder = self.builder
@@ -4590,6 +4874,8 @@ class SubgraphWriter:
         quantization = None if like is None else like.Quantization()
         name, shape = builder.CreateString(title + new.label), self.extension.integers(new.shape)
         buffer = 0 if new.values is None else self.extension.buffer(new.values)
+        if like is not None and new.has_content:
+            buffer = like.Buffer()
         tflite.TensorStart(builder)
         tflite.TensorAddShape(builder, shape)
         tflite.TensorAddType(builder, tflite.TensorType.INT32 if like is None else like.Type())
@@ -4605,16 +4891,7 @@ class SubgraphWriter:
         inputs, outputs = (
             self.extension.integers([number.get(i, i) for i in group]) for group in (new.inputs, new.outputs)
         )
-        if new.like is None:
-            options: int | None
-            name, code = KINDS[new.kind].options.table, self.code(new)
-            options_type, options = getattr(tflite.BuiltinOptions, name), self.glue_options(name)
-        else:
-            like = self.table.Operators(new.like)
-            code, options_type = like.OpcodeIndex(), like.BuiltinOptionsType()
-            options = (
-                self.unpadded_options(new) if new.is_unpadded else self.extension.old_field(like, OPERATOR_OPTIONS)
-            )
+        code, options_type, options = self.new_kind(new) if new.like is None else self.copied_kind(new)
         tflite.OperatorStart(builder)
         builder.PrependUint32Slot(OPERATOR_CODE, code, 0)
         tflite.OperatorAddInputs(builder, inputs)
@@ -4624,13 +4901,31 @@ class SubgraphWriter:
             builder.PrependUOffsetTRelativeSlot(OPERATOR_OPTIONS, options, 0)
         return int(tflite.OperatorEnd(builder))
 
+    def new_kind(self, new: NewOperator) -> tuple[int, int, int | None]:
+        """Operator code, type of the options, and these."""
+        name = KINDS[new.kind].options.table
+        return self.code(new), getattr(tflite.BuiltinOptions, name), self.written_options(name, dict(new.options))
+
+    def copied_kind(self, new: NewOperator) -> tuple[int, int, int | None]:
+        """The same of the operator that is copied."""
+        like = self.table.Operators(new.like)
+        code, options_type = like.OpcodeIndex(), like.BuiltinOptionsType()
+        if not new.options:
+            return code, options_type, self.extension.old_field(like, OPERATOR_OPTIONS)
+        name, content = KINDS[new.kind].options.table, like.BuiltinOptions()
+        old = getattr(tflite, name)()
+        old.Init(content.Bytes, content.Pos)
+        fields = (f.removeprefix(f"{name}Add") for f in dir(tflite) if f.startswith(f"{name}Add"))
+        options = {field: getattr(old, field)() for field in fields} | dict(new.options)
+        return code, options_type, self.written_options(name, options)
+
     def code(self, new: NewOperator) -> int:
-        """The index of an operator code for glue; one that is in the file, if it will do."""
+        """The index of an operator code for a new kind; one that is in the file, if it will do."""
         i = new.outputs[0] - len(self.subgraph.tensors)
         like = self.rewrite.tensors[i].like if i >= 0 else new.outputs[0]
         if like is None:
             raise ValueError(f"{new.kind} has an output without a type")
-        version = GLUE_VERSION_INT8 if self.subgraph.tensors[like].dtype == "INT8" else 1
+        version = _code_version(new.kind, self.subgraph.tensors[like].dtype)
         if (new.kind, version) in self.known_codes:
             return self.known_codes[new.kind, version]
         builtin = getattr(tflite.BuiltinOperator, new.kind)
@@ -4648,28 +4943,15 @@ class SubgraphWriter:
         self.known_codes[new.kind, version] = index
         return index
 
-    def glue_options(self, name: str) -> int:
-        if name not in self.options:
+    def written_options(self, name: str, fields: Mapping[str, Any]) -> int:
+        """A table of options; equal ones are written once."""
+        key = name, tuple(sorted(fields.items()))
+        if key not in self.options:
             getattr(tflite, f"{name}Start")(self.builder)
-            if name == "ConcatenationOptions":
-                tflite.ConcatenationOptionsAddAxis(self.builder, HEIGHT)
-            self.options[name] = getattr(tflite, f"{name}End")(self.builder)
-        return self.options[name]
-
-    def unpadded_options(self, new: NewOperator) -> int:
-        """The options of the operator that is copied, with VALID instead of SAME padding."""
-        if new.like not in self.options:
-            content = self.table.Operators(new.like).BuiltinOptions()
-            name = KINDS[new.kind].options.table
-            old = getattr(tflite, name)()
-            old.Init(content.Bytes, content.Pos)
-            getattr(tflite, f"{name}Start")(self.builder)
-            for add in (function for function in dir(tflite) if function.startswith(f"{name}Add")):
-                field = add.removeprefix(f"{name}Add")
-                value = tflite.Padding.VALID if field == "Padding" else getattr(old, field)()
-                getattr(tflite, add)(self.builder, value)
-            self.options[new.like] = getattr(tflite, f"{name}End")(self.builder)
-        return self.options[new.like]
+            for field, value in fields.items():
+                getattr(tflite, f"{name}Add{field}")(self.builder, value)
+            self.options[key] = int(getattr(tflite, f"{name}End")(self.builder))
+        return self.options[key]
 
 
 def _shift_absolute_offsets(data: bytearray, shift: int) -> None:
@@ -4783,6 +5065,25 @@ class Snapshot:
         return analyse_arena(self.graph)
 
     @cached_property
+    def ports(self) -> list[Port]:
+        """Inputs and outputs that the application can convert itself."""
+        return [] if why_not_rewritten(self.graph) else convertible_ports(self.graph.subgraphs[0])
+
+    @cached_property
+    def saved_by_integer_ports(self) -> int:
+        """Bytes of arena that the conversions at its ports take."""
+        if not self.ports:
+            return 0
+        first, *others = self.graph.subgraphs
+        changed = apply_rewrite(first, without_conversions(first, self.ports)).subgraph
+        try:
+            before, after = self.arena, analyse_arena(self.graph.with_subgraphs([changed, *others]))
+        except ArenaError:
+            return 0
+        head = plan_by_first_fit(after.intervals).height if before.has_plan else after.head
+        return before.head + before.persistent - head - after.persistent
+
+    @cached_property
     def refusals(self) -> list[str]:
         """Why TFLM does not run the model, as :func:`refusals`."""
         return refusals(self.graph)
@@ -4811,7 +5112,7 @@ class Snapshot:
             raise BrokenCertificate(f"the plan of {plan.height:,} B takes {planned.arena.head:,} B in the file")
         return planned
 
-    def split(self, rewrite: Rewrite) -> Snapshot:
+    def rewritten(self, rewrite: Rewrite) -> Snapshot:
         """With the operators of subgraph 0 replaced."""
         return Snapshot.read(rewrite_subgraph(self.data, self.graph, self.graph.subgraphs[0], rewrite))
 
@@ -4861,6 +5162,10 @@ def listed(title: str, sentences: Sequence[str]) -> list[str]:
     lines = [f"{title} {sentence}" for sentence in sentences[:MOST_LISTED]]
     more = len(sentences) - MOST_LISTED
     return lines + ([f"{title} ... and {more:,} more reasons"] if more > 0 else [])
+
+
+def registered(kinds: Sequence[str]) -> str:
+    return f"Operators that TFLM has to register in addition: {', '.join(kinds)}"
 
 
 def text_table(headers: Sequence[str], rows: Iterable[Sequence[Any]], left: Collection[str] = ()) -> str:
@@ -4942,6 +5247,54 @@ class InliningDecision(Decision):
 
     def json(self) -> dict[str, Any]:
         return {"buffers": self.buffers, "bytes": self.before, "changed": self.changed}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LighteningDecision(Decision):
+    """What lighter operators did to TFLM's persistent structures on a 32-bit target."""
+
+    dense: int = 0  # so many CONV_2D are FULLY_CONNECTED
+    dropped: Mapping[str, int] = dataclasses.field(default_factory=dict)  # so many operators of each kind are gone
+    new_kinds: tuple[str, ...] = ()  # operators that the model did not have before: TFLM has to register them
+
+    key = "lightening"
+
+    def lines(self) -> list[str]:
+        if self.refusal or self.before is None or self.after is None:
+            return [f"No operator replaced: {self.refusal}."]
+        if not self.changed:
+            return ["No operator replaced: none has a lighter form with the same results."]
+        done = [f"{self.dense} CONV_2D -> FULLY_CONNECTED"] if self.dense else []
+        done += [f"{count} {kind} dropped" for kind, count in self.dropped.items()]
+        lines = [f"Lighter operators: {', '.join(done)}; persistent structures {saving(self.before, self.after)}."]
+        return lines + ([registered(self.new_kinds)] if self.new_kinds else [])
+
+    def json(self) -> dict[str, Any]:
+        own = {"persistent_before": self.before, "persistent": self.after, "dropped": dict(self.dropped)}
+        return own | picked(self, "dense new_kinds changed seconds refusal")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PortsDecision(Decision):
+    """What integer inputs and outputs did to the peak."""
+
+    ports: tuple[Port, ...] = ()
+
+    key = "integer_io"
+
+    def lines(self) -> list[str]:
+        if self.refusal or self.before is None or self.after is None:
+            return [f"Inputs and outputs left as they are: {self.refusal}."]
+        if not self.ports:
+            return ["Inputs and outputs left as they are: the model converts none of them to or from integers."]
+        return [
+            *map(str, self.ports),
+            f"Conversion is up to the application: peak {saving(self.before, self.after)}.",
+        ]
+
+    def json(self) -> dict[str, Any]:
+        own = {"peak_before": self.before, "peak": self.after, "ports": [port.json() for port in self.ports]}
+        return own | picked(self, "changed seconds refusal")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -5038,7 +5391,7 @@ class SplitDecision(Decision):
             halo = "kept" if region.is_cached else "computed twice"
             lines.append(f"{region.stripes} stripes: {which}; rows that two stripes need are {halo}")
         if self.new_kinds:
-            lines.append(f"Operators that TFLM has to register in addition: {', '.join(self.new_kinds)}")
+            lines.append(registered(self.new_kinds))
         if self.is_batch_fixed:
             lines.append("The batch stays as it is stored in the file; LiteRT may refuse to resize it")
         lines += why
@@ -5193,11 +5546,14 @@ class RunFailure(ValueError):
     """Why a runtime does not run a model, in one line."""
 
 
+Results = list[tuple[int, np.ndarray]]  # outputs by number
+
+
 class Run(NamedTuple):
     """What a runtime made of a model."""
 
     outputs: list[list[np.ndarray]]  # per inference
-    signatures: dict[str, list[np.ndarray] | str]  # outputs of all inferences, or why there are none
+    signatures: dict[str, Results | str]  # of all inferences, or why there are none
     inner: dict[tuple[int, str], np.ndarray]  # tensors by number and name, after the last inference
 
 
@@ -5217,7 +5573,10 @@ def verify_models(original: Bytes, changed: Bytes, seed: int = 0, timeout: float
 
     start = time.monotonic()
     graphs = read_model(original), read_model(changed)
-    inputs = random_inputs(graphs[0], seed)
+    first, second = (graph.subgraphs[0] for graph in graphs)
+    ports = {port.inner.index: port for port in _converted_ports(first, second)}
+    given = random_inputs(graphs[1] if ports else graphs[0], seed)
+    meant = [[_as_before(i, array, ports) for i, array in zip(second.inputs, arrays, strict=True)] for arrays in given]
     # LiteRT's optimised kernels sum floats in an order that depends on the number of rows; TFLM's and the reference
     # kernels do not.
     kernels = KERNELS[_is_split(*graphs) and _has_floats(graphs[0])]
@@ -5230,23 +5589,57 @@ def verify_models(original: Bytes, changed: Bytes, seed: int = 0, timeout: float
         if runtime == TFLM and reasons:
             notes.append(f"{TFLM} does not run this model: {reasons[0]}")
             continue
-        first = graphs[0].subgraphs[0]
         if runtime == TFLM and any(first.tensors[i].is_completed for i in first.outputs):
             notes.append(f"the package of {TFLM} does not hand out outputs with a dimension that the file leaves open")
             continue
         try:
-            before = _run_apart(runtime, original, graphs[0], inputs, kernels, timeout)
+            before = _run_apart(runtime, original, graphs[0], meant, kernels, timeout)
         except RunFailure as failure:
             notes.append(f"{runtime} does not run the original model: {failure}")
             continue
         try:
-            after = _run_apart(runtime, changed, graphs[1], inputs, kernels, timeout)
+            after = _run_apart(runtime, changed, graphs[1], given, kernels, timeout)
         except RunFailure as failure:
             raise VerificationError(f"{runtime} runs the original model, but not the changed one: {failure}") from None
-        comparisons[runtime] = before, after
+        comparisons[runtime] = before, _run_as_before(after, second, ports)
     if not comparisons:
         raise VerificationError("; ".join(notes))
-    return _compare(comparisons, graphs[0].subgraphs[0], tuple(notes), time.monotonic() - start)
+    return _compare(comparisons, first, tuple(notes), time.monotonic() - start)
+
+
+def _converted_ports(before: Subgraph, after: Subgraph) -> list[Port]:
+    """The inputs and outputs that are integers now and stand for what they were.
+
+    Raises:
+        VerificationError: an input of another type does not.
+    """
+    ports = []
+    for olds, news, is_input in ((before.inputs, after.inputs, True), (before.outputs, after.outputs, False)):
+        if len(olds) != len(news):
+            raise VerificationError("they do not have as many inputs and outputs as each other")
+        for old, new in zip(olds, news, strict=True):
+            port = Port(before.tensors[old], after.tensors[new], -1, is_input)
+            if port.outer.dtype != port.inner.dtype:
+                if not is_exact(port):
+                    raise VerificationError(f"{shorten(port.inner.name)} has another type than in the original")
+                ports.append(port)
+    return ports
+
+
+def _as_before(tensor: int, values: np.ndarray, ports: Mapping[int, Port]) -> np.ndarray:
+    """What an input or output means in the original."""
+    return ports[tensor].stands_for(values) if tensor in ports else values
+
+
+def _run_as_before(run: Run, subgraph: Subgraph, ports: Mapping[int, Port]) -> Run:
+    if not ports:
+        return run
+    outputs = [[_as_before(i, array, ports) for i, array in zip(subgraph.outputs, o, strict=True)] for o in run.outputs]
+    signatures = {
+        name: results if isinstance(results, str) else [(i, _as_before(i, array, ports)) for i, array in results]
+        for name, results in run.signatures.items()
+    }
+    return Run(outputs, signatures, run.inner)
 
 
 def _is_split(original: ModelGraph, changed: ModelGraph) -> bool:
@@ -5277,7 +5670,7 @@ def _compare(
                 different += len(results)
             else:
                 signatures.append(name)
-                pairs += zip(results, others, strict=True)
+                pairs += ((a, b) for (_, a), (_, b) in zip(results, others, strict=True))
         inner += [(before.inner[key], after.inner[key]) for key in before.inner.keys() & after.inner.keys()]
     inner = [(a, b) for a, b in inner if a.shape == b.shape and a.dtype == b.dtype]
     signal = noise = 0.0
@@ -5456,16 +5849,24 @@ def run_in_litert(model: Path, inputs: Sequence[Sequence[np.ndarray]], kernels: 
         if detail["index"] in written and detail["dtype"] is not np.object_:
             with contextlib.suppress(ValueError):  # it has no memory
                 inner[detail["index"], detail["name"]] = interpreter.get_tensor(detail["index"])
-    signatures: dict[str, list[np.ndarray] | str] = {}
+    ports = [detail["index"] for detail in interpreter.get_input_details()]
+    signatures: dict[str, Results | str] = {}
     for name in interpreter.get_signature_list():
         rng = np.random.default_rng(0)
-        results: list[np.ndarray] = []
+        results: Results = []
         try:
             run = interpreter.get_signature_runner(name)
-            details = sorted(run.get_input_details().items())
-            for scale in INPUT_SCALES:
-                answer = run(**{key: _random(rng, d["shape"], d["dtype"].__name__, scale) for key, d in details})
-                results.extend(answer[key] for key in sorted(answer))
+            numbers = {key: detail["index"] for key, detail in run.get_output_details().items()}
+            for arrays, scale in zip(inputs, INPUT_SCALES, strict=True):
+                here = dict(zip(ports, arrays, strict=True))
+                fed = {}
+                for key, detail in sorted(run.get_input_details().items()):
+                    array = here.get(detail["index"], np.empty(0))
+                    if (array.shape, array.dtype) != (tuple(detail["shape"]), detail["dtype"]):
+                        array = _random(rng, detail["shape"], detail["dtype"].__name__, scale)
+                    fed[key] = array
+                answer = run(**fed)
+                results.extend((numbers[key], answer[key]) for key in sorted(answer))
             signatures[name] = results
         except (ValueError, RuntimeError) as error:  # old converters left signatures of removed tensors
             signatures[name] = shorten(str(error), 200)
@@ -5555,10 +5956,7 @@ def decide_split(
     With ``try_orders``, the best order is split as well, if that is another one; what needs less once it is reordered
     is kept.
     """
-    why = COMPILED if is_compiled(model.graph) else ""
-    if model.graph.metadata_buffer(CONTROL_DEPENDENCIES) is not None:
-        why = f"metadata {CONTROL_DEPENDENCIES!r} refers to the numbers of its operators"
-    if why:
+    if why := why_not_rewritten(model.graph):
         return model, SplitDecision(before=model.peak, after=model.peak, refusal=why)
     models = [model]
     if try_orders:
@@ -5566,17 +5964,66 @@ def decide_split(
         models += [ordered] if decision.changed else []
     try:
         candidates = [
-            SplitCandidate.of(m, max_macs, max_peak, budget.share(0.8 / (len(models) - i)))
+            SplitCandidate.of(m, max_macs, max_peak, budget.share(1 / (len(models) - i)), try_orders)
             for i, m in enumerate(models)
         ]
     except ArenaError as refusal:
         return model, SplitDecision(before=model.peak, after=model.peak, refusal=str(refusal))
-    best = 0
-    if len(candidates) > 1:
-        given, reordered = ((c.price, c.sum_when_reordered(budget.share(0.5))) for c in candidates)
-        best = int(reordered <= given)
+    best = min(reversed(range(len(candidates))), key=lambda i: (candidates[i].price, candidates[i].total))
     after, decided = candidates[best].decide()
     return after, dataclasses.replace(decided, is_reordered=best > 0, seconds=budget.spent)
+
+
+def decide_lightening(model: Snapshot) -> tuple[Snapshot, LighteningDecision]:
+    """Operators of subgraph 0 that compute the same with less persistent memory."""
+    start = Budget()
+    if why := why_not_rewritten(model.graph):
+        return model, LighteningDecision(refusal=why)
+    first, *others = model.graph.subgraphs
+    rewrite = Lightening(first).rewrite()
+    try:
+        changed = model.graph.with_subgraphs([apply_rewrite(first, rewrite).subgraph, *others])
+        before, after = (persistent_bytes(graph).total for graph in (model.graph, changed))
+    except ArenaError as refusal:
+        return model, LighteningDecision(refusal=str(refusal))
+    if after >= before:
+        return model, LighteningDecision(before=before, after=before, seconds=start.spent)
+    kept = {item for item in rewrite.operators if isinstance(item, int)}
+    dense = [item for item in rewrite.operators if isinstance(item, NewOperator) and item.like is None]
+    copied = {item.like for item in rewrite.operators if isinstance(item, NewOperator)}
+    gone = Counter(o.kind for o in first.operators if o.index not in kept | copied)
+    gone.subtract({"CONV_2D": len(dense)})
+    return model.rewritten(rewrite), LighteningDecision(
+        before=before,
+        after=after,
+        changed=True,
+        seconds=start.spent,
+        dense=len(dense),
+        dropped={kind: count for kind, count in sorted(gone.items()) if count},
+        new_kinds=tuple({item.kind for item in dense} - {operator.kind for _, operator in model.graph.operators}),
+    )
+
+
+def decide_ports(model: Snapshot) -> tuple[Snapshot, PortsDecision]:
+    """Integer inputs and outputs of subgraph 0, where it converts them itself."""
+    start = Budget()
+    if why := why_not_rewritten(model.graph):
+        return model, PortsDecision(before=model.peak, after=model.peak, refusal=why)
+    ports = model.ports
+    after = model.rewritten(without_conversions(model.graph.subgraphs[0], ports)) if ports else model
+    return after, PortsDecision(
+        before=model.peak, after=after.peak, changed=bool(ports), seconds=start.spent, ports=tuple(ports)
+    )
+
+
+def sum_when_reordered(graph: ModelGraph, rewrite: Rewrite, budget: Budget) -> int:
+    """The smallest peak of any order of the rewritten operators, and the persistent structures."""
+    first, *others = graph.subgraphs
+    graph = graph.with_subgraphs([apply_rewrite(first, rewrite).subgraph, *others])
+    return max(ordering.peak for ordering in order_model(graph, budget.left)) + persistent_bytes(graph).total
+
+
+RIVALS = 1.05  # times the smallest sum: what may need the least once it is reordered
 
 
 @dataclass(frozen=True)
@@ -5590,24 +6037,37 @@ class SplitCandidate:
     max_peak: int | None
     is_complete: bool
     persistent: int  # bytes of TFLM's persistent structures, unsplit
+    total: int  # sum of peak and persistent structures, in the best order if it will be reordered
 
     @classmethod
-    def of(cls, model: Snapshot, max_macs: float, max_peak: int | None, budget: Budget) -> SplitCandidate:
+    def of(
+        cls, model: Snapshot, max_macs: float, max_peak: int | None, budget: Budget, is_reordered: bool
+    ) -> SplitCandidate:
         """Raises ArenaError, as :class:`SplitSearch` and :func:`persistent_bytes`."""
         persistent = persistent_bytes(model.graph).total
-        search = SplitSearch(model.graph, model.graph.subgraphs[0], budget)
+        patience = budget.share(0.7) if is_reordered else budget
+        search = SplitSearch(model.graph, model.graph.subgraphs[0], patience)
         most_macs = int(search.macs * max_macs / 100)
         fitting = None
         if max_peak is not None:  # by a search of its own, which looks for other regions
-            share = budget.share(0.5)
+            share = patience.share(0.5)
             fitting = SplitSearch(model.graph, model.graph.subgraphs[0], share).fitting(max_peak, most_macs)
         front = search.front(most_macs)
+        is_complete = not patience.is_over
         if fitting:
             front = sorted({c.regions: c for c in (*front, fitting)}.values(), key=lambda c: -c.cost.peak)
         best = min(front, key=lambda c: c.cost.sum if max_peak is None else c.cost.peak)
+        total = persistent + best.cost.sum
         if fitting:
             best = next(c for c in front if c.regions == fitting.regions)
-        return cls(model, search, tuple(spread(front, best)), best, max_peak, not budget.is_over, persistent)
+        elif is_reordered:
+            rivals = [c for c in front if c.cost.sum <= RIVALS * best.cost.sum or c is best]
+            totals = [
+                sum_when_reordered(model.graph, search.rewrite(c), budget.share(1 / (len(rivals) - i)))
+                for i, c in enumerate(rivals)
+            ]
+            total, best = min(zip(totals, rivals, strict=True), key=lambda pair: pair[0])
+        return cls(model, search, tuple(spread(front, best)), best, max_peak, is_complete, persistent, total)
 
     @property
     def price(self) -> tuple[bool, int]:
@@ -5615,13 +6075,6 @@ class SplitCandidate:
         if self.max_peak is None:
             return False, 0
         return self.best.cost.peak > self.max_peak, self.best.cost.macs
-
-    def sum_when_reordered(self, budget: Budget) -> int:
-        """The smallest peak of any order of the best way, and the persistent structures."""
-        graph = self.model.graph
-        changed, _ = apply_rewrite(graph.subgraphs[0], self.search.rewrite(self.best))
-        graph = graph.with_subgraphs([changed, *graph.subgraphs[1:]])
-        return max(o.peak for o in order_model(graph, budget.left)) + persistent_bytes(graph).total
 
     def file_bytes(self, composition: Composition) -> int:
         """The length of the file, which is known only once it is written."""
@@ -5633,7 +6086,7 @@ class SplitCandidate:
     def decide(self) -> tuple[Snapshot, SplitDecision]:
         graph, best, macs = self.model.graph, self.best, self.search.macs
         rewrite = self.search.rewrite(best)
-        after = self.model.split(rewrite) if best.regions else self.model
+        after = self.model.rewritten(rewrite) if best.regions else self.model
         unsplit = Cost(0, persistent=self.persistent, operators=len(graph.subgraphs[0].operators))
         alternatives = tuple(
             SplitAlternative(
@@ -5825,6 +6278,9 @@ def model_macs(graph: ModelGraph) -> int:
     return sum(multiply_accumulates(subgraph, operator) for subgraph, operator in graph.operators)
 
 
+WORTH_TELLING = 0.02  # of the arena
+
+
 def analysis_text(model: Snapshot, extras: Extras, is_full: bool = False) -> str:
     """The report for people: two tables per subgraph, one peak for the model, and its arena."""
     graph, schedules = model.graph, model.schedules
@@ -5849,6 +6305,8 @@ def analysis_text(model: Snapshot, extras: Extras, is_full: bool = False) -> str
     lines += listed("TFLM does not run this model:", model.refusals)
     try:
         lines += arena_lines(model.arena)
+        if model.saved_by_integer_ports > WORTH_TELLING * model.arena.reserve:
+            lines += [f"With --integer-io, and integers from the application: {model.saved_by_integer_ports:,} B less"]
     except ArenaError as error:
         lines += [f"Arena of TensorFlow Lite Micro: not known, since {shorten(str(error), 200)}"]
     return "\n".join(lines)
@@ -5945,7 +6403,7 @@ def analysis_json(model: Snapshot) -> dict[str, Any]:
         "arena": None,
     }
     try:
-        document["arena"] = arena_json(model.arena)
+        document["arena"] = arena_json(model.arena) | {"saved_by_integer_io": model.saved_by_integer_ports}
     except ArenaError as error:
         document["notes"].append(f"the arena is not known, since {error}")
     return document
@@ -6317,6 +6775,24 @@ class TFLiteModel:
         self.snapshot, decision = decide_inlining(self.snapshot)
         return decision
 
+    def lighten_operators(self) -> LighteningDecision:
+        """Replace operators by others that compute the same bits with less persistent memory in TFLM.
+
+        1 x 1 CONV_2D of floats become FULLY_CONNECTED, PAD goes into the convolution behind it, and RESHAPE before
+        FULLY_CONNECTED is dropped. Only subgraph 0 is looked at.
+        """
+        self.snapshot, decision = decide_lightening(self.snapshot)
+        return decision
+
+    def use_integer_ports(self) -> PortsDecision:
+        """Take away the conversions of inputs and outputs that the application can do itself.
+
+        An input that only QUANTIZE reads becomes the tensor of integers, an output that DEQUANTIZE makes as well;
+        signatures follow. The decision has types, scales and zero points.
+        """
+        self.snapshot, decision = decide_ports(self.snapshot)
+        return decision
+
     def plan_memory(self, time_limit: float = TIME_LIMIT) -> PlanDecision:
         """Fix the lowest arena layout in the file, for TFLM to use; the rest of the file stays as it is.
 
@@ -6450,6 +6926,8 @@ def _parser() -> argparse.ArgumentParser:
         help="give every weight matrix at most N distinct values; several numbers, as in 4,8,16, only compare them",
     )
     add("--per-channel", action="store_true", help="cluster per output channel where the quantisation is per channel")
+    add("--integer-io", action="store_true", help="integer inputs and outputs, where the model converts floats itself")
+    add("--lighten", action="store_true", help="operators with the same results that keep less memory in TFLM")
     add("--split", action="store_true", help="run regions of the model stripe by stripe where that needs less memory")
     add(
         "--max-macs",
@@ -6541,6 +7019,10 @@ def _steps(arguments: argparse.Namespace, original: Snapshot) -> list[tuple[int,
         steps += [(0, lambda model, _: [*model.compare_clusterings(arguments.clusters, arguments.per_channel)])]
     elif arguments.clusters:
         steps += [(0, lambda model, _: [model.cluster_weights(arguments.clusters[0], arguments.per_channel)])]
+    if arguments.integer_io:
+        steps += [(0, lambda model, _: [model.use_integer_ports()])]
+    if arguments.lighten:
+        steps += [(0, lambda model, _: [model.lighten_operators()])]
     if arguments.split:
         steps += [(3, lambda model, seconds: [_split(model, arguments, seconds)])]
     if arguments.optimize:

@@ -252,7 +252,7 @@ def rewritten_rows(subgraph: Subgraph, rewrite: Rewrite) -> dict[int, list[Row]]
             rows[output] = [PADDING] * above + rows[inputs[0]] + [PADDING] * below
         else:
             rule = row_rule(subgraph, operator)
-            if new is not None and new.is_unpadded:
+            if new is not None and new.options:
                 rule = dataclasses.replace(rule, above=0)
             elif new is not None and operator.kind == "PAD":
                 rule = dataclasses.replace(rule, above=struct.unpack("<8i", constants[inputs[1]])[2])
