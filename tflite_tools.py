@@ -846,6 +846,8 @@ DENSE = Options("FullyConnectedOptions", ("FusedActivationFunction", "KeepNumDim
 CONV, DEPTHWISE = Options("Conv2DOptions", _CONV), Options("DepthwiseConv2DOptions", _CONV)
 POOL = Options("Pool2DOptions", (*_WINDOW, "FilterHeight", "FilterWidth"))
 UPSAMPLE = Options("ResizeNearestNeighborOptions", ("AlignCorners",))
+INTERPOLATE = Options("ResizeBilinearOptions", ("AlignCorners", "HalfPixelCenters"))
+_MASKS = ("BeginMask", "EndMask", "EllipsisMask", "NewAxisMask", "ShrinkAxisMask", "Offset")
 FILTER, UNARY, BINARY, REDUCED = "input *weights bias", "input", "a b", "input axes"
 RECURRENT = "input *weights *recurrent bias state"
 BIDIRECTIONAL = f"{RECURRENT} *weights_back *recurrent_back bias_back state_back auxiliary *auxiliary_a *auxiliary_b"
@@ -862,6 +864,7 @@ CONVOLVED = "f32/f32 i8/i8 i8/i4 i16/i8"
 POOLED, PICTURES = (_alike("INT8", "INT16", within=1e-6),), (_rank(4, 4),)
 RESIZED, QUANTIZED_FILTER = (*PICTURES, _constant("size")), (_scaled("input", "weights"),)
 PADDED = Tflm("f32|i8|i16|i32/i32", data=56, needs=(_constant("paddings"), _rank(0, 5)))
+BLOCKS = Tflm(SMALL, 4, arrays=_output_shape, needs=PICTURES)
 FRACTION = (2**-15, 0)  # what int16 outputs between -1 and 1 are quantised with
 
 # fmt: off
@@ -871,8 +874,8 @@ KINDS: dict[str, Kind] = {
         Tflm("f32/f32 i8/i8 i8/i4 i16/i8/i32|i64", 28, 56, (0, 24), _int4_scratch, _per_channel, QUANTIZED_FILTER)),
     "DEPTHWISE_CONV_2D": Kind(FILTER, DEPTHWISE, _by_weights(4, 1, 3), "convolution",
         Tflm(CONVOLVED, 28, 56, (0, 24), _int4_scratch, _per_channel, QUANTIZED_FILTER)),
-    "TRANSPOSE_CONV": Kind("output_shape *weights input bias", macs=_scattered,
-        tflm=Tflm("_/f32/f32 _/i8/i8 _/i8/i16", 20, 72, (0, 16), _transpose_conv_scratch, _per_channel)),
+    "TRANSPOSE_CONV": Kind("output_shape *weights input bias", Options("TransposeConvOptions", _WINDOW), _scattered,
+        "scattered", Tflm("_/f32/f32 _/i8/i8 _/i8/i16", 20, 72, (0, 16), _transpose_conv_scratch, _per_channel)),
     "CONV_3D": Kind(FILTER, macs=_by_weights(5, 0, 4), tflm=None),
     "CONV_3D_TRANSPOSE": Kind("output_shape *weights input bias", tflm=None),
     "FULLY_CONNECTED": Kind(FILTER, DENSE, _dense_macs, "dense",
@@ -885,7 +888,8 @@ KINDS: dict[str, Kind] = {
     "L2_POOL_2D": Kind(UNARY, POOL, _pool_macs, tflm=Tflm(FLOAT, 40, arrays=_output_shape, needs=PICTURES)),
     # tables and memories
     "EMBEDDING_LOOKUP": Kind("indices *table", tflm=Tflm("i32/f32>f32 i32/i8>f32|i8", arrays=_lookup_arrays)),
-    "GATHER": Kind("*table indices", Options("GatherOptions", ("Axis",)), tflm=Tflm(EXTREME, 8, arrays=_output_shape)),
+    "GATHER": Kind("*table indices", Options("GatherOptions", ("Axis", "BatchDims")), rows="gathered",
+        tflm=Tflm(EXTREME, 8, arrays=_output_shape)),
     "SVDF": Kind("input *feature *time bias state", Options("SVDFOptions", ("Rank",)), _recurrent_macs,
         tflm=Tflm("f32/f32/f32/f32/f32 i8/i8/i8/i32/i8 i8/i8/i16/i32/i16", 12, 36, scratch=_svdf_scratch,
         needs=(_svdf_output,))),
@@ -920,24 +924,29 @@ KINDS: dict[str, Kind] = {
         tflm=Tflm("f32/f32 i8/i8 i16/i16 i32/i32", data=112, needs=(_symmetric,))),
     "PRELU": Kind(BINARY, rows="binary", tflm=Tflm("f32/f32 i8/i8 i16/i8", data=28, needs=(_rank(1, 4),))),
     # along axes
-    "MEAN": Kind(REDUCED, macs=lambda n: n["input"].elements, tflm=Tflm(REDUCIBLE, 1, 44, (0, 0), _sum_scratch)),
-    "SUM": Kind(REDUCED, tflm=Tflm(REDUCIBLE, 1, 44, (0, 0), _sum_scratch)),
-    "REDUCE_MAX": Kind(REDUCED, tflm=Tflm(EXTREME, 1, 44, (0, 0), _reduce_scratch, needs=(_alike("INT8"),))),
-    "REDUCE_MIN": Kind(REDUCED, tflm=Tflm(EXTREME, 1, 44, (0, 0), _reduce_scratch, needs=(_alike("INT8"),))),
+    "MEAN": Kind(REDUCED, macs=lambda n: n["input"].elements, rows="reduced",
+        tflm=Tflm(REDUCIBLE, 1, 44, (0, 0), _sum_scratch)),
+    "SUM": Kind(REDUCED, rows="reduced", tflm=Tflm(REDUCIBLE, 1, 44, (0, 0), _sum_scratch)),
+    "REDUCE_MAX": Kind(REDUCED, rows="reduced",
+        tflm=Tflm(EXTREME, 1, 44, (0, 0), _reduce_scratch, needs=(_alike("INT8"),))),
+    "REDUCE_MIN": Kind(REDUCED, rows="reduced",
+        tflm=Tflm(EXTREME, 1, 44, (0, 0), _reduce_scratch, needs=(_alike("INT8"),))),
     "REDUCE_ALL": Kind(REDUCED, tflm=Tflm("bool/i32", 1, 44, (0, 0), _reduce_scratch)),
-    "SOFTMAX": Kind(UNARY, Options("SoftmaxOptions", ("Beta",)), tflm=Tflm("f32>f32 i8>i8|i16 i16>i16", 4, 56, (0, 24),
-        arrays=_softmax_tables, needs=(_quantized(INT8=(2**-8, -128), INT16=FRACTION), _steep))),
-    "LOG_SOFTMAX": Kind(UNARY, tflm=Tflm(SMALL, arrays=_if_quantized(28, 12), needs=(_quantized(INT8=(2**-4, 127)),))),
+    "SOFTMAX": Kind(UNARY, Options("SoftmaxOptions", ("Beta",)), rows="unary",
+        tflm=Tflm("f32>f32 i8>i8|i16 i16>i16", 4, 56, (0, 24), arrays=_softmax_tables, needs=(_quantized(INT8=(2**-8, -128), INT16=FRACTION), _steep))),
+    "LOG_SOFTMAX": Kind(UNARY, rows="unary",
+        tflm=Tflm(SMALL, arrays=_if_quantized(28, 12), needs=(_quantized(INT8=(2**-4, 127)),))),
     # moving data
     "CONCATENATION": Kind("", Options("ConcatenationOptions", ("Axis",)), rows="join",
         tflm=Tflm("f32 i8 i16 i32 i64 bool", 8, 24, (0, 56), needs=(_joined, _alike("INT8"), _symmetric))),
     "PAD": Kind("input paddings", Options("PadOptions"), rows="pad", tflm=PADDED),
     "PADV2": Kind("input paddings value", Options("PadV2Options"), rows="pad", tflm=PADDED),
-    "MIRROR_PAD": Kind("input paddings",
+    "MIRROR_PAD": Kind("input paddings", Options("MirrorPadOptions", ("Mode",)), rows="mirror",
         tflm=Tflm("f32|i8/i32|i64", 4, 20, scratch=lambda n: [4 * len(n["input"].shape)] * 2)),
-    "SLICE": Kind("input begin size", Options("SliceOptions"),
+    "SLICE": Kind("input begin size", Options("SliceOptions"), rows="slice",
         tflm=Tflm("f32|i8|i16|i32|bool/i32|i64/i32|i64", needs=(_rank(1, 5), _fixed_size))),
-    "STRIDED_SLICE": Kind("input begin end strides", tflm=Tflm("f32|i8|i16|i32|bool/i32/i32/i32", 24, 84,
+    "STRIDED_SLICE": Kind("input begin end strides", Options("StridedSliceOptions", _MASKS), rows="strided",
+        tflm=Tflm("f32|i8|i16|i32|bool/i32/i32/i32", 24, 84,
         needs=(_rank(0, 4), _constant("begin", "end", "strides")))),
     "SPLIT": Kind("axis input", tflm=Tflm("_/f32|i8|i16|i32", 4, needs=(_constant("axis"),))),
     "SPLIT_V": Kind("input sizes axis", tflm=Tflm(NUMBER, 4, needs=(_constant("axis"),))),
@@ -945,7 +954,7 @@ KINDS: dict[str, Kind] = {
     "RESHAPE": Kind("input shape", tflm=Tflm("*", 36, arrays=_completed_shape, needs=(_same_elements,))),
     "RESIZE_NEAREST_NEIGHBOR": Kind("input size", UPSAMPLE, rows="upsample",
         tflm=Tflm("f32|i8|i16/i32", 2, needs=RESIZED)),
-    "RESIZE_BILINEAR": Kind("input size", tflm=Tflm(EXTREME, 2, needs=RESIZED)),
+    "RESIZE_BILINEAR": Kind("input size", INTERPOLATE, rows="interpolate", tflm=Tflm(EXTREME, 2, needs=RESIZED)),
     "TRANSPOSE": Kind("input perm", tflm=Tflm("f32|i8|i16", needs=(_constant("perm"), _rank(1, 5)))),
     "EXPAND_DIMS": Kind("input axis", tflm=Tflm("f32|i8|i16/i32", needs=(_constant("axis"),))),
     "BROADCAST_TO": Kind("input shape", tflm=Tflm("*/i32|i64", needs=(_constant("shape"), _rank(0, 5)))),
@@ -976,17 +985,18 @@ for _names, _kind in (
     ("EQUAL NOT_EQUAL", Kind(BINARY, tflm=Tflm("f32 i8 i32 i64 bool", data=32))),
     ("LESS LESS_EQUAL GREATER_EQUAL", Kind(BINARY, tflm=Tflm("f32 i8 i32 i64", data=32))),
     ("GREATER", Kind(BINARY, tflm=Tflm("f32 i8 i16 i32 i64", data=32))),
-    ("ARG_MAX ARG_MIN", Kind(tflm=Tflm("f32/i32>i32 i8/i32>i32", 4))),
+    ("ARG_MAX ARG_MIN", Kind(REDUCED, rows="reduced", tflm=Tflm("f32/i32>i32 i8/i32>i32", 4))),
     ("BATCH_TO_SPACE_ND", Kind(tflm=Tflm(SMALL, needs=(_rank(3, 4),)))),
     ("SPACE_TO_BATCH_ND", Kind(tflm=Tflm(SMALL, data=4, needs=(_rank(3, 4),)))),
-    ("DEPTH_TO_SPACE SPACE_TO_DEPTH", Kind(tflm=Tflm(SMALL, 4, arrays=_output_shape, needs=PICTURES))),
+    ("DEPTH_TO_SPACE", Kind(UNARY, Options("DepthToSpaceOptions", ("BlockSize",)), rows="block", tflm=BLOCKS)),
+    ("SPACE_TO_DEPTH", Kind(UNARY, Options("SpaceToDepthOptions", ("BlockSize",)), rows="block", tflm=BLOCKS)),
     ("BROADCAST_ARGS", Kind(tflm=Tflm("i32/i32 i64/i64"))),
     ("CAST", Kind(tflm=Tflm("f32|i8|i16|i32|u32|bool>f32|i8|i16|i32|u32|bool", 8))),
     ("CUMSUM", Kind(tflm=Tflm("f32/i32 i8/i32", 2, arrays=_if_quantized(36)))),
     ("DYNAMIC_UPDATE_SLICE", Kind(tflm=Tflm("f32|i8|i16|i32/_/i32|i64"))),
     ("FLOOR_DIV FLOOR_MOD", Kind(tflm=Tflm(FLOAT))),
     ("GATHER_ND", Kind("table indices", tflm=Tflm(EXTREME, arrays=_output_shape))),
-    ("L2_NORMALIZATION", Kind(tflm=Tflm(SMALL, 4, 4, needs=(_rank(0, 4),)))),
+    ("L2_NORMALIZATION", Kind(UNARY, rows="unary", tflm=Tflm(SMALL, 4, 4, needs=(_rank(0, 4),)))),
     ("LOGICAL_NOT", Kind(tflm=Tflm("bool"))),
     ("LOGICAL_AND LOGICAL_OR", Kind()),
     ("SQUEEZE", Kind(tflm=Tflm(options=36))),
@@ -3203,13 +3213,9 @@ def _as_operator(subgraph: Subgraph, new: NewOperator, index: int, number: Mappi
 # its inner tensors never exist whole (patches of MCUNetV2, Lin et al. 2021; Pex, Liberis and Lane 2023). The rows that
 # two stripes both need, the halo, are computed again or cached (StreamNet, Zheng et al. 2023), whatever costs less.
 
-SPLIT_DTYPES = (
-    "FLOAT32",
-    "INT8",
-    "INT16",
-)  # that the kernels of SLICE, PAD and CONCATENATION take, as well as those inside
+SPLIT_DTYPES = ("FLOAT32", "INT8", "INT16", "INT32")  # that the kernels of SLICE, PAD and CONCATENATION take
 HEIGHT = 1  # the axis of the rows
-UPSAMPLING = (2, 4, 8)  # factors whose reciprocal is exact, so that every row has its source where it had it before
+UPSAMPLING = (2, 4, 8, 16, 32)  # factors whose reciprocal is exact, so that every row has its source where it had it
 
 
 class Rows(NamedTuple):
@@ -3248,7 +3254,7 @@ class RowRule:
     sources: tuple[int, ...]  # the tensors of which it reads rows; all others it reads whole
     stride: int = 1
     extent: int = 1
-    above: int = 0
+    above: int = 0  # negative: so many rows of the input are skipped
     repeat: int = 1
     width: int = 1  # columns that a window reads
     columns: Pads = NO_PADS  # of padding, on the left and right
@@ -3257,6 +3263,10 @@ class RowRule:
     def whole(self, first: int, behind: int) -> tuple[int, int]:
         """The rows, extended to what can be computed by itself."""
         return first // self.repeat * self.repeat, -(-behind // self.repeat) * self.repeat
+
+    def made(self, first: int, behind: int, height: int) -> tuple[int, int]:
+        """The rows that the operator makes of all rows that it reads for these."""
+        return first, behind
 
     def span(self, first: int, behind: int, height: int) -> tuple[int, int, int, int]:
         """(the first and the one behind the last row, of an input of that height, that these output rows read; how many
@@ -3268,15 +3278,59 @@ class RowRule:
         return start + above, end - below, above, below
 
 
+@dataclass(frozen=True)
+class CutRule(RowRule):
+    """An operator that does not work the same at the ends of its input as in the middle. So it gets some rows more
+    than it needs, and of what it makes, the rows at the ends are cut off. Input row r makes output rows from
+    ``r * spread`` on, and the last one ``last`` of them."""
+
+    spread: int = 1
+    last: int = 1
+
+    def whole(self, first: int, behind: int) -> tuple[int, int]:
+        return first, behind
+
+    def made(self, first: int, behind: int, height: int) -> tuple[int, int]:
+        start, end, _, _ = self.span(first, behind, height)
+        return start * self.spread, (end - 1) * self.spread + self.last
+
+
+@dataclass(frozen=True)
+class MirrorRule(CutRule):
+    """MIRROR_PAD, at an end of the input with all its padding there, which repeats the rows next to it."""
+
+    below: int = 0
+    skipped: int = 0  # rows at the very end, which are not repeated
+
+    def span(self, first: int, behind: int, height: int) -> tuple[int, int, int, int]:
+        start, end = max(min(first - self.above, height - 1), 0), min(max(behind - self.above, 1), height)
+        for _ in range(2):  # where one end is near, the other may be as well
+            if start == 0:
+                end = max(end, min(self.above + self.skipped, height))
+            if end == height:
+                start = min(start, max(height - self.below - self.skipped, 0))
+        return start, end, self.above if start == 0 else 0, self.below if end == height else 0
+
+    def made(self, first: int, behind: int, height: int) -> tuple[int, int]:
+        start, end, above, below = self.span(first, behind, height)
+        return start + self.above - above, end + self.above + below
+
+
 def is_picture(tensor: Tensor) -> bool:
-    """Whether it is a picture, rows of columns of channels, of a size that is known, or a batch of them."""
+    """Whether it has rows, of columns of channels or of channels only, in a batch, and a size that is known."""
     return (
-        len(tensor.shape) == 4
+        3 <= len(tensor.shape) <= 4
         and min(tensor.shape) > 0
         and tensor.dtype in SPLIT_DTYPES
         and tensor.storage is Storage.ACTIVATION
         and set(tensor.dynamic) <= {0}  # TFLM takes the batch as it is stored
     )
+
+
+def why_no_picture(tensor: Tensor) -> str:
+    if tensor.dtype not in SPLIT_DTYPES:
+        return f"TFLM cannot cut tensors of type {tensor.dtype}"
+    return "it has no rows" if len(tensor.shape) < 3 else "it is not a picture of a size that is known"
 
 
 def row_rule(subgraph: Subgraph, operator: Operator) -> RowRule | str:
@@ -3285,20 +3339,32 @@ def row_rule(subgraph: Subgraph, operator: Operator) -> RowRule | str:
     pattern = node.kind.rows
     if not pattern:
         return f"{operator.kind} does not work row by row"
-    if len(operator.outputs) != 1 or node.output is None or not is_picture(node.output):
-        return "its output is not one picture of a type and size that stripes can have"
-    has_weights = pattern in ("convolution", "dense")
-    needed = node.inputs[:2] if has_weights else node.inputs  # the bias may be left out
-    if len(needed) < (2 if has_weights or pattern == "pad" else 1) or any(tensor is None for tensor in needed):
-        return "an input is missing"
-    if node.output.shape[1] == 1:
+    if len(operator.outputs) != 1 or node.output is None:
+        return "it has several outputs"
+    if not is_picture(node.output):
+        return f"its output cannot be cut: {why_no_picture(node.output)}"
+    if node.output.shape[HEIGHT] == 1:
         return "its output has one row only"
-    return ROW_PATTERNS[pattern](node, [tensor for tensor in needed if tensor is not None], node.output)
+    needed = [role for role in node.kind.roles if role != "bias"]
+    inputs = [tensor for tensor in node.inputs[: len(needed) or None] if tensor is not None]
+    if len(inputs) < max(len(needed), 1) or (not needed and len(inputs) < len(node.inputs)):
+        return "an input is missing"
+    if needed and len(node.inputs) > len(node.kind.roles):
+        return "it has more inputs than it should have"
+    source = node.get("input")
+    if source is not None and not is_picture(source):
+        return f"its input cannot be cut: {why_no_picture(source)}"
+    return ROW_PATTERNS[pattern](node, inputs, node.output)
+
+
+def is_map(tensor: Tensor) -> bool:
+    """Whether it is a picture of rows, columns and channels."""
+    return is_picture(tensor) and len(tensor.shape) == 4
 
 
 def _window_rule(node: Node, inputs: Sequence[Tensor], output: Tensor) -> RowRule | str:
     source, options = inputs[0], node.options
-    if not options or not is_picture(source) or source.shape[0] != output.shape[0]:
+    if not options or not is_map(source) or source.shape[0] != output.shape[0]:
         return "its input or its options are not those of a window over a picture"
     if node.kind.rows == "convolution":
         sizes: Sequence[int] = inputs[1].shape[1:3] if len(inputs[1].shape) == 4 else (0, 0)
@@ -3317,8 +3383,10 @@ def _window_rule(node: Node, inputs: Sequence[Tensor], output: Tensor) -> RowRul
             return "its output does not have the size that its window makes"
         extents.append(extent)
         pads.append(same_pads(source.shape[axis], output.shape[axis], stride, extent) if is_same else NO_PADS)
-    if node.kind.rows == "average" and (any(pads[0]) or any(pads[1])):
-        return "its average leaves padding out"
+    if node.kind.rows == "average" and any(pads[0] + pads[1]):
+        if strides[0] != 1:
+            return "its average leaves padding out"
+        return CutRule((source.index,), 1, extents[0], pads[0].before)
     return RowRule((source.index,), strides[0], extents[0], pads[0].before, width=extents[1], columns=pads[1])
 
 
@@ -3329,30 +3397,127 @@ def same_pads(source: int, output: int, stride: int, extent: int) -> Pads:
 
 
 def _elementwise_rule(node: Node, inputs: Sequence[Tensor], output: Tensor) -> RowRule | str:
-    is_join = node.kind.rows == "join"
-    if is_join and node.options.get("Axis") not in (2, 3, -1, -2):
-        return "it joins along the rows"
-    if not is_join and len(inputs) > len(node.kind.roles):
-        return "it has more inputs than it should have"
+    rank = len(output.shape)
     sources = []
     for tensor in inputs:
-        if is_picture(tensor) and tensor.shape[1] == output.shape[1]:
+        if is_picture(tensor) and len(tensor.shape) == rank and tensor.shape[HEIGHT] == output.shape[HEIGHT]:
             sources.append(tensor.index)
-        elif is_join or (len(tensor.shape) > 2 and tensor.shape[-3] != 1):
+        elif len(tensor.shape) >= rank - HEIGHT and tensor.shape[HEIGHT - rank] != 1:
             return "one of its inputs has other rows than its output"
     return RowRule(tuple(dict.fromkeys(sources))) if sources else "none of its inputs has the rows of its output"
 
 
+def _has_same_rows(source: Tensor, output: Tensor) -> bool:
+    return is_picture(source) and source.shape[: HEIGHT + 1] == output.shape[: HEIGHT + 1]
+
+
+def _is_along_rows(axis: int, rank: int) -> bool:
+    """Whether an axis is that of the rows, or of the batch."""
+    return axis % rank <= HEIGHT if rank else True
+
+
+def _join_rule(node: Node, inputs: Sequence[Tensor], output: Tensor) -> RowRule | str:
+    if _is_along_rows(node.options.get("Axis", 0), len(output.shape)):
+        return "it joins along the rows"
+    if not all(_has_same_rows(tensor, output) for tensor in inputs):
+        return "one of its inputs has other rows than its output"
+    return RowRule(tuple(dict.fromkeys(tensor.index for tensor in inputs)))
+
+
+def _gathered_rule(node: Node, inputs: Sequence[Tensor], output: Tensor) -> RowRule | str:
+    table, rank = inputs[0], len(inputs[0].shape)
+    is_plain = node.options and not node.options["BatchDims"] and len(inputs[1].shape) == 1
+    if not is_plain or not _has_same_rows(table, output) or _is_along_rows(node.options["Axis"], rank):
+        return "it gathers along the rows"
+    return RowRule((table.index,))
+
+
+def _reduced_rule(node: Node, inputs: Sequence[Tensor], output: Tensor) -> RowRule | str:
+    source, axes = inputs
+    if axes.values is None or any(_is_along_rows(axis, len(source.shape)) for axis in axes.values):
+        return "it reduces along the rows"
+    return RowRule((source.index,)) if _has_same_rows(source, output) else "its output has other rows than its input"
+
+
+def _mirror_rule(node: Node, inputs: Sequence[Tensor], output: Tensor) -> RowRule | str:
+    source, values = inputs[0], inputs[1].values
+    if not is_map(source) or values is None or len(values) != 8 or min(values) < 0 or any(values[:2]):
+        return "its padding is not known before run time, or of the batch"
+    above, below = values[2:4]
+    skipped = int(node.options.get("Mode", 0) == tflite.MirrorPadMode.REFLECT)
+    if source.shape[HEIGHT] + above + below != output.shape[HEIGHT]:
+        return "its output does not have the size that its padding makes"
+    if source.shape[HEIGHT] < above + below + 2 * skipped + 2:
+        return "its padding is as high as its input"
+    return MirrorRule((source.index,), above=above, below=below, skipped=skipped)
+
+
+def _slice_rule(node: Node, inputs: Sequence[Tensor], output: Tensor) -> RowRule | str:
+    source, begin, size = inputs
+    rank = len(source.shape)
+    if begin.values is None or size.values is None or not len(begin.values) == len(size.values) == rank:
+        return "what it cuts is not known before run time"
+    first, rows = begin.values[HEIGHT], size.values[HEIGHT]
+    rows = source.shape[HEIGHT] - first if rows == -1 else rows
+    if first < 0 or rows != output.shape[HEIGHT] or first + rows > source.shape[HEIGHT] or len(output.shape) != rank:
+        return "its output does not have the size that it cuts"
+    return RowRule((source.index,), above=-first)
+
+
+def _strided_rule(node: Node, inputs: Sequence[Tensor], output: Tensor) -> RowRule | str:
+    source, *bounds = inputs
+    rank, options = len(source.shape), node.options
+    values = [tensor.values for tensor in bounds if tensor.values is not None and len(tensor.values) == rank]
+    if len(values) < 3 or not options or len(output.shape) != rank:
+        return "what it cuts is not known before run time"
+    if any(options[mask] for mask in ("EllipsisMask", "NewAxisMask", "ShrinkAxisMask", "Offset")):
+        return "it changes the number of dimensions, or counts from its beginning"
+    height = source.shape[HEIGHT]
+    first, end, step = (v[HEIGHT] for v in values)
+    first = 0 if options["BeginMask"] >> HEIGHT & 1 else max(first + height, 0) if first < 0 else first
+    end = height if options["EndMask"] >> HEIGHT & 1 else end + height if end < 0 else min(end, height)
+    if step < 1 or -(-(end - first) // step) != output.shape[HEIGHT]:
+        return "its output does not have the size that it cuts"
+    return RowRule((source.index,), stride=step, above=-first)
+
+
+def _block_rule(node: Node, inputs: Sequence[Tensor], output: Tensor) -> RowRule | str:
+    source, block = inputs[0], node.options.get("BlockSize", 0)
+    if is_map(source) and block > 0 and output.shape[HEIGHT] == source.shape[HEIGHT] * block:
+        return RowRule((source.index,), repeat=block)
+    if is_map(source) and block > 0 and output.shape[HEIGHT] * block == source.shape[HEIGHT]:
+        return RowRule((source.index,), stride=block, extent=block)
+    return "its output does not have the size that its blocks make"
+
+
+def _scattered_rule(node: Node, inputs: Sequence[Tensor], output: Tensor) -> RowRule | str:
+    """Input row i adds to the output rows [i * stride - pad, i * stride - pad + size of the window)."""
+    shape, weights, source = inputs
+    if not node.options or not is_map(source) or len(weights.shape) != 4 or shape.values != output.shape:
+        return "its input, its weights or its options are not those of a window over a picture"
+    stride, size, height = node.options["StrideH"], weights.shape[1], source.shape[HEIGHT]
+    is_same = node.options["Padding"] == tflite.Padding.SAME
+    if stride < 1 or output.shape[HEIGHT] != (height * stride if is_same else (height - 1) * stride + size):
+        return "its output does not have the size that its window makes"
+    if size < stride:
+        return "its windows leave rows out"
+    pad = (size - stride) // 2 if is_same else 0
+    above = (size - 1 - pad) // stride
+    below = (stride - 1 + pad) // stride
+    last = stride if is_same else size
+    return CutRule((source.index,), 1, above + 1 + below, above, repeat=stride, spread=stride, last=last)
+
+
 def _dense_rule(node: Node, inputs: Sequence[Tensor], output: Tensor) -> RowRule | str:
     source = inputs[0]
-    if not is_picture(source) or source.shape[:-1] != output.shape[:-1] or not node.options.get("KeepNumDims"):
+    if source.shape[:-1] != output.shape[:-1] or not node.options.get("KeepNumDims"):
         return "it makes one vector of a whole picture"
     return RowRule((source.index,))
 
 
 def _pad_rule(node: Node, inputs: Sequence[Tensor], output: Tensor) -> RowRule | str:
     source, values = inputs[0], inputs[1].values
-    if not is_picture(source) or values is None or len(values) != 8:
+    if not is_map(source) or values is None or len(values) != 8:
         return "its padding is not known before run time"
     batch, rows, columns, channels = (Pads(*values[i : i + 2]) for i in range(0, 8, 2))
     padded = tuple(d + sum(pads) for d, pads in zip(source.shape, (batch, rows, columns, channels), strict=True))
@@ -3363,25 +3528,46 @@ def _pad_rule(node: Node, inputs: Sequence[Tensor], output: Tensor) -> RowRule |
 
 def _upsampling_rule(node: Node, inputs: Sequence[Tensor], output: Tensor) -> RowRule | str:
     source = inputs[0]
-    if not is_picture(source) or not node.options or node.options["AlignCorners"]:
+    if not is_map(source) or not node.options or node.options["AlignCorners"]:
         return "it aligns corners"
-    factors = [b // a for a, b in zip(source.shape[1:3], output.shape[1:3], strict=True)]
-    exact = tuple(f * a for f, a in zip(factors, source.shape[1:3], strict=True)) == output.shape[1:3]
-    if not exact or any(f not in UPSAMPLING for f in factors):
-        return f"it does not enlarge by {', '.join(map(str, UPSAMPLING[:-1]))} or {UPSAMPLING[-1]}"
-    return RowRule((source.index,), repeat=factors[0])
+    factor = output.shape[HEIGHT] // source.shape[HEIGHT]
+    if factor * source.shape[HEIGHT] != output.shape[HEIGHT] or factor not in UPSAMPLING:
+        return "it does not enlarge by a power of 2"
+    return RowRule((source.index,), repeat=factor)
+
+
+def _interpolation_rule(node: Node, inputs: Sequence[Tensor], output: Tensor) -> RowRule | str:
+    """A row between two rows of the input, or with half pixels before or behind one, is a mean of both."""
+    source, options = inputs[0], node.options
+    if not is_map(source) or not options:
+        return "its options are missing"
+    before, after = (tensor.shape[HEIGHT] - options["AlignCorners"] for tensor in (source, output))
+    factor = after // before if before else 0
+    if factor * before != after or factor not in UPSAMPLING:
+        return "it does not enlarge by a power of 2"
+    above = int(options["HalfPixelCenters"])
+    last = 1 if options["AlignCorners"] else factor
+    return CutRule((source.index,), 1, above + 2, above, repeat=factor, spread=factor, last=last)
 
 
 ROW_PATTERNS: dict[str, Callable[[Node, Sequence[Tensor], Tensor], RowRule | str]] = {
     "convolution": _window_rule,
     "maximum": _window_rule,
     "average": _window_rule,
+    "dense": _dense_rule,
+    "scattered": _scattered_rule,
     "unary": _elementwise_rule,
     "binary": _elementwise_rule,
-    "join": _elementwise_rule,
-    "dense": _dense_rule,
+    "join": _join_rule,
+    "gathered": _gathered_rule,
+    "reduced": _reduced_rule,
     "pad": _pad_rule,
+    "mirror": _mirror_rule,
+    "slice": _slice_rule,
+    "strided": _strided_rule,
+    "block": _block_rule,
     "upsample": _upsampling_rule,
+    "interpolate": _interpolation_rule,
 }
 
 
@@ -3477,8 +3663,12 @@ class Emitter:
         return len(self.subgraph.tensors) + len(self.tensors) - 1
 
     def rows(self, like: int, rows: Rows) -> int:
-        batch, _, width, channels = self.subgraph.tensors[like].shape
-        return self.tensor(like, (batch, rows.height, width, channels), f"{rows[0]}:{rows[1]}")
+        return self.tensor(like, self.shape(like, rows.height), f"{rows[0]}:{rows[1]}")
+
+    def shape(self, like: int, height: int) -> tuple[int, ...]:
+        """That of a tensor with so many rows."""
+        batch, _, *others = self.subgraph.tensors[like].shape
+        return batch, height, *others
 
     def constant(self, values: bytes, shape: tuple[int, ...], like: int | None = None) -> int:
         key = like, shape, values
@@ -3509,11 +3699,12 @@ class Emitter:
         """The wanted rows of a tensor that has others as well; the tensor itself where it has no others."""
         if have == want:
             return tensor
-        source = self.subgraph.tensors[like]
-        batch, _, width, channels = source.shape
-        begin = self.integers(0, want[0] - have[0], 0, 0, shape=(4,))
+        batch, *others = self.shape(like, want.height)
+        rank = len(others) + 1
+        begin = self.integers(0, want[0] - have[0], *[0] * (rank - 2), shape=(rank,))
         # All of a batch that LiteRT may change: were it fixed, pictures would be left out without a word.
-        size = self.integers(-1 if source.dynamic else batch, want.height, width, channels, shape=(4,))
+        is_open = self.subgraph.tensors[like].dynamic
+        size = self.integers(-1 if is_open else batch, *others, shape=(rank,))
         return self.emit("SLICE", (tensor, begin, size), self.rows(like, want))
 
     def join(self, parts: Sequence[int], like: int, rows: Sequence[Rows], target: int | None = None) -> int:
@@ -3544,26 +3735,44 @@ class Emitter:
         """Some rows of an operator's output; ``inputs`` are the tensors that hold the rows it reads of its sources."""
         output = operator.outputs[0]
         chosen = [inputs.get(i, i) for i in operator.inputs]
-        source = self.subgraph.tensors[rule.sources[0]]
-        first, behind, *pads = rule.span(rows[0], rows[1], source.shape[1])
-        is_unpadded = operator.options.get("Padding") == tflite.Padding.SAME
+        height = self.subgraph.tensors[rule.sources[0]].shape[HEIGHT]
+        first, behind, *pads = rule.span(rows[0], rows[1], height)
+        made = Rows(*rule.made(rows[0], rows[1], height))
+        is_unpadded = operator.options.get("Padding") == tflite.Padding.SAME and not isinstance(rule, CutRule)
         pattern = kind_of(operator).rows
         if pattern == "pad":
             chosen[1] = self.integers(0, 0, *pads, *rule.columns, *rule.channels, shape=(4, 2))
-        elif pattern == "upsample":
-            chosen[1] = self.integers(rows.height, self.subgraph.tensors[output].shape[2], shape=(2,))
+        elif pattern == "mirror":
+            chosen[1] = self.changed(chosen[1], {2: pads[0], 3: pads[1]}, shape=(4, 2))
+        elif pattern in ("upsample", "interpolate"):
+            chosen[1] = self.changed(chosen[1], {0: made.height})
+        elif pattern == "scattered":
+            chosen[0] = self.changed(chosen[0], {HEIGHT: made.height})
+        elif pattern == "slice":
+            chosen[1:] = self.changed(chosen[1], {HEIGHT: 0}), self.changed(chosen[2], {HEIGHT: rows.height})
+        elif pattern == "strided":
+            chosen[1] = self.changed(chosen[1], {HEIGHT: 0})
+            chosen[2] = self.changed(chosen[2], {HEIGHT: behind - first})
         elif is_unpadded:
             chosen[0] = self.pad(operator, rule, chosen[0], behind - first, pads)
         changes = {"Padding": tflite.Padding.VALID} if is_unpadded else {}
-        return self.emit(operator.kind, chosen, self.rows(output, rows), operator.index, **changes)
+        result = self.emit(operator.kind, chosen, self.rows(output, made), operator.index, **changes)
+        return self.slice(result, output, made, rows)
+
+    def changed(self, tensor: int, entries: Mapping[int, int], shape: tuple[int, ...] | None = None) -> int:
+        """A constant of integers with other values in some places."""
+        values = list(self.subgraph.tensors[tensor].values or ())
+        for place, value in entries.items():
+            values[place] = value
+        return self.integers(*values, shape=shape or (len(values),))
 
 
 class Meter(Emitter):
     """Only counts what an :class:`Emitter` would write, for a search that has no use for more."""
 
-    def __init__(self, subgraph: Subgraph, element_bytes: Sequence[int]) -> None:
+    def __init__(self, subgraph: Subgraph, element_bytes: Sequence[int], row_bytes: Sequence[int]) -> None:
         super().__init__(subgraph)
-        self.element_bytes = element_bytes
+        self.element_bytes, self.row_bytes = element_bytes, row_bytes
         self.sizes: list[int] = []  # of the new tensors, as TFLM aligns them; constants take none
         self.runs: list[tuple[Sequence[int], int]] = []  # inputs and output of each operator
         self.copies: dict[int, int] = defaultdict(int)  # of operators, by number
@@ -3574,8 +3783,7 @@ class Meter(Emitter):
         return self.new(math.prod(shape) * self.element_bytes[like])
 
     def rows(self, like: int, rows: Rows) -> int:
-        batch, _, width, channels = self.subgraph.tensors[like].shape
-        return self.new((rows[1] - rows[0]) * batch * width * channels * self.element_bytes[like])
+        return self.new((rows[1] - rows[0]) * self.row_bytes[like])
 
     def new(self, size: int) -> int:
         self.sizes.append(align(size))
@@ -3898,7 +4106,7 @@ class SplitStep:
     macs: int
     persistent: int
     least_persistent: int  # of a copy, with the padding that it always needs
-    is_pad: bool
+    pads_itself: bool  # what it needs, also in stripes
 
 
 ####################################################################################################
@@ -3953,8 +4161,8 @@ class SplitSearch:
             if not self.is_only_producer(operator):
                 rule = "its output is also written elsewhere, or read before"
             persistent = operator_persistent_bytes(subgraph, operator)
-            is_pad = kind_of(operator).rows == "pad"
-            is_padded = isinstance(rule, RowRule) and any(rule.columns) and not is_pad
+            pads_itself = kind_of(operator).rows == "pad" or isinstance(rule, CutRule)
+            is_padded = isinstance(rule, RowRule) and any(rule.columns) and not pads_itself
             steps.append(
                 SplitStep(
                     operator,
@@ -3963,7 +4171,7 @@ class SplitSearch:
                     multiply_accumulates(subgraph, operator),
                     persistent,
                     persistent + BITS_32.tensor + (pad if is_padded else 0),
-                    is_pad,
+                    pads_itself,
                 )
             )
         return steps
@@ -4037,7 +4245,7 @@ class SplitSearch:
         rows = self.rows_within(limits, region, stripes)
         if rows is None:
             return None
-        meter = Meter(self.subgraph, self.element_bytes)
+        meter = Meter(self.subgraph, self.element_bytes, self.row_bytes)
         RegionEmitter(meter, region).run(rows)
         steps = self.steps[start:end]
         before = sum(step.persistent for step in steps) + BITS_32.tensor * (len(steps) - len(region.escaping))
@@ -4089,10 +4297,12 @@ class SplitSearch:
         return self.entering[start] + self.working_set(region, first)
 
     def stripe_macs(self, region: Region, stripe: Stripe) -> int:
-        return sum(
-            self.steps[number].macs * (behind - first) // region.heights[region.parts[number].output]
-            for number, (first, behind) in stripe.computed.items()
-        )
+        heights, macs = region.heights, 0
+        for number, (first, behind) in stripe.computed.items():
+            output, rule = region.parts[number]
+            first, behind = rule.made(first, behind, heights[rule.sources[0]])
+            macs += self.steps[number].macs * (behind - first) // heights[output]
+        return macs
 
     def working_set(self, region: Region, stripe: Stripe) -> int:
         """The most bytes of rows that an operator of a stripe reads, pads and writes, whole tensors apart."""
@@ -4100,16 +4310,17 @@ class SplitSearch:
         row_bytes = self.row_bytes
         for number, (first, behind) in stripe.computed.items():
             output, rule = region.parts[number]
-            is_pad = self.steps[number].is_pad
+            pads_itself = self.steps[number].pads_itself
             read = padded = 0
             for source in rule.sources:
                 height = region.heights[source]
                 start, end, above, below = rule.span(first, behind, height)
                 if end - start < height:
                     read += (end - start) * row_bytes[source]
-                if not is_pad and (above or below or rule.columns != NO_PADS):
+                if not pads_itself and (above or below or rule.columns != NO_PADS):
                     width = self.subgraph.tensors[source].shape[2]
                     padded = (end - start + above + below) * (row_bytes[source] * (width + sum(rule.columns)) // width)
+            first, behind = rule.made(first, behind, height)
             most = max(most, read + padded, (padded or read) + (behind - first) * row_bytes[output])
         return most
 
@@ -5325,17 +5536,18 @@ class SplitAlternative:
 
     regions: tuple[SplitRegion, ...]
     cost: Cost  # the peak in the order of the file
+    reserve: int  # bytes of the arena, with the peak as its head
     macs_percent: float  # more multiply-accumulates than without stripes
     file_bytes: int
 
     def row(self, mark: str) -> list[str]:
         peak, _, persistent, operators = self.cost
-        figures = [f"{n:,}" for n in (peak, persistent, self.cost.sum)]
+        figures = [f"{n:,}" for n in (peak, persistent, self.reserve)]
         return [mark, *figures, f"{self.macs_percent:.1f} %", str(operators), f"{self.file_bytes:,}"]
 
     def json(self) -> dict[str, Any]:
         regions = [picked(r, "start end stripes is_cached") | r.cost._asdict() for r in self.regions]
-        own = picked(self, "macs_percent file_bytes") | picked(self.cost, "peak persistent operators")
+        own = picked(self, "reserve macs_percent file_bytes") | picked(self.cost, "peak persistent operators")
         return {"regions": regions, "total": self.cost.sum} | own
 
 
@@ -5365,7 +5577,7 @@ class SplitDecision(Decision):
 
     def table(self) -> str:
         """The alternatives; an arrow marks the one that was taken."""
-        titles = ["", "Peak (B)", "Persistent, 32-bit (B)", "Sum (B)", "More MACs", "Operators", "File (B)"]
+        titles = ["", "Peak (B)", "Persistent, 32-bit (B)", "To reserve (B)", "More MACs", "Operators", "File (B)"]
         return text_table(titles, (a.row("->" if i == self.taken else "") for i, a in enumerate(self.alternatives)))
 
     def lines(self) -> list[str]:
@@ -5576,7 +5788,7 @@ def verify_models(original: Bytes, changed: Bytes, seed: int = 0, timeout: float
     first, second = (graph.subgraphs[0] for graph in graphs)
     ports = {port.inner.index: port for port in _converted_ports(first, second)}
     given = random_inputs(graphs[1] if ports else graphs[0], seed)
-    meant = [[_as_before(i, array, ports) for i, array in zip(second.inputs, arrays, strict=True)] for arrays in given]
+    meant = [[_as_before(i, array, ports) for i, array in zip(second.inputs, arrays, strict=False)] for arrays in given]
     # LiteRT's optimised kernels sum floats in an order that depends on the number of rows; TFLM's and the reference
     # kernels do not.
     kernels = KERNELS[_is_split(*graphs) and _has_floats(graphs[0])]
@@ -5611,18 +5823,18 @@ def _converted_ports(before: Subgraph, after: Subgraph) -> list[Port]:
     """The inputs and outputs that are integers now and stand for what they were.
 
     Raises:
-        VerificationError: an input of another type does not.
+        VerificationError: an input has another type, and does not.
     """
     ports = []
     for olds, news, is_input in ((before.inputs, after.inputs, True), (before.outputs, after.outputs, False)):
-        if len(olds) != len(news):
-            raise VerificationError("they do not have as many inputs and outputs as each other")
-        for old, new in zip(olds, news, strict=True):
+        for old, new in zip(olds, news, strict=False):
             port = Port(before.tensors[old], after.tensors[new], -1, is_input)
-            if port.outer.dtype != port.inner.dtype:
-                if not is_exact(port):
-                    raise VerificationError(f"{shorten(port.inner.name)} has another type than in the original")
+            if port.outer.dtype == port.inner.dtype:
+                continue
+            if is_exact(port):
                 ports.append(port)
+            elif is_input:
+                raise VerificationError(f"input {shorten(port.inner.name)} has another type than in the original")
     return ports
 
 
@@ -6036,7 +6248,6 @@ class SplitCandidate:
     best: Composition
     max_peak: int | None
     is_complete: bool
-    persistent: int  # bytes of TFLM's persistent structures, unsplit
     total: int  # sum of peak and persistent structures, in the best order if it will be reordered
 
     @classmethod
@@ -6067,7 +6278,7 @@ class SplitCandidate:
                 for i, c in enumerate(rivals)
             ]
             total, best = min(zip(totals, rivals, strict=True), key=lambda pair: pair[0])
-        return cls(model, search, tuple(spread(front, best)), best, max_peak, is_complete, persistent, total)
+        return cls(model, search, tuple(spread(front, best)), best, max_peak, is_complete, total)
 
     @property
     def price(self) -> tuple[bool, int]:
@@ -6083,18 +6294,21 @@ class SplitCandidate:
             return len(data)
         return len(rewrite_subgraph(data, graph, graph.subgraphs[0], self.search.rewrite(composition)))
 
+    def alternative(self, composition: Composition) -> SplitAlternative:
+        graph, cost, macs = self.model.graph, composition.cost, self.search.macs
+        first, *others = graph.subgraphs
+        changed = apply_rewrite(first, self.search.rewrite(composition)).subgraph
+        arena = analyse_arena(graph.with_subgraphs([changed, *others]))
+        exact = cost._replace(persistent=arena.persistent, operators=len(changed.operators))
+        reserve = max(align(exact.sum), arena.planning)
+        return SplitAlternative(composition.regions, exact, reserve, 100 * cost.macs / macs if macs else 0.0, 0)
+
     def decide(self) -> tuple[Snapshot, SplitDecision]:
-        graph, best, macs = self.model.graph, self.best, self.search.macs
+        graph, best = self.model.graph, self.best
         rewrite = self.search.rewrite(best)
         after = self.model.rewritten(rewrite) if best.regions else self.model
-        unsplit = Cost(0, persistent=self.persistent, operators=len(graph.subgraphs[0].operators))
         alternatives = tuple(
-            SplitAlternative(
-                c.regions,
-                unsplit.then(c.cost),
-                100 * c.cost.macs / macs if macs else 0.0,
-                len(after.data) if c is best else self.file_bytes(c),
-            )
+            dataclasses.replace(self.alternative(c), file_bytes=len(after.data) if c is best else self.file_bytes(c))
             for c in self.shown
         )
         added = {o.kind for o in rewrite.operators if isinstance(o, NewOperator)}
