@@ -933,7 +933,8 @@ KINDS: dict[str, Kind] = {
         tflm=Tflm(EXTREME, 1, 44, (0, 0), _reduce_scratch, needs=(_alike("INT8"),))),
     "REDUCE_ALL": Kind(REDUCED, tflm=Tflm("bool/i32", 1, 44, (0, 0), _reduce_scratch)),
     "SOFTMAX": Kind(UNARY, Options("SoftmaxOptions", ("Beta",)), rows="unary",
-        tflm=Tflm("f32>f32 i8>i8|i16 i16>i16", 4, 56, (0, 24), arrays=_softmax_tables, needs=(_quantized(INT8=(2**-8, -128), INT16=FRACTION), _steep))),
+        tflm=Tflm("f32>f32 i8>i8|i16 i16>i16", 4, 56, (0, 24), arrays=_softmax_tables,
+        needs=(_quantized(INT8=(2**-8, -128), INT16=FRACTION), _steep))),
     "LOG_SOFTMAX": Kind(UNARY, rows="unary",
         tflm=Tflm(SMALL, arrays=_if_quantized(28, 12), needs=(_quantized(INT8=(2**-4, 127)),))),
     # moving data
@@ -3282,9 +3283,9 @@ class RowRule:
 class CutRule(RowRule):
     """An operator that does not work the same at the ends of its input as in the middle. So it gets some rows more
     than it needs, and of what it makes, the rows at the ends are cut off. Input row r makes output rows from
-    ``r * spread`` on, and the last one ``last`` of them."""
+    ``r * pace`` on, and the last one ``last`` of them."""
 
-    spread: int = 1
+    pace: int = 1
     last: int = 1
 
     def whole(self, first: int, behind: int) -> tuple[int, int]:
@@ -3292,7 +3293,7 @@ class CutRule(RowRule):
 
     def made(self, first: int, behind: int, height: int) -> tuple[int, int]:
         start, end, _, _ = self.span(first, behind, height)
-        return start * self.spread, (end - 1) * self.spread + self.last
+        return start * self.pace, (end - 1) * self.pace + self.last
 
 
 @dataclass(frozen=True)
@@ -3505,7 +3506,7 @@ def _scattered_rule(node: Node, inputs: Sequence[Tensor], output: Tensor) -> Row
     above = (size - 1 - pad) // stride
     below = (stride - 1 + pad) // stride
     last = stride if is_same else size
-    return CutRule((source.index,), 1, above + 1 + below, above, repeat=stride, spread=stride, last=last)
+    return CutRule((source.index,), 1, above + 1 + below, above, repeat=stride, pace=stride, last=last)
 
 
 def _dense_rule(node: Node, inputs: Sequence[Tensor], output: Tensor) -> RowRule | str:
@@ -3547,7 +3548,7 @@ def _interpolation_rule(node: Node, inputs: Sequence[Tensor], output: Tensor) ->
         return "it does not enlarge by a power of 2"
     above = int(options["HalfPixelCenters"])
     last = 1 if options["AlignCorners"] else factor
-    return CutRule((source.index,), 1, above + 2, above, repeat=factor, spread=factor, last=last)
+    return CutRule((source.index,), 1, above + 2, above, repeat=factor, pace=factor, last=last)
 
 
 ROW_PATTERNS: dict[str, Callable[[Node, Sequence[Tensor], Tensor], RowRule | str]] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import pickle
 import re
 import subprocess
@@ -11,6 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
+import tflite_tools
 
 MODELS = Path(__file__).parent / "models"
 SHARED = Path(__file__).resolve().parents[2] / "shared"
@@ -138,3 +141,35 @@ def fits_in_wheel(model: bytes, arena: int) -> bool:
     except RuntimeError:
         return False
     return True
+
+
+def litert_agrees(before: bytes, after: bytes, seeds: int = 2) -> bool:
+    for seed in range(seeds):
+        inputs = random_inputs(before, seed)
+        one, other = (run_litert(model, inputs, reference=True) for model in (before, after))
+        if len(one) != len(other) or any(a.tobytes() != b.tobytes() for a, b in zip(one, other, strict=True)):
+            return False
+    return True
+
+
+PAIRS = """
+import pickle, sys
+from tflite_micro.python.tflite_micro import runtime
+def run(data, inputs, outputs):
+    interpreter = runtime.Interpreter.from_bytes(data, arena_size=1 << 22)
+    for i, array in enumerate(inputs):
+        interpreter.set_input(array, i)
+    interpreter.invoke()
+    return [interpreter.get_output(i).tobytes() for i in range(outputs)]
+pairs = pickle.load(sys.stdin.buffer)
+print([run(a, inputs, n) == run(b, inputs, n) for a, b, inputs, n in pairs])
+"""
+
+
+def wheel_agrees(pairs: list[tuple[bytes, bytes]]) -> list[bool]:
+    """Whether both models of each pair give the same bits in that TFLM, which has to run them all."""
+    pytest.importorskip("tflite_micro")
+    tasks = [(a, b, random_inputs(a, 0), len(tflite_tools.read_model(a).subgraphs[0].outputs)) for a, b in pairs]
+    done = subprocess.run([sys.executable, "-c", PAIRS], input=pickle.dumps(tasks), capture_output=True, timeout=300)
+    assert done.returncode == 0, done.stderr.decode(errors="replace")[-400:]
+    return list(ast.literal_eval(done.stdout.decode()))

@@ -25,7 +25,9 @@ from tflite_tools import (
     ELEMENT_TYPES,
     KINDS,
     ArenaError,
+    CutRule,
     Kind,
+    MirrorRule,
     ModelGraph,
     Operator,
     Pads,
@@ -55,6 +57,10 @@ def custom(**fields: int | str) -> dict[str, Any]:
 
 def W(*shape: int) -> np.ndarray:
     return np.ones(shape, np.int8)
+
+
+def I(*values: int) -> np.ndarray:  # noqa: E743
+    return np.array(values, np.int32)
 
 
 def T(shape: tuple[int, ...], dtype: str = "INT8", **fields: Any) -> dict[str, Any]:
@@ -106,13 +112,20 @@ def test_element_types_are_packed_in_the_file_and_not_in_tflm(dtype: str):
 # -- options and callees ---------------------------------------------------------------------------
 
 STRIDES = {"Padding": VALID, "StrideH": 2, "StrideW": 3}
-CONV = STRIDES | {"DilationHFactor": 4, "DilationWFactor": 5}
+CONV = STRIDES | {"DilationHFactor": 4, "DilationWFactor": 5, "FusedActivationFunction": 1}
 POOL = STRIDES | {"FilterHeight": 6, "FilterWidth": 7}
 OPTIONS = {
+    "FULLY_CONNECTED": ("FullyConnected", {"FusedActivationFunction": 3, "KeepNumDims": True}),
+    "TRANSPOSE_CONV": ("TransposeConv", {"Padding": 1, "StrideH": 2, "StrideW": 3}),
+    "MIRROR_PAD": ("MirrorPad", {"Mode": 1}), "DEPTH_TO_SPACE": ("DepthToSpace", {"BlockSize": 3}),
+    "SPACE_TO_DEPTH": ("SpaceToDepth", {"BlockSize": 3}),
+    "RESIZE_BILINEAR": ("ResizeBilinear", {"AlignCorners": True, "HalfPixelCenters": False}),
+    "STRIDED_SLICE": ("StridedSlice", {"BeginMask": 1, "EndMask": 2, "EllipsisMask": 3, "NewAxisMask": 4,
+                                       "ShrinkAxisMask": 5, "Offset": True}),
     "CONV_2D": ("Conv2D", CONV), "DEPTHWISE_CONV_2D": ("DepthwiseConv2D", CONV),
     "MAX_POOL_2D": ("Pool2D", POOL), "AVERAGE_POOL_2D": ("Pool2D", POOL), "L2_POOL_2D": ("Pool2D", POOL),
     "BATCH_MATMUL": ("BatchMatMul", {"AdjX": True, "AdjY": False}), "SVDF": ("SVDF", {"Rank": 3}),
-    "CONCATENATION": ("Concatenation", {"Axis": -2}), "GATHER": ("Gather", {"Axis": -1}),
+    "CONCATENATION": ("Concatenation", {"Axis": -2}), "GATHER": ("Gather", {"Axis": -1, "BatchDims": 1}),
     "SOFTMAX": ("Softmax", {"Beta": 0.5}),
     "RESIZE_NEAREST_NEIGHBOR": ("ResizeNearestNeighbor", {"AlignCorners": True}),
     "VAR_HANDLE": ("VarHandle", {"Container": b"box", "SharedName": b"memory"}),
@@ -455,7 +468,8 @@ def test_windows_read_what_the_kernel_reads(kind: str, padding: int, sizes: Any,
     dilations = (1, 1) if "POOL" in kind else dilations
     rule = row_rule(*only(read_model(window(kind, padding, sizes, strides, dilations))))
     if kind == "AVERAGE_POOL_2D" and padding == SAME and sizes != (1, 1):
-        assert isinstance(rule, str)  # it divides by the number of elements inside of the picture
+        # It divides by the number of elements inside of the picture.
+        assert isinstance(rule, CutRule if strides[0] == 1 else str)
         return
     assert isinstance(rule, RowRule)
     # Pictures with one row, and then with one column: where the result is not zero, the window has touched it.
@@ -484,8 +498,14 @@ X, FILTER, SIZE, PADDED = T((1, 8, 6, 4)), W(4, 3, 3, 4), W(2), pads(0, 0, 1, 2,
 WIDE, PIXELS = ([options("Concatenation", axis=axis) for axis in axes] for axes in ((2, -2), (3, -1)))
 ONES = dict.fromkeys(("strideH", "strideW", "dilationHFactor", "dilationWFactor"), 1) | {"padding": SAME}
 NEAREST = options("ResizeNearestNeighbor")
+POOLED = {"padding": SAME, "strideH": 1, "strideW": 1, "filterHeight": 2, "filterWidth": 3}
+CORNERS, HALVES = (options("ResizeBilinear", **{name: True}) for name in ("alignCorners", "halfPixelCenters"))
+SCATTERED = {"padding": SAME, "strideH": 2, "strideW": 2}
+MASKED = options("StridedSlice", beginMask=2, endMask=2)
+MIRRORED = pads(0, 0, 1, 2, 1, 0, 0, 0)
+REDUCTIONS = "MEAN SUM REDUCE_MAX REDUCE_MIN ARG_MAX ARG_MIN".split()
 UNARY = """CEIL COS ELU EXP FLOOR LOG NEG ROUND SIN SQRT SQUARE TANH ABS RSQRT QUANTIZE DEQUANTIZE RELU RELU6
-    RELU_N1_TO_1 LEAKY_RELU LOGISTIC HARD_SWISH""".split()
+    RELU_N1_TO_1 LEAKY_RELU LOGISTIC HARD_SWISH SOFTMAX LOG_SOFTMAX L2_NORMALIZATION""".split()
 BINARY = "ADD SUB MUL DIV MAXIMUM MINIMUM SQUARED_DIFFERENCE PRELU".split()
 SHIFTED = RowRule((0,), above=1, columns=Pads(3, 0), channels=Pads(0, 5))
 ALLOWED: list[tuple[str, list[Any], Any, Any, RowRule]] = [
@@ -493,13 +513,41 @@ ALLOWED: list[tuple[str, list[Any], Any, Any, RowRule]] = [
     *((kind, [X, X], X, None, RowRule((0, 1))) for kind in BINARY),
     *(("MUL", [X, small], X, None, RowRule((0,))) for small in (W(4), W(6, 4), W(1, 1, 1, 4), (1, 1, 6, 4))),
     ("SUB", [W(), X], X, None, RowRule((1,))),
-    *(("CONV_2D", [X, FILTER, *bias], X, options("Conv2D", **ONES), RowRule((0,), 1, 3, 1, columns=Pads(1, 1)))
+    *(("CONV_2D", [X, FILTER, *bias], X, options("Conv2D", **ONES), RowRule((0,), 1, 3, 1, width=3, columns=Pads(1, 1)))
       for bias in ([], [None], [W(4)])),
     *(("CONCATENATION", [X, X], (1, 8, 12, 4), given, RowRule((0, 1))) for given in WIDE),
     *(("CONCATENATION", [X, X, X], (1, 8, 6, 12), given, RowRule((0, 1, 2))) for given in PIXELS),
     ("PAD", [X, PADDED], (1, 11, 9, 9), None, SHIFTED), ("PADV2", [X, PADDED, W(1)], (1, 11, 9, 9), None, SHIFTED),
     *(("RESIZE_NEAREST_NEIGHBOR", [X, SIZE], (1, 8 * factor, 12, 4), NEAREST, RowRule((0,), repeat=factor))
-      for factor in (2, 4, 8)),
+      for factor in (2, 4, 8, 16)),
+    ("RESIZE_NEAREST_NEIGHBOR", [X, SIZE], (1, 16, 13, 4), NEAREST, RowRule((0,), repeat=2)),
+    ("RESIZE_BILINEAR", [X, SIZE], (1, 32, 9, 4), options("ResizeBilinear"),
+     CutRule((0,), 1, 2, 0, repeat=4, pace=4, last=4)),
+    ("RESIZE_BILINEAR", [X, SIZE], (1, 32, 9, 4), HALVES, CutRule((0,), 1, 3, 1, repeat=4, pace=4, last=4)),
+    ("RESIZE_BILINEAR", [X, SIZE], (1, 29, 9, 4), CORNERS, CutRule((0,), 1, 2, 0, repeat=4, pace=4, last=1)),
+    ("AVERAGE_POOL_2D", [X], X, options("Pool2D", **POOLED), CutRule((0,), 1, 2, 0)),
+    ("TRANSPOSE_CONV", [I(1, 16, 12, 5), W(5, 4, 3, 4), X], (1, 16, 12, 5), options("TransposeConv", **SCATTERED),
+     CutRule((2,), 1, 3, 1, repeat=2, pace=2, last=2)),
+    ("TRANSPOSE_CONV", [I(1, 18, 13, 5), W(5, 4, 3, 4), X], (1, 18, 13, 5),
+     options("TransposeConv", **SCATTERED | {"padding": VALID}), CutRule((2,), 1, 2, 1, repeat=2, pace=2, last=4)),
+    ("FULLY_CONNECTED", [X, W(5, 4), None], (1, 8, 6, 5), options("FullyConnected", keepNumDims=True), RowRule((0,))),
+    ("MIRROR_PAD", [X, MIRRORED], (1, 11, 7, 4), options("MirrorPad"), MirrorRule((0,), above=1, below=2, skipped=1)),
+    ("MIRROR_PAD", [X, MIRRORED], (1, 11, 7, 4), options("MirrorPad", mode=1), MirrorRule((0,), above=1, below=2)),
+    ("SLICE", [X, I(0, 3, 0, 1), I(1, 4, -1, 2)], (1, 4, 6, 2), None, RowRule((0,), above=-3)),
+    ("SLICE", [X, I(0, 3, 0, 1), I(1, -1, -1, 2)], (1, 5, 6, 2), None, RowRule((0,), above=-3)),
+    *(("STRIDED_SLICE", [X, I(0, first, 0, 0), I(1, end, 6, 4), I(1, 2, 1, 1)], (1, rows, 6, 4), given,
+       RowRule((0,), stride=2, above=-start))
+      for first, end, given, start, rows in (
+          (1, 8, options("StridedSlice"), 1, 4), (-6, -1, options("StridedSlice"), 2, 3), (3, 3, MASKED, 0, 4),
+          (-99, 99, options("StridedSlice"), 0, 4))),
+    *(("GATHER", [X, I(3, 1)], output, options("Gather", axis=axis), RowRule((0,)))
+      for axis, output in ((3, (1, 8, 6, 2)), (-1, (1, 8, 6, 2)), (2, (1, 8, 2, 4)))),
+    *((kind, [X, I(axis)], output, None, RowRule((0,))) for kind in REDUCTIONS
+      for axis, output in ((3, (1, 8, 6)), (-1, (1, 8, 6, 1)), (2, (1, 8, 1, 4)))),
+    ("DEPTH_TO_SPACE", [X], (1, 16, 12, 1), options("DepthToSpace", blockSize=2), RowRule((0,), repeat=2)),
+    ("SPACE_TO_DEPTH", [X], (1, 4, 3, 16), options("SpaceToDepth", blockSize=2), RowRule((0,), stride=2, extent=2)),
+    *(("ADD", [(1, 8, 6), other], (1, 8, 6), None, RowRule((0, 1) if isinstance(other, tuple) else (0,)))
+      for other in ((1, 8, 6), W(6), W(1, 1, 6))),
 ]  # fmt: skip
 
 
@@ -525,6 +573,27 @@ WORKS: dict[str, dict[str, Any]] = {
     "CONCATENATION": {"inputs": [X, X], "output": (1, 8, 12, 4), "given": WIDE[0]},
     "PAD": {"inputs": [X, pads(0, 0, 1, 1, 0, 0, 0, 0)], "output": (1, 10, 6, 4)},
     "RESIZE_NEAREST_NEIGHBOR": {"inputs": [X, SIZE], "output": (1, 16, 12, 4), "given": NEAREST},
+    "RESIZE_BILINEAR": {"inputs": [X, SIZE], "output": (1, 16, 12, 4), "given": options("ResizeBilinear")},
+    "TRANSPOSE_CONV": {
+        "inputs": [I(1, 16, 12, 5), W(5, 4, 3, 4), X],
+        "output": (1, 16, 12, 5),
+        "given": options("TransposeConv", **SCATTERED),
+    },
+    "FULLY_CONNECTED": {
+        "inputs": [X, W(5, 4)],
+        "output": (1, 8, 6, 5),
+        "given": options("FullyConnected", keepNumDims=True),
+    },
+    "MIRROR_PAD": {"inputs": [X, MIRRORED], "output": (1, 11, 7, 4), "given": options("MirrorPad")},
+    "SLICE": {"inputs": [X, I(0, 3, 0, 1), I(1, 4, -1, 2)], "output": (1, 4, 6, 2)},
+    "STRIDED_SLICE": {
+        "inputs": [X, I(0, 1, 0, 0), I(1, 8, 6, 4), I(1, 2, 1, 1)],
+        "output": (1, 4, 6, 4),
+        "given": options("StridedSlice"),
+    },
+    "GATHER": {"inputs": [X, I(3, 1)], "output": (1, 8, 6, 2), "given": options("Gather", axis=3)},
+    "ARG_MAX": {"inputs": [X, I(3)], "output": T((1, 8, 6), "INT32")},
+    "DEPTH_TO_SPACE": {"inputs": [X], "output": (1, 16, 12, 1), "given": options("DepthToSpace", blockSize=2)},
 }
 REFUSED: list[tuple[str, dict[str, Any]]] = [  # a kind, and the change that makes what works impossible
     *(("CONV_2D", {"given": given}) for given in (
@@ -533,7 +602,7 @@ REFUSED: list[tuple[str, dict[str, Any]]] = [  # a kind, and the change that mak
         (X, None), (None, FILTER), (X, W(4, 36)), ((2, 8, 6, 4), FILTER), (W(1, 8, 6, 4), FILTER))),
     ("CONV_2D", {"inputs": [X]}), ("CONV_2D", {"output": (1, 9, 6, 4)}),
     ("AVERAGE_POOL_2D", {"output": (1, 4, 3, 4), "given": options("Pool2D", **THIRDS | {"strideW": 2})}),
-    ("AVERAGE_POOL_2D", {"output": (1, 8, 2, 4), "given": options("Pool2D", **THIRDS | {"strideH": 1})}),
+    ("AVERAGE_POOL_2D", {"given": options("Pool2D", **THIRDS | {"filterHeight": 3})}),
     ("RELU", {"output": T((1, 8, 6, 4), "UINT8")}), ("RELU", {"output": T((1, 8, 6, 4), shapeSignature=[1, -1, 6, 4])}),
     ("RELU", {"inputs": [(1, 1, 6, 4)], "output": (1, 1, 6, 4)}),
     *(("RELU", {"inputs": inputs}) for inputs in ([], [X, X], [W(1, 8, 6, 4)])),
@@ -546,9 +615,44 @@ REFUSED: list[tuple[str, dict[str, Any]]] = [  # a kind, and the change that mak
     *(("PAD", {"inputs": [X, sides]}) for sides in (
         T((4, 2), "INT32"), pads(0, 0, -1, 3, 0, 0, 0, 0), pads(1, -1, 1, 1, 0, 0, 0, 0), pads(0, 0, 1, 1, 0, 0))),
     *(("RESIZE_NEAREST_NEIGHBOR", {"output": (1, *size, 4)}) for size in (
-        (24, 18), (16, 18), (24, 12), (8, 12), (17, 12), (16, 13))),
+        (24, 18), (24, 12), (8, 12), (17, 12), (4, 12))),
     ("RESIZE_NEAREST_NEIGHBOR", {"given": options("ResizeNearestNeighbor", alignCorners=True)}),
     ("RESIZE_NEAREST_NEIGHBOR", {"given": None}),
+    *(("RESIZE_BILINEAR", {"given": given}) for given in (None, CORNERS)),
+    *(("RESIZE_BILINEAR", {"output": (1, rows, 12, 4)}) for rows in (8, 17, 24, 4)),
+    ("RESIZE_BILINEAR", {"given": HALVES, "output": (1, 15, 12, 4)}),
+    *(("TRANSPOSE_CONV", {"given": given}) for given in (
+        None, options("TransposeConv", **SCATTERED | {"padding": VALID}),
+        *(options("TransposeConv", **SCATTERED | {"strideH": stride}) for stride in (0, 3)))),
+    *(("TRANSPOSE_CONV", {"inputs": inputs}) for inputs in (
+        [I(1, 16, 12, 4), W(5, 4, 3, 4), X], [I(1, 16, 12, 5), W(5, 1, 3, 4), X], [I(1, 16, 12, 5), W(5, 4), X],
+        [T((4,), "INT32"), W(5, 4, 3, 4), X])),
+    ("FULLY_CONNECTED", {"given": options("FullyConnected")}), ("FULLY_CONNECTED", {"output": (1, 6, 8, 5)}),
+    ("FULLY_CONNECTED", {"given": None}),
+    *(("MIRROR_PAD", {"inputs": [X, sides]}) for sides in (
+        T((4, 2), "INT32"), pads(0, 0, -1, 4, 0, 0, 0, 0), pads(1, 0, 1, 2, 0, 0, 0, 0), pads(0, 0, 1, 2))),
+    ("MIRROR_PAD", {"output": (1, 10, 7, 4)}),
+    *(("MIRROR_PAD", {"inputs": [(1, 6, 6, 4), pads(0, 0, above, 2, 0, 0, 0, 0)], "output": (1, above + 8, 6, 4)})
+      for above in (1, 3)),
+    *(("SLICE", {"inputs": [X, begin, size]}) for begin, size in (
+        (T((4,), "INT32"), I(1, 4, -1, 2)), (I(0, 3, 0, 1), T((4,), "INT32")), (I(0, 5, 0, 1), I(1, 4, -1, 2)),
+        (I(0, 3, 0, 1), I(1, 5, -1, 2)), (I(0, -1, 0, 1), I(1, 4, -1, 2)), (I(0, 3, 0), I(1, 4, -1)))),
+    ("SLICE", {"inputs": [X, I(0, 3, 0, 1), I(1, -1, -1, 2)]}), ("SLICE", {"output": (1, 4, 12)}),
+    *(("STRIDED_SLICE", {"given": options("StridedSlice", **{mask: value})}) for mask, value in (
+        ("ellipsisMask", 8), ("newAxisMask", 1), ("shrinkAxisMask", 1), ("offset", True))),
+    ("STRIDED_SLICE", {"given": None}), ("STRIDED_SLICE", {"output": (1, 3, 6, 4)}),
+    ("STRIDED_SLICE", {"output": (1, 4, 24)}),
+    *(("STRIDED_SLICE", {"inputs": [X, *bounds]}) for bounds in (
+        (I(0, 1, 0, 0), I(1, 8, 6, 4), I(1, -2, 1, 1)), (I(0, 1, 0, 0), I(1, 8, 6, 4), T((4,), "INT32")),
+        (I(0, 1, 0), I(1, 8, 6), I(1, 2, 1)), (I(0, 1, 0, 0), I(1, 6, 6, 4), I(1, 2, 1, 1)))),
+    *(("GATHER", {"given": given}) for given in (None, options("Gather", axis=1), options("Gather", axis=0),
+                                                 options("Gather", axis=3, batchDims=1), options("Gather", axis=-3))),
+    ("GATHER", {"inputs": [X, np.zeros((1, 2), np.int32)]}), ("GATHER", {"output": (1, 2, 6, 4)}),
+    *(("ARG_MAX", {"inputs": [X, axis]}) for axis in (I(1), I(-3), I(0), T((1,), "INT32"))),
+    ("ARG_MAX", {"output": (1, 6, 8)}), ("ARG_MAX", {"output": T((1, 8, 6), "INT64")}),
+    *(("DEPTH_TO_SPACE", {"given": given}) for given in (None, options("DepthToSpace", blockSize=3))),
+    *(("ADD", {"inputs": [(1, 8, 6), other], "output": (1, 8, 6)}) for other in (W(8, 1), W(1, 8, 6), (1, 8, 8, 6))),
+    ("ADD", {"inputs": [(8, 6), (8, 6)], "output": (8, 6)}),
 ]  # fmt: skip
 
 

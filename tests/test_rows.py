@@ -1,0 +1,178 @@
+"""Operators in stripes, one kind at a time, in the middle of a region, on LiteRT and on TFLM."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy as np
+import pytest
+from ai_edge_litert import schema_py_generated as schema
+from conftest import litert_agrees, wheel_agrees
+from nets import SAME, VALID, Net, regions, rewritten
+
+from tflite_tools import CutRule, MirrorRule, RowRule, read_model, rewrite_subgraph, row_rule
+
+
+def integers(*values: int) -> np.ndarray:
+    return np.array(values, np.int32)
+
+
+class Zoo(Net):
+    """One method per kind of operator: a tensor -> another one, with random parameters."""
+
+    def __init__(self, dtype: str, rng: random.Random) -> None:
+        super().__init__(dtype, rng.randrange(1 << 30))
+        self.random = rng
+
+    def add(self, kind: str, inputs: list[int], shape: tuple[int, int, int], table: str, **fields: Any) -> int:
+        options = getattr(schema, f"{table}OptionsT")()
+        for field, value in fields.items():
+            setattr(options, field, value)
+        y = self.picture(*shape)
+        self.op(kind, inputs, [y], options)
+        return y
+
+    def mirror_pad(self, x: int, h: int, w: int, c: int) -> int:
+        above, below, left, right = (self.random.randint(0, 2) for _ in range(4))
+        pads = self.constant(np.array([[0, 0], [above, below], [left, right], [0, 0]], np.int32))
+        shape = h + above + below, w + left + right, c
+        return self.add("MIRROR_PAD", [x, pads], shape, "MirrorPad", mode=self.random.choice((0, 1)))
+
+    def average(self, x: int, h: int, w: int, c: int) -> int:
+        return self.window("AVERAGE_POOL_2D", x, 0, (self.random.choice((2, 3, 5)), 3), 1, SAME)
+
+    def bilinear(self, x: int, h: int, w: int, c: int) -> int:
+        mode, f = self.random.choice(("", "alignCorners", "halfPixelCenters")), self.random.choice((2, 4))
+        height, width = (f * (h - 1) + 1, 2 * w - 1) if mode == "alignCorners" else (f * h, 2 * w)
+        size = self.constant(integers(height, width))
+        fields = {mode: True} if mode else {}
+        return self.add("RESIZE_BILINEAR", [x, size], (height, width, c), "ResizeBilinear", **fields)
+
+    def nearest(self, x: int, h: int, w: int, c: int) -> int:
+        size = self.constant(integers(2 * h, w + 3))
+        return self.add("RESIZE_NEAREST_NEIGHBOR", [x, size], (2 * h, w + 3, c), "ResizeNearestNeighbor")
+
+    def transpose_conv(self, x: int, h: int, w: int, c: int) -> int:
+        stride, padding = self.random.choice((1, 2, 3)), self.random.choice((SAME, VALID))
+        k, columns = self.random.randint(stride, 5), self.random.randint(2, 4)
+        shape = (h * stride, w * 2, 3) if padding == SAME else ((h - 1) * stride + k, (w - 1) * 2 + columns, 3)
+        inputs = [self.constant(integers(1, *shape)), self.weights(3, k, columns, c), x]
+        return self.add("TRANSPOSE_CONV", inputs, shape, "TransposeConv", padding=padding, strideH=stride, strideW=2)
+
+    def slice(self, x: int, h: int, w: int, c: int) -> int:
+        first = self.random.randint(0, 3)
+        rows = self.random.choice((h - first, self.random.randint(4, h - first)))
+        size = -1 if rows == h - first else rows
+        inputs = [x, self.constant(integers(0, first, 1, 0)), self.constant(integers(1, size, w - 1, c - 1))]
+        return self.add("SLICE", inputs, (rows, w - 1, c - 1), "Slice")
+
+    def strided_slice(self, x: int, h: int, w: int, c: int) -> int:
+        step, first = self.random.choice((1, 2, 3)), self.random.choice((0, 1, 2, 1 - h))
+        end, masks = self.random.choice((h, h - 1, -1, 1000)), [self.random.choice((0, 2, 9)) for _ in range(2)]
+        rows = range(h)[None if masks[0] & 2 else first : None if masks[1] & 2 else end : step]
+        inputs = [x, *(self.constant(integers(*v)) for v in ((0, first, 0, 0), (1, end, w, c), (1, step, 2, 1)))]
+        shape = len(rows), -(-w // 2), c
+        return self.add("STRIDED_SLICE", inputs, shape, "StridedSlice", beginMask=masks[0], endMask=masks[1])
+
+    def gather(self, x: int, h: int, w: int, c: int) -> int:
+        axis = self.random.choice((2, 3, -1))
+        indices = self.constant(integers(*(self.random.randrange(w if axis == 2 else c) for _ in range(3))))
+        return self.add("GATHER", [x, indices], (h, 3, c) if axis == 2 else (h, w, 3), "Gather", axis=axis)
+
+    def mean(self, x: int, h: int, w: int, c: int) -> int:
+        return self.add("MEAN", [x, self.constant(integers(3))], (h, w, 1), "Reducer", keepDims=True)
+
+    def maximum(self, x: int, h: int, w: int, c: int) -> int:
+        return self.add("REDUCE_MAX", [x, self.constant(integers(2, -1))], (h, 1, 1), "Reducer", keepDims=True)
+
+    def softmax(self, x: int, h: int, w: int, c: int) -> int:
+        y = self.add("SOFTMAX", [x], (h, w, c), "Softmax", beta=1.0)
+        if self.dtype == "INT8":
+            q = self.table.tensors[y].quantization
+            q.scale, q.zeroPoint = [1 / 256], [-128]
+        return y
+
+    def depth_to_space(self, x: int, h: int, w: int, c: int) -> int:
+        return self.add("DEPTH_TO_SPACE", [x], (2 * h, 2 * w, c // 4), "DepthToSpace", blockSize=2)
+
+    def space_to_depth(self, x: int, h: int, w: int, c: int) -> int:
+        return self.add("SPACE_TO_DEPTH", [x], (h // 2, w // 2, c * 4), "SpaceToDepth", blockSize=2)
+
+    def dense(self, x: int, h: int, w: int, c: int) -> int:
+        inputs = [x, self.weights(5, c), self.bias(5)]
+        return self.add("FULLY_CONNECTED", inputs, (h, w, 5), "FullyConnected", keepNumDims=True)
+
+    def arg_max(self, x: int, h: int, w: int, c: int) -> int:
+        y, options = self.tensor((1, h, w), "INT32"), schema.ArgMaxOptionsT()
+        options.outputType = schema.TensorType.INT32
+        self.op("ARG_MAX", [x, self.constant(integers(3))], [y], options)
+        return y
+
+
+KINDS = [name for name, value in vars(Zoo).items() if callable(value) and name not in ("__init__", "add")]
+ENDS = ("arg_max", "softmax")  # what they give has another type or scale than the rest
+
+
+def net(kind: str, dtype: str, seed: int) -> bytes:
+    rng = random.Random(seed)
+    zoo = Zoo(dtype, rng)
+    x = source = zoo.picture(rng.choice((8, 10, 12, 16)), 6, 4)
+    x = zoo.window("CONV_2D", x, 12 if kind in ENDS else 4, (3, 1))
+    x = getattr(zoo, kind)(x, *zoo.shape(x)[1:])
+    if kind == "softmax":
+        x = zoo.arg_max(x, *zoo.shape(x)[1:])
+    elif kind not in ENDS:
+        x = zoo.window("CONV_2D", x, 2, (rng.choice((1, 3)), 1), rng.choice((1, 2)))
+    return zoo.build([source], [x])
+
+
+@pytest.mark.parametrize("dtype", ["INT8", "FLOAT32"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_stripes_give_the_same_bits(kind: str, dtype: str):
+    pairs = []
+    for seed in range(5):
+        data = net(kind, dtype, seed)
+        graph = read_model(data)
+        assert isinstance(row_rule(graph.subgraphs[0], graph.subgraphs[0].operators[1]), RowRule)
+        found = [(search, region) for search, region in regions(data) if region.start <= 1 < region.end]
+        for search, region in random.Random(seed).sample(found, min(len(found), 4)):
+            changed = rewrite_subgraph(data, graph, graph.subgraphs[0], rewritten(search, region))
+            pairs.append((data, bytes(changed)))
+    assert pairs
+    assert all(litert_agrees(*pair, seeds=1) for pair in pairs)
+    assert all(wheel_agrees(pairs))
+
+
+def test_three_dimensions_have_rows_too():
+    zoo = Zoo("FLOAT32", random.Random(0))
+    x = source = zoo.tensor((1, 12, 6), "FLOAT32")
+    for kind in ("EXP", "MUL", "NEG", "ADD"):  # x is read at the end, so that something can be gained
+        y = zoo.tensor((1, 12, 6), "FLOAT32")
+        options = {"MUL": schema.MulOptionsT, "ADD": schema.AddOptionsT}.get(kind)
+        zoo.op(kind, [x, source] if options else [x], [y], options and options())
+        x = y
+    data = zoo.build([source], [x])
+    graph = read_model(data)
+    found = list(regions(data))
+    assert found
+    for search, region in found[::5]:
+        changed = rewrite_subgraph(data, graph, graph.subgraphs[0], rewritten(search, region))
+        assert litert_agrees(data, bytes(changed), seeds=1)
+
+
+def test_what_is_cut_has_been_made():
+    """Every row that is asked for is made, of rows that are there, and no more than a few besides."""
+    rules = [
+        CutRule((0,), 1, 3, 1),
+        CutRule((0,), 1, 2, 0, repeat=4, pace=4, last=4),
+        MirrorRule((0,), above=2, below=1),
+    ]
+    rules.append(MirrorRule((0,), above=1, below=2, skipped=1))
+    for rule, height in zip(rules, (9, 36, 12, 12), strict=True):
+        for first in range(height):
+            for behind in range(first + 1, height + 1):
+                start, end, _, _ = rule.span(first, behind, 9)
+                made = rule.made(first, behind, 9)
+                assert 0 <= start < end <= 9
+                assert 0 <= made[0] <= first < behind <= made[1] <= height
