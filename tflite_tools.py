@@ -4117,7 +4117,29 @@ class SplitStep:
 LONGEST_REGION = 100  # operators
 STRIPES = (2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32)
 DEFAULT_MAX_MACS = 10.0  # per cent more multiply-accumulates than before
-NO_LIMIT = 1 << 62
+NO_LIMIT = 1 << 80
+
+
+Price = Callable[[Cost], int]  # prices of regions add up
+
+
+def in_memory(cost: Cost) -> int:
+    return cost.persistent
+
+
+def in_time(cost: Cost) -> int:
+    """Multiply-accumulates, and of equal ones memory."""
+    return (cost.macs << 40) + cost.persistent
+
+
+class Range(NamedTuple):
+    """Operators [start, end) that could be a region."""
+
+    start: int
+    end: int
+    unsplit: int  # bytes that they need whole
+    bound: int  # bytes that they need at least in stripes
+    copies: int  # bytes of persistent memory that a second stripe takes
 
 
 class SplitSearch:
@@ -4145,7 +4167,9 @@ class SplitSearch:
         self.steps = self.all_steps(graph)
         self.regions: dict[int, list[SplitRegion]] = defaultdict(list)  # by start
         self.cut: dict[tuple[int, int, bool], Region] = {}
-        self.ranges = dict(self.possible_ranges())
+        self.ranges: dict[int, list[Range]] = defaultdict(list)  # by start, the shortest first
+        for found in self.possible_ranges():
+            self.ranges[found.start].append(found)
         # Per range and halo mode the stripes left to try, the fewest last, and the lowest peak so far.
         self.untried: dict[tuple[int, int, bool], list[int]] = defaultdict(lambda: list(reversed(STRIPES)))
         self.reached: dict[tuple[int, int, bool], int] = {}
@@ -4195,13 +4219,13 @@ class SplitSearch:
     def unsplit(self) -> Composition:
         return Composition((), Cost(max((step.need for step in self.steps), default=0)))
 
-    def possible_ranges(self) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:
-        """All ranges of operators that could be a region, with the bytes that they need whole and in stripes at least.
+    def possible_ranges(self) -> Iterator[Range]:
+        """All ranges of operators that could be a region, those that end first first.
 
         Whatever the stripes are, at its start all that it reads is there, at its end every output and its pieces.
         """
         for end in range(1, len(self.steps) + 1):
-            earliest = unsplit = escaping = 0
+            earliest = unsplit = escaping = copies = 0
             for start in reversed(range(max(end - LONGEST_REGION, 0), end)):
                 step = self.steps[start]
                 if isinstance(step.rule, str):
@@ -4214,9 +4238,10 @@ class SplitSearch:
                 unsplit = max(unsplit, step.need)
                 output = step.operator.writes[0]
                 escaping += self.sizes[output] if self.escapes(output, end) else 0
+                copies += 2 * step.least_persistent - step.persistent - BITS_32.tensor
                 bound = max(self.entering[start], self.entering[end] + escaping)
                 if bound < unsplit:
-                    yield (start, end), (unsplit, bound)
+                    yield Range(start, end, unsplit, bound, copies)
 
     def escapes(self, output: int, end: int) -> bool:
         """Whether a tensor made before ``end`` has to be whole then."""
@@ -4352,39 +4377,67 @@ class SplitSearch:
             intervals.append((size, number, count if is_old else last.get(t, count)))
         return around + peak_of(intervals, count)
 
-    def try_ranges(self, limit: int, most_macs: int, best: int) -> None:
+    def try_ranges(self, limit: int, most_macs: int, best: int, price: Price) -> None:
         """Give every range that needs more than ``limit`` bytes, if it can have it, a region that does not.
 
         Few stripes come first, since more of them cost more; later calls, with lower limits, go on from there.
         ``best`` is the smallest sum of peak and additional persistent bytes so far; a region that cannot be part of a
-        smaller one is left out.
+        smaller one is left out, and so is one that costs more than regions within it that do the same.
         """
-        for (start, end), (unsplit, bound) in self.ranges.items():
-            if unsplit <= limit or bound > limit or bound >= best:
-                continue
-            for is_cached in (False, True):
-                key = start, end, is_cached
-                if key not in self.least:
-                    self.least[key] = self.least_need(*key)
-                if self.least[key] > limit:
+        cheapest = [
+            self.cheapest(found, limit, price) for found in map(self.regions.__getitem__, range(len(self.steps)))
+        ]
+        for start in sorted(self.ranges, reverse=True):
+            inside = [NO_LIMIT] * (len(self.steps) + 1)  # by end, the price from start to there of what is known
+            inside[start] = 0
+            done = start
+            for found in self.ranges[start]:
+                for position in range(done, found.end):
+                    if self.steps[position].need <= limit:
+                        inside[position + 1] = min(inside[position + 1], inside[position])
+                    for end, extra in cheapest[position].items():
+                        inside[end] = min(inside[end], inside[position] + extra)
+                done = found.end
+                if found.unsplit <= limit or found.bound > limit or found.bound >= best:
                     continue
-                while self.reached.get(key, unsplit) > limit and (untried := self.untried[key]):
+                if inside[found.end] <= price(Cost(0, 0, found.copies)):
+                    continue
+                for is_cached in (False, True):
                     if self.budget.is_over:
                         return
-                    limits = Cost(limit, most_macs, best - bound)
-                    try:
-                        region = self.evaluate(start, end, untried.pop(), is_cached, limits)
-                    except TooDear:
-                        untried.clear()  # for good: later limits are lower
-                        continue
-                    if region is not None:
-                        self.reached[key] = region.cost.peak
-                        self.regions[start].append(region)
+                    self.try_range(found, is_cached, Cost(limit, most_macs, best - found.bound))
+                cheapest[start] = self.cheapest(self.regions[start], limit, price)
+                inside[found.end] = min(inside[found.end], cheapest[start].get(found.end, NO_LIMIT))
 
-    def compose(
-        self, limit: int, most_macs: int, price: Callable[[Cost], Any] = lambda cost: cost.persistent
-    ) -> Composition | None:
-        """The regions that keep the peak within the limit at the least price: persistent memory, or what is given."""
+    @staticmethod
+    def cheapest(regions: Sequence[SplitRegion], limit: int, price: Price) -> dict[int, int]:
+        """By end, the price of the cheapest region within the limit."""
+        found: dict[int, int] = {}
+        for region in regions:
+            if region.cost.peak <= limit:
+                found[region.end] = min(found.get(region.end, NO_LIMIT), price(region.cost))
+        return found
+
+    def try_range(self, found: Range, is_cached: bool, limits: Cost) -> None:
+        key = found.start, found.end, is_cached
+        if key not in self.least:
+            self.least[key] = self.least_need(*key)
+        if self.least[key] > limits.peak:
+            return
+        while self.reached.get(key, found.unsplit) > limits.peak and (untried := self.untried[key]):
+            if self.budget.is_over:
+                return
+            try:
+                region = self.evaluate(found.start, found.end, untried.pop(), is_cached, limits)
+            except TooDear:
+                untried.clear()  # for good: later limits are lower
+                continue
+            if region is not None:
+                self.reached[key] = region.cost.peak
+                self.regions[found.start].append(region)
+
+    def compose(self, limit: int, most_macs: int, price: Price) -> Composition | None:
+        """The regions that keep the peak within the limit at the least price."""
         labels: list[list[Composition]] = [[] for _ in range(len(self.steps) + 1)]
         labels[0] = [Composition((), Cost(0))]
         for position, here in enumerate(labels[:-1]):
@@ -4400,16 +4453,16 @@ class SplitSearch:
 
     def fitting(self, limit: int, most_macs: int) -> Composition | None:
         """The fewest multiply-accumulates, and of those the least memory, within a peak."""
-        self.try_ranges(limit, most_macs, NO_LIMIT)
-        return self.compose(limit, most_macs, lambda cost: (cost.macs, cost.sum))
+        self.try_ranges(limit, most_macs, NO_LIMIT, in_time)
+        return self.compose(limit, most_macs, in_time)
 
     def front(self, most_macs: int) -> list[Composition]:
         """Compositions with ever lower peaks, each with the least persistent memory for its peak, unsplit first."""
         compositions = [self.unsplit]
         while not self.budget.is_over:
             limit = compositions[-1].cost.peak - 1
-            self.try_ranges(limit, most_macs, min(c.cost.sum for c in compositions))
-            found = self.compose(limit, most_macs)
+            self.try_ranges(limit, most_macs, min(c.cost.sum for c in compositions), in_memory)
+            found = self.compose(limit, most_macs, in_memory)
             if found is None or found.cost.peak > limit:
                 break
             compositions.append(found)
