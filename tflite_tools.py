@@ -3238,6 +3238,7 @@ class Pads(NamedTuple):
 
 
 NO_PADS = Pads(0, 0)
+Pair = tuple[Any, Any]  # the first row and the one behind the last; or arrays of them
 
 
 @dataclass(frozen=True)
@@ -3265,9 +3266,9 @@ class RowRule:
         """The rows, extended to what can be computed by itself."""
         return first // self.repeat * self.repeat, -(-behind // self.repeat) * self.repeat
 
-    def made(self, first: int, behind: int, height: int) -> tuple[int, int]:
-        """The rows that the operator makes of all rows that it reads for these."""
-        return first, behind
+    def made(self, rows: Pair, read: Pair, height: Any) -> Pair:
+        """The rows that the operator makes of all rows that it reads for these, of an input of that height."""
+        return rows
 
     def span(self, first: int, behind: int, height: int) -> tuple[int, int, int, int]:
         """(the first and the one behind the last row, of an input of that height, that these output rows read; how many
@@ -3277,6 +3278,12 @@ class RowRule:
         above = -start if start < 0 else 0  # much faster than max()
         below = end - height if end > height else 0
         return start + above, end - below, above, below
+
+    def spans(self, first: np.ndarray, behind: np.ndarray, height: int) -> tuple[np.ndarray, np.ndarray]:
+        """The same for many ranges at once, without the padding."""
+        start = first // self.repeat * self.stride - self.above
+        end = (behind - 1) // self.repeat * self.stride - self.above + self.extent
+        return np.maximum(start, 0), np.minimum(end, height)
 
 
 @dataclass(frozen=True)
@@ -3291,9 +3298,8 @@ class CutRule(RowRule):
     def whole(self, first: int, behind: int) -> tuple[int, int]:
         return first, behind
 
-    def made(self, first: int, behind: int, height: int) -> tuple[int, int]:
-        start, end, _, _ = self.span(first, behind, height)
-        return start * self.pace, (end - 1) * self.pace + self.last
+    def made(self, rows: Pair, read: Pair, height: Any) -> Pair:
+        return read[0] * self.pace, (read[1] - 1) * self.pace + self.last
 
 
 @dataclass(frozen=True)
@@ -3304,17 +3310,21 @@ class MirrorRule(CutRule):
     skipped: int = 0  # rows at the very end, which are not repeated
 
     def span(self, first: int, behind: int, height: int) -> tuple[int, int, int, int]:
-        start, end = max(min(first - self.above, height - 1), 0), min(max(behind - self.above, 1), height)
-        for _ in range(2):  # where one end is near, the other may be as well
-            if start == 0:
-                end = max(end, min(self.above + self.skipped, height))
-            if end == height:
-                start = min(start, max(height - self.below - self.skipped, 0))
+        starts, ends = self.spans(np.array([first]), np.array([behind]), height)
+        start, end = int(starts[0]), int(ends[0])
         return start, end, self.above if start == 0 else 0, self.below if end == height else 0
 
-    def made(self, first: int, behind: int, height: int) -> tuple[int, int]:
-        start, end, above, below = self.span(first, behind, height)
-        return start + self.above - above, end + self.above + below
+    def spans(self, first: np.ndarray, behind: np.ndarray, height: int) -> tuple[np.ndarray, np.ndarray]:
+        start = np.clip(first - self.above, 0, height - 1)
+        end = np.clip(behind - self.above, 1, height)
+        for _ in range(2):  # where one end is near, the other may be as well
+            end = np.where(start == 0, np.maximum(end, self.above + self.skipped), end)
+            start = np.where(end == height, np.minimum(start, height - self.below - self.skipped), start)
+        return start, end
+
+    def made(self, rows: Pair, read: Pair, height: Any) -> Pair:
+        start, end = read
+        return start + self.above - self.above * (start == 0), end + self.above + self.below * (end == height)
 
 
 def is_picture(tensor: Tensor) -> bool:
@@ -3645,6 +3655,94 @@ def stripe_rows(region: Region, stripes: int) -> Iterator[Stripe]:
         yield Stripe(computed, wanted)
 
 
+class Stripings:
+    """All stripes of several ways to cut, one after the other, as arrays: for 2 and for 3 stripes
+
+    stripes    2  2  3  3  3
+    number     1  2  1  2  3
+    """
+
+    def __init__(self, counts: Sequence[int]) -> None:
+        self.counts = np.array(counts, dtype=np.int64)
+        self.stripes = np.repeat(self.counts, self.counts)
+        self.starts = np.cumsum(self.counts) - self.counts
+        self.number = np.arange(len(self.stripes)) - np.repeat(self.starts, self.counts) + 1
+        self.is_last = self.number == self.stripes
+        # Added to the values of one way, it keeps them above all of those before.
+        self.lift = np.repeat(np.arange(len(counts)), self.counts) * MANY_ROWS
+
+    def so_far(self, values: Any) -> np.ndarray:
+        """The most of the stripes up to each."""
+        return np.maximum.accumulate(values + self.lift) - self.lift
+
+    def before(self, values: np.ndarray) -> np.ndarray:
+        """The value of the stripe before each, or 0."""
+        shifted = np.roll(values, 1)
+        shifted[self.starts] = 0
+        return shifted
+
+    def later(self, values: np.ndarray) -> np.ndarray:
+        """The least of the stripes after each, or MANY_ROWS."""
+        least = np.minimum.accumulate((values + self.lift)[::-1])[::-1] - self.lift
+        return np.where(self.is_last, MANY_ROWS, np.roll(least, -1))
+
+    def total(self, values: np.ndarray) -> np.ndarray:
+        return np.add.reduceat(values, self.starts)
+
+    def most(self, values: np.ndarray) -> np.ndarray:
+        return np.maximum.reduceat(values, self.starts)
+
+
+MANY_ROWS = 1 << 40
+
+
+class RowArrays(NamedTuple):
+    """What an operator does in many stripes: of each the first row and the one behind the last."""
+
+    operator: int
+    computed: Pair  # empty where it computes nothing
+    wanted: Pair  # rows of its output that should be there
+    read: dict[int, Pair]  # rows of its sources
+    made: Pair
+    is_empty: np.ndarray  # whether it would read nothing but padding
+
+
+def rows_at_once(region: Region, ways: Stripings) -> Iterator[RowArrays]:
+    """:func:`stripe_rows` for several numbers of stripes at once, the last operator first.
+
+    What an operator does is the same in all regions with the same end.
+    """
+    wanted: dict[int, Pair] = {}
+    nobody = np.full(len(ways.stripes), MANY_ROWS), np.full(len(ways.stripes), -1)
+    for operator, (output, rule) in reversed(region.parts.items()):
+        first, behind = wanted.get(output, nobody)
+        if output in region.escaping:
+            goal = region.heights[output] * ways.number // ways.stripes
+            is_due = ways.is_last | (output not in region.read_inside)
+            behind = np.maximum(behind, np.where(is_due, goal, -1))
+        first, behind = rule.whole(first, behind)
+        done = ways.before(np.maximum(ways.so_far(behind), 0))
+        behind = np.where(behind < 0, done, behind)
+        first = np.where(first >= MANY_ROWS, done, first)
+        first = np.minimum(first, done) if output in region.escaping else first
+        all_wanted = first, behind
+        first = np.maximum(first, done) if region.is_cached else first
+        runs = first < behind
+        is_empty = np.zeros(len(ways.stripes), dtype=bool)
+        read = {}
+        for source in rule.sources:
+            start, end = read[source] = rule.spans(first, behind, region.heights[source])
+            is_empty |= runs & (start >= end)
+            least, most = wanted.get(source, nobody)
+            wanted[source] = (
+                np.minimum(least, np.where(runs, start, MANY_ROWS)),
+                np.maximum(most, np.where(runs, end, -1)),
+            )
+        height = region.heights[rule.sources[0]]
+        made = rule.made((first, behind), read[rule.sources[0]], height)
+        yield RowArrays(operator, (first, behind), all_wanted, read, made, is_empty)
+
+
 ####################################################################################################
 # Stripes as operators: a region and its rows -> new operators and tensors, as plain data
 ####################################################################################################
@@ -3738,7 +3836,7 @@ class Emitter:
         chosen = [inputs.get(i, i) for i in operator.inputs]
         height = self.subgraph.tensors[rule.sources[0]].shape[HEIGHT]
         first, behind, *pads = rule.span(rows[0], rows[1], height)
-        made = Rows(*rule.made(rows[0], rows[1], height))
+        made = Rows(*rule.made(rows, (first, behind), height))
         is_unpadded = operator.options.get("Padding") == tflite.Padding.SAME and not isinstance(rule, CutRule)
         pattern = kind_of(operator).rows
         if pattern == "pad":
@@ -4118,6 +4216,119 @@ LONGEST_REGION = 100  # operators
 STRIPES = (2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32)
 DEFAULT_MAX_MACS = 10.0  # per cent more multiply-accumulates than before
 NO_LIMIT = 1 << 80
+MANY_BYTES = 1 << 50
+
+
+class Outlook:
+    """What all regions with one end take at least, in every number of stripes: row by row of ``alive``, from the last
+    operator backwards, bytes of rows that are alive while an operator runs.
+
+    Adding an operator in front adds its output to what is alive until its last reader, and to all later operators
+    what stays: a piece of an output of the region, and rows that are kept for later stripes.
+    """
+
+    def __init__(self, search: SplitSearch, end: int, is_cached: bool) -> None:
+        start = min(search.starts[end])
+        self.search, self.end = search, end
+        self.region = search.region(start, end, is_cached)
+        self.ways = ways = Stripings(STRIPES)
+        self.last = {t: number for number, part in self.region.parts.items() for t in part.rule.sources}
+        self.readers = {t: [n for n, part in self.region.parts.items() if t in part.rule.sources] for t in self.last}
+        columns = len(ways.stripes)
+        self.nothing = np.zeros(columns, dtype=np.int64)
+        self.rows: dict[int, RowArrays] = {}
+        self.alive = np.zeros((end, columns), dtype=np.int64)
+        self.own = np.zeros((end, columns), dtype=np.int64)
+        self.macs = self.persistent = self.around = self.nothing
+        self.is_possible = np.ones(columns, dtype=bool)
+        self.outside: dict[int, np.ndarray] = {}  # stripes that read what comes from outside, and falls away
+        self.lists: dict[int, list[tuple[int, Cost]]] = {}
+        for row in rows_at_once(self.region, ways):
+            self.add(row)
+            if row.operator in search.starts[end]:
+                self.lists[row.operator] = self.list(row.operator)
+
+    def add(self, row: RowArrays) -> None:
+        ways, number, row_bytes = self.ways, row.operator, self.search.row_bytes
+        step, (output, rule) = self.search.steps[number], self.region.parts[number]
+        first, behind = row.computed
+        runs = first < behind
+        self.rows[number] = row
+        self.is_possible &= ~row.is_empty
+        self.macs = self.macs + np.where(
+            runs, step.macs * (row.made[1] - row.made[0]) // self.region.heights[output], 0
+        )
+        self.persistent = self.persistent + np.where(runs, step.least_persistent, 0)
+        later = self.alive[number + 1 :]
+        done = np.maximum(ways.so_far(behind), 0)
+        if output in self.region.escaping:
+            self.is_possible &= ways.stripes <= self.region.heights[output]
+            self.around = self.around + ways.before(done) * row_bytes[output]
+            if output not in self.region.read_inside:
+                later += np.where(runs, behind - first, 0) * row_bytes[output]
+        if self.region.is_cached:
+            kept = np.maximum(done - ways.later(row.wanted[0]), 0) * row_bytes[output]
+            before = ways.before(kept)
+            self.around = self.around + before
+            later += kept - before
+        if output in self.last:
+            self.alive[number + 1 : self.last[output] + 1] += self.held(number)
+        self.outside.pop(output, None)
+        for source in rule.sources:
+            interval = self.search.intervals.get(source)
+            if interval and interval.last < self.end:
+                self.outside[source] = runs | self.outside.get(source, False)
+        for changed in (number, *self.readers.get(output, ())):
+            self.own[changed] = self.needed(self.rows[changed])
+
+    def available(self, number: int) -> np.ndarray:
+        """Bytes of the output rows that are there once the operator has run."""
+        row, output = self.rows[number], self.region.parts[number].output
+        first, behind = row.computed
+        have = np.minimum(first, row.wanted[0]) if self.region.is_cached else first
+        return np.where(first < behind, behind - have, 0) * self.search.row_bytes[output]
+
+    def held(self, number: int) -> np.ndarray:
+        """The same in stripes in which its last reader runs; in others an earlier one may be the last."""
+        first, behind = self.rows[self.last[self.region.parts[number].output]].computed
+        return np.where(first < behind, self.available(number), 0)
+
+    def needed(self, row: RowArrays) -> np.ndarray:
+        """Bytes that an operator takes on top of what is alive before it: to cut, to pad and to run."""
+        search, number = self.search, row.operator
+        output, rule = self.region.parts[number]
+        runs = row.computed[0] < row.computed[1]
+        cut = padded = freed = self.nothing
+        for source in rule.sources:
+            start, end = row.read[source]
+            size = np.where(runs, end - start, 0) * search.row_bytes[source]
+            maker = search.producers.get(source, -1)
+            if maker in self.rows:
+                here = self.available(maker)
+                freed = freed + self.held(maker) if self.last[source] == number else freed
+                cut = cut + np.where(size == here, 0, size)
+            else:
+                cut = cut + np.where(end - start < self.region.heights[source], size, 0)
+            if rule.columns != NO_PADS and not search.steps[number].pads_itself:
+                width = search.subgraph.tensors[source].shape[2]
+                padded = size * (width + sum(rule.columns)) // width
+        out = np.where(runs, row.made[1] - row.made[0], 0) * search.row_bytes[output]
+        inputs = np.where(cut > 0, cut, freed)
+        most = np.maximum(np.where(padded > 0, padded, inputs) + out, inputs + padded)
+        return np.where(runs, most - freed, -MANY_BYTES)
+
+    def list(self, start: int) -> list[tuple[int, Cost]]:
+        """What the region from ``start`` takes at least, the most stripes first."""
+        ways, steps = self.ways, self.search.steps[start : self.end]
+        around = self.search.entering[start] + self.around
+        for source, reads in self.outside.items():
+            is_needed = ways.later(np.where(reads, 0, 1)) == 0
+            around = around - np.where(is_needed, 0, self.search.sizes[source])
+        peaks = ways.most(around + np.max(self.alive[start:] + self.own[start:], axis=0))
+        macs = ways.total(self.macs) - sum(step.macs for step in steps)
+        persistent = ways.total(self.persistent) - sum(step.persistent + BITS_32.tensor for step in steps)
+        possible = np.flatnonzero(ways.total(~self.is_possible) == 0)[::-1].tolist()
+        return [(int(ways.counts[i]), Cost(int(peaks[i]), int(macs[i]), int(persistent[i]))) for i in possible]
 
 
 Price = Callable[[Cost], int]  # prices of regions add up
@@ -4170,10 +4381,14 @@ class SplitSearch:
         self.ranges: dict[int, list[Range]] = defaultdict(list)  # by start, the shortest first
         for found in self.possible_ranges():
             self.ranges[found.start].append(found)
-        # Per range and halo mode the stripes left to try, the fewest last, and the lowest peak so far.
-        self.untried: dict[tuple[int, int, bool], list[int]] = defaultdict(lambda: list(reversed(STRIPES)))
+        self.starts: dict[int, set[int]] = defaultdict(set)  # by end
+        for start, ranges in self.ranges.items():
+            for found in ranges:
+                self.starts[found.end].add(start)
+        # Per end and halo mode, for every start the stripes left to try with what they need at least, the fewest last.
+        self.outlooks: dict[tuple[int, bool], dict[int, list[tuple[int, Cost]]]] = {}
+        # The lowest peak so far.
         self.reached: dict[tuple[int, int, bool], int] = {}
-        self.least: dict[tuple[int, int, bool], int] = {}
 
     def all_steps(self, graph: ModelGraph) -> list[SplitStep]:
         subgraph = self.subgraph
@@ -4268,8 +4483,11 @@ class SplitSearch:
             TooDear: it takes more multiply-accumulates or persistent memory than the limits.
         """
         region = self.region(start, end, is_cached)
-        rows = self.rows_within(limits, region, stripes)
-        if rows is None:
+        if min(region.heights[t] for t in region.escaping) < stripes:
+            return None
+        try:
+            rows = list(stripe_rows(region, stripes))
+        except NoStripes:
             return None
         meter = Meter(self.subgraph, self.element_bytes, self.row_bytes)
         RegionEmitter(meter, region).run(rows)
@@ -4283,72 +4501,19 @@ class SplitSearch:
         if (peak := self.peak(meter, start, end)) > limits.peak:
             return None
         macs = sum(self.stripe_macs(region, stripe) for stripe in rows) - sum(step.macs for step in steps)
+        if macs > limits.macs:
+            raise TooDear
         cost = Cost(peak, macs, after - before, len(meter.runs) - len(steps))
         return SplitRegion(start, end, stripes, is_cached, cost)
 
-    def rows_within(self, limits: Cost, region: Region, stripes: int) -> list[Stripe] | None:
-        """The row algebra of a region; None as soon as one can tell that a limit does not hold."""
-        if min(region.heights[t] for t in region.escaping) < stripes:
-            return None
-        sinks = {output for output in region.escaping if output not in region.read_inside}
-        steps = self.steps
-        macs = -sum(steps[number].macs for number in region.parts)
-        persistent = -sum(steps[number].persistent + BITS_32.tensor for number in region.parts)
-        around = self.entering[min(region.parts)]  # the pieces of outputs come on top
-        rows = []
-        try:
-            for stripe in stripe_rows(region, stripes):
-                rows.append(stripe)
-                macs += self.stripe_macs(region, stripe)
-                persistent += sum(steps[number].least_persistent for number in stripe.computed)
-                if macs > limits.macs or persistent > limits.persistent:
-                    raise TooDear
-                if len(rows) < stripes and around + self.working_set(region, stripe) > limits.peak:
-                    return None
-                for number, (first, behind) in stripe.computed.items():
-                    output = region.parts[number].output
-                    around += (behind - first) * self.row_bytes[output] if output in sinks else 0
-        except NoStripes:
-            return None
-        return rows
-
-    def least_need(self, start: int, end: int, is_cached: bool) -> int:
-        """Bytes that the first of the thinnest stripes needs; thicker ones hardly ever need less."""
-        region = self.region(start, end, is_cached)
-        most = min(region.heights[t] for t in region.escaping)
-        try:
-            first = next(stripe_rows(region, max((n for n in STRIPES if n <= most), default=1)))
-        except NoStripes:
-            return 0
-        return self.entering[start] + self.working_set(region, first)
-
     def stripe_macs(self, region: Region, stripe: Stripe) -> int:
         heights, macs = region.heights, 0
-        for number, (first, behind) in stripe.computed.items():
+        for number, rows in stripe.computed.items():
             output, rule = region.parts[number]
-            first, behind = rule.made(first, behind, heights[rule.sources[0]])
+            height = heights[rule.sources[0]]
+            first, behind = rule.made(rows, rule.span(*rows, height)[:2], height)
             macs += self.steps[number].macs * (behind - first) // heights[output]
         return macs
-
-    def working_set(self, region: Region, stripe: Stripe) -> int:
-        """The most bytes of rows that an operator of a stripe reads, pads and writes, whole tensors apart."""
-        most = 0
-        row_bytes = self.row_bytes
-        for number, (first, behind) in stripe.computed.items():
-            output, rule = region.parts[number]
-            pads_itself = self.steps[number].pads_itself
-            read = padded = 0
-            for source in rule.sources:
-                height = region.heights[source]
-                start, end, above, below = rule.span(first, behind, height)
-                if end - start < height:
-                    read += (end - start) * row_bytes[source]
-                if not pads_itself and (above or below or rule.columns != NO_PADS):
-                    width = self.subgraph.tensors[source].shape[2]
-                    padded = (end - start + above + below) * (row_bytes[source] * (width + sum(rule.columns)) // width)
-            first, behind = rule.made(first, behind, height)
-            most = max(most, read + padded, (padded or read) + (behind - first) * row_bytes[output])
-        return most
 
     @staticmethod
     @cache
@@ -4405,7 +4570,8 @@ class SplitSearch:
                 for is_cached in (False, True):
                     if self.budget.is_over:
                         return
-                    self.try_range(found, is_cached, Cost(limit, most_macs, best - found.bound))
+                    limits = Cost(limit, most_macs, best - found.bound)
+                    self.try_range(found, is_cached, limits, inside[found.end], price)
                 cheapest[start] = self.cheapest(self.regions[start], limit, price)
                 inside[found.end] = min(inside[found.end], cheapest[start].get(found.end, NO_LIMIT))
 
@@ -4418,20 +4584,30 @@ class SplitSearch:
                 found[region.end] = min(found.get(region.end, NO_LIMIT), price(region.cost))
         return found
 
-    def try_range(self, found: Range, is_cached: bool, limits: Cost) -> None:
+    def try_range(self, found: Range, is_cached: bool, limits: Cost, dearest: int, price: Price) -> None:
+        """Cut a range in ever more stripes until it is within the limits, or costs as much as ``dearest``."""
         key = found.start, found.end, is_cached
-        if key not in self.least:
-            self.least[key] = self.least_need(*key)
-        if self.least[key] > limits.peak:
-            return
-        while self.reached.get(key, found.unsplit) > limits.peak and (untried := self.untried[key]):
-            if self.budget.is_over:
-                return
-            try:
-                region = self.evaluate(found.start, found.end, untried.pop(), is_cached, limits)
-            except TooDear:
+        which = found.end, is_cached
+        if which not in self.outlooks:
+            self.outlooks[which] = Outlook(self, *which).lists
+        untried = self.outlooks[which][found.start]
+        while self.reached.get(key, found.unsplit) > limits.peak and untried and not self.budget.is_over:
+            stripes, least = untried[-1]
+            if least.macs > limits.macs or least.persistent > limits.persistent:
                 untried.clear()  # for good: later limits are lower
+                return
+            if price(least) >= dearest:
+                return
+            if least.peak > limits.peak and all(other.peak > limits.peak for _, other in untried):
+                return
+            untried.pop()
+            if least.peak > limits.peak:
                 continue
+            try:
+                region = self.evaluate(found.start, found.end, stripes, is_cached, limits)
+            except TooDear:
+                untried.clear()
+                return
             if region is not None:
                 self.reached[key] = region.cost.peak
                 self.regions[found.start].append(region)

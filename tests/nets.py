@@ -155,7 +155,7 @@ def regions(data: bytes) -> Iterator[tuple[SplitSearch, SplitRegion]]:
     """Every region of a model in every number of stripes and both halo modes."""
     graph = read_model(data)
     search = SplitSearch(graph, graph.subgraphs[0], FOREVER)
-    for start, end in search.ranges:
+    for start, end in [(found.start, found.end) for ranges in search.ranges.values() for found in ranges]:
         for stripes, is_cached in itertools.product(tflite_tools.STRIPES, (False, True)):
             region = search.evaluate(start, end, stripes, is_cached, NO_LIMITS)
             if region is not None:

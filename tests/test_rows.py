@@ -173,6 +173,8 @@ def test_what_is_cut_has_been_made():
         for first in range(height):
             for behind in range(first + 1, height + 1):
                 start, end, _, _ = rule.span(first, behind, 9)
-                made = rule.made(first, behind, 9)
+                made = rule.made((first, behind), (start, end), 9)
                 assert 0 <= start < end <= 9
+                starts, ends = rule.spans(np.array([first]), np.array([behind]), 9)
+                assert (starts[0], ends[0]) == (start, end)
                 assert 0 <= made[0] <= first < behind <= made[1] <= height

@@ -32,6 +32,7 @@ from tflite_tools import (
     read_model,
     rewrite_subgraph,
     row_rule,
+    rows_at_once,
     schedule_model,
 )
 
@@ -168,6 +169,67 @@ def test_cached_rows_are_computed_once(seed: int):
                     assert sum(b - a for a, b in ranges) == search.subgraph.tensors[output].shape[1]
 
 
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.booleans())
+def test_rows_of_many_stripes_at_once_are_those_of_each(seed: int, is_cached: bool):
+    data = random_net(random.Random(seed), steps=6)
+    graph = read_model(data)
+    search = SplitSearch(graph, graph.subgraphs[0], FOREVER)
+    for start, ranges in search.ranges.items():
+        region = search.region(start, ranges[-1].end, is_cached)
+        ways = tflite_tools.Stripings((2, 3, 5))
+        rows = {row.operator: row for row in rows_at_once(region, ways)}
+        place = 0
+        for count in (2, 3, 5):
+            try:
+                stripes = list(tflite_tools.stripe_rows(region, count))
+            except tflite_tools.NoStripes:
+                assert any(row.is_empty[place : place + count].any() for row in rows.values())
+                stripes = []
+            for i, stripe in enumerate(stripes, start=place):
+                for number, row in rows.items():
+                    first, behind = (int(values[i]) for values in row.computed)
+                    assert stripe.computed.get(number) == ((first, behind) if first < behind else None)
+                    if first < behind:
+                        wanted = stripe.wanted[region.parts[number].output]
+                        assert wanted == tuple(int(values[i]) for values in row.wanted)
+                        assert not row.is_empty[i]
+            place += count
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.booleans())
+def test_no_region_takes_less_than_its_outlook(seed: int, is_cached: bool):
+    data = random_net(random.Random(seed), steps=6)
+    graph = read_model(data)
+    search = SplitSearch(graph, graph.subgraphs[0], FOREVER)
+    for end, starts in search.starts.items():
+        outlook = tflite_tools.Outlook(search, end, is_cached)
+        for start in starts:
+            least = dict(outlook.lists[start])
+            for count in tflite_tools.STRIPES:
+                found = search.evaluate(start, end, count, is_cached, NO_LIMITS)
+                assert (found is not None) == (count in least)
+                if found is not None:
+                    assert found.cost.peak >= least[count].peak
+                    assert found.cost.macs == least[count].macs
+                    assert found.cost.persistent >= least[count].persistent
+
+
+def test_the_outlook_is_near_what_regions_take():
+    """It may be wrong by the alignment of tensors only, or it would be of no use."""
+    for name in ("cnn", "mobilenet"):
+        graph = read_model((MODELS / f"digits_{name}_int8.tflite").read_bytes())
+        search = SplitSearch(graph, graph.subgraphs[0], FOREVER)
+        ratios = []
+        for found, is_cached in itertools.product(itertools.chain(*search.ranges.values()), (False, True)):
+            for count, least in tflite_tools.Outlook(search, found.end, is_cached).lists[found.start]:
+                region = search.evaluate(found.start, found.end, count, is_cached, NO_LIMITS)
+                ratios.append(region.cost.peak / max(least.peak, found.bound))
+        assert min(ratios) >= 1
+        assert sum(ratios) / len(ratios) < 1.05
+
+
 # -- the runtimes ------------------------------------------------------------------------------------
 
 
@@ -287,7 +349,7 @@ def test_the_composition_is_the_best_of_all_that_were_tried():
             and all(step.need <= limit for k, step in enumerate(search.steps)
                     if not any(r.start <= k < r.end for r in chosen))
         )  # fmt: skip
-        composed = search.compose(limit, most_macs)
+        composed = search.compose(limit, most_macs, tflite_tools.in_memory)
         assert composed is not None
         assert composed.cost.persistent == best
 
