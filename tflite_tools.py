@@ -3616,10 +3616,6 @@ class NoStripes(ValueError):
     """A region cannot be cut into that many stripes."""
 
 
-class TooDear(ValueError):
-    """A region costs more than it may; more stripes would cost even more."""
-
-
 def stripe_rows(region: Region, stripes: int) -> Iterator[Stripe]:
     """The row algebra of a region: who computes what in which stripe.
 
@@ -3755,7 +3751,7 @@ class Emitter:
         self.subgraph = subgraph
         self.tensors: list[NewTensor] = []
         self.operators: list[NewOperator] = []
-        self.constants: dict[tuple[int | None, tuple[int, ...], bytes], int] = {}
+        self.constants: dict[tuple[int | None, tuple[int, ...], Any], int] = {}
 
     def tensor(self, like: int, shape: tuple[int, ...], label: str) -> int:
         self.tensors.append(NewTensor(label, shape, like))
@@ -3890,6 +3886,12 @@ class Meter(Emitter):
 
     def new_constant(self, values: bytes, shape: tuple[int, ...], like: int | None) -> int:
         return self.new(0)
+
+    def integers(self, *values: int, shape: tuple[int, ...]) -> int:
+        key = None, shape, values
+        if key not in self.constants:
+            self.constants[key] = self.new(0)
+        return self.constants[key]
 
     def emit(self, kind: str, inputs: Sequence[int], output: int, like: int | None = None, **options: Any) -> int:
         self.runs.append((inputs, output))
@@ -4215,6 +4217,8 @@ class SplitStep:
 LONGEST_REGION = 100  # operators
 STRIPES = (2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32)
 DEFAULT_MAX_MACS = 10.0  # per cent more multiply-accumulates than before
+RIVALS = 1.05  # times the smallest sum: what may need the least once it is reordered
+COARSE = 0.9  # from one limit on the peak to the next, at first
 NO_LIMIT = 1 << 80
 MANY_BYTES = 1 << 50
 
@@ -4241,7 +4245,8 @@ class Outlook:
         self.own = np.zeros((end, columns), dtype=np.int64)
         self.macs = self.persistent = self.around = self.nothing
         self.is_possible = np.ones(columns, dtype=bool)
-        self.outside: dict[int, np.ndarray] = {}  # stripes that read what comes from outside, and falls away
+        # What comes from outside and falls away: the stripes that read it, and its bytes where no later one does.
+        self.outside: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         self.lists: dict[int, list[tuple[int, Cost]]] = {}
         for row in rows_at_once(self.region, ways):
             self.add(row)
@@ -4277,7 +4282,9 @@ class Outlook:
         for source in rule.sources:
             interval = self.search.intervals.get(source)
             if interval and interval.last < self.end:
-                self.outside[source] = runs | self.outside.get(source, False)
+                reads = runs | self.outside[source][0] if source in self.outside else runs
+                is_gone = ways.later(np.where(reads, 0, 1)) > 0
+                self.outside[source] = reads, is_gone * self.search.sizes[source]
         for changed in (number, *self.readers.get(output, ())):
             self.own[changed] = self.needed(self.rows[changed])
 
@@ -4318,16 +4325,13 @@ class Outlook:
         return np.where(runs, most - freed, -MANY_BYTES)
 
     def list(self, start: int) -> list[tuple[int, Cost]]:
-        """What the region from ``start`` takes at least, the most stripes first."""
+        """What the region from ``start`` takes at least, the fewest stripes first."""
         ways, steps = self.ways, self.search.steps[start : self.end]
-        around = self.search.entering[start] + self.around
-        for source, reads in self.outside.items():
-            is_needed = ways.later(np.where(reads, 0, 1)) == 0
-            around = around - np.where(is_needed, 0, self.search.sizes[source])
+        around = self.search.entering[start] + self.around - sum(gone for _, gone in self.outside.values())
         peaks = ways.most(around + np.max(self.alive[start:] + self.own[start:], axis=0))
         macs = ways.total(self.macs) - sum(step.macs for step in steps)
         persistent = ways.total(self.persistent) - sum(step.persistent + BITS_32.tensor for step in steps)
-        possible = np.flatnonzero(ways.total(~self.is_possible) == 0)[::-1].tolist()
+        possible = np.flatnonzero(ways.total(~self.is_possible) == 0).tolist()
         return [(int(ways.counts[i]), Cost(int(peaks[i]), int(macs[i]), int(persistent[i]))) for i in possible]
 
 
@@ -4385,10 +4389,9 @@ class SplitSearch:
         for start, ranges in self.ranges.items():
             for found in ranges:
                 self.starts[found.end].add(start)
-        # Per end and halo mode, for every start the stripes left to try with what they need at least, the fewest last.
+        # Per end and halo mode, for every start: numbers of stripes with what they need at least, the fewest first.
         self.outlooks: dict[tuple[int, bool], dict[int, list[tuple[int, Cost]]]] = {}
-        # The lowest peak so far.
-        self.reached: dict[tuple[int, int, bool], int] = {}
+        self.known: dict[tuple[int, int, int, bool], SplitRegion | None] = {}
 
     def all_steps(self, graph: ModelGraph) -> list[SplitStep]:
         subgraph = self.subgraph
@@ -4476,12 +4479,8 @@ class SplitSearch:
         outputs = (t for step in steps for t in step.operator.writes)
         return Region(parts, heights, tuple(t for t in outputs if self.escapes(t, end)), is_cached)
 
-    def evaluate(self, start: int, end: int, stripes: int, is_cached: bool, limits: Cost) -> SplitRegion | None:
-        """What a region takes; None if its peak is more than the limit, or if it cannot be cut like that.
-
-        Raises:
-            TooDear: it takes more multiply-accumulates or persistent memory than the limits.
-        """
+    def evaluate(self, start: int, end: int, stripes: int, is_cached: bool) -> SplitRegion | None:
+        """What a region takes; None if it cannot be cut like that."""
         region = self.region(start, end, is_cached)
         if min(region.heights[t] for t in region.escaping) < stripes:
             return None
@@ -4496,14 +4495,8 @@ class SplitSearch:
         after = BITS_32.tensor * len(meter.sizes)
         after += sum(n * self.glue_bytes(*glue) for glue, n in meter.glue.items())
         after += sum(n * self.steps[like].persistent for like, n in meter.copies.items())
-        if after - before > limits.persistent:
-            raise TooDear
-        if (peak := self.peak(meter, start, end)) > limits.peak:
-            return None
         macs = sum(self.stripe_macs(region, stripe) for stripe in rows) - sum(step.macs for step in steps)
-        if macs > limits.macs:
-            raise TooDear
-        cost = Cost(peak, macs, after - before, len(meter.runs) - len(steps))
+        cost = Cost(self.peak(meter, start, end), macs, after - before, len(meter.runs) - len(steps))
         return SplitRegion(start, end, stripes, is_cached, cost)
 
     def stripe_macs(self, region: Region, stripe: Stripe) -> int:
@@ -4586,31 +4579,22 @@ class SplitSearch:
 
     def try_range(self, found: Range, is_cached: bool, limits: Cost, dearest: int, price: Price) -> None:
         """Cut a range in ever more stripes until it is within the limits, or costs as much as ``dearest``."""
-        key = found.start, found.end, is_cached
         which = found.end, is_cached
         if which not in self.outlooks:
             self.outlooks[which] = Outlook(self, *which).lists
-        untried = self.outlooks[which][found.start]
-        while self.reached.get(key, found.unsplit) > limits.peak and untried and not self.budget.is_over:
-            stripes, least = untried[-1]
-            if least.macs > limits.macs or least.persistent > limits.persistent:
-                untried.clear()  # for good: later limits are lower
+        for stripes, least in self.outlooks[which][found.start]:
+            too_dear = least.macs > limits.macs or least.persistent > limits.persistent or price(least) >= dearest
+            if too_dear or self.budget.is_over:
                 return
-            if price(least) >= dearest:
-                return
-            if least.peak > limits.peak and all(other.peak > limits.peak for _, other in untried):
-                return
-            untried.pop()
             if least.peak > limits.peak:
                 continue
-            try:
-                region = self.evaluate(found.start, found.end, stripes, is_cached, limits)
-            except TooDear:
-                untried.clear()
+            key = found.start, found.end, stripes, is_cached
+            if key not in self.known:
+                self.known[key] = region = self.evaluate(*key)
+                if region is not None:
+                    self.regions[found.start].append(region)
+            if (known := self.known[key]) and known.cost.peak <= limits.peak:
                 return
-            if region is not None:
-                self.reached[key] = region.cost.peak
-                self.regions[found.start].append(region)
 
     def compose(self, limit: int, most_macs: int, price: Price) -> Composition | None:
         """The regions that keep the peak within the limit at the least price."""
@@ -4633,16 +4617,37 @@ class SplitSearch:
         return self.compose(limit, most_macs, in_time)
 
     def front(self, most_macs: int) -> list[Composition]:
-        """Compositions with ever lower peaks, each with the least persistent memory for its peak, unsplit first."""
-        compositions = [self.unsplit]
-        while not self.budget.is_over:
-            limit = compositions[-1].cost.peak - 1
-            self.try_ranges(limit, most_macs, min(c.cost.sum for c in compositions), in_memory)
-            found = self.compose(limit, most_macs, in_memory)
-            if found is None or found.cost.peak > limit:
-                break
-            compositions.append(found)
-        return compositions
+        """Compositions with ever lower peaks, each with the least persistent memory for its peak, unsplit first; all
+        those near the smallest sum, and some others.
+
+        The lower the peak, the more persistent memory: so between two limits no sum is smaller than the lower limit
+        and the memory for the upper one.
+        """
+        found = {(): self.unsplit}
+        limit = self.unsplit.cost.peak - 1
+        steps: list[tuple[Composition, int]] = []  # what has been found, and the limit that was tried after it
+        latest: Composition | None = self.unsplit
+        while latest is not None and not self.budget.is_over:
+            steps.append((latest, limit))
+            latest = self.within(limit, most_macs, found)
+            if latest is not None:
+                limit = min(latest.cost.peak - 1, int(COARSE * limit))
+        for start, floor in sorted(steps, key=lambda step: step[0].cost.persistent + step[1]):
+            current: Composition | None = start
+            while current is not None and current.cost.peak - 1 > floor and not self.budget.is_over:
+                if floor + current.cost.persistent > RIVALS * min(c.cost.sum for c in found.values()):
+                    break
+                current = self.within(current.cost.peak - 1, most_macs, found)
+        return sorted(found.values(), key=lambda c: -c.cost.peak)
+
+    def within(self, limit: int, most_macs: int, found: dict[Any, Composition]) -> Composition | None:
+        """What takes the least persistent memory within a peak, to be added to what has been found."""
+        self.try_ranges(limit, most_macs, min(c.cost.sum for c in found.values()), in_memory)
+        composition = self.compose(limit, most_macs, in_memory)
+        if composition is None or composition.cost.peak > limit:
+            return None
+        found[composition.regions] = composition
+        return composition
 
     def whole(self, composition: Composition) -> list[SplitStep]:
         """The operators that run whole."""
@@ -6458,14 +6463,14 @@ def decide_ports(model: Snapshot) -> tuple[Snapshot, PortsDecision]:
     )
 
 
-def sum_when_reordered(graph: ModelGraph, rewrite: Rewrite, budget: Budget) -> int:
+def sum_when_reordered(graph: ModelGraph, rewrite: Rewrite, seconds: float) -> int:
     """The smallest peak of any order of the rewritten operators, and the persistent structures."""
     first, *others = graph.subgraphs
     graph = graph.with_subgraphs([apply_rewrite(first, rewrite).subgraph, *others])
-    return max(ordering.peak for ordering in order_model(graph, budget.left)) + persistent_bytes(graph).total
+    return max(ordering.peak for ordering in order_model(graph, seconds)) + persistent_bytes(graph).total
 
 
-RIVALS = 1.05  # times the smallest sum: what may need the least once it is reordered
+RIVAL_SECONDS = 0.5  # to find that out, each
 
 
 @dataclass(frozen=True)
@@ -6486,7 +6491,7 @@ class SplitCandidate:
     ) -> SplitCandidate:
         """Raises ArenaError, as :class:`SplitSearch` and :func:`persistent_bytes`."""
         persistent = persistent_bytes(model.graph).total
-        patience = budget.share(0.7) if is_reordered else budget
+        patience = budget.share(0.8) if is_reordered else budget
         search = SplitSearch(model.graph, model.graph.subgraphs[0], patience)
         most_macs = int(search.macs * max_macs / 100)
         fitting = None
@@ -6504,7 +6509,7 @@ class SplitCandidate:
         elif is_reordered:
             rivals = [c for c in front if c.cost.sum <= RIVALS * best.cost.sum or c is best]
             totals = [
-                sum_when_reordered(model.graph, search.rewrite(c), budget.share(1 / (len(rivals) - i)))
+                sum_when_reordered(model.graph, search.rewrite(c), min(RIVAL_SECONDS, budget.left / (len(rivals) - i)))
                 for i, c in enumerate(rivals)
             ]
             total, best = min(zip(totals, rivals, strict=True), key=lambda pair: pair[0])

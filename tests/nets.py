@@ -157,7 +157,7 @@ def regions(data: bytes) -> Iterator[tuple[SplitSearch, SplitRegion]]:
     search = SplitSearch(graph, graph.subgraphs[0], FOREVER)
     for start, end in [(found.start, found.end) for ranges in search.ranges.values() for found in ranges]:
         for stripes, is_cached in itertools.product(tflite_tools.STRIPES, (False, True)):
-            region = search.evaluate(start, end, stripes, is_cached, NO_LIMITS)
+            region = search.evaluate(start, end, stripes, is_cached)
             if region is not None:
                 yield search, region
 

@@ -56,7 +56,9 @@ def test_python_snippets(number: int, tmp_path: Path):
 
 
 def test_json_keys_are_those_of_the_table(tmp_path: Path):
-    options = "--split --optimize --plan --clusters 8 --verify --inline-buffers"
+    import tflite_tools
+
+    options = "--split --optimize --plan --clusters 8 --verify --inline-buffers --lighten --integer-io"
     command = f"python tflite_tools.py -i tests/models/digits_mobilenet_int8.tflite {options}"
     report = json.loads(run(f"{command} --json - 2>/dev/null", tmp_path))
     rows = dict(re.findall(r"^\| (`.*?) \| (.*) \|$", (ROOT / "README.md").read_text(), re.MULTILINE))
@@ -75,6 +77,12 @@ def test_json_keys_are_those_of_the_table(tmp_path: Path):
     of_region = report["split"]["chosen"]["regions"][0].keys()
     assert documented["`split.…regions[]`"] == of_region
     assert documented["`clustering[]`"] == report["clustering"][0].keys()
+    assert documented["`lightening`"] == report["lightening"].keys()
+    assert documented["`integer_io`"] == report["integer_io"].keys()
+    port = tflite_tools.Port(
+        *[tflite_tools.Tensor(0, "", "INT8", (1,), tflite_tools.Storage.ACTIVATION, 0, 1)] * 2, 0, True
+    )
+    assert documented["`integer_io.ports[]`"] == port.json().keys()
     assert documented["`inlining`"] == report["inlining"].keys()
     assert documented["`verification`"] == report["verification"].keys()
 

@@ -16,7 +16,7 @@ from builder import Builder
 from conftest import MODELS, SHARED, corpus, corpus_id, litert_agrees, needs_shared, random_inputs, run_litert, run_tflm
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from nets import FOREVER, NO_LIMITS, Net, random_net, regions, rewritten
+from nets import FOREVER, Net, random_net, regions, rewritten
 
 import tflite_tools
 from tflite_tools import (
@@ -208,7 +208,7 @@ def test_no_region_takes_less_than_its_outlook(seed: int, is_cached: bool):
         for start in starts:
             least = dict(outlook.lists[start])
             for count in tflite_tools.STRIPES:
-                found = search.evaluate(start, end, count, is_cached, NO_LIMITS)
+                found = search.evaluate(start, end, count, is_cached)
                 assert (found is not None) == (count in least)
                 if found is not None:
                     assert found.cost.peak >= least[count].peak
@@ -224,7 +224,7 @@ def test_the_outlook_is_near_what_regions_take():
         ratios = []
         for found, is_cached in itertools.product(itertools.chain(*search.ranges.values()), (False, True)):
             for count, least in tflite_tools.Outlook(search, found.end, is_cached).lists[found.start]:
-                region = search.evaluate(found.start, found.end, count, is_cached, NO_LIMITS)
+                region = search.evaluate(found.start, found.end, count, is_cached)
                 ratios.append(region.cost.peak / max(least.peak, found.bound))
         assert min(ratios) >= 1
         assert sum(ratios) / len(ratios) < 1.05
@@ -307,7 +307,7 @@ def test_several_regions_and_what_is_around_them(is_cached: bool):
     data = net.build([source], [x])
     graph = read_model(data)
     search = SplitSearch(graph, graph.subgraphs[0], FOREVER)
-    chosen = [search.evaluate(start, end, 4, is_cached, NO_LIMITS) for start, end in ((0, 3), (4, 5))]
+    chosen = [search.evaluate(start, end, 4, is_cached) for start, end in ((0, 3), (4, 5))]
     changed = bytes(rewrite_subgraph(data, graph, graph.subgraphs[0], rewritten(search, *chosen)))
     after = read_model(changed)
     assert [name for name, _ in after.metadata] == ["note"]  # the plan was for other tensors

@@ -1,6 +1,7 @@
 """Partial execution: what --split --optimize --plan makes of models, and whether their outputs stay the same.
 
 python tests/benchmarks/split.py                  # README's table, measured on the real runtime where it can be
+python tests/benchmarks/split.py --lighter        # the same with --lighten and --integer-io
 python tests/benchmarks/split.py --corpus FOLDER  # every model of a folder, verified in LiteRT on five seeds
 """
 
@@ -19,7 +20,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from conftest import SHARED, run_tflm  # noqa: E402
 
-from tflite_tools import ModelError, TFLiteModel, VerificationError  # noqa: E402
+from tflite_tools import TFLM, ModelError, TFLiteModel, VerificationError  # noqa: E402
 
 MODELS = {
     "MobileNet v1 0.25 96": "nets/mobilenet_v1_025_96.tflite",
@@ -32,6 +33,17 @@ MODELS = {
     "DS-CNN keyword spotting": "nets/dscnn_kws_49x10.tflite",
     "TFLM: person detection": "person_detect.tflite",
     "TinyEngine: MCUNet, visual wake words": "vww.tflite",
+}
+
+
+LIGHTER = {
+    "MobileNet v1 0.25 224, floats": ("mobilenet_v1_0.25_224_1_default_1.tflite", "--lighten"),
+    "MLPerf Tiny: visual wake words, floats": ("vww_96_float.tflite", "--lighten"),
+    "TFLM: micro speech": ("tflite_micro_speech.tflite", "--lighten"),
+    "TinyEngine: MCUNet, visual wake words": ("vww.tflite", "--integer-io"),
+    "TinyEngine: MCUNet, person detection": ("detection.tflite", "--integer-io"),
+    "BlazeFace 128": ("face_detection_front_128_full_integer_quant.tflite", "--integer-io"),
+    "MLPerf Tiny: ToyCar": ("model_ToyCar_quant_fullint.tflite", "--integer-io"),
 }
 
 
@@ -76,6 +88,26 @@ def show(title: str, path: Path) -> bool:
     return is_right
 
 
+def show_lighter(title: str, path: Path, option: str) -> bool:
+    original = TFLiteModel.load_from_file(path)
+    figures, is_right = [original.arena.reserve], True
+    for step in ("", option):
+        model = TFLiteModel.load_from_file(path)
+        if step == "--lighten":
+            model.lighten_operators()
+        elif step:
+            model.use_integer_ports()
+        model.split_operators(time_limit=30, try_orders=True)
+        model.optimize_memory(20, for_arena=True)
+        model.plan_memory()
+        verdict = model.verify_against(original)
+        is_right &= verdict.identical and TFLM in verdict.runtimes
+        figures.append(model.arena.reserve)
+    cells = [title, *(f"{n:,}" for n in figures[:2]), f"`{option}`", f"{figures[2]:,}"]
+    print("| " + " | ".join(cells) + " |" + ("" if is_right else " WRONG"), flush=True)
+    return is_right
+
+
 def check_corpus(folder: Path, seeds: int) -> int:
     counts: Counter[str] = Counter()
     for path in sorted(folder.rglob("*.tflite")):
@@ -106,9 +138,13 @@ def check_corpus(folder: Path, seeds: int) -> int:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--corpus", type=Path, metavar="FOLDER", help="verify every model of this folder instead")
+    parser.add_argument("--lighter", action="store_true", help="what --lighten and --integer-io do")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--pattern", default="", help="only rows with this in their title")
     arguments = parser.parse_args()
+    if arguments.lighter:
+        right = [show_lighter(t, next(SHARED.glob(f"models/**/{n}")), o) for t, (n, o) in LIGHTER.items()]
+        return 0 if all(right) else 1
     if arguments.corpus:
         return 1 if check_corpus(arguments.corpus, arguments.seeds) else 0
     print(
