@@ -65,7 +65,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from functools import cache, cached_property, partial
+from functools import cache, cached_property, partial, reduce
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
@@ -949,8 +949,8 @@ KINDS: dict[str, Kind] = {
     "STRIDED_SLICE": Kind("input begin end strides", Options("StridedSliceOptions", _MASKS), rows="strided",
         tflm=Tflm("f32|i8|i16|i32|bool/i32/i32/i32", 24, 84,
         needs=(_rank(0, 4), _constant("begin", "end", "strides")))),
-    "SPLIT": Kind("axis input", tflm=Tflm("_/f32|i8|i16|i32", 4, needs=(_constant("axis"),))),
-    "SPLIT_V": Kind("input sizes axis", tflm=Tflm(NUMBER, 4, needs=(_constant("axis"),))),
+    "SPLIT": Kind("axis input", rows="parted", tflm=Tflm("_/f32|i8|i16|i32", 4, needs=(_constant("axis"),))),
+    "SPLIT_V": Kind("input sizes axis", rows="parted", tflm=Tflm(NUMBER, 4, needs=(_constant("axis"),))),
     "PACK": Kind(tflm=Tflm("f32 i8 i16 i32 i64", 8)),
     "RESHAPE": Kind("input shape", tflm=Tflm("*", 36, arrays=_completed_shape, needs=(_same_elements,))),
     "RESIZE_NEAREST_NEIGHBOR": Kind("input size", UPSAMPLE, rows="upsample",
@@ -986,7 +986,7 @@ for _names, _kind in (
     ("EQUAL NOT_EQUAL", Kind(BINARY, tflm=Tflm("f32 i8 i32 i64 bool", data=32))),
     ("LESS LESS_EQUAL GREATER_EQUAL", Kind(BINARY, tflm=Tflm("f32 i8 i32 i64", data=32))),
     ("GREATER", Kind(BINARY, tflm=Tflm("f32 i8 i16 i32 i64", data=32))),
-    ("ARG_MAX ARG_MIN", Kind(REDUCED, rows="reduced", tflm=Tflm("f32/i32>i32 i8/i32>i32", 4))),
+    ("ARG_MAX ARG_MIN", Kind("input axis", rows="reduced", tflm=Tflm("f32/i32>i32 i8/i32>i32", 4))),
     ("BATCH_TO_SPACE_ND", Kind(tflm=Tflm(SMALL, needs=(_rank(3, 4),)))),
     ("SPACE_TO_BATCH_ND", Kind(tflm=Tflm(SMALL, data=4, needs=(_rank(3, 4),)))),
     ("DEPTH_TO_SPACE", Kind(UNARY, Options("DepthToSpaceOptions", ("BlockSize",)), rows="block", tflm=BLOCKS)),
@@ -3350,10 +3350,13 @@ def row_rule(subgraph: Subgraph, operator: Operator) -> RowRule | str:
     pattern = node.kind.rows
     if not pattern:
         return f"{operator.kind} does not work row by row"
-    if len(operator.outputs) != 1 or node.output is None:
+    if node.output is None or len(node.outputs) != len(operator.outputs):
+        return "an output is missing"
+    if len(node.outputs) > 1 and pattern != "parted":
         return "it has several outputs"
-    if not is_picture(node.output):
-        return f"its output cannot be cut: {why_no_picture(node.output)}"
+    for output in node.outputs:
+        if not is_picture(output):
+            return f"its output cannot be cut: {why_no_picture(output)}"
     if node.output.shape[HEIGHT] == 1:
         return "its output has one row only"
     needed = [role for role in node.kind.roles if role != "bias"]
@@ -3433,6 +3436,15 @@ def _join_rule(node: Node, inputs: Sequence[Tensor], output: Tensor) -> RowRule 
     if not all(_has_same_rows(tensor, output) for tensor in inputs):
         return "one of its inputs has other rows than its output"
     return RowRule(tuple(dict.fromkeys(tensor.index for tensor in inputs)))
+
+
+def _parted_rule(node: Node, inputs: Sequence[Tensor], output: Tensor) -> RowRule | str:
+    source, axis = node["input"], node["axis"].values
+    if not axis or _is_along_rows(axis[0], len(source.shape)):
+        return "it cuts along the rows"
+    if not all(_has_same_rows(source, part) for part in node.outputs):
+        return "its outputs have other rows than its input"
+    return RowRule((source.index,))
 
 
 def _gathered_rule(node: Node, inputs: Sequence[Tensor], output: Tensor) -> RowRule | str:
@@ -3570,6 +3582,7 @@ ROW_PATTERNS: dict[str, Callable[[Node, Sequence[Tensor], Tensor], RowRule | str
     "unary": _elementwise_rule,
     "binary": _elementwise_rule,
     "join": _join_rule,
+    "parted": _parted_rule,
     "gathered": _gathered_rule,
     "reduced": _reduced_rule,
     "pad": _pad_rule,
@@ -3585,7 +3598,7 @@ ROW_PATTERNS: dict[str, Callable[[Node, Sequence[Tensor], Tensor], RowRule | str
 class Part(NamedTuple):
     """An operator of a region: what it writes, and how it works along the height."""
 
-    output: int
+    outputs: tuple[int, ...]  # of which it computes the same rows
     rule: RowRule
 
 
@@ -3622,21 +3635,24 @@ def stripe_rows(region: Region, stripes: int) -> Iterator[Stripe]:
     Raises:
         NoStripes: one of them would consist of padding.
     """
-    done = dict.fromkeys((part.output for part in region.parts.values()), 0)  # rows that exist or have existed
+    done = dict.fromkeys(region.parts, 0)  # rows that exist or have existed, by operator
     for stripe in range(1, stripes + 1):
         computed: dict[int, Rows] = {}
         wanted: dict[int, Rows] = {}
-        for operator, (output, rule) in reversed(region.parts.items()):
-            first, behind = wanted.get(output, (done[output], done[output]))
-            if output in region.escaping:
-                first = min(first, done[output])
-                if stripe == stripes or output not in region.read_inside:
-                    behind = max(behind, region.heights[output] * stripe // stripes)
-            first, behind = rule.whole(first, behind)
-            wanted[output] = Rows(first, behind)
+        for operator, (outputs, rule) in reversed(region.parts.items()):
+            ranges = []
+            for output in outputs:
+                first, behind = wanted.get(output, (done[operator], done[operator]))
+                if output in region.escaping:
+                    first = min(first, done[operator])
+                    if stripe == stripes or output not in region.read_inside:
+                        behind = max(behind, region.heights[output] * stripe // stripes)
+                wanted[output] = Rows(*rule.whole(first, behind))
+                ranges.append(wanted[output])
+            first, behind = min(rows[0] for rows in ranges), max(rows[1] for rows in ranges)
             if region.is_cached:
-                first = max(first, done[output])
-            done[output] = max(done[output], behind)
+                first = max(first, done[operator])
+            done[operator] = max(done[operator], behind)
             if first >= behind:
                 continue
             computed[operator] = Rows(first, behind)
@@ -3697,7 +3713,7 @@ class RowArrays(NamedTuple):
 
     operator: int
     computed: Pair  # empty where it computes nothing
-    wanted: Pair  # rows of its output that should be there
+    wanted: dict[int, Pair]  # rows of its outputs that should be there
     read: dict[int, Pair]  # rows of its sources
     made: Pair
     is_empty: np.ndarray  # whether it would read nothing but padding
@@ -3710,18 +3726,23 @@ def rows_at_once(region: Region, ways: Stripings) -> Iterator[RowArrays]:
     """
     wanted: dict[int, Pair] = {}
     nobody = np.full(len(ways.stripes), MANY_ROWS), np.full(len(ways.stripes), -1)
-    for operator, (output, rule) in reversed(region.parts.items()):
-        first, behind = wanted.get(output, nobody)
-        if output in region.escaping:
-            goal = region.heights[output] * ways.number // ways.stripes
-            is_due = ways.is_last | (output not in region.read_inside)
-            behind = np.maximum(behind, np.where(is_due, goal, -1))
-        first, behind = rule.whole(first, behind)
-        done = ways.before(np.maximum(ways.so_far(behind), 0))
-        behind = np.where(behind < 0, done, behind)
-        first = np.where(first >= MANY_ROWS, done, first)
-        first = np.minimum(first, done) if output in region.escaping else first
-        all_wanted = first, behind
+    for operator, (outputs, rule) in reversed(region.parts.items()):
+        ranges = []
+        for output in outputs:
+            first, behind = wanted.get(output, nobody)
+            if output in region.escaping:
+                goal = region.heights[output] * ways.number // ways.stripes
+                is_due = ways.is_last | (output not in region.read_inside)
+                behind = np.maximum(behind, np.where(is_due, goal, -1))
+            ranges.append(rule.whole(first, behind))
+        done = ways.before(np.maximum(ways.so_far(reduce(np.maximum, [rows[1] for rows in ranges])), 0))
+        all_wanted = {}
+        for output, (first, behind) in zip(outputs, ranges, strict=True):
+            behind = np.where(behind < 0, done, behind)
+            first = np.where(first >= MANY_ROWS, done, first)
+            all_wanted[output] = np.minimum(first, done) if output in region.escaping else first, behind
+        first = reduce(np.minimum, [rows[0] for rows in all_wanted.values()])
+        behind = reduce(np.maximum, [rows[1] for rows in all_wanted.values()])
         first = np.maximum(first, done) if region.is_cached else first
         runs = first < behind
         is_empty = np.zeros(len(ways.stripes), dtype=bool)
@@ -3786,9 +3807,10 @@ class Emitter:
     def integers(self, *values: int, shape: tuple[int, ...]) -> int:
         return self.constant(struct.pack(f"<{len(values)}i", *values), shape)
 
-    def emit(self, kind: str, inputs: Sequence[int], output: int, like: int | None = None, **options: Any) -> int:
-        self.operators.append(NewOperator(kind, tuple(inputs), (output,), like, tuple(options.items())))
-        return output
+    def emit(self, kind: str, inputs: Sequence[int], *outputs: int, like: int | None = None, **options: Any) -> int:
+        """Add an operator; its first output."""
+        self.operators.append(NewOperator(kind, tuple(inputs), outputs, like, tuple(options.items())))
+        return outputs[0]
 
     def slice(self, tensor: int, like: int, have: Rows, want: Rows) -> int:
         """The wanted rows of a tensor that has others as well; the tensor itself where it has no others."""
@@ -3826,9 +3848,9 @@ class Emitter:
         shape = batch, height + sum(pads), width + sum(rule.columns), channels
         return self.emit("PADV2" if is_max else "PAD", inputs, self.tensor(like, shape, "padded"))
 
-    def compute(self, operator: Operator, rule: RowRule, rows: Rows, inputs: Mapping[int, int]) -> int:
-        """Some rows of an operator's output; ``inputs`` are the tensors that hold the rows it reads of its sources."""
-        output = operator.outputs[0]
+    def compute(self, operator: Operator, rule: RowRule, rows: Rows, inputs: Mapping[int, int]) -> dict[int, int]:
+        """Some rows of an operator's outputs: the tensors that hold them; ``inputs`` are those that hold the rows which
+        it reads of its sources."""
         chosen = [inputs.get(i, i) for i in operator.inputs]
         height = self.subgraph.tensors[rule.sources[0]].shape[HEIGHT]
         first, behind, *pads = rule.span(rows[0], rows[1], height)
@@ -3851,8 +3873,9 @@ class Emitter:
         elif is_unpadded:
             chosen[0] = self.pad(operator, rule, chosen[0], behind - first, pads)
         changes = {"Padding": tflite.Padding.VALID} if is_unpadded else {}
-        result = self.emit(operator.kind, chosen, self.rows(output, made), operator.index, **changes)
-        return self.slice(result, output, made, rows)
+        results = {output: self.rows(output, made) for output in operator.outputs}
+        self.emit(operator.kind, chosen, *results.values(), like=operator.index, **changes)
+        return {output: self.slice(result, output, made, rows) for output, result in results.items()}
 
     def changed(self, tensor: int, entries: Mapping[int, int], shape: tuple[int, ...] | None = None) -> int:
         """A constant of integers with other values in some places."""
@@ -3869,7 +3892,7 @@ class Meter(Emitter):
         super().__init__(subgraph)
         self.element_bytes, self.row_bytes = element_bytes, row_bytes
         self.sizes: list[int] = []  # of the new tensors, as TFLM aligns them; constants take none
-        self.runs: list[tuple[Sequence[int], int]] = []  # inputs and output of each operator
+        self.runs: list[tuple[Sequence[int], Sequence[int]]] = []  # inputs and outputs of each operator
         self.copies: dict[int, int] = defaultdict(int)  # of operators, by number
         self.glue: dict[tuple[str, int], int] = defaultdict(int)  # by kind and number of inputs
         self.old = len(subgraph.tensors)
@@ -3893,13 +3916,13 @@ class Meter(Emitter):
             self.constants[key] = self.new(0)
         return self.constants[key]
 
-    def emit(self, kind: str, inputs: Sequence[int], output: int, like: int | None = None, **options: Any) -> int:
-        self.runs.append((inputs, output))
+    def emit(self, kind: str, inputs: Sequence[int], *outputs: int, like: int | None = None, **options: Any) -> int:
+        self.runs.append((inputs, outputs))
         if like is None:
             self.glue[kind, len(inputs)] += 1
         else:
             self.copies[like] += 1
-        return output
+        return outputs[0]
 
 
 class RegionEmitter:
@@ -3935,7 +3958,7 @@ class RegionEmitter:
         available = dict(self.cache)  # rows of inner tensors: (tensor, its rows)
         fetched: dict[tuple[int, int, int], int] = {}
         for number, rows in reversed(stripe.computed.items()):
-            output, rule = self.region.parts[number]
+            rule = self.region.parts[number].rule
             inputs = {}
             for source in rule.sources:
                 height = heights[source]
@@ -3945,18 +3968,18 @@ class RegionEmitter:
                     tensor, have = available.get(source) or (source, Rows(0, height))
                     fetched[key] = emitter.slice(tensor, source, have, Rows(first, behind))
                 inputs[source] = fetched[key]
-            computed = emitter.compute(self.subgraph.operators[number], rule, rows, inputs)
-            available[output] = computed, rows
-            if output in self.cache and stripe.wanted[output].first < rows.first:
-                kept, before = self.cache[output]
-                joined = emitter.join((kept, computed), output, (before, rows))
-                available[output] = joined, Rows(before.first, rows.behind)
-            self.add_piece(output, computed, rows)
-            self.cache.pop(output, None)
-            if self.region.is_cached and (first := wanted_later.get(output, rows.behind)) < rows.behind:
-                tensor, have = available[output]
-                keep = Rows(max(first, have.first), rows.behind)
-                self.cache[output] = emitter.slice(tensor, output, have, keep), keep
+            for output, computed in emitter.compute(self.subgraph.operators[number], rule, rows, inputs).items():
+                available[output] = computed, rows
+                if output in self.cache and stripe.wanted[output].first < rows.first:
+                    kept, before = self.cache[output]
+                    joined = emitter.join((kept, computed), output, (before, rows))
+                    available[output] = joined, Rows(before.first, rows.behind)
+                self.add_piece(output, computed, rows)
+                self.cache.pop(output, None)
+                if self.region.is_cached and (first := wanted_later.get(output, rows.behind)) < rows.behind:
+                    tensor, have = available[output]
+                    keep = Rows(max(first, have.first), rows.behind)
+                    self.cache[output] = emitter.slice(tensor, output, have, keep), keep
 
     def add_piece(self, output: int, computed: int, rows: Rows) -> None:
         if output in self.pieces:
@@ -4255,55 +4278,64 @@ class Outlook:
 
     def add(self, row: RowArrays) -> None:
         ways, number, row_bytes = self.ways, row.operator, self.search.row_bytes
-        step, (output, rule) = self.search.steps[number], self.region.parts[number]
+        step, (outputs, rule) = self.search.steps[number], self.region.parts[number]
         first, behind = row.computed
         runs = first < behind
         self.rows[number] = row
         self.is_possible &= ~row.is_empty
-        self.macs = self.macs + np.where(
-            runs, step.macs * (row.made[1] - row.made[0]) // self.region.heights[output], 0
-        )
+        made = (row.made[1] - row.made[0]) * step.macs // self.region.heights[outputs[0]]
+        self.macs = self.macs + np.where(runs, made, 0)
         self.persistent = self.persistent + np.where(runs, step.least_persistent, 0)
         later = self.alive[number + 1 :]
         done = np.maximum(ways.so_far(behind), 0)
-        if output in self.region.escaping:
-            self.is_possible &= ways.stripes <= self.region.heights[output]
-            self.around = self.around + ways.before(done) * row_bytes[output]
-            if output not in self.region.read_inside:
-                later += np.where(runs, behind - first, 0) * row_bytes[output]
-        if self.region.is_cached:
-            kept = np.maximum(done - ways.later(row.wanted[0]), 0) * row_bytes[output]
-            before = ways.before(kept)
-            self.around = self.around + before
-            later += kept - before
-        if output in self.last:
-            self.alive[number + 1 : self.last[output] + 1] += self.held(number)
-        self.outside.pop(output, None)
+        for output in outputs:
+            if output in self.region.escaping:
+                self.is_possible &= ways.stripes <= self.region.heights[output]
+                self.around = self.around + ways.before(done) * row_bytes[output]
+                if output not in self.region.read_inside:
+                    later += np.where(runs, behind - first, 0) * row_bytes[output]
+            if self.region.is_cached:
+                kept = np.maximum(done - ways.later(row.wanted[output][0]), 0) * row_bytes[output]
+                before = ways.before(kept)
+                self.around = self.around + before
+                later += kept - before
+            if output in self.last:
+                self.alive[number + 1 : self.last[output] + 1] += self.held(number, output)
+            self.outside.pop(output, None)
         for source in rule.sources:
             interval = self.search.intervals.get(source)
             if interval and interval.last < self.end:
                 reads = runs | self.outside[source][0] if source in self.outside else runs
                 is_gone = ways.later(np.where(reads, 0, 1)) > 0
                 self.outside[source] = reads, is_gone * self.search.sizes[source]
-        for changed in (number, *self.readers.get(output, ())):
+        readers = {reader for output in outputs for reader in self.readers.get(output, ())}
+        for changed in (number, *readers):
             self.own[changed] = self.needed(self.rows[changed])
 
-    def available(self, number: int) -> np.ndarray:
-        """Bytes of the output rows that are there once the operator has run."""
-        row, output = self.rows[number], self.region.parts[number].output
+    def available(self, number: int, output: int) -> np.ndarray:
+        """Bytes of the rows of an output that are there once the operator has run."""
+        row = self.rows[number]
         first, behind = row.computed
-        have = np.minimum(first, row.wanted[0]) if self.region.is_cached else first
+        have = np.minimum(first, row.wanted[output][0]) if self.region.is_cached else first
         return np.where(first < behind, behind - have, 0) * self.search.row_bytes[output]
 
-    def held(self, number: int) -> np.ndarray:
-        """The same in stripes in which its last reader runs; in others an earlier one may be the last."""
-        first, behind = self.rows[self.last[self.region.parts[number].output]].computed
-        return np.where(first < behind, self.available(number), 0)
+    def held(self, number: int, output: int) -> np.ndarray:
+        """The same in stripes in which its last reader runs; in others an earlier one may be the last.
+
+        Of what several operators read, nothing but the slice for the last one may be left.
+        """
+        reader = self.rows[self.last[output]]
+        first, behind = reader.computed
+        size = self.available(number, output)
+        if len(self.readers[output]) > 1:
+            start, end = reader.read[output]
+            size = np.minimum(size, (end - start) * self.search.row_bytes[output])
+        return np.where(first < behind, size, 0)
 
     def needed(self, row: RowArrays) -> np.ndarray:
         """Bytes that an operator takes on top of what is alive before it: to cut, to pad and to run."""
         search, number = self.search, row.operator
-        output, rule = self.region.parts[number]
+        outputs, rule = self.region.parts[number]
         runs = row.computed[0] < row.computed[1]
         cut = padded = freed = self.nothing
         for source in rule.sources:
@@ -4311,15 +4343,16 @@ class Outlook:
             size = np.where(runs, end - start, 0) * search.row_bytes[source]
             maker = search.producers.get(source, -1)
             if maker in self.rows:
-                here = self.available(maker)
-                freed = freed + self.held(maker) if self.last[source] == number else freed
-                cut = cut + np.where(size == here, 0, size)
+                if self.last[source] == number:
+                    freed = freed + self.held(maker, source)
+                    cut = cut + np.where(size == self.available(maker, source), 0, size)
             else:
                 cut = cut + np.where(end - start < self.region.heights[source], size, 0)
             if rule.columns != NO_PADS and not search.steps[number].pads_itself:
                 width = search.subgraph.tensors[source].shape[2]
                 padded = size * (width + sum(rule.columns)) // width
-        out = np.where(runs, row.made[1] - row.made[0], 0) * search.row_bytes[output]
+        width = sum(search.row_bytes[output] for output in outputs)
+        out = np.where(runs, row.made[1] - row.made[0], 0) * width
         inputs = np.where(cut > 0, cut, freed)
         most = np.maximum(np.where(padded > 0, padded, inputs) + out, inputs + padded)
         return np.where(runs, most - freed, -MANY_BYTES)
@@ -4330,7 +4363,9 @@ class Outlook:
         around = self.search.entering[start] + self.around - sum(gone for _, gone in self.outside.values())
         peaks = ways.most(around + np.max(self.alive[start:] + self.own[start:], axis=0))
         macs = ways.total(self.macs) - sum(step.macs for step in steps)
-        persistent = ways.total(self.persistent) - sum(step.persistent + BITS_32.tensor for step in steps)
+        persistent = ways.total(self.persistent) - sum(
+            step.persistent + BITS_32.tensor * len(step.operator.writes) for step in steps
+        )
         possible = np.flatnonzero(ways.total(~self.is_possible) == 0).tolist()
         return [(int(ways.counts[i]), Cost(int(peaks[i]), int(macs[i]), int(persistent[i]))) for i in possible]
 
@@ -4413,7 +4448,7 @@ class SplitSearch:
                     need,
                     multiply_accumulates(subgraph, operator),
                     persistent,
-                    persistent + BITS_32.tensor + (pad if is_padded else 0),
+                    persistent + BITS_32.tensor * len(operator.writes) + (pad if is_padded else 0),
                     pads_itself,
                 )
             )
@@ -4454,9 +4489,8 @@ class SplitSearch:
                 if start < earliest:
                     break
                 unsplit = max(unsplit, step.need)
-                output = step.operator.writes[0]
-                escaping += self.sizes[output] if self.escapes(output, end) else 0
-                copies += 2 * step.least_persistent - step.persistent - BITS_32.tensor
+                escaping += sum(self.sizes[t] for t in step.operator.writes if self.escapes(t, end))
+                copies += 2 * step.least_persistent - step.persistent - BITS_32.tensor * len(step.operator.writes)
                 bound = max(self.entering[start], self.entering[end] + escaping)
                 if bound < unsplit:
                     yield Range(start, end, unsplit, bound, copies)
@@ -4473,9 +4507,9 @@ class SplitSearch:
 
     def new_region(self, start: int, end: int, is_cached: bool) -> Region:
         steps = self.steps[start:end]
-        parts = {s.operator.index: Part(s.operator.writes[0], s.rule) for s in steps if isinstance(s.rule, RowRule)}
-        named = (t for output, rule in parts.values() for t in (output, *rule.sources))
-        heights = {t: self.subgraph.tensors[t].shape[1] for t in named}
+        parts = {s.operator.index: Part(s.operator.writes, s.rule) for s in steps if isinstance(s.rule, RowRule)}
+        named = (t for outputs, rule in parts.values() for t in (*outputs, *rule.sources))
+        heights = {t: self.subgraph.tensors[t].shape[HEIGHT] for t in named}
         outputs = (t for step in steps for t in step.operator.writes)
         return Region(parts, heights, tuple(t for t in outputs if self.escapes(t, end)), is_cached)
 
@@ -4491,7 +4525,8 @@ class SplitSearch:
         meter = Meter(self.subgraph, self.element_bytes, self.row_bytes)
         RegionEmitter(meter, region).run(rows)
         steps = self.steps[start:end]
-        before = sum(step.persistent for step in steps) + BITS_32.tensor * (len(steps) - len(region.escaping))
+        inner = sum(len(step.operator.writes) for step in steps) - len(region.escaping)
+        before = sum(step.persistent for step in steps) + BITS_32.tensor * inner
         after = BITS_32.tensor * len(meter.sizes)
         after += sum(n * self.glue_bytes(*glue) for glue, n in meter.glue.items())
         after += sum(n * self.steps[like].persistent for like, n in meter.copies.items())
@@ -4502,10 +4537,10 @@ class SplitSearch:
     def stripe_macs(self, region: Region, stripe: Stripe) -> int:
         heights, macs = region.heights, 0
         for number, rows in stripe.computed.items():
-            output, rule = region.parts[number]
+            outputs, rule = region.parts[number]
             height = heights[rule.sources[0]]
             first, behind = rule.made(rows, rule.span(*rows, height)[:2], height)
-            macs += self.steps[number].macs * (behind - first) // heights[output]
+            macs += self.steps[number].macs * (behind - first) // heights[outputs[0]]
         return macs
 
     @staticmethod
@@ -4519,8 +4554,8 @@ class SplitSearch:
         old, count = meter.old, len(meter.runs)
         born: dict[int, int] = {}
         last: dict[int, int] = {}
-        for number, (inputs, output) in enumerate(meter.runs):
-            born[output] = number
+        for number, (inputs, outputs) in enumerate(meter.runs):
+            born.update(dict.fromkeys(outputs, number))
             for t in inputs:
                 last[t] = number
         around = self.entering[start]

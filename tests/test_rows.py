@@ -80,6 +80,19 @@ class Zoo(Net):
         indices = self.constant(integers(*(self.random.randrange(w if axis == 2 else c) for _ in range(3))))
         return self.add("GATHER", [x, indices], (h, 3, c) if axis == 2 else (h, w, 3), "Gather", axis=axis)
 
+    def split(self, x: int, h: int, w: int, c: int) -> int:
+        parts, options = [self.picture(h, w, c // 2) for _ in range(2)], schema.SplitOptionsT()
+        options.numSplits = 2
+        self.op("SPLIT", [self.constant(integers(3)), x], parts, options)
+        return self.concatenate(self.window("CONV_2D", parts[0], 3, (3, 1)), parts[1])
+
+    def split_by_sizes(self, x: int, h: int, w: int, c: int) -> int:
+        parts, options = [self.picture(h, width, c) for width in (1, 1, w - 2)], schema.SplitVOptionsT()
+        options.numSplits = 3
+        self.op("SPLIT_V", [x, self.constant(integers(1, 1, w - 2)), self.constant(integers(2))], parts, options)
+        last = self.window("CONV_2D", parts[2], c, (3, 1))
+        return self.map("ADD", self.map("ADD", last, parts[0]), parts[1])
+
     def mean(self, x: int, h: int, w: int, c: int) -> int:
         return self.add("MEAN", [x, self.constant(integers(3))], (h, w, 1), "Reducer", keepDims=True)
 
