@@ -508,6 +508,7 @@ class Kind:
     rows: str = ""  # how it works along the height of a picture: a key of ROW_PATTERNS; empty: only as a whole
     tflm: Tflm | None = PLAIN_KERNEL  # None: it has no kernel for it
     effect: tuple[str, bool] | None = None  # (what it touches besides its tensors, whether it changes that)
+    is_safe_in_place: bool = False  # its output may lie where an input of the same shape, or the same bytes, ends
 
     @cached_property
     def roles(self) -> tuple[str, ...]:
@@ -1000,7 +1001,7 @@ for _names, _kind in (
     ("L2_NORMALIZATION", Kind(UNARY, rows="unary", tflm=Tflm(SMALL, 4, 4, needs=(_rank(0, 4),)))),
     ("LOGICAL_NOT", Kind(tflm=Tflm("bool"))),
     ("LOGICAL_AND LOGICAL_OR", Kind()),
-    ("SQUEEZE", Kind(tflm=Tflm(options=36))),
+    ("SQUEEZE", Kind("input", tflm=Tflm(options=36))),
     ("REVERSE_V2", Kind(tflm=Tflm("f32|i8|i16|i32|i64|u8|bool/i32"))),
     ("SELECT_V2", Kind(tflm=Tflm("bool/f32/f32 bool/i8/i8 bool/i16/i16", data=1))),
     ("SHAPE", Kind(tflm=Tflm("*>i32", 4))),
@@ -1008,6 +1009,10 @@ for _names, _kind in (
     ("ZEROS_LIKE", Kind(tflm=Tflm("f32 i8 i32 i64"))),
 ):
     KINDS |= dict.fromkeys(_names.split(), _kind)
+# Those that read an element before they write it, in the reference kernels as well as in CMSIS-NN and ESP-NN.
+for _name in """ABS CEIL COS ELU EXP FLOOR HARD_SWISH LEAKY_RELU LOG LOGISTIC NEG QUANTIZE RELU RELU6 ROUND RSQRT SIN
+    SQRT SQUARE TANH ADD DIV MAXIMUM MINIMUM MUL SQUARED_DIFFERENCE SUB EXPAND_DIMS RESHAPE SQUEEZE""".split():
+    KINDS[_name] = dataclasses.replace(KINDS[_name], is_safe_in_place=True)
 for _name, _table, *_callees in (  # what TFLM does not have
     ("CALL", "CallOptions", "Subgraph"),
     ("STABLEHLO_COMPOSITE", "StableHLOCompositeOptions", "DecompositionSubgraphIndex"),
@@ -2614,26 +2619,55 @@ class Plan:
         return self.height <= self.bound
 
 
-def place_first_fit(intervals: Sequence[Interval], order: Iterable[int]) -> tuple[Interval, ...]:
+Block = Mapping[int, int]  # what is placed as one: numbers of intervals, each with its address above that of the block
+
+
+def blocks_of(intervals: Sequence[Interval], groups: Sequence[Block]) -> list[Block]:
+    """The groups, and a block of its own for every other interval."""
+    grouped = {i for group in groups for i in group}
+    return [*groups, *({i: 0} for i in range(len(intervals)) if i not in grouped)]
+
+
+def place_first_fit(
+    intervals: Sequence[Interval], order: Iterable[int], blocks: Sequence[Block] | None = None
+) -> tuple[Interval, ...]:
     """Give each interval of the order the lowest gap among the earlier ones that are alive with it.
 
-    Those that have an offset keep it, without a check, as TFLM does it.
+    Those that have an offset keep it, without a check, as TFLM does it. With ``blocks``, the order is one of them.
     """
     placed = list(intervals)
     rows = np.empty((4, len(intervals)), dtype=np.int64)  # offset, end, first, last: sorted by offset
-    for count, index in enumerate(order):
-        size, first, last, at = intervals[index]
+    count = 0
+    for index in order:
+        block = {index: 0} if blocks is None else blocks[index]
+        at = intervals[index].offset if blocks is None else None
         if at is None:
-            together = (rows[2, :count] <= last) & (rows[3, :count] >= first)
-            starts, ends = rows[:2, :count][:, together]
-            reach = np.maximum.accumulate(np.append(0, ends))  # below which everything may be taken, before each start
-            gaps = np.flatnonzero(starts - reach[:-1] >= size)
-            at = int(reach[gaps[0]] if len(gaps) else reach[-1])
-            placed[index] = Interval(size, first, last, at)
-        rank = int(np.searchsorted(rows[0, :count], at, side="right"))
-        rows[:, rank + 1 : count + 1] = rows[:, rank:count]
-        rows[:, rank] = at, at + size, first, last
+            at = _lowest_place([intervals[i]._replace(offset=above) for i, above in block.items()], rows[:, :count])
+        for i, above in block.items():
+            size, first, last, _ = intervals[i]
+            start = at + above
+            placed[i] = Interval(size, first, last, start)
+            rank = int(np.searchsorted(rows[0, :count], start, side="right"))
+            rows[:, rank + 1 : count + 1] = rows[:, rank:count]
+            rows[:, rank] = start, start + size, first, last
+            count += 1
     return tuple(placed)
+
+
+def _lowest_place(block: Sequence[Interval], rows: np.ndarray) -> int:
+    """The lowest address of a block, whose intervals lie ``offset`` above it, that is clear of what is placed."""
+    lows, highs = [], []  # for everything in the way: the address must not be between
+    for size, first, last, above in block:
+        together = (rows[2] <= last) & (rows[3] >= first)
+        lows.append(rows[0][together] - (size + (above or 0)))
+        highs.append(rows[1][together] - (above or 0))
+    low, high = np.concatenate(lows), np.concatenate(highs)
+    if len(block) > 1:
+        order = np.argsort(low, kind="stable")
+        low, high = low[order], high[order]
+    reach = np.maximum.accumulate(np.append(0, high))  # below which everything is in the way, before each
+    free = np.flatnonzero(low >= reach[:-1])
+    return int(reach[free[0]] if len(free) else reach[-1])
 
 
 def place_greedily(intervals: Sequence[Interval]) -> tuple[Interval, ...]:
@@ -2670,7 +2704,7 @@ def plan_faults(intervals: Sequence[Interval], name: Callable[[int], str]) -> li
         for i, (size, _, _, at) in enumerate(intervals)
         if at is None or at < 0 or at % ARENA_ALIGNMENT or at + size > HIGHEST_OFFSET
     ]
-    shared = "are alive together and share memory (in place on purpose, or a mistake)"
+    shared = "are alive together and share memory, which no operator allows"
     return faults + [f"{name(i)} and {name(j)} {shared}" for i, j in conflicts(intervals)]
 
 
@@ -2683,13 +2717,18 @@ FIRST_FIT_ORDERS: tuple[Callable[[Interval], Any], ...] = (
 )
 
 
-def plan_by_first_fit(intervals: Sequence[Interval]) -> Plan:
-    """The lowest of some first-fit plans, in milliseconds: by size, by area, by length of life, by time."""
+def plan_by_first_fit(intervals: Sequence[Interval], groups: Sequence[Block] = ()) -> Plan:
+    """The lowest of some first-fit plans, in milliseconds: by size, by area, by length of life, by time.
+
+    The intervals of a group keep their distance.
+    """
     bound = Profile(intervals).peak
+    blocks = blocks_of(intervals, groups)
+    hulls = [_hull([intervals[i]._replace(offset=above) for i, above in block.items()]) for block in blocks]
     best: Plan | None = None
     for key in FIRST_FIT_ORDERS:
-        order = sorted(range(len(intervals)), key=lambda i: key(intervals[i]))
-        plan = Plan(place_first_fit(intervals, order), bound)
+        order = sorted(range(len(blocks)), key=lambda i: key(hulls[i]))
+        plan = Plan(place_first_fit(intervals, order, blocks), bound)
         if best is None or plan.height < best.height:
             best = plan
         if best.optimal:
@@ -2698,45 +2737,60 @@ def plan_by_first_fit(intervals: Sequence[Interval]) -> Plan:
     return best
 
 
+def _hull(block: Sequence[Interval]) -> Interval:
+    first, last = min(i.first for i in block), max(i.last for i in block)
+    return Interval(max(i.size + (i.offset or 0) for i in block), first, last)
+
+
 # One worker with a fixed strategy is quick on nearly all models and deterministic; many help with the rest.
 QUICK, THOROUGH = 1, 8  # workers of the constraint solver
 QUICK_SHARE, THOROUGH_SHARE = 0.2, 0.5  # of the time that is left, for the bound itself as the height
 
 
-def plan_optimally(intervals: Sequence[Interval], time_limit: float = TIME_LIMIT) -> Plan:
+def plan_optimally(intervals: Sequence[Interval], time_limit: float = TIME_LIMIT, groups: Sequence[Block] = ()) -> Plan:
     """The lowest plan: first fit if it meets the bound, else constraint programming, within ``time_limit`` seconds.
 
     The intervals are rectangles of fixed time and free address that must not overlap (NoOverlap2D). First the bound
     itself is tried as the height; where that fails, the height is minimised.
     """
-    plan = plan_by_first_fit(intervals)
+    plan = plan_by_first_fit(intervals, groups)
     budget = Budget(time_limit)
     for share, workers in ((QUICK_SHARE, QUICK), (THOROUGH_SHARE, THOROUGH), (1.0, THOROUGH)):
         if plan.optimal:
             break
         height = plan.bound if share < 1 else plan.height - ARENA_ALIGNMENT
-        found, bound = _solve_placement(intervals, plan.bound, height, budget.share(share).left, workers)
+        found, bound = _solve_placement(intervals, groups, plan.bound, height, budget.share(share).left, workers)
         plan = Plan(found or plan.intervals, plan.bound)
         plan = Plan(plan.intervals, max(plan.bound, min(bound, plan.height)))
     return plan
 
 
 def _solve_placement(
-    intervals: Sequence[Interval], bound: int, height: int, time_limit: float, workers: int
+    intervals: Sequence[Interval],
+    groups: Sequence[Block],
+    bound: int,
+    height: int,
+    time_limit: float,
+    workers: int,
 ) -> tuple[tuple[Interval, ...] | None, int]:
     """(a placement of the least height up to ``height``, if any was found; the proven bound, at least ``bound``)."""
     if time_limit <= 0 or height < bound:
         return None, bound
     from ortools.sat.python import cp_model
 
-    unit = math.gcd(*(interval.size for interval in intervals))
+    unit = math.gcd(*(interval.size for interval in intervals), *(above for g in groups for above in g.values()))
     model = cp_model.CpModel()
     top = model.new_int_var(bound // unit, height // unit, "height")
     starts, times, addresses = [], [], []  # no hint from first fit: it makes the search up to 600 times slower
-    for interval in intervals:
+    base = {i: (number, above) for number, group in enumerate(groups) for i, above in group.items()}
+    bases = [model.new_int_var(0, height // unit, "") for _ in groups]
+    for i, interval in enumerate(intervals):
         size = interval.size // unit
         start = model.new_int_var(0, height // unit - size, "")
         model.add(start + size <= top)
+        if i in base:
+            number, above = base[i]
+            model.add(start == bases[number] + above // unit)
         times.append(model.new_fixed_size_interval_var(interval.first, interval.last - interval.first + 1, ""))
         addresses.append(model.new_fixed_size_interval_var(start, size, ""))
         starts.append(start)
@@ -2768,7 +2822,7 @@ def _solve_placement(
 
 
 ####################################################################################################
-# TFLM's arena: what TensorFlow Lite Micro allocates for a model
+# TFLM's arena, the head: the tensors and scratch buffers that TensorFlow Lite Micro plans
 ####################################################################################################
 
 LONGEST_CLOCK = 100_000  # operators run, every call of a subgraph counted anew
@@ -2783,34 +2837,6 @@ class ArenaBuffer:
     tensor: int | None
     operator: int | None = None
     bytes: int = 0  # before alignment
-
-
-@dataclass(frozen=True)
-class Arena:
-    """The planned part of TFLM's arena, its head, with the buffers in the order in which TFLM plans them.
-
-    The intervals of the buffers are placed, and ``head`` (bytes) reached, as the runtime does it with the file as it
-    is. ``problems`` name what is wrong with the plan in the file, if it has one.
-    """
-
-    buffers: tuple[ArenaBuffer, ...]
-    head: int
-    has_plan: bool
-    is_compiled: bool = False  # the plan is that of an accelerator's compiler, which shares memory on purpose
-    problems: tuple[str, ...] = ()
-    missing_operators: tuple[str, ...] = ()  # kinds that TFLM has no kernel for
-    persistent: int = 0  # the tail, see :class:`Target`
-    planning: int = 0  # what must be there while TFLM prepares and plans
-
-    @property
-    def reserve(self) -> int:
-        """Bytes to reserve for the arena, ``kTensorArenaSize``: for the head and the tail, and for planning them."""
-        return max(align(self.head + self.persistent), self.planning)
-
-    @property
-    def intervals(self) -> list[Interval]:
-        """The buffers without their places."""
-        return [buffer.interval._replace(offset=None) for buffer in self.buffers]
 
 
 def _times_on_the_clock(graph: ModelGraph) -> tuple[dict[tuple[int, int], tuple[int, int]], ...]:
@@ -2891,6 +2917,160 @@ ARENA_COSTS = Costs(
     tensor=lambda tensor: align(_tflm_bytes(tensor)) if tensor.storage is Storage.ACTIVATION else 0,
     operator=lambda subgraph, operator: sum(map(align, scratch_requests(subgraph, operator))),
 )
+
+
+####################################################################################################
+# Shared places: buffers that lie on each other on purpose
+####################################################################################################
+
+
+@dataclass(frozen=True)
+class Sharing:
+    """Which buffers of an arena, by number, may share memory, since their operators allow it.
+
+    An output in the place of an input that ends there: at the time of the operator, both are the same bytes.
+    A tensor that is read by slices: what is read for the last time is free from then on.
+    """
+
+    pairs: tuple[tuple[int, int], ...] = ()  # (an input, the output that may lie on it)
+    pieces: Mapping[int, tuple[Interval, ...]] = dataclasses.field(default_factory=dict)  # of what is read by slices
+
+    def __bool__(self) -> bool:
+        return bool(self.pairs or self.pieces)
+
+    def used_by(self, placed: Sequence[Interval]) -> Sharing:
+        """That with the outputs that do lie on their inputs."""
+        pairs = [(a, b) for a, b in self.pairs if placed[a].offset == placed[b].offset is not None]
+        return dataclasses.replace(self, pairs=tuple(pairs))
+
+
+class Layout(NamedTuple):
+    """Buffers as what has to be placed: every byte that is taken counts once."""
+
+    intervals: list[Interval]
+    owners: list[int]  # the buffer of each interval
+    groups: list[Block]  # of the intervals that keep their distance
+
+    def places(self, placed: Sequence[Interval]) -> list[int | None]:
+        """The offset of every interval where the buffers are placed."""
+        result: list[int | None] = [None] * len(self.intervals)
+        for block in blocks_of(self.intervals, self.groups):
+            for i, above in block.items():
+                at = placed[self.owners[i]].offset
+                result[i] = None if at is None else at + above
+        return result
+
+
+NOTHING_SHARED = Sharing()
+
+
+def layout_of(buffers: Sequence[Interval], sharing: Sharing = NOTHING_SHARED) -> Layout:
+    """An input in whose place the output lies ends just before it begins."""
+    above = dict(sharing.pairs)
+    root = list(range(len(buffers)))
+    for below, output in sorted(sharing.pairs, key=lambda pair: buffers[pair[1]].first):
+        root[output] = root[below]
+    intervals: list[Interval] = []
+    owners: list[int] = []
+    members: dict[int, dict[int, int]] = defaultdict(dict)
+    for i, buffer in enumerate(buffers):
+        behind = buffers[above[i]].first if i in above else buffer.last + 1
+        for piece in sharing.pieces.get(i, (buffer._replace(offset=0),)):
+            last = min(piece.last, behind - 1)
+            if last >= piece.first:
+                members[root[i]][len(intervals)] = piece.offset or 0
+                owners.append(i)
+                intervals.append(Interval(piece.size, piece.first, last))
+    return Layout(intervals, owners, [group for group in members.values() if len(group) > 1])
+
+
+def shared_places(graph: ModelGraph, buffers: Sequence[ArenaBuffer]) -> Sharing:
+    """What may share memory in a model of one subgraph, whatever kernels it runs on (reference, CMSIS-NN, ESP-NN)."""
+    if len(graph.subgraphs) != 1 or is_compiled(graph):
+        return NOTHING_SHARED
+    subgraph = graph.subgraphs[0]
+    number = {buffer.tensor: i for i, buffer in enumerate(buffers) if buffer.tensor is not None}
+    readers: dict[int, list[Operator]] = defaultdict(list)
+    for operator in subgraph.operators:
+        for t in operator.reads:
+            readers[t].append(operator)
+    pairs = []
+    taken: set[int] = set()
+    for operator in subgraph.operators:
+        node = node_of(subgraph, operator)
+        for position, t in enumerate(operator.inputs):
+            if t not in number or t in taken or t in subgraph.outputs or len(operator.writes) != 1:
+                continue
+            below, output = number[t], number.get(operator.writes[0])
+            if output is None or buffers[below].interval.last != buffers[output].interval.first:
+                continue
+            if may_lie_on(node, position) and readers[t][-1] is operator:
+                pairs.append((below, output))
+                taken.add(t)
+                break
+    pieces = {}
+    for t, i in number.items():
+        if all(operator.kind != "SLICE" for operator in readers[t]):
+            continue
+        found = _pieces_read(subgraph, subgraph.tensors[t], readers[t], buffers[i].interval)
+        if len(found) > 1 and t not in subgraph.outputs:
+            pieces[i] = found
+    return Sharing(tuple(pairs), pieces)
+
+
+def may_lie_on(node: Node, position: int) -> bool:
+    """Whether the output may be written where that input is, as it is read."""
+    source, output = node.inputs[position], node.output
+    if source is None or output is None or not node.kind.is_safe_in_place:
+        return False
+    if source.storage is not Storage.ACTIVATION or source.bytes != output.bytes:
+        return False
+    if node.kind.rows == "binary":
+        others = [tensor for i, tensor in enumerate(node.inputs[:2]) if i != position and tensor is not None]
+        is_even = all(t.shape == output.shape or t.storage is Storage.CONSTANT or t.elements == 1 for t in others)
+        return position < 2 and source.shape == output.shape and source.dtype == output.dtype and is_even
+    if node.kind is KINDS["QUANTIZE"]:
+        return {source.dtype, output.dtype} == {"INT8", "UINT8"}
+    return position == 0 and source.dtype == output.dtype
+
+
+def _pieces_read(
+    subgraph: Subgraph, tensor: Tensor, readers: Sequence[Operator], interval: Interval
+) -> tuple[Interval, ...]:
+    """A tensor in pieces that end as soon as no SLICE reads them any longer, from the lowest address up."""
+    blocks = interval.size // ARENA_ALIGNMENT
+    last = np.full(blocks, interval.first)
+    for operator in readers:
+        start, end = _bytes_read(subgraph, operator, tensor)
+        last[start // ARENA_ALIGNMENT : -(-end // ARENA_ALIGNMENT)] = operator.index + 1
+    edges = [0, *(np.flatnonzero(np.diff(last)) + 1).tolist(), blocks]
+    return tuple(
+        Interval((b - a) * ARENA_ALIGNMENT, interval.first, int(last[a]), a * ARENA_ALIGNMENT)
+        for a, b in itertools.pairwise(edges)
+    )
+
+
+def _bytes_read(subgraph: Subgraph, operator: Operator, tensor: Tensor) -> tuple[int, int]:
+    """The first byte of a tensor that an operator may read, and the one behind the last."""
+    whole = 0, tensor.bytes or 0
+    if operator.kind != "SLICE" or operator.inputs[0] != tensor.index or len(operator.inputs) != 3:
+        return whole
+    begin, size = (subgraph.tensors[i].values if i >= 0 else None for i in operator.inputs[1:])
+    if not begin or not size or not len(begin) == len(size) == len(tensor.shape) or min(begin) < 0:
+        return whole
+    size = tuple(d - b if n == -1 else n for n, b, d in zip(size, begin, tensor.shape, strict=True))
+    if min(size) < 1 or any(b + n > d for b, n, d in zip(begin, size, tensor.shape, strict=True)):
+        return whole
+    steps = [math.prod(tensor.shape[axis + 1 :]) for axis in range(len(tensor.shape))]
+    start = sum(b * step for b, step in zip(begin, steps, strict=True))
+    end = sum((b + n - 1) * step for b, n, step in zip(begin, size, steps, strict=True)) + 1
+    width = tensor.element.tflm_bytes or 1
+    return start * width, end * width
+
+
+####################################################################################################
+# TFLM's arena, the tail: what it keeps, and what it needs while it plans
+####################################################################################################
 
 
 REQUEST_SLOTS = 12  # for requests of one operator
@@ -3017,6 +3197,65 @@ def planning_bytes(graph: ModelGraph, buffers: Sequence[ArenaBuffer], target: Ta
     return align(align(tail.while_planning) + align(lists) + PLANNER_BYTES * len(buffers))
 
 
+####################################################################################################
+# TFLM's arena, all of it: as the file has it, and as it could be
+####################################################################################################
+
+
+@dataclass(frozen=True)
+class Arena:
+    """The planned part of TFLM's arena, its head, with the buffers in the order in which TFLM plans them.
+
+    The intervals of the buffers are placed, and ``head`` (bytes) reached, as the runtime does it with the file as it
+    is. ``problems`` name what is wrong with the plan in the file, if it has one.
+    """
+
+    buffers: tuple[ArenaBuffer, ...]
+    head: int
+    has_plan: bool
+    is_compiled: bool = False  # the plan is that of an accelerator's compiler, which shares memory on purpose
+    problems: tuple[str, ...] = ()
+    missing_operators: tuple[str, ...] = ()  # kinds that TFLM has no kernel for
+    persistent: int = 0  # the tail, see :class:`Target`
+    planning: int = 0  # what must be there while TFLM prepares and plans
+    sharing: Sharing = NOTHING_SHARED
+
+    @property
+    def reserve(self) -> int:
+        """Bytes to reserve for the arena, ``kTensorArenaSize``: for the head and the tail, and for planning them."""
+        return max(align(self.head + self.persistent), self.planning)
+
+    @property
+    def shared(self) -> list[tuple[int, int]]:
+        """Numbers of buffers: an input, and the output that lies on it."""
+        return list(self.sharing.used_by([b.interval for b in self.buffers]).pairs) if self.has_plan else []
+
+    @property
+    def freed(self) -> list[int]:
+        """Numbers of buffers of which others take the memory while a part of them is still to be read."""
+        if not self.has_plan:
+            return []
+        placed = [b.interval for b in self.buffers]
+        pairs = {pair for below, above in self.shared for pair in ((below, above), (above, below))}
+        clashes = [pair for pair in conflicts(placed) if pair not in pairs]
+        return sorted({i for pair in clashes for i in pair if i in self.sharing.pieces})
+
+    @property
+    def pieces(self) -> list[tuple[ArenaBuffer, Interval]]:
+        """What is taken when, piece by piece where buffers share memory."""
+        placed = [b.interval for b in self.buffers]
+        layout = layout_of(placed, self.sharing.used_by(placed) if self.has_plan else NOTHING_SHARED)
+        return [
+            (self.buffers[layout.owners[i]], layout.intervals[i]._replace(offset=at))
+            for i, at in enumerate(layout.places(placed))
+        ]
+
+    @property
+    def intervals(self) -> list[Interval]:
+        """The buffers without their places."""
+        return [buffer.interval._replace(offset=None) for buffer in self.buffers]
+
+
 def analyse_arena(graph: ModelGraph, target: Target = BITS_32) -> Arena:
     """What TFLM allocates for the file as it is, with its reference kernels.
 
@@ -3035,7 +3274,7 @@ def analyse_arena(graph: ModelGraph, target: Target = BITS_32) -> Arena:
     if graph.plan is not None:
         on_purpose = _shared_on_purpose(graph)
         own = [i for i, b in enumerate(buffers) if b.tensor is None or (b.subgraph, b.tensor) not in on_purpose]
-        problems = plan_faults([placed[i] for i in own], lambda i: buffer_name(graph, buffers[own[i]]))
+        problems = sharing_faults(graph, [buffers[i] for i in own], [placed[i] for i in own])
         if len(graph.plan) < PLAN_HEADER:
             problems.append("it is too short")
         elif graph.plan[0] not in PLAN_VERSIONS or graph.plan[1] not in (1, len(graph.subgraphs)):
@@ -3054,7 +3293,15 @@ def analyse_arena(graph: ModelGraph, target: Target = BITS_32) -> Arena:
         missing_operators=tuple(sorted({o.kind for _, o in graph.operators if kind_of(o).tflm is None})),
         persistent=tail.total,
         planning=max(planning_bytes(graph, buffers, target, tail), align(tail.preparing)),
+        sharing=shared_places(graph, buffers),
     )
+
+
+def sharing_faults(graph: ModelGraph, buffers: Sequence[ArenaBuffer], placed: Sequence[Interval]) -> list[str]:
+    """What is wrong with placed buffers, apart from what they may share."""
+    layout = layout_of(placed, shared_places(graph, buffers).used_by(placed))
+    pieces = [i._replace(offset=at) for i, at in zip(layout.intervals, layout.places(placed), strict=True)]
+    return plan_faults(pieces, lambda i: buffer_name(graph, buffers[layout.owners[i]]))
 
 
 def _shared_on_purpose(graph: ModelGraph) -> set[tuple[int, int]]:
@@ -3072,26 +3319,48 @@ def buffer_name(graph: ModelGraph, buffer: ArenaBuffer) -> str:
     return f"tensor {buffer.tensor}" + (f" of subgraph {buffer.subgraph}" if len(graph.subgraphs) > 1 else "")
 
 
-def plan_arena(arena: Arena, time_limit: float = TIME_LIMIT) -> Plan:
+def plan_arena(arena: Arena, time_limit: float = TIME_LIMIT, in_place: bool = True) -> Plan:
     """The lowest plan for a model's buffers that survives the runtime's own treatment of scratch.
 
-    TFLM takes offsets of tensors from the file but places scratch itself, after them. So a plan is only worth what
-    the runtime's planner makes of it: that is what is returned.
+    Args:
+        in_place: also with buffers that share memory, as far as their operators allow it.
     """
     intervals = arena.intervals
-    best = Plan(place_greedily(intervals), Profile(intervals).peak)
-    bound = best.bound
+    layouts = [layout_of(intervals)]
+    if in_place and arena.sharing:
+        layouts.insert(0, layout_of(intervals, arena.sharing))
+    bound = Profile(layouts[0].intervals).peak
+    best = Plan(place_greedily(intervals), bound)
+    budget = Budget(time_limit)
+    for i, layout in enumerate(layouts):
+        if not best.optimal:
+            plan = _plan_layout(arena, layout, budget.share(1 / (len(layouts) - i)).left)
+            # Of layouts in which some buffers share memory and others do not, only the bytes alive are a bound.
+            bound = plan.bound if len(layouts) == 1 else bound
+            best = Plan(min(best, plan, key=lambda plan: plan.height).intervals, bound)
+    return best
+
+
+def _plan_layout(arena: Arena, layout: Layout, time_limit: float) -> Plan:
+    """TFLM takes offsets of tensors from the file but places scratch itself, after them. So a plan is only worth what
+    the runtime's planner makes of it: that is what is returned."""
+    intervals = arena.intervals
+    best: Plan | None = None
+    bound = 0
     for solve in (plan_by_first_fit, partial(plan_optimally, time_limit=time_limit)):
+        plan = solve(layout.intervals, groups=layout.groups)
+        bound = max(bound, plan.bound)
+        kept = list(intervals)
+        for block in blocks_of(layout.intervals, layout.groups):
+            for i, above in block.items():
+                owner, at = layout.owners[i], plan.intervals[i].offset or 0
+                if arena.buffers[owner].tensor is not None:
+                    kept[owner] = intervals[owner]._replace(offset=at - above)
+        as_run = Plan(place_greedily(kept), bound)
+        best = Plan(min(best or as_run, as_run, key=lambda plan: plan.height).intervals, bound)
         if best.optimal:
             break
-        plan = solve(intervals)
-        bound = max(bound, plan.bound)
-        kept = [
-            interval if buffer.tensor is not None else interval._replace(offset=None)
-            for buffer, interval in zip(arena.buffers, plan.intervals, strict=True)
-        ]
-        as_run = Plan(place_greedily(kept), bound)
-        best = Plan(min(best, as_run, key=lambda plan: plan.height).intervals, bound)
+    assert best is not None
     return best
 
 
@@ -5580,7 +5849,7 @@ class Snapshot:
             BrokenCertificate: the plan is at fault, or the runtime would not follow it.
         """
         buffers = self.arena.buffers
-        faults = plan_faults(plan.intervals, lambda i: buffer_name(self.graph, buffers[i]))
+        faults = sharing_faults(self.graph, buffers, plan.intervals)
         if faults:
             raise BrokenCertificate(f"the plan that was found is at fault: {faults[0]}")
         offsets = {
@@ -5783,6 +6052,10 @@ class PlanDecision(Decision):
     """What planning did to the planned part of the arena, its head. No plan for these tensors is below ``bound``."""
 
     original: int | None = None  # the head of the model that the command was given, before other steps changed it
+    in_place: Mapping[str, int] = dataclasses.field(
+        default_factory=dict
+    )  # so many outputs, by kind, lie on their input
+    read_by_slices: int = 0  # so many tensors give their memory free slice by slice
 
     key = "planning"
 
@@ -5794,10 +6067,18 @@ class PlanDecision(Decision):
         if self.after == original:
             return [f"Arena left as it is: {self.after:,} B, {verdict}."]
         done = "Arena planned" if self.changed else "Arena, which needs no plan"
-        return [f"{done}: {saving(original, self.after)}, {verdict}."]
+        return [f"{done}: {saving(original, self.after)}, {verdict}.", *self.sharing()]
+
+    def sharing(self) -> list[str]:
+        shared = [f"{count} {kind}" for kind, count in self.in_place.items()]
+        lines = [f"the outputs of {', '.join(shared)} lie where an input ends"] if shared else []
+        if self.read_by_slices:
+            lines.append(f"{self.read_by_slices} tensors give free what has been read")
+        return [f"Memory shared on purpose: {'; '.join(lines)} (--no-in-place plans without)."] if lines else []
 
     def json(self) -> dict[str, Any]:
-        return {"head_before": self.before, "head": self.after} | super().json()
+        own = {"in_place": dict(self.in_place), "read_by_slices": self.read_by_slices}
+        return {"head_before": self.before, "head": self.after} | own | super().json()
 
 
 @dataclass(frozen=True)
@@ -6407,8 +6688,10 @@ def _smaller_in_the_arena(
     return second if heights[1] < heights[0] else first
 
 
-def decide_plan(model: Snapshot, budget: Budget) -> tuple[Snapshot, PlanDecision]:
+def decide_plan(model: Snapshot, budget: Budget, in_place: bool = True) -> tuple[Snapshot, PlanDecision]:
     """The lowest arena layout, fixed in the file, if it is lower than what the file has.
+
+    With ``in_place``, buffers may share memory as far as their operators allow it.
 
     So a plan in the file that shares memory on purpose, as compilers for accelerators write it, stays.
     """
@@ -6418,14 +6701,23 @@ def decide_plan(model: Snapshot, budget: Budget) -> tuple[Snapshot, PlanDecision
         return model, PlanDecision(refusal=str(refusal))
     if is_compiled(model.graph):
         return model, PlanDecision(before=arena.head, after=arena.head, refusal=COMPILED)
-    best = plan_arena(arena, budget.left)
+    best = plan_arena(arena, budget.left, in_place)
     decision = PlanDecision(before=arena.head, after=arena.head, bound=min(best.bound, arena.head))
     if best.height >= HIGHEST_OFFSET:
         why = f"it would be {best.height:,} B, but offsets in the file have 32 bits"
         return model, dataclasses.replace(decision, refusal=why, seconds=budget.spent)
     changed = best.height < arena.head
     after = model.planned(best) if changed else model
-    return after, dataclasses.replace(decision, after=after.arena.head, changed=changed, seconds=budget.spent)
+    operators = {t: o.kind for o in model.graph.subgraphs[0].operators for t in o.writes}
+    shared = Counter(operators[after.arena.buffers[above].tensor or 0] for _, above in after.arena.shared)
+    return after, dataclasses.replace(
+        decision,
+        after=after.arena.head,
+        changed=changed,
+        seconds=budget.spent,
+        in_place=dict(sorted(shared.items())),
+        read_by_slices=len(after.arena.freed),
+    )
 
 
 def decide_split(
@@ -6798,7 +7090,7 @@ def analysis_text(model: Snapshot, extras: Extras, is_full: bool = False) -> str
 
 def arena_lines(arena: Arena) -> list[str]:
     """What TFLM will allocate, and what could be had: quickly, so that the option --plan may find more."""
-    plan = plan_by_first_fit(arena.intervals)
+    plan = plan_arena(arena, time_limit=0)
     who = "as planned in the file" if arena.has_plan else "as its own planner lays it out"
     lines = [f"Arena of TensorFlow Lite Micro: {arena.head:,} B {who}"]
     if arena.problems or arena.is_compiled:
@@ -6817,7 +7109,7 @@ def arena_lines(arena: Arena) -> list[str]:
 
 
 def arena_json(arena: Arena) -> dict[str, Any]:
-    plan = plan_by_first_fit(arena.intervals)
+    plan = plan_arena(arena, time_limit=0)
     return {
         "reserve_bytes": arena.reserve,
         "head_bytes": arena.head,
@@ -7047,8 +7339,8 @@ def plot_arenas(file: Path, arenas: Mapping[str, Arena]) -> None:
     top = max([arena.head for arena in arenas.values()] + [1]) / 1024
     for axes, (title, arena), steps in zip(panels, arenas.items(), times, strict=True):
         axes.add_patch(Rectangle((-1.5, 0), steps + 0.5, arena.head / 1024, facecolor="#e4e4e4", linewidth=0))
-        for number, buffer in enumerate(arena.buffers):
-            size, first, last, offset = buffer.interval
+        for number, (buffer, interval) in enumerate(arena.pieces):
+            size, first, last, offset = interval
             x, width, y, height = first - 0.5, last - first + 1, (offset or 0) / 1024, size / 1024
             colour = colours[(number if buffer.tensor is None else buffer.tensor) % len(colours)]
             hatch = "///" if buffer.tensor is None else None
@@ -7277,13 +7569,16 @@ class TFLiteModel:
         self.snapshot, decision = decide_ports(self.snapshot)
         return decision
 
-    def plan_memory(self, time_limit: float = TIME_LIMIT) -> PlanDecision:
+    def plan_memory(self, time_limit: float = TIME_LIMIT, in_place: bool = True) -> PlanDecision:
         """Fix the lowest arena layout in the file, for TFLM to use; the rest of the file stays as it is.
+
+        With ``in_place``, an output may lie where an input ends, and what has been read of a tensor by SLICE for the
+        last time is free, as far as that is safe on the reference kernels, CMSIS-NN and ESP-NN.
 
         A plan is written only if it makes the arena smaller than it is. So a plan in the file that shares memory on
         purpose, as compilers for accelerators write it, stays.
         """
-        self.snapshot, decision = decide_plan(self.snapshot, Budget(time_limit))
+        self.snapshot, decision = decide_plan(self.snapshot, Budget(time_limit), in_place)
         return decision
 
     def verify_against(self, original: TFLiteModel, seed: int = 0) -> VerificationDecision:
@@ -7391,6 +7686,7 @@ def _parser() -> argparse.ArgumentParser:
     add("-o", "--output", type=Path, metavar="FILE", help="write the resulting model here; '-' is stdout")
     add("--in-place", action="store_true", help="write the resulting model over the input")
     add("--plan", action="store_true", help="fix the smallest arena layout in the file, for TensorFlow Lite Micro")
+    add("--no-in-place", action="store_true", help="--plan: no two tensors share memory while both are alive")
     add(
         "--verify",
         action="store_true",
@@ -7512,7 +7808,7 @@ def _steps(arguments: argparse.Namespace, original: Snapshot) -> list[tuple[int,
     if arguments.optimize:
         steps += [(2, lambda model, seconds: [_optimize(model, seconds, arguments.plan)])]
     if arguments.plan:
-        steps += [(1, lambda model, seconds: [_plan(model, seconds, original)])]
+        steps += [(1, lambda model, seconds: [_plan(model, seconds, original, not arguments.no_in_place)])]
     if arguments.verify:
         steps += [(0, lambda model, _: [verify_models(original.data, model.snapshot.data)])]
     return steps
@@ -7528,8 +7824,8 @@ def _optimize(model: TFLiteModel, seconds: float, for_arena: bool) -> OrderDecis
         return model.optimize_memory(seconds, for_arena, progress)
 
 
-def _plan(model: TFLiteModel, seconds: float, original: Snapshot) -> PlanDecision:
-    decision = model.plan_memory(seconds)
+def _plan(model: TFLiteModel, seconds: float, original: Snapshot, in_place: bool) -> PlanDecision:
+    decision = model.plan_memory(seconds, in_place)
     with contextlib.suppress(ArenaError):
         return dataclasses.replace(decision, original=original.arena.head)
     return decision
@@ -7686,6 +7982,8 @@ def _resolve_files(arguments: argparse.Namespace) -> Files:
         raise UsageError("--max-macs limits what stripes may cost: add --split")
     if arguments.max_peak is not None and not arguments.split:
         raise UsageError("--max-peak chooses among the ways to split: add --split (or check with --max-head)")
+    if arguments.no_in_place and not (arguments.plan or arguments.max_peak is not None):
+        raise UsageError("--no-in-place says how to plan: add --plan")
     if arguments.per_channel and not arguments.clusters:
         raise UsageError("--per-channel says how to cluster: add --clusters N")
     if arguments.csv and arguments.csv.exists() and not arguments.csv.is_dir():

@@ -327,8 +327,8 @@ def test_planning_again_changes_nothing_and_a_plan_is_replaced_in_place():
 def test_bad_plans_are_reported(offset: int, problem: str, capsys: pytest.CaptureFixture[str], tmp_path: Path):
     b = Builder()
     x, y, z = (b.tensor((32,)) for _ in range(3))
-    b.op("RELU", [x], [y])
-    b.op("RELU", [y], [z])
+    b.op("SOFTMAX", [x], [y])
+    b.op("SOFTMAX", [y], [z])
     b.model.add_metadata(OFFLINE_PLAN, np.array([1, 1, 3, 0, offset, -1], "<i4").tobytes())
     path = tmp_path / "in.tflite"
     path.write_bytes(b.build([x], [z]))
@@ -631,7 +631,7 @@ def test_a_wrong_plan_fails_the_gate_and_is_told(
 ):
     b = Builder()
     x, y = b.tensor((64,)), b.tensor((64,))
-    b.op("RELU", [x], [y])
+    b.op("SOFTMAX", [x], [y])
     plan = np.array([1, 1, 2, 0, 64], np.int32)
     path = tmp_path / "in.tflite"
     for changes, code in (({}, 0), (words, 1)):

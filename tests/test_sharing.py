@@ -1,0 +1,363 @@
+"""Buffers that share memory on purpose: only where it is safe, and then what the runtime makes of it is the same."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from ai_edge_litert import schema_py_generated as schema
+from builder import Builder, ModelBuilder
+from conftest import run_in_wheel, wheel_agrees
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from nets import Net, random_net, regions, rewritten
+from test_lighter import converting
+
+from tflite_tools import (
+    KINDS,
+    OFFLINE_PLAN,
+    Interval,
+    Profile,
+    Storage,
+    TFLiteModel,
+    analyse_arena,
+    main,
+    may_lie_on,
+    node_of,
+    plan_by_first_fit,
+    plan_faults,
+    plan_optimally,
+    read_model,
+    rewrite_subgraph,
+    write_plan,
+)
+
+# -- blocks: intervals that keep their distance ------------------------------------------------------
+
+lives = st.tuples(st.integers(1, 5), st.integers(0, 8), st.integers(0, 4)).map(
+    lambda life: Interval(16 * life[0], life[1], life[1] + life[2])
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(lives, min_size=4, max_size=9), st.integers(0, 4))
+def test_blocks_keep_their_distance(intervals: list[Interval], gap: int):
+    """Two intervals one above the other, and two in the same place that follow each other."""
+    a = intervals[0]
+    intervals[2:4] = Interval(32, 0, 3), Interval(48, 4, 9)
+    groups = [{0: 0, 1: a.size + 16 * gap}, {2: 0, 3: 0}]
+    for plan in (plan_by_first_fit(intervals, groups), plan_optimally(intervals, 5, groups)):
+        assert not plan_faults(plan.intervals, str)
+        assert plan.intervals[1].offset - plan.intervals[0].offset == a.size + 16 * gap
+        assert plan.intervals[2].offset == plan.intervals[3].offset
+        assert [i._replace(offset=None) for i in plan.intervals] == intervals
+        assert plan.height >= plan.bound >= Profile(intervals).peak
+
+
+# -- which operators may write where they read -------------------------------------------------------
+
+SAFE = """ABS CEIL COS ELU EXP FLOOR HARD_SWISH LEAKY_RELU LOG LOGISTIC NEG QUANTIZE RELU RELU6 ROUND RSQRT SIN SQRT
+    SQUARE TANH ADD DIV MAXIMUM MINIMUM MUL SQUARED_DIFFERENCE SUB EXPAND_DIMS RESHAPE SQUEEZE""".split()
+
+
+def test_these_kinds_and_no_others():
+    assert {name for name, kind in KINDS.items() if kind.is_safe_in_place} == {*SAFE}
+
+
+def three(kind: str, middle: Any, inputs: Any = None, dtype: str = "FLOAT32", outputs: Any = None) -> bytes:
+    """x -> RELU -> the operator -> RELU -> y; ``inputs`` makes those of the operator from its first one."""
+    b = Builder()
+    x, a, c = (b.tensor((1, 4, 4, 2), dtype) for _ in range(3))
+    m = b.tensor(*middle)
+    y = b.tensor(*middle)
+    b.op("RELU", [x], [a])
+    b.op(kind, [a] if inputs is None else inputs(b, a, c), [m])
+    b.op("RELU", [m], [y])
+    return b.build([x, c], [y, *([a] if outputs else [])])
+
+
+def pairs(data: bytes) -> set[tuple[int, int]]:
+    """(input, output) tensors that may share memory."""
+    arena = analyse_arena(read_model(data))
+    return {(arena.buffers[a].tensor, arena.buffers[b].tensor) for a, b in arena.sharing.pairs}
+
+
+PICTURE = ((1, 4, 4, 2), "FLOAT32")
+
+
+def constant(*shape: int) -> Any:
+    return lambda b, a, c: [a, b.constant(np.ones(shape, np.float32))]
+
+
+@pytest.mark.parametrize(("kind", "middle", "inputs", "expected"), [
+    ("TANH", PICTURE, None, True), ("SOFTMAX", PICTURE, None, False), ("TRANSPOSE", PICTURE, None, False),
+    ("RESHAPE", ((1, 32), "FLOAT32"), None, True), ("SQUEEZE", ((4, 4, 2), "FLOAT32"), None, True),
+    ("RESHAPE", ((1, 31), "FLOAT32"), None, False), ("CAST", ((1, 4, 4, 2), "INT32"), None, False),
+    ("QUANTIZE", ((1, 4, 4, 2), "INT8"), None, False), ("ADD", PICTURE, lambda b, a, c: [a, c], True),
+    ("ADD", PICTURE, lambda b, a, c: [c, a], True), ("MUL", PICTURE, lambda b, a, c: [a, a], True),
+    ("SUB", PICTURE, constant(2), True), ("SUB", PICTURE, constant(1, 4, 4, 2), True),
+    ("SUB", PICTURE, constant(), True),
+    ("MUL", PICTURE, lambda b, a, c: [a, b.tensor((1, 1, 1, 1), "FLOAT32")], True),
+    ("MUL", PICTURE, lambda b, a, c: [a, b.tensor((1, 1, 1, 2), "FLOAT32")], False),
+    ("MUL", ((1, 4, 4, 4), "FLOAT32"), lambda b, a, c: [a, b.tensor((1, 4, 4, 4), "FLOAT32")], False),
+    ("PRELU", PICTURE, constant(2), False), ("EQUAL", ((1, 4, 4, 2), "BOOL"), constant(2), False),
+])  # fmt: skip
+def test_the_first_input_may_be_overwritten(kind: str, middle: Any, inputs: Any, expected: bool):
+    assert any(output == 3 for _, output in pairs(three(kind, middle, inputs))) == expected
+
+
+def test_what_is_needed_later_is_not_overwritten():
+    assert (1, 3) in pairs(three("TANH", PICTURE))
+    assert (1, 3) not in pairs(three("TANH", PICTURE, outputs=True))  # an output of the model
+    b = Builder()
+    x, a, m, y = (b.tensor(*PICTURE) for _ in range(4))
+    for kind, inputs, output in (("RELU", [x], a), ("TANH", [a], m), ("ADD", [m, a], y)):
+        b.op(kind, inputs, [output])
+    assert pairs(b.build([x], [y])) == {(0, 1), (2, 3)}  # a is read again; then one of both is enough
+
+
+@pytest.mark.parametrize(("dtypes", "expected"), [(("INT8", "UINT8"), True), (("UINT8", "INT8"), True),
+                                                  (("INT8", "INT8"), False), (("INT16", "INT16"), False)])  # fmt: skip
+def test_quantize_may_between_int8_and_uint8(dtypes: tuple[str, str], expected: bool):
+    b = Builder()
+    x, y = (b.tensor((1, 8), dtype) for dtype in dtypes)
+    b.op("QUANTIZE", [x], [y])
+    subgraph = read_model(b.build([x], [y])).subgraphs[0]
+    assert may_lie_on(node_of(subgraph, subgraph.operators[0]), 0) == expected
+
+
+def test_state_and_several_subgraphs_are_left_alone():
+    b = Builder()
+    x, y = b.tensor((1, 8), isVariable=True), b.tensor((1, 8))
+    b.op("RELU", [x], [y])
+    subgraph = read_model(b.build([], [y])).subgraphs[0]
+    assert subgraph.tensors[0].storage is Storage.STATE
+    assert not may_lie_on(node_of(subgraph, subgraph.operators[0]), 0)
+    model = ModelBuilder()
+    for graph in (Builder(model), Builder(model)):
+        x, y = (graph.tensor((1, 8)) for _ in range(2))
+        graph.op("RELU", [x], [y])
+        graph.finish([x], [y])
+    assert not pairs(model.build())
+
+
+# -- what plans are worth, and what they are not allowed ----------------------------------------------
+
+
+def is_intact(data: bytes) -> bool:
+    """Whether every operator finds what was written for it: with who has written each byte last, and no notion of
+    lifetimes. An operator that may work in place reads before it writes, all others write first."""
+    graph = read_model(data)
+    subgraph, arena = graph.subgraphs[0], analyse_arena(graph)
+    place = {b.tensor: (b.interval.offset, b.interval.offset + b.bytes) for b in arena.buffers if b.tensor is not None}
+    scratch = {b.operator: b.interval for b in arena.buffers if b.tensor is None}
+    memory = np.full(arena.head, -1)
+
+    def write(t: int) -> None:
+        if t in place:
+            memory[slice(*place[t])] = t
+
+    for t in subgraph.inputs:
+        write(t)
+    for operator in subgraph.operators:
+        node = node_of(subgraph, operator)
+        lies_on = next((t for i, t in enumerate(operator.inputs) if t in place and may_lie_on(node, i)
+                        and place[t] == place.get(operator.outputs[0])), None)  # fmt: skip
+        expected = []
+        for t in operator.reads:
+            if t in place and t != lies_on:
+                start, end = place[t]
+                if operator.kind == "SLICE":
+                    begin, size = (subgraph.tensors[k].values for k in operator.inputs[1:])
+                    every = np.arange(end - start).reshape(*subgraph.tensors[t].shape, -1)
+                    read = every[tuple(slice(b, None if n < 0 else b + n) for b, n in zip(begin, size, strict=True))]
+                    expected.append((t, start + read.ravel()))
+                else:
+                    expected.append((t, np.arange(start, end)))
+            elif t in place and (memory[slice(*place[t])] != t).any():
+                return False
+        for t in operator.outputs:
+            write(t)
+        if operator.index in scratch:
+            interval = scratch[operator.index]
+            memory[interval.offset : interval.offset + interval.size] = -2
+        if any((memory[bytes_read] != t).any() for t, bytes_read in expected):
+            return False
+    return all((memory[slice(*place[t])] == t).all() for t in subgraph.outputs)
+
+
+def in_stripes(seed: int, dtype: str = "INT8") -> bytes:
+    rng = random.Random(seed)
+    data = random_net(rng, dtype)
+    graph = read_model(data)
+    found = list(regions(data))
+    if not found:
+        return data
+    search, region = rng.choice(found)
+    return bytes(rewrite_subgraph(data, graph, graph.subgraphs[0], rewritten(search, region)))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**32 - 1))
+def test_plans_of_stripes_leave_intact_what_is_read(seed: int):
+    model = TFLiteModel(in_stripes(seed))
+    apart = TFLiteModel(model.to_bytes())
+    model.plan_memory(1)
+    apart.plan_memory(1, in_place=False)
+    assert is_intact(model.to_bytes())
+    assert not model.arena.problems
+    assert not apart.arena.shared
+    assert not apart.arena.freed
+    assert model.arena.head <= apart.arena.head
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(0, 2**32 - 1))
+def test_a_plan_with_a_fault_is_not_taken_for_shared_memory(seed: int):
+    """One tensor is moved; where that breaks something, it is told."""
+    rng = random.Random(seed)
+    model = TFLiteModel(in_stripes(rng.randrange(20)))
+    model.plan_memory(1)
+    arena, graph = model.arena, read_model(model.to_bytes())
+    offsets = {(0, b.tensor): b.interval.offset for b in arena.buffers if b.tensor is not None}
+    moved = rng.choice(sorted(offsets))
+    offsets[moved] = 16 * rng.randrange(arena.head // 16 + 1)
+    changed = bytes(write_plan(model.to_bytes(), graph, offsets))
+    if not is_intact(changed):
+        assert analyse_arena(read_model(changed)).problems
+
+
+def test_what_is_read_by_slices_gives_its_memory_free():
+    """Two halves of the input are read one after the other; what is computed from the first lies where it was."""
+    b = Builder()
+    x = b.tensor((1, 8, 16))
+    ends = []
+    for first in (0, 4):
+        half, wide, end = b.tensor((1, 4, 16)), b.tensor((1, 4, 16)), b.tensor((1, 4, 16))
+        sizes = [b.constant(np.array(values, np.int32)) for values in ((0, first, 0), (1, 4, 16))]
+        b.op("SLICE", [x, *sizes], [half], schema.SliceOptionsT())
+        b.op("SOFTMAX", [half], [wide])
+        b.op("SOFTMAX", [wide], [end])
+        ends.append(end)
+    data = b.build([x], ends)
+    model, apart = TFLiteModel(data), TFLiteModel(data)
+    assert model.plan_memory().read_by_slices == 1
+    apart.plan_memory(in_place=False)
+    assert (model.arena.head, apart.arena.head) == (192, 256)
+    assert is_intact(model.to_bytes())
+    plan = analyse_arena(read_model(model.to_bytes()))
+    (number,) = plan.freed
+    assert plan.buffers[number].tensor == x
+
+
+@pytest.mark.parametrize("kind", ["SOFTMAX", "CUMSUM", "L2_NORMALIZATION"])
+def test_an_operator_that_may_not_is_refused(kind: str):
+    b = Builder()
+    x, y = b.tensor((1, 8, 4)), b.tensor((1, 8, 4))
+    b.op(kind, [x], [y])
+    b.model.add_metadata(OFFLINE_PLAN, np.array([1, 1, 2, 0, 0], "<i4").tobytes())
+    problems = analyse_arena(read_model(b.build([x], [y]))).problems
+    assert problems == ("tensor 0 and tensor 1 are alive together and share memory, which no operator allows",)
+
+
+def test_only_the_very_same_place_is_in_place():
+    for offset, is_right in ((0, True), (16, False), (32, True)):
+        b = Builder()
+        x, y = b.tensor((1, 32)), b.tensor((1, 32))
+        b.op("RELU", [x], [y])
+        b.model.add_metadata(OFFLINE_PLAN, np.array([1, 1, 2, 0, offset], "<i4").tobytes())
+        arena = analyse_arena(read_model(b.build([x], [y])))
+        assert (not arena.problems) == is_right
+        assert bool(arena.shared) == (offset == 0)
+
+
+# -- the runtime -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", SAFE)
+@pytest.mark.parametrize("dtype", ["INT8", "INT16", "FLOAT32"])
+def test_the_runtime_computes_the_same_in_place(kind: str, dtype: str):
+    net = Net(dtype)
+    x = source = net.picture(6, 5, 4)
+    x = net.window("MAX_POOL_2D", x, kernel=(1, 1))
+    if kind in ("ADD", "DIV", "MAXIMUM", "MINIMUM", "MUL", "SQUARED_DIFFERENCE", "SUB"):
+        y = net.picture(6, 5, 4)
+        table = {"ADD": "Add", "SUB": "Sub", "MUL": "Mul", "DIV": "Div", "SQUARED_DIFFERENCE": "SquaredDifference",
+                 "MAXIMUM": "MaximumMinimum", "MINIMUM": "MaximumMinimum"}[kind]  # fmt: skip
+        net.op(kind, [x, net.window("AVERAGE_POOL_2D", x, kernel=(1, 1))], [y], getattr(schema, f"{table}OptionsT")())
+    elif kind in ("EXPAND_DIMS", "RESHAPE", "SQUEEZE"):
+        shape = {"EXPAND_DIMS": (1, 1, 6, 5, 4), "RESHAPE": (1, 30, 4), "SQUEEZE": (6, 5, 4)}[kind]
+        y = net.tensor(shape, dtype, **net.quantization())
+        more = {"EXPAND_DIMS": [0], "RESHAPE": list(shape), "SQUEEZE": None}[kind]
+        inputs = [x] if more is None else [x, net.constant(np.array(more, np.int32))]
+        net.op(kind, inputs, [y], schema.SqueezeOptionsT() if kind == "SQUEEZE" else None)
+    else:
+        y = net.map(kind, x)
+        fixed = {("LOGISTIC", "INT8"): (1 / 256, -128), ("TANH", "INT8"): (1 / 128, 0)}
+        fixed |= {(name, "INT16"): (2**-15, 0) for name in ("LOGISTIC", "TANH")}
+        if (kind, dtype) in fixed and dtype != "FLOAT32":
+            q = net.table.tensors[y].quantization
+            q.scale, q.zeroPoint = [fixed[kind, dtype][0]], [fixed[kind, dtype][1]]
+        if kind == "QUANTIZE":
+            net.table.tensors[y].type = schema.TensorType.UINT8
+        if kind == "LEAKY_RELU":
+            net.table.operators[-1].builtinOptions = schema.LeakyReluOptionsT()
+            net.table.operators[-1].builtinOptionsType = schema.BuiltinOptions.LeakyReluOptions
+            net.table.operators[-1].builtinOptions.alpha = 0.1
+    data = net.build([source], [y])
+    graph = read_model(data)
+    arena = analyse_arena(graph)
+    if TFLiteModel(data).snapshot.refusals:
+        pytest.skip("TFLM has no such kernel")
+    if (kind, dtype) == ("RSQRT", "INT8"):
+        pytest.skip("the kernel refuses negative numbers")
+    below, above = arena.sharing.pairs[-1]
+    assert arena.buffers[above].tensor == y
+    top = sum(b.interval.size for b in arena.buffers)
+    offsets = {(0, b.tensor): sum(c.interval.size for c in arena.buffers[:i]) for i, b in enumerate(arena.buffers)}
+    offsets[0, y] = offsets[0, arena.buffers[below].tensor]
+    planned = bytes(write_plan(data, graph, offsets))
+    after = analyse_arena(read_model(planned))
+    assert not after.problems
+    assert (below, above) in after.shared
+    assert after.head <= top
+    assert all(wheel_agrees([(data, planned)]))
+
+
+def test_heads_are_those_of_the_runtime():
+    for seed in range(6):
+        model = TFLiteModel(in_stripes(seed))
+        original = model.to_bytes()
+        model.plan_memory(1)
+        assert run_in_wheel(model.to_bytes(), [], 0).head == model.arena.head
+        assert all(wheel_agrees([(original, model.to_bytes())]))
+
+
+def test_the_report_says_what_is_shared(capsys: pytest.CaptureFixture[str], tmp_path: Path):
+    net = Net()
+    x = source = net.picture(8, 8, 4)
+    for _ in range(2):
+        x = net.map("RELU", x)
+    x = net.map("ADD", x, net.window("CONV_2D", x, 4))
+    path = tmp_path / "model.tflite"
+    path.write_bytes(net.build([source], [x]))
+    assert main(["-i", str(path), "--plan", "--memory-map", str(tmp_path / "map.png")]) == 0
+    told = capsys.readouterr().out
+    shared = "Memory shared on purpose: the outputs of 1 ADD, 2 RELU lie where an input ends"
+    assert f"{shared} (--no-in-place plans without)." in told
+    assert main(["-i", str(path), "--plan", "--no-in-place", "--json", "-"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["planning"]["in_place"] == {}
+    assert report["planning"]["head"] == 3 * 256
+    assert main(["-i", str(path), "--no-in-place"]) == 2
+    assert "add --plan" in capsys.readouterr().err
+
+
+def test_ports_without_conversion_are_planned_in_place_too():
+    model = TFLiteModel(converting(outer="UINT8"))
+    assert model.plan_memory().in_place == {"LEAKY_RELU": 1, "QUANTIZE": 2}
+    assert model.arena.head == 48
