@@ -2708,13 +2708,31 @@ def plan_faults(intervals: Sequence[Interval], name: Callable[[int], str]) -> li
     return faults + [f"{name(i)} and {name(j)} {shared}" for i, j in conflicts(intervals)]
 
 
-FIRST_FIT_ORDERS: tuple[Callable[[Interval], Any], ...] = (
-    lambda b: (-b.size, b.first),
-    lambda b: (-b.size * (b.last - b.first + 1), b.first),
-    lambda b: (b.first - b.last, -b.size),
-    lambda b: (b.first, -b.size),
-    lambda b: (-b.last, -b.size),
-)
+Key = Callable[[Interval], Any]  # by which intervals are sorted
+
+
+def _by_size(b: Interval) -> Any:
+    return -b.size, b.first
+
+
+def _by_area(b: Interval) -> Any:
+    return -b.size * (b.last - b.first + 1), b.first
+
+
+def _by_life(b: Interval) -> Any:
+    return b.first - b.last, -b.size
+
+
+def _by_first_use(b: Interval) -> Any:
+    return b.first, -b.size
+
+
+def _by_last_use(b: Interval) -> Any:
+    return -b.last, -b.size
+
+
+FIRST_FIT_ORDERS: tuple[Key, ...] = (_by_size, _by_area, _by_life, _by_first_use, _by_last_use)
+DECISION_ORDERS: tuple[Key, ...] = (lambda b: _by_area(b)[0], _by_first_use, _by_life, _by_last_use)
 
 
 def plan_by_first_fit(intervals: Sequence[Interval], groups: Sequence[Block] = ()) -> Plan:
@@ -2742,9 +2760,11 @@ def _hull(block: Sequence[Interval]) -> Interval:
     return Interval(max(i.size + (i.offset or 0) for i in block), first, last)
 
 
-# One worker with a fixed strategy is quick on nearly all models and deterministic; many help with the rest.
-QUICK, THOROUGH = 1, 8  # workers of the constraint solver
-QUICK_SHARE, THOROUGH_SHARE = 0.2, 0.5  # of the time that is left, for the bound itself as the height
+# One worker with a fixed order of decisions is quick or lost, and which order is the right one is luck: so all of them
+# get a little time, then more, before many workers do without an order.
+PATIENCE = (0.5, 2.0, 8.0)  # seconds for each order, of every round
+ORDERS_SHARE, THOROUGH_SHARE = 0.4, 0.5  # of the time that is left, for the bound itself as the height
+THOROUGH = 8  # workers of the constraint solver
 
 
 def plan_optimally(intervals: Sequence[Interval], time_limit: float = TIME_LIMIT, groups: Sequence[Block] = ()) -> Plan:
@@ -2755,11 +2775,15 @@ def plan_optimally(intervals: Sequence[Interval], time_limit: float = TIME_LIMIT
     """
     plan = plan_by_first_fit(intervals, groups)
     budget = Budget(time_limit)
-    for share, workers in ((QUICK_SHARE, QUICK), (THOROUGH_SHARE, THOROUGH), (1.0, THOROUGH)):
+    patience = budget.share(ORDERS_SHARE)
+    tries: list[tuple[float, int, Key | None]] = [(s, 1, key) for s in PATIENCE for key in DECISION_ORDERS]
+    for seconds, workers, key in [*tries, (THOROUGH_SHARE, THOROUGH, None), (1.0, THOROUGH, None)]:
         if plan.optimal:
             break
-        height = plan.bound if share < 1 else plan.height - ARENA_ALIGNMENT
-        found, bound = _solve_placement(intervals, groups, plan.bound, height, budget.share(share).left, workers)
+        left = min(seconds, patience.left) if key else budget.share(seconds).left
+        height = plan.height - ARENA_ALIGNMENT if seconds == 1.0 and not key else plan.bound
+        order = sorted(range(len(intervals)), key=lambda i: (key or DECISION_ORDERS[0])(intervals[i]))
+        found, bound = _solve_placement(intervals, groups, order, plan.bound, height, left, workers)
         plan = Plan(found or plan.intervals, plan.bound)
         plan = Plan(plan.intervals, max(plan.bound, min(bound, plan.height)))
     return plan
@@ -2768,6 +2792,7 @@ def plan_optimally(intervals: Sequence[Interval], time_limit: float = TIME_LIMIT
 def _solve_placement(
     intervals: Sequence[Interval],
     groups: Sequence[Block],
+    order: Sequence[int],
     bound: int,
     height: int,
     time_limit: float,
@@ -2795,8 +2820,7 @@ def _solve_placement(
         addresses.append(model.new_fixed_size_interval_var(start, size, ""))
         starts.append(start)
     model.add_no_overlap_2d(times, addresses)
-    by_area = sorted(range(len(intervals)), key=lambda i: FIRST_FIT_ORDERS[1](intervals[i])[0])
-    model.add_decision_strategy([starts[i] for i in by_area], cp_model.CHOOSE_LOWEST_MIN, cp_model.SELECT_MIN_VALUE)
+    model.add_decision_strategy([starts[i] for i in order], cp_model.CHOOSE_LOWEST_MIN, cp_model.SELECT_MIN_VALUE)
     if height > bound:
         model.minimize(top)
     solver = cp_model.CpSolver()
