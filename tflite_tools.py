@@ -3028,13 +3028,15 @@ def shared_places(graph: ModelGraph, buffers: Sequence[ArenaBuffer]) -> Sharing:
             below, output = number[t], number.get(operator.writes[0])
             if output is None or buffers[below].interval.last != buffers[output].interval.first:
                 continue
+            if buffers[below].interval.first < 0:  # nobody has written it, so it is what happens to be there
+                continue
             if may_lie_on(node, position) and readers[t][-1] is operator:
                 pairs.append((below, output))
                 taken.add(t)
                 break
     pieces = {}
     for t, i in number.items():
-        if all(operator.kind != "SLICE" for operator in readers[t]):
+        if all(operator.kind != "SLICE" for operator in readers[t]) or buffers[i].interval.first < 0:
             continue
         found = _pieces_read(subgraph, subgraph.tensors[t], readers[t], buffers[i].interval)
         if len(found) > 1 and t not in subgraph.outputs:
@@ -3637,36 +3639,14 @@ def why_no_picture(tensor: Tensor) -> str:
     return "it has no rows" if len(tensor.shape) < 3 else "it is not a picture of a size that is known"
 
 
-def row_rule(subgraph: Subgraph, operator: Operator) -> RowRule | str:
-    """The rule of an operator, or the reason why it has to run whole."""
-    node = node_of(subgraph, operator)
-    pattern = node.kind.rows
-    if not pattern:
-        return f"{operator.kind} does not work row by row"
-    if node.output is None or len(node.outputs) != len(operator.outputs):
-        return "an output is missing"
-    if len(node.outputs) > 1 and pattern != "parted":
-        return "it has several outputs"
-    for output in node.outputs:
-        if not is_picture(output):
-            return f"its output cannot be cut: {why_no_picture(output)}"
-    if node.output.shape[HEIGHT] == 1:
-        return "its output has one row only"
-    needed = [role for role in node.kind.roles if role != "bias"]
-    inputs = [tensor for tensor in node.inputs[: len(needed) or None] if tensor is not None]
-    if len(inputs) < max(len(needed), 1) or (not needed and len(inputs) < len(node.inputs)):
-        return "an input is missing"
-    if needed and len(node.inputs) > len(node.kind.roles):
-        return "it has more inputs than it should have"
-    source = node.get("input")
-    if source is not None and not is_picture(source):
-        return f"its input cannot be cut: {why_no_picture(source)}"
-    return ROW_PATTERNS[pattern](node, inputs, node.output)
-
-
 def is_map(tensor: Tensor) -> bool:
     """Whether it is a picture of rows, columns and channels."""
     return is_picture(tensor) and len(tensor.shape) == 4
+
+
+####################################################################################################
+# Rows, the rules: one per way to work along the height
+####################################################################################################
 
 
 def _window_rule(node: Node, inputs: Sequence[Tensor], output: Tensor) -> RowRule | str:
@@ -3886,6 +3866,38 @@ ROW_PATTERNS: dict[str, Callable[[Node, Sequence[Tensor], Tensor], RowRule | str
     "upsample": _upsampling_rule,
     "interpolate": _interpolation_rule,
 }
+
+
+def row_rule(subgraph: Subgraph, operator: Operator) -> RowRule | str:
+    """The rule of an operator, or the reason why it has to run whole."""
+    node = node_of(subgraph, operator)
+    pattern = node.kind.rows
+    if not pattern:
+        return f"{operator.kind} does not work row by row"
+    if node.output is None or len(node.outputs) != len(operator.outputs):
+        return "an output is missing"
+    if len(node.outputs) > 1 and pattern != "parted":
+        return "it has several outputs"
+    for output in node.outputs:
+        if not is_picture(output):
+            return f"its output cannot be cut: {why_no_picture(output)}"
+    if node.output.shape[HEIGHT] == 1:
+        return "its output has one row only"
+    needed = [role for role in node.kind.roles if role != "bias"]
+    inputs = [tensor for tensor in node.inputs[: len(needed) or None] if tensor is not None]
+    if len(inputs) < max(len(needed), 1) or (not needed and len(inputs) < len(node.inputs)):
+        return "an input is missing"
+    if needed and len(node.inputs) > len(node.kind.roles):
+        return "it has more inputs than it should have"
+    source = node.get("input")
+    if source is not None and not is_picture(source):
+        return f"its input cannot be cut: {why_no_picture(source)}"
+    return ROW_PATTERNS[pattern](node, inputs, node.output)
+
+
+####################################################################################################
+# Stripes, the rows: who computes what in which stripe?
+####################################################################################################
 
 
 class Part(NamedTuple):
@@ -4468,7 +4480,7 @@ def without_conversions(subgraph: Subgraph, ports: Sequence[Port]) -> Rewrite:
 
 
 ####################################################################################################
-# Splitting, the figures: what regions, and all of them together, take
+# Splitting, the problem: what there is to cut, and in what figures
 ####################################################################################################
 
 
@@ -4526,16 +4538,143 @@ class SplitStep:
     pads_itself: bool  # what it needs, also in stripes
 
 
-####################################################################################################
-# Splitting, the search: which regions in how many stripes pay
-####################################################################################################
+class Range(NamedTuple):
+    """Operators [start, end) that could be a region."""
+
+    start: int
+    end: int
+    unsplit: int  # bytes that they need whole
+    bound: int  # bytes that they need at least in stripes
+    copies: int  # bytes of persistent memory that a second stripe takes
+
 
 LONGEST_REGION = 100  # operators
 STRIPES = (2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32)
-DEFAULT_MAX_MACS = 10.0  # per cent more multiply-accumulates than before
-RIVALS = 1.05  # times the smallest sum: what may need the least once it is reordered
-COARSE = 0.9  # from one limit on the peak to the next, at first
 NO_LIMIT = 1 << 80
+
+
+class SplitProblem:
+    """What there is to know of a subgraph before any region is tried: sizes, rules, and the ranges of operators that
+    could be regions.
+
+    Raises:
+        ArenaError: a tensor has no size that TFLM could compute.
+    """
+
+    def __init__(self, graph: ModelGraph, subgraph: Subgraph) -> None:
+        self.subgraph = subgraph
+        self.sizes = [ARENA_COSTS.tensor(t) if t.ram_bytes else 0 for t in subgraph.tensors]
+        self.element_bytes = [t.element.tflm_bytes or 0 for t in subgraph.tensors]
+        self.row_bytes = [(t.bytes or 0) // t.shape[1] if is_picture(t) else 0 for t in subgraph.tensors]
+        self.intervals = tensor_intervals(subgraph, lambda tensor: self.sizes[tensor.index])
+        self.readers: dict[int, list[int]] = defaultdict(list)
+        for operator in subgraph.operators:
+            for t in operator.reads:
+                self.readers[t].append(operator.index)
+        self.producers = {t: operator.index for operator in subgraph.operators for t in operator.writes}
+        # Bytes alive right before each operator, and at the end: of what was born earlier.
+        entering = Profile(i._replace(first=i.first + 1) for i in self.intervals.values())
+        self.entering = [entering.at(position) for position in range(len(subgraph.operators) + 1)]
+        self.steps = self.all_steps(graph)
+        self.cut: dict[tuple[int, int, bool], Region] = {}
+        self.ranges: dict[int, list[Range]] = defaultdict(list)  # by start, the shortest first
+        for found in self.possible_ranges():
+            self.ranges[found.start].append(found)
+        self.starts: dict[int, set[int]] = defaultdict(set)  # by end
+        for start, ranges in self.ranges.items():
+            for found in ranges:
+                self.starts[found.end].add(start)
+
+    def all_steps(self, graph: ModelGraph) -> list[SplitStep]:
+        subgraph = self.subgraph
+        callee_peaks = {s.subgraph.index: s.peak for s in schedule_model(graph)}
+        problem = ordering_problem(graph, subgraph, callee_peaks, ARENA_COSTS)
+        pad = node_persistent_bytes(Node(KINDS["PAD"], (None, None))) + BITS_32.tensor
+        steps = []
+        for operator, need in zip(subgraph.operators, problem.needs(range(problem.n)), strict=True):
+            rule = row_rule(subgraph, operator)
+            if not self.is_only_producer(operator):
+                rule = "its output is also written elsewhere, or read before"
+            persistent = operator_persistent_bytes(subgraph, operator)
+            pads_itself = kind_of(operator).rows == "pad" or isinstance(rule, CutRule)
+            is_padded = isinstance(rule, RowRule) and any(rule.columns) and not pads_itself
+            steps.append(
+                SplitStep(
+                    operator,
+                    rule,
+                    need,
+                    multiply_accumulates(subgraph, operator),
+                    persistent,
+                    persistent + BITS_32.tensor * len(operator.writes) + (pad if is_padded else 0),
+                    pads_itself,
+                )
+            )
+        return steps
+
+    def is_only_producer(self, operator: Operator) -> bool:
+        """Whether what the operator writes comes from nowhere else, and is read after it only, as in sound files."""
+        return all(
+            self.producers[t] == operator.index
+            and t not in self.subgraph.inputs
+            and min(self.readers[t], default=operator.index + 1) > operator.index
+            and (t not in self.intervals or self.intervals[t].first == operator.index)
+            for t in operator.writes
+        )
+
+    @property
+    def macs(self) -> int:
+        return sum(step.macs for step in self.steps)
+
+    @property
+    def unsplit(self) -> Composition:
+        return Composition((), Cost(max((step.need for step in self.steps), default=0)))
+
+    def possible_ranges(self) -> Iterator[Range]:
+        """All ranges of operators that could be a region, those that end first first.
+
+        Whatever the stripes are, at its start all that it reads is there, at its end every output and its pieces.
+        """
+        for end in range(1, len(self.steps) + 1):
+            earliest = unsplit = escaping = copies = 0
+            for start in reversed(range(max(end - LONGEST_REGION, 0), end)):
+                step = self.steps[start]
+                if isinstance(step.rule, str):
+                    break
+                for t in step.operator.reads:
+                    if t not in step.rule.sources and t in self.producers:
+                        earliest = max(earliest, self.producers[t] + 1)
+                if start < earliest:
+                    break
+                unsplit = max(unsplit, step.need)
+                escaping += sum(self.sizes[t] for t in step.operator.writes if self.escapes(t, end))
+                copies += 2 * step.least_persistent - step.persistent - BITS_32.tensor * len(step.operator.writes)
+                bound = max(self.entering[start], self.entering[end] + escaping)
+                if bound < unsplit:
+                    yield Range(start, end, unsplit, bound, copies)
+
+    def escapes(self, output: int, end: int) -> bool:
+        """Whether a tensor made before ``end`` has to be whole then."""
+        return not self.readers[output] or (output in self.intervals and self.intervals[output].last >= end)
+
+    def region(self, start: int, end: int, is_cached: bool) -> Region:
+        key = start, end, is_cached
+        if key not in self.cut:
+            self.cut[key] = self.new_region(*key)
+        return self.cut[key]
+
+    def new_region(self, start: int, end: int, is_cached: bool) -> Region:
+        steps = self.steps[start:end]
+        parts = {s.operator.index: Part(s.operator.writes, s.rule) for s in steps if isinstance(s.rule, RowRule)}
+        named = (t for outputs, rule in parts.values() for t in (*outputs, *rule.sources))
+        heights = {t: self.subgraph.tensors[t].shape[HEIGHT] for t in named}
+        outputs = (t for step in steps for t in step.operator.writes)
+        return Region(parts, heights, tuple(t for t in outputs if self.escapes(t, end)), is_cached)
+
+
+####################################################################################################
+# Splitting, the outlook: what regions take at least, many at a time
+####################################################################################################
+
 MANY_BYTES = 1 << 50
 
 
@@ -4547,7 +4686,7 @@ class Outlook:
     what stays: a piece of an output of the region, and rows that are kept for later stripes.
     """
 
-    def __init__(self, search: SplitSearch, end: int, is_cached: bool) -> None:
+    def __init__(self, search: SplitProblem, end: int, is_cached: bool) -> None:
         start = min(search.starts[end])
         self.search, self.end = search, end
         self.region = search.region(start, end, is_cached)
@@ -4663,6 +4802,14 @@ class Outlook:
         return [(int(ways.counts[i]), Cost(int(peaks[i]), int(macs[i]), int(persistent[i]))) for i in possible]
 
 
+####################################################################################################
+# Splitting, the search: which regions in how many stripes pay
+####################################################################################################
+
+
+DEFAULT_MAX_MACS = 10.0  # per cent more multiply-accumulates than before
+RIVALS = 1.05  # times the smallest sum: what may need the least once it is reordered
+COARSE = 0.9  # from one limit on the peak to the next, at first
 Price = Callable[[Cost], int]  # prices of regions add up
 
 
@@ -4675,136 +4822,21 @@ def in_time(cost: Cost) -> int:
     return (cost.macs << 40) + cost.persistent
 
 
-class Range(NamedTuple):
-    """Operators [start, end) that could be a region."""
-
-    start: int
-    end: int
-    unsplit: int  # bytes that they need whole
-    bound: int  # bytes that they need at least in stripes
-    copies: int  # bytes of persistent memory that a second stripe takes
-
-
-class SplitSearch:
+class SplitSearch(SplitProblem):
     """Finds the regions of a subgraph that pay. With a fixed order the peaks of disjoint regions are independent, given
     what is alive at their ends, so choices compose by dynamic programming.
 
     Raises:
-        ArenaError: a tensor has no size that TFLM could compute.
+        ArenaError: as :class:`SplitProblem`.
     """
 
     def __init__(self, graph: ModelGraph, subgraph: Subgraph, budget: Budget) -> None:
-        self.subgraph, self.budget = subgraph, budget
-        self.sizes = [ARENA_COSTS.tensor(t) if t.ram_bytes else 0 for t in subgraph.tensors]
-        self.element_bytes = [t.element.tflm_bytes or 0 for t in subgraph.tensors]
-        self.row_bytes = [(t.bytes or 0) // t.shape[1] if is_picture(t) else 0 for t in subgraph.tensors]
-        self.intervals = tensor_intervals(subgraph, lambda tensor: self.sizes[tensor.index])
-        self.readers: dict[int, list[int]] = defaultdict(list)
-        for operator in subgraph.operators:
-            for t in operator.reads:
-                self.readers[t].append(operator.index)
-        self.producers = {t: operator.index for operator in subgraph.operators for t in operator.writes}
-        # Bytes alive right before each operator, and at the end: of what was born earlier.
-        entering = Profile(i._replace(first=i.first + 1) for i in self.intervals.values())
-        self.entering = [entering.at(position) for position in range(len(subgraph.operators) + 1)]
-        self.steps = self.all_steps(graph)
+        super().__init__(graph, subgraph)
+        self.budget = budget
         self.regions: dict[int, list[SplitRegion]] = defaultdict(list)  # by start
-        self.cut: dict[tuple[int, int, bool], Region] = {}
-        self.ranges: dict[int, list[Range]] = defaultdict(list)  # by start, the shortest first
-        for found in self.possible_ranges():
-            self.ranges[found.start].append(found)
-        self.starts: dict[int, set[int]] = defaultdict(set)  # by end
-        for start, ranges in self.ranges.items():
-            for found in ranges:
-                self.starts[found.end].add(start)
         # Per end and halo mode, for every start: numbers of stripes with what they need at least, the fewest first.
         self.outlooks: dict[tuple[int, bool], dict[int, list[tuple[int, Cost]]]] = {}
         self.known: dict[tuple[int, int, int, bool], SplitRegion | None] = {}
-
-    def all_steps(self, graph: ModelGraph) -> list[SplitStep]:
-        subgraph = self.subgraph
-        callee_peaks = {s.subgraph.index: s.peak for s in schedule_model(graph)}
-        problem = ordering_problem(graph, subgraph, callee_peaks, ARENA_COSTS)
-        pad = node_persistent_bytes(Node(KINDS["PAD"], (None, None))) + BITS_32.tensor
-        steps = []
-        for operator, need in zip(subgraph.operators, problem.needs(range(problem.n)), strict=True):
-            rule = row_rule(subgraph, operator)
-            if not self.is_only_producer(operator):
-                rule = "its output is also written elsewhere, or read before"
-            persistent = operator_persistent_bytes(subgraph, operator)
-            pads_itself = kind_of(operator).rows == "pad" or isinstance(rule, CutRule)
-            is_padded = isinstance(rule, RowRule) and any(rule.columns) and not pads_itself
-            steps.append(
-                SplitStep(
-                    operator,
-                    rule,
-                    need,
-                    multiply_accumulates(subgraph, operator),
-                    persistent,
-                    persistent + BITS_32.tensor * len(operator.writes) + (pad if is_padded else 0),
-                    pads_itself,
-                )
-            )
-        return steps
-
-    def is_only_producer(self, operator: Operator) -> bool:
-        """Whether what the operator writes comes from nowhere else, and is read after it only, as in sound files."""
-        return all(
-            self.producers[t] == operator.index
-            and t not in self.subgraph.inputs
-            and min(self.readers[t], default=operator.index + 1) > operator.index
-            and (t not in self.intervals or self.intervals[t].first == operator.index)
-            for t in operator.writes
-        )
-
-    @property
-    def macs(self) -> int:
-        return sum(step.macs for step in self.steps)
-
-    @property
-    def unsplit(self) -> Composition:
-        return Composition((), Cost(max((step.need for step in self.steps), default=0)))
-
-    def possible_ranges(self) -> Iterator[Range]:
-        """All ranges of operators that could be a region, those that end first first.
-
-        Whatever the stripes are, at its start all that it reads is there, at its end every output and its pieces.
-        """
-        for end in range(1, len(self.steps) + 1):
-            earliest = unsplit = escaping = copies = 0
-            for start in reversed(range(max(end - LONGEST_REGION, 0), end)):
-                step = self.steps[start]
-                if isinstance(step.rule, str):
-                    break
-                for t in step.operator.reads:
-                    if t not in step.rule.sources and t in self.producers:
-                        earliest = max(earliest, self.producers[t] + 1)
-                if start < earliest:
-                    break
-                unsplit = max(unsplit, step.need)
-                escaping += sum(self.sizes[t] for t in step.operator.writes if self.escapes(t, end))
-                copies += 2 * step.least_persistent - step.persistent - BITS_32.tensor * len(step.operator.writes)
-                bound = max(self.entering[start], self.entering[end] + escaping)
-                if bound < unsplit:
-                    yield Range(start, end, unsplit, bound, copies)
-
-    def escapes(self, output: int, end: int) -> bool:
-        """Whether a tensor made before ``end`` has to be whole then."""
-        return not self.readers[output] or (output in self.intervals and self.intervals[output].last >= end)
-
-    def region(self, start: int, end: int, is_cached: bool) -> Region:
-        key = start, end, is_cached
-        if key not in self.cut:
-            self.cut[key] = self.new_region(*key)
-        return self.cut[key]
-
-    def new_region(self, start: int, end: int, is_cached: bool) -> Region:
-        steps = self.steps[start:end]
-        parts = {s.operator.index: Part(s.operator.writes, s.rule) for s in steps if isinstance(s.rule, RowRule)}
-        named = (t for outputs, rule in parts.values() for t in (*outputs, *rule.sources))
-        heights = {t: self.subgraph.tensors[t].shape[HEIGHT] for t in named}
-        outputs = (t for step in steps for t in step.operator.writes)
-        return Region(parts, heights, tuple(t for t in outputs if self.escapes(t, end)), is_cached)
 
     def evaluate(self, start: int, end: int, stripes: int, is_cached: bool) -> SplitRegion | None:
         """What a region takes; None if it cannot be cut like that."""
@@ -5550,6 +5582,22 @@ def inline_buffers(data: Bytes, graph: ModelGraph) -> bytearray:
     return extension.finish({})
 
 
+def _shift_absolute_offsets(data: bytearray, shift: int) -> None:
+    """Data outside the FlatBuffer is referred to by its position in the file, which has moved."""
+    model = tflite.Model.GetRootAs(data, 0)
+    tables = [(model.Buffers(i), BUFFER_OFFSET) for i in range(model.BuffersLength())]  # some may be the same table
+    tables += [(operator, LARGE_OPTIONS_OFFSET) for operator in _operator_tables(model)]
+    for place in {table._tab.Pos + field for table, slot in tables if (field := field_place(table, slot))}:
+        position = struct.unpack_from("<Q", data, place)[0]
+        if 1 < position <= len(data):
+            struct.pack_into("<Q", data, place, position + shift)
+
+
+####################################################################################################
+# Writing, a new schedule: a rewrite -> operators and tensors in the file
+####################################################################################################
+
+
 def rewrite_subgraph(data: Bytes, graph: ModelGraph, subgraph: Subgraph, rewrite: Rewrite) -> bytearray:
     """The file with a new schedule of one subgraph.
 
@@ -5726,17 +5774,6 @@ class SubgraphWriter:
                 getattr(tflite, f"{name}Add{field}")(self.builder, value)
             self.options[key] = int(getattr(tflite, f"{name}End")(self.builder))
         return self.options[key]
-
-
-def _shift_absolute_offsets(data: bytearray, shift: int) -> None:
-    """Data outside the FlatBuffer is referred to by its position in the file, which has moved."""
-    model = tflite.Model.GetRootAs(data, 0)
-    tables = [(model.Buffers(i), BUFFER_OFFSET) for i in range(model.BuffersLength())]  # some may be the same table
-    tables += [(operator, LARGE_OPTIONS_OFFSET) for operator in _operator_tables(model)]
-    for place in {table._tab.Pos + field for table, slot in tables if (field := field_place(table, slot))}:
-        position = struct.unpack_from("<Q", data, place)[0]
-        if 1 < position <= len(data):
-            struct.pack_into("<Q", data, place, position + shift)
 
 
 ####################################################################################################
@@ -6105,6 +6142,11 @@ class PlanDecision(Decision):
         return {"head_before": self.before, "head": self.after} | own | super().json()
 
 
+####################################################################################################
+# Decisions on stripes, weights and outputs
+####################################################################################################
+
+
 @dataclass(frozen=True)
 class SplitAlternative:
     """One way to run subgraph 0: regions in stripes, and what that takes in all."""
@@ -6313,7 +6355,7 @@ class VerificationDecision(Decision):
 
 
 ####################################################################################################
-# Verification: do two models compute the same? (TFLM and LiteRT, every run in a process of its own)
+# Runtimes: a model and its inputs -> outputs, in TFLM or LiteRT, every run in a process of its own
 ####################################################################################################
 
 WORKER = "--run-model"  # first argument of this file when it runs a model for verify_models
@@ -6342,149 +6384,6 @@ class Run(NamedTuple):
     outputs: list[list[np.ndarray]]  # per inference
     signatures: dict[str, Results | str]  # of all inferences, or why there are none
     inner: dict[tuple[int, str], np.ndarray]  # tensors by number and name, after the last inference
-
-
-def verify_models(original: Bytes, changed: Bytes, seed: int = 0, timeout: float = 300.0) -> VerificationDecision:
-    """Run both models on the same inputs in TFLM and in LiteRT (no delegate, one thread), as far as they are installed.
-
-    One inference for each of INPUT_SCALES, in a row; then in LiteRT every signature as well. A runtime that does not
-    run the original is named and left out. A crash is reported, not suffered.
-
-    Args:
-        timeout: seconds for each run.
-
-    Raises:
-        VerificationError: no runtime runs the original, or one of them that does refuses the changed model.
-    """
-    import importlib.util
-
-    start = time.monotonic()
-    graphs = read_model(original), read_model(changed)
-    first, second = (graph.subgraphs[0] for graph in graphs)
-    ports = {port.inner.index: port for port in _converted_ports(first, second)}
-    given = random_inputs(graphs[1] if ports else graphs[0], seed)
-    meant = [[_as_before(i, array, ports) for i, array in zip(second.inputs, arrays, strict=False)] for arrays in given]
-    # LiteRT's optimised kernels sum floats in an order that depends on the number of rows; TFLM's and the reference
-    # kernels do not.
-    kernels = KERNELS[_is_split(*graphs) and _has_floats(graphs[0])]
-    notes, comparisons = [], {}
-    reasons = refusals(graphs[0])
-    for runtime, (module, package) in PACKAGES.items():
-        if importlib.util.find_spec(module) is None:
-            notes.append(f"{runtime} is not installed: pip install {package}")
-            continue
-        if runtime == TFLM and reasons:
-            notes.append(f"{TFLM} does not run this model: {reasons[0]}")
-            continue
-        if runtime == TFLM and any(first.tensors[i].is_completed for i in first.outputs):
-            notes.append(f"the package of {TFLM} does not hand out outputs with a dimension that the file leaves open")
-            continue
-        try:
-            before = _run_apart(runtime, original, graphs[0], meant, kernels, timeout)
-        except RunFailure as failure:
-            notes.append(f"{runtime} does not run the original model: {failure}")
-            continue
-        try:
-            after = _run_apart(runtime, changed, graphs[1], given, kernels, timeout)
-        except RunFailure as failure:
-            raise VerificationError(f"{runtime} runs the original model, but not the changed one: {failure}") from None
-        comparisons[runtime] = before, _run_as_before(after, second, ports)
-    if not comparisons:
-        raise VerificationError("; ".join(notes))
-    return _compare(comparisons, first, tuple(notes), time.monotonic() - start)
-
-
-def _converted_ports(before: Subgraph, after: Subgraph) -> list[Port]:
-    """The inputs and outputs that are integers now and stand for what they were.
-
-    Raises:
-        VerificationError: an input has another type, and does not.
-    """
-    ports = []
-    for olds, news, is_input in ((before.inputs, after.inputs, True), (before.outputs, after.outputs, False)):
-        for old, new in zip(olds, news, strict=False):
-            port = Port(before.tensors[old], after.tensors[new], -1, is_input)
-            if port.outer.dtype == port.inner.dtype:
-                continue
-            if is_exact(port):
-                ports.append(port)
-            elif is_input:
-                raise VerificationError(f"input {shorten(port.inner.name)} has another type than in the original")
-    return ports
-
-
-def _as_before(tensor: int, values: np.ndarray, ports: Mapping[int, Port]) -> np.ndarray:
-    """What an input or output means in the original."""
-    return ports[tensor].stands_for(values) if tensor in ports else values
-
-
-def _run_as_before(run: Run, subgraph: Subgraph, ports: Mapping[int, Port]) -> Run:
-    if not ports:
-        return run
-    outputs = [[_as_before(i, array, ports) for i, array in zip(subgraph.outputs, o, strict=True)] for o in run.outputs]
-    signatures = {
-        name: results if isinstance(results, str) else [(i, _as_before(i, array, ports)) for i, array in results]
-        for name, results in run.signatures.items()
-    }
-    return Run(outputs, signatures, run.inner)
-
-
-def _is_split(original: ModelGraph, changed: ModelGraph) -> bool:
-    return len(list(original.operators)) != len(list(changed.operators))
-
-
-def _has_floats(graph: ModelGraph) -> bool:
-    tensors = (subgraph.tensors[i] for subgraph, operator in graph.operators for i in operator.writes)
-    return any(tensor.dtype == "FLOAT32" for tensor in tensors)
-
-
-def _compare(
-    comparisons: Mapping[str, tuple[Run, Run]], subgraph: Subgraph, notes: tuple[str, ...], seconds: float
-) -> VerificationDecision:
-    pairs: list[tuple[np.ndarray, np.ndarray]] = []
-    inner: list[tuple[np.ndarray, np.ndarray]] = []
-    signatures, different, constant = [], 0, set(range(len(subgraph.outputs)))
-    for before, after in comparisons.values():
-        for these, those in zip(before.outputs, after.outputs, strict=True):
-            pairs += zip(these, those, strict=False)
-            different += abs(len(these) - len(those))
-        constant &= {i for i in constant if len({outputs[i].tobytes() for outputs in before.outputs}) == 1}
-        for name, results in before.signatures.items():
-            others = after.signatures.get(name, "it is missing")
-            if isinstance(results, str):
-                notes += (f"signature {name!r} does not run in the original model: {results}",)
-            elif isinstance(others, str) or len(others) != len(results):
-                different += len(results)
-            else:
-                signatures.append(name)
-                pairs += ((a, b) for (_, a), (_, b) in zip(results, others, strict=True))
-        inner += [(before.inner[key], after.inner[key]) for key in before.inner.keys() & after.inner.keys()]
-    inner = [(a, b) for a, b in inner if a.shape == b.shape and a.dtype == b.dtype]
-    signal = noise = 0.0
-    for a, b in pairs:
-        if a.dtype.kind in "iuf" and a.shape == b.shape:
-            x, y = a.astype(np.float64), b.astype(np.float64)
-            finite = np.isfinite(x) & np.isfinite(y)
-            signal += float(np.sum(x[finite] ** 2))
-            noise += float(np.sum((x[finite] - y[finite]) ** 2))
-    return VerificationDecision(
-        runtimes=tuple(comparisons),
-        signatures=tuple(signatures),
-        outputs=len(pairs),
-        different=different + sum(not _same(a, b) for a, b in pairs),
-        inner_tensors=len(inner),
-        inner_different=sum(not _same(a, b) for a, b in inner),
-        constant_outputs=tuple(subgraph.tensors[subgraph.outputs[i]].name for i in sorted(constant)),
-        notes=notes,
-        signal=signal,
-        noise=noise,
-        inferences=len(INPUT_SCALES),
-        seconds=seconds,
-    )
-
-
-def _same(a: np.ndarray, b: np.ndarray) -> bool:
-    return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
 
 
 def random_inputs(graph: ModelGraph, seed: int) -> list[list[np.ndarray]]:
@@ -6658,6 +6557,154 @@ def run_in_litert(model: Path, inputs: Sequence[Sequence[np.ndarray]], kernels: 
         except (ValueError, RuntimeError) as error:  # old converters left signatures of removed tensors
             signatures[name] = shorten(str(error), 200)
     return Run(outputs, signatures, inner)
+
+
+####################################################################################################
+# Verification: do two models compute the same?
+####################################################################################################
+
+
+def verify_models(original: Bytes, changed: Bytes, seed: int = 0, timeout: float = 300.0) -> VerificationDecision:
+    """Run both models on the same inputs in TFLM and in LiteRT (no delegate, one thread), as far as they are installed.
+
+    One inference for each of INPUT_SCALES, in a row; then in LiteRT every signature as well. A runtime that does not
+    run the original is named and left out. A crash is reported, not suffered.
+
+    Args:
+        timeout: seconds for each run.
+
+    Raises:
+        VerificationError: no runtime runs the original, or one of them that does refuses the changed model.
+    """
+    import importlib.util
+
+    start = time.monotonic()
+    graphs = read_model(original), read_model(changed)
+    first, second = (graph.subgraphs[0] for graph in graphs)
+    ports = {port.inner.index: port for port in _converted_ports(first, second)}
+    given = random_inputs(graphs[1] if ports else graphs[0], seed)
+    meant = [[_as_before(i, array, ports) for i, array in zip(second.inputs, arrays, strict=False)] for arrays in given]
+    # LiteRT's optimised kernels sum floats in an order that depends on the number of rows; TFLM's and the reference
+    # kernels do not.
+    kernels = KERNELS[_is_split(*graphs) and _has_floats(graphs[0])]
+    notes, comparisons = [], {}
+    reasons = refusals(graphs[0])
+    for runtime, (module, package) in PACKAGES.items():
+        if importlib.util.find_spec(module) is None:
+            notes.append(f"{runtime} is not installed: pip install {package}")
+            continue
+        if runtime == TFLM and reasons:
+            notes.append(f"{TFLM} does not run this model: {reasons[0]}")
+            continue
+        if runtime == TFLM and any(first.tensors[i].is_completed for i in first.outputs):
+            notes.append(f"the package of {TFLM} does not hand out outputs with a dimension that the file leaves open")
+            continue
+        try:
+            before = _run_apart(runtime, original, graphs[0], meant, kernels, timeout)
+        except RunFailure as failure:
+            notes.append(f"{runtime} does not run the original model: {failure}")
+            continue
+        try:
+            after = _run_apart(runtime, changed, graphs[1], given, kernels, timeout)
+        except RunFailure as failure:
+            raise VerificationError(f"{runtime} runs the original model, but not the changed one: {failure}") from None
+        comparisons[runtime] = before, _run_as_before(after, second, ports)
+    if not comparisons:
+        raise VerificationError("; ".join(notes))
+    return _compare(comparisons, first, tuple(notes), time.monotonic() - start)
+
+
+def _converted_ports(before: Subgraph, after: Subgraph) -> list[Port]:
+    """The inputs and outputs that are integers now and stand for what they were.
+
+    Raises:
+        VerificationError: an input has another type, and does not.
+    """
+    ports = []
+    for olds, news, is_input in ((before.inputs, after.inputs, True), (before.outputs, after.outputs, False)):
+        for old, new in zip(olds, news, strict=False):
+            port = Port(before.tensors[old], after.tensors[new], -1, is_input)
+            if port.outer.dtype == port.inner.dtype:
+                continue
+            if is_exact(port):
+                ports.append(port)
+            elif is_input:
+                raise VerificationError(f"input {shorten(port.inner.name)} has another type than in the original")
+    return ports
+
+
+def _as_before(tensor: int, values: np.ndarray, ports: Mapping[int, Port]) -> np.ndarray:
+    """What an input or output means in the original."""
+    return ports[tensor].stands_for(values) if tensor in ports else values
+
+
+def _run_as_before(run: Run, subgraph: Subgraph, ports: Mapping[int, Port]) -> Run:
+    if not ports:
+        return run
+    outputs = [[_as_before(i, array, ports) for i, array in zip(subgraph.outputs, o, strict=True)] for o in run.outputs]
+    signatures = {
+        name: results if isinstance(results, str) else [(i, _as_before(i, array, ports)) for i, array in results]
+        for name, results in run.signatures.items()
+    }
+    return Run(outputs, signatures, run.inner)
+
+
+def _is_split(original: ModelGraph, changed: ModelGraph) -> bool:
+    return len(list(original.operators)) != len(list(changed.operators))
+
+
+def _has_floats(graph: ModelGraph) -> bool:
+    tensors = (subgraph.tensors[i] for subgraph, operator in graph.operators for i in operator.writes)
+    return any(tensor.dtype == "FLOAT32" for tensor in tensors)
+
+
+def _compare(
+    comparisons: Mapping[str, tuple[Run, Run]], subgraph: Subgraph, notes: tuple[str, ...], seconds: float
+) -> VerificationDecision:
+    pairs: list[tuple[np.ndarray, np.ndarray]] = []
+    inner: list[tuple[np.ndarray, np.ndarray]] = []
+    signatures, different, constant = [], 0, set(range(len(subgraph.outputs)))
+    for before, after in comparisons.values():
+        for these, those in zip(before.outputs, after.outputs, strict=True):
+            pairs += zip(these, those, strict=False)
+            different += abs(len(these) - len(those))
+        constant &= {i for i in constant if len({outputs[i].tobytes() for outputs in before.outputs}) == 1}
+        for name, results in before.signatures.items():
+            others = after.signatures.get(name, "it is missing")
+            if isinstance(results, str):
+                notes += (f"signature {name!r} does not run in the original model: {results}",)
+            elif isinstance(others, str) or len(others) != len(results):
+                different += len(results)
+            else:
+                signatures.append(name)
+                pairs += ((a, b) for (_, a), (_, b) in zip(results, others, strict=True))
+        inner += [(before.inner[key], after.inner[key]) for key in before.inner.keys() & after.inner.keys()]
+    inner = [(a, b) for a, b in inner if a.shape == b.shape and a.dtype == b.dtype]
+    signal = noise = 0.0
+    for a, b in pairs:
+        if a.dtype.kind in "iuf" and a.shape == b.shape:
+            x, y = a.astype(np.float64), b.astype(np.float64)
+            finite = np.isfinite(x) & np.isfinite(y)
+            signal += float(np.sum(x[finite] ** 2))
+            noise += float(np.sum((x[finite] - y[finite]) ** 2))
+    return VerificationDecision(
+        runtimes=tuple(comparisons),
+        signatures=tuple(signatures),
+        outputs=len(pairs),
+        different=different + sum(not _same(a, b) for a, b in pairs),
+        inner_tensors=len(inner),
+        inner_different=sum(not _same(a, b) for a, b in inner),
+        constant_outputs=tuple(subgraph.tensors[subgraph.outputs[i]].name for i in sorted(constant)),
+        notes=notes,
+        signal=signal,
+        noise=noise,
+        inferences=len(INPUT_SCALES),
+        seconds=seconds,
+    )
+
+
+def _same(a: np.ndarray, b: np.ndarray) -> bool:
+    return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
 
 
 ####################################################################################################

