@@ -3028,15 +3028,13 @@ def shared_places(graph: ModelGraph, buffers: Sequence[ArenaBuffer]) -> Sharing:
             below, output = number[t], number.get(operator.writes[0])
             if output is None or buffers[below].interval.last != buffers[output].interval.first:
                 continue
-            if buffers[below].interval.first < 0:  # nobody has written it, so it is what happens to be there
-                continue
             if may_lie_on(node, position) and readers[t][-1] is operator:
                 pairs.append((below, output))
                 taken.add(t)
                 break
     pieces = {}
     for t, i in number.items():
-        if all(operator.kind != "SLICE" for operator in readers[t]) or buffers[i].interval.first < 0:
+        if all(operator.kind != "SLICE" for operator in readers[t]):
             continue
         found = _pieces_read(subgraph, subgraph.tensors[t], readers[t], buffers[i].interval)
         if len(found) > 1 and t not in subgraph.outputs:
@@ -6772,6 +6770,12 @@ def decide_plan(model: Snapshot, budget: Budget, in_place: bool = True) -> tuple
         return model, PlanDecision(refusal=str(refusal))
     if is_compiled(model.graph):
         return model, PlanDecision(before=arena.head, after=arena.head, refusal=COMPILED)
+    for buffer in arena.buffers:
+        if buffer.interval.first < 0 <= buffer.interval.last:
+            why = (
+                f"{buffer_name(model.graph, buffer)} is read but never written, so the results depend on where it lies"
+            )
+            return model, PlanDecision(before=arena.head, after=arena.head, refusal=why)
     best = plan_arena(arena, budget.left, in_place)
     decision = PlanDecision(before=arena.head, after=arena.head, bound=min(best.bound, arena.head))
     if best.height >= HIGHEST_OFFSET:

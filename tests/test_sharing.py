@@ -275,6 +275,16 @@ def test_only_the_very_same_place_is_in_place():
         assert bool(arena.shared) == (offset == 0)
 
 
+def test_a_model_that_reads_what_nobody_writes_is_not_planned():
+    """Its results are those of the bytes that happen to be there, and would be others elsewhere."""
+    b = Builder()
+    x, lost, y = (b.tensor((1, 32)) for _ in range(3))
+    b.op("ADD", [lost, x], [y])
+    result = TFLiteModel(b.build([x], [y])).plan_memory()
+    assert not result.changed
+    assert result.refusal.startswith("tensor 1 is read but never written")
+
+
 # -- the runtime -------------------------------------------------------------------------------------
 
 
