@@ -3028,7 +3028,7 @@ def shared_places(graph: ModelGraph, buffers: Sequence[ArenaBuffer]) -> Sharing:
             below, output = number[t], number.get(operator.writes[0])
             if output is None or buffers[below].interval.last != buffers[output].interval.first:
                 continue
-            if may_lie_on(node, position) and readers[t][-1] is operator:
+            if may_lie_on(node, position):
                 pairs.append((below, output))
                 taken.add(t)
                 break

@@ -114,6 +114,11 @@ def test_what_is_needed_later_is_not_overwritten():
     assert (1, 3) in pairs(three("TANH", PICTURE))
     assert (1, 3) not in pairs(three("TANH", PICTURE, outputs=True))  # an output of the model
     b = Builder()
+    x, y = b.tensor(*PICTURE), b.tensor(*PICTURE)
+    b.op("TANH", [x], [y])
+    assert pairs(b.build([x], [y])) == {(0, 1)}
+    assert not pairs(b.build([x], [y, x]))  # the same, at the very end
+    b = Builder()
     x, a, m, y = (b.tensor(*PICTURE) for _ in range(4))
     for kind, inputs, output in (("RELU", [x], a), ("TANH", [a], m), ("ADD", [m, a], y)):
         b.op(kind, inputs, [output])
