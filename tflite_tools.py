@@ -35,8 +35,8 @@ operator runs. The order of the operators decides how large it gets; where a pla
 cost in accuracy or speed; for a little of the latter, stripes take less than any order. The module reads from top
 to bottom in the order in which data flows; every section uses only what stands above it:
 
-what a file says, what is known of operators and what TFLM refuses; who is alive when; orders; offsets; TFLM's arena;
-stripes; clusters; writing all that; what was done, in words and pictures; :class:`TFLiteModel`; the command line.
+what a file says, what is known of operators and what TFLM refuses; who is alive when; orders; offsets; TFLM's arena and
+what may share memory in it; stripes and lighter operators; clusters; writing all that; what was done, in words and pictures; :class:`TFLiteModel`; the command line.
 """
 
 from __future__ import annotations
@@ -83,10 +83,12 @@ __all__ = [
     "ClusteringDecision",
     "Decision",
     "InliningDecision",
+    "LighteningDecision",
     "ModelError",
     "ModelGraph",
     "OrderDecision",
     "PlanDecision",
+    "PortsDecision",
     "Schedule",
     "SplitDecision",
     "TFLiteModel",
