@@ -36,7 +36,8 @@ cost in accuracy or speed; for a little of the latter, stripes take less than an
 to bottom in the order in which data flows; every section uses only what stands above it:
 
 what a file says, what is known of operators and what TFLM refuses; who is alive when; orders; offsets; TFLM's arena and
-what may share memory in it; stripes and lighter operators; clusters; writing all that; what was done, in words and pictures; :class:`TFLiteModel`; the command line.
+what may share memory in it; stripes and lighter operators; clusters; writing all that; what was done, in words and
+pictures; :class:`TFLiteModel`; the command line.
 """
 
 from __future__ import annotations
@@ -3610,11 +3611,9 @@ class MirrorRule(CutRule):
         return start, end, self.above if start == 0 else 0, self.below if end == height else 0
 
     def spans(self, first: np.ndarray, behind: np.ndarray, height: int) -> tuple[np.ndarray, np.ndarray]:
-        start = np.clip(first - self.above, 0, height - 1)
-        end = np.clip(behind - self.above, 1, height)
-        for _ in range(2):  # where one end is near, the other may be as well
-            end = np.where(start == 0, np.maximum(end, self.above + self.skipped), end)
-            start = np.where(end == height, np.minimum(start, height - self.below - self.skipped), start)
+        # Never more than the mirror at either end needs, so that later stripes do not go back behind earlier ones.
+        start = np.minimum(np.maximum(first - self.above, 0), height - self.below - self.skipped - 1)
+        end = np.maximum(np.minimum(behind - self.above, height), self.above + self.skipped + 1)
         return start, end
 
     def made(self, rows: Pair, read: Pair, height: Any) -> Pair:
@@ -4433,6 +4432,7 @@ class Port(NamedTuple):
 
 CONVERSIONS = ("QUANTIZE", "DEQUANTIZE")
 PORT_DTYPES = ("INT8", "INT16")  # of which TFLM's kernels make use
+SMALLEST_SCALE = 1e-30  # below, floats run out of digits
 
 
 def convertible_ports(subgraph: Subgraph) -> list[Port]:
@@ -4461,7 +4461,9 @@ def is_exact(port: Port) -> bool:
     """Whether every value of the inner tensor stands for one of the outer tensor, which is converted back to it."""
     outer, inner = port.outer, port.inner
     has_one = inner.quantization is not None and len(inner.quantization.scales) == 1
-    if not has_one or not inner.affine or inner.dtype not in PORT_DTYPES or inner.shape != outer.shape:
+    if not has_one or not inner.affine or inner.dtype not in PORT_DTYPES:
+        return False
+    if (inner.shape, inner.dynamic) != (outer.shape, outer.dynamic) or not SMALLEST_SCALE < inner.affine[0] < math.inf:
         return False
     if any(tensor.storage is not Storage.ACTIVATION for tensor in (outer, inner)):
         return False

@@ -194,12 +194,12 @@ def quantized(scale: float = 0.05, zero: int = -3, dtype: str = "INT8", shape: t
 
 
 def converting(outer: str = "FLOAT32", zero: int = 125, scale: float = 0.05, is_read: bool = False, inner: str = "INT8",
-               slope: float = 0.2, inner_output: bool = False) -> bytes:  # fmt: skip
+               slope: float = 0.2, inner_scale: float = 0.05, inner_output: bool = False) -> bytes:  # fmt: skip
     """x -> QUANTIZE -> RELU6 -> DEQUANTIZE -> y, or QUANTIZE for an output of integers."""
     b = Builder()
     x, y = (b.tensor(**quantized(scale, zero, outer)) if outer != "FLOAT32" else b.tensor((1, 6, 4, 2), outer)
             for _ in range(2))  # fmt: skip
-    q, r = (b.tensor(**quantized(0.05, -3 if inner == "INT8" else 0, inner)) for _ in range(2))
+    q, r = (b.tensor(**quantized(inner_scale, -3 if inner == "INT8" else 0, inner)) for _ in range(2))
     b.op("QUANTIZE", [x], [q])
     b.op("LEAKY_RELU", [q], [r], schema.LeakyReluOptionsT())
     b.table.operators[-1].builtinOptions.alpha = slope
@@ -251,7 +251,8 @@ def test_the_application_converts(change: dict[str, Any]):
 
 
 @pytest.mark.parametrize("change", [
-    {"outer": "UINT8", "zero": 124}, {"outer": "UINT8", "scale": 0.051}, {"outer": "INT16", "zero": 0}])  # fmt: skip
+    {"outer": "UINT8", "zero": 124}, {"outer": "UINT8", "scale": 0.051}, {"outer": "INT16", "zero": 0},
+    {"inner_scale": 0.0}, {"inner_scale": 1e-40}, {"inner_scale": float("inf")}])  # fmt: skip
 def test_conversions_that_lose_something_stay(change: dict[str, Any]):
     assert not convertible_ports(read_model(converting(**change)).subgraphs[0])
 
