@@ -2108,6 +2108,8 @@ def order_by_cuts(problem: OrderingProblem, budget: Budget) -> list[int] | None:
         if budget.is_over:
             return None
         _, task, before = largest_bound(CutNetwork(part), part.topological, -1, budget)
+        if task < 0:  # the time was over before the first
+            return None
         everything = (1 << part.n) - 1
         pieces = [(0, before), (before, before | 1 << task), (before | 1 << task, everything)]
         for start, end in reversed(pieces):

@@ -455,3 +455,24 @@ def test_corpus_reaches_the_best_known_peak(path):
 def test_shipped_cells():
     (ordering,) = order_model(read_model((MODELS / "digits_cells_int8.tflite").read_bytes()), 10)
     assert (ordering.peak, ordering.optimal) == (20480, True)
+
+
+def test_the_time_may_be_over_at_any_moment():
+    """Wherever it ends, there is an order or none, and no accident."""
+
+    class Clock(tflite_tools.Budget):
+        def __init__(self, ticks: int) -> None:
+            self.ticks = ticks
+
+        @property
+        def is_over(self) -> bool:
+            self.ticks -= 1
+            return self.ticks < 0
+
+    graph = tflite_tools.read_model(branches([(9, 1), (8, 2), (7, 3), (6, 4)]))
+    peaks = {s.subgraph.index: s.peak for s in tflite_tools.schedule_model(graph)}
+    problem = tflite_tools.ordering_problem(graph, graph.subgraphs[0], peaks)
+    for ticks in range(60):
+        order = tflite_tools.order_by_cuts(problem, Clock(ticks))
+        assert order is None or sorted(order) == list(range(problem.n))
+    assert order is not None
