@@ -2636,18 +2636,19 @@ def blocks_of(intervals: Sequence[Interval], groups: Sequence[Block]) -> list[Bl
 def place_first_fit(
     intervals: Sequence[Interval], order: Iterable[int], blocks: Sequence[Block] | None = None
 ) -> tuple[Interval, ...]:
-    """Give each interval of the order the lowest gap among the earlier ones that are alive with it.
+    """Give each block of the order the lowest gap among the earlier ones that are alive with it; by default, every
+    interval is a block of its own.
 
-    Those that have an offset keep it, without a check, as TFLM does it. With ``blocks``, the order is one of them.
+    Those that have an offset keep it, without a check, as TFLM does it.
     """
     placed = list(intervals)
     rows = np.empty((4, len(intervals)), dtype=np.int64)  # offset, end, first, last: sorted by offset
     count = 0
     for index in order:
         block = {index: 0} if blocks is None else blocks[index]
-        at = intervals[index].offset if blocks is None else None
+        at = next((given - above for i, above in block.items() if (given := intervals[i].offset) is not None), None)
         if at is None:
-            at = _lowest_place([intervals[i]._replace(offset=above) for i, above in block.items()], rows[:, :count])
+            at = _lowest_place(_members(intervals, block), rows[:, :count])
         for i, above in block.items():
             size, first, last, _ = intervals[i]
             start = at + above
@@ -2657,6 +2658,11 @@ def place_first_fit(
             rows[:, rank] = start, start + size, first, last
             count += 1
     return tuple(placed)
+
+
+def _members(intervals: Sequence[Interval], block: Block) -> list[Interval]:
+    """The intervals of a block at their addresses above it."""
+    return [intervals[i]._replace(offset=above) for i, above in block.items()]
 
 
 def _lowest_place(block: Sequence[Interval], rows: np.ndarray) -> int:
@@ -2747,7 +2753,7 @@ def plan_by_first_fit(intervals: Sequence[Interval], groups: Sequence[Block] = (
     """
     bound = Profile(intervals).peak
     blocks = blocks_of(intervals, groups)
-    hulls = [_hull([intervals[i]._replace(offset=above) for i, above in block.items()]) for block in blocks]
+    hulls = [_hull(_members(intervals, block)) for block in blocks]
     best: Plan | None = None
     for key in FIRST_FIT_ORDERS:
         order = sorted(range(len(blocks)), key=lambda i: key(hulls[i]))
@@ -2780,24 +2786,25 @@ def plan_optimally(intervals: Sequence[Interval], time_limit: float = TIME_LIMIT
     """
     plan = plan_by_first_fit(intervals, groups)
     budget = Budget(time_limit)
-    patience = budget.share(ORDERS_SHARE)
-    tries: list[tuple[float, int, Key | None]] = [(s, 1, key) for s in PATIENCE for key in DECISION_ORDERS]
-    for seconds, workers, key in [*tries, (THOROUGH_SHARE, THOROUGH, None), (1.0, THOROUGH, None)]:
+
+    def solved(plan: Plan, key: Key, height: int, seconds: float, workers: int) -> Plan:
         if plan.optimal:
-            break
-        left = min(seconds, patience.left) if key else budget.share(seconds).left
-        height = plan.height - ARENA_ALIGNMENT if seconds == 1.0 and not key else plan.bound
-        order = sorted(range(len(intervals)), key=lambda i: (key or DECISION_ORDERS[0])(intervals[i]))
-        found, bound = _solve_placement(intervals, groups, order, plan.bound, height, left, workers)
+            return plan
+        found, bound = _solve_placement(intervals, groups, key, plan.bound, height, seconds, workers)
         plan = Plan(found or plan.intervals, plan.bound)
-        plan = Plan(plan.intervals, max(plan.bound, min(bound, plan.height)))
-    return plan
+        return Plan(plan.intervals, max(plan.bound, min(bound, plan.height)))
+
+    patience = budget.share(ORDERS_SHARE)
+    for seconds, key in itertools.product(PATIENCE, DECISION_ORDERS):
+        plan = solved(plan, key, plan.bound, min(seconds, patience.left), 1)
+    plan = solved(plan, DECISION_ORDERS[0], plan.bound, budget.share(THOROUGH_SHARE).left, THOROUGH)
+    return solved(plan, DECISION_ORDERS[0], plan.height - ARENA_ALIGNMENT, budget.left, THOROUGH)
 
 
 def _solve_placement(
     intervals: Sequence[Interval],
     groups: Sequence[Block],
-    order: Sequence[int],
+    key: Key,
     bound: int,
     height: int,
     time_limit: float,
@@ -2825,6 +2832,7 @@ def _solve_placement(
         addresses.append(model.new_fixed_size_interval_var(start, size, ""))
         starts.append(start)
     model.add_no_overlap_2d(times, addresses)
+    order = sorted(range(len(intervals)), key=lambda i: key(intervals[i]))
     model.add_decision_strategy([starts[i] for i in order], cp_model.CHOOSE_LOWEST_MIN, cp_model.SELECT_MIN_VALUE)
     if height > bound:
         model.minimize(top)
@@ -2978,16 +2986,16 @@ class Layout(NamedTuple):
 
     intervals: list[Interval]
     owners: list[int]  # the buffer of each interval
+    above: list[int]  # its address above that of the buffer
     groups: list[Block]  # of the intervals that keep their distance
 
-    def places(self, placed: Sequence[Interval]) -> list[int | None]:
-        """The offset of every interval where the buffers are placed."""
-        result: list[int | None] = [None] * len(self.intervals)
-        for block in blocks_of(self.intervals, self.groups):
-            for i, above in block.items():
-                at = placed[self.owners[i]].offset
-                result[i] = None if at is None else at + above
-        return result
+    def placed(self, buffers: Sequence[Interval]) -> list[Interval]:
+        """The intervals where the buffers are."""
+        offsets = [buffers[owner].offset for owner in self.owners]
+        return [
+            interval._replace(offset=None if at is None else at + above)
+            for interval, at, above in zip(self.intervals, offsets, self.above, strict=True)
+        ]
 
 
 NOTHING_SHARED = Sharing()
@@ -3000,7 +3008,7 @@ def layout_of(buffers: Sequence[Interval], sharing: Sharing = NOTHING_SHARED) ->
     for below, output in sorted(sharing.pairs, key=lambda pair: buffers[pair[1]].first):
         root[output] = root[below]
     intervals: list[Interval] = []
-    owners: list[int] = []
+    owners, distances = [], []
     members: dict[int, dict[int, int]] = defaultdict(dict)
     for i, buffer in enumerate(buffers):
         behind = buffers[above[i]].first if i in above else buffer.last + 1
@@ -3009,8 +3017,9 @@ def layout_of(buffers: Sequence[Interval], sharing: Sharing = NOTHING_SHARED) ->
             if last >= piece.first:
                 members[root[i]][len(intervals)] = piece.offset or 0
                 owners.append(i)
+                distances.append(piece.offset or 0)
                 intervals.append(Interval(piece.size, piece.first, last))
-    return Layout(intervals, owners, [group for group in members.values() if len(group) > 1])
+    return Layout(intervals, owners, distances, [group for group in members.values() if len(group) > 1])
 
 
 def shared_places(graph: ModelGraph, buffers: Sequence[ArenaBuffer]) -> Sharing:
@@ -3079,15 +3088,26 @@ def _pieces_read(
     )
 
 
+def slice_bounds(node: Node) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+    """Where a SLICE begins and how much it cuts, per axis; None where the file does not tell."""
+    source, begin, size = node.get("input"), node.get("begin"), node.get("size")
+    if source is None or begin is None or size is None or begin.values is None or size.values is None:
+        return None
+    if not len(begin.values) == len(size.values) == len(source.shape):
+        return None
+    sizes = (d - b if n == -1 else n for n, b, d in zip(size.values, begin.values, source.shape, strict=True))
+    return begin.values, tuple(sizes)
+
+
 def _bytes_read(subgraph: Subgraph, operator: Operator, tensor: Tensor) -> tuple[int, int]:
     """The first byte of a tensor that an operator may read, and the one behind the last."""
     whole = 0, tensor.bytes or 0
     if operator.kind != "SLICE" or operator.inputs[0] != tensor.index or len(operator.inputs) != 3:
         return whole
-    begin, size = (subgraph.tensors[i].values if i >= 0 else None for i in operator.inputs[1:])
-    if not begin or not size or not len(begin) == len(size) == len(tensor.shape) or min(begin) < 0:
+    bounds = slice_bounds(node_of(subgraph, operator))
+    if bounds is None or not tensor.shape or min(bounds[0]) < 0:
         return whole
-    size = tuple(d - b if n == -1 else n for n, b, d in zip(size, begin, tensor.shape, strict=True))
+    begin, size = bounds
     if min(size) < 1 or any(b + n > d for b, n, d in zip(begin, size, tensor.shape, strict=True)):
         return whole
     steps = [math.prod(tensor.shape[axis + 1 :]) for axis in range(len(tensor.shape))]
@@ -3255,29 +3275,28 @@ class Arena:
         return max(align(self.head + self.persistent), self.planning)
 
     @property
+    def used(self) -> Sharing:
+        """What of it the plan in the file makes use of."""
+        return self.sharing.used_by([b.interval for b in self.buffers]) if self.has_plan else NOTHING_SHARED
+
+    @property
     def shared(self) -> list[tuple[int, int]]:
         """Numbers of buffers: an input, and the output that lies on it."""
-        return list(self.sharing.used_by([b.interval for b in self.buffers]).pairs) if self.has_plan else []
+        return list(self.used.pairs)
 
     @property
     def freed(self) -> list[int]:
         """Numbers of buffers of which others take the memory while a part of them is still to be read."""
-        if not self.has_plan:
-            return []
-        placed = [b.interval for b in self.buffers]
-        pairs = {pair for below, above in self.shared for pair in ((below, above), (above, below))}
-        clashes = [pair for pair in conflicts(placed) if pair not in pairs]
-        return sorted({i for pair in clashes for i in pair if i in self.sharing.pieces})
+        used = self.used
+        clashes = set(conflicts([b.interval for b in self.buffers])) - {(min(pair), max(pair)) for pair in used.pairs}
+        return sorted({i for pair in clashes for i in pair if i in used.pieces})
 
     @property
     def pieces(self) -> list[tuple[ArenaBuffer, Interval]]:
         """What is taken when, piece by piece where buffers share memory."""
         placed = [b.interval for b in self.buffers]
-        layout = layout_of(placed, self.sharing.used_by(placed) if self.has_plan else NOTHING_SHARED)
-        return [
-            (self.buffers[layout.owners[i]], layout.intervals[i]._replace(offset=at))
-            for i, at in enumerate(layout.places(placed))
-        ]
+        layout = layout_of(placed, self.used)
+        return [(self.buffers[i], piece) for i, piece in zip(layout.owners, layout.placed(placed), strict=True)]
 
     @property
     def intervals(self) -> list[Interval]:
@@ -3299,11 +3318,12 @@ def analyse_arena(graph: ModelGraph, target: Target = BITS_32) -> Arena:
              for b in buffers]  # fmt: skip
     placed = place_greedily(given)
     tail = persistent_bytes(graph, target)
+    sharing = shared_places(graph, buffers)
     problems: list[str] = []
     if graph.plan is not None:
         on_purpose = _shared_on_purpose(graph)
         own = [i for i, b in enumerate(buffers) if b.tensor is None or (b.subgraph, b.tensor) not in on_purpose]
-        problems = sharing_faults(graph, [buffers[i] for i in own], [placed[i] for i in own])
+        problems = sharing_faults(graph, [buffers[i] for i in own], [placed[i] for i in own], sharing)
         if len(graph.plan) < PLAN_HEADER:
             problems.append("it is too short")
         elif graph.plan[0] not in PLAN_VERSIONS or graph.plan[1] not in (1, len(graph.subgraphs)):
@@ -3322,15 +3342,16 @@ def analyse_arena(graph: ModelGraph, target: Target = BITS_32) -> Arena:
         missing_operators=tuple(sorted({o.kind for _, o in graph.operators if kind_of(o).tflm is None})),
         persistent=tail.total,
         planning=max(planning_bytes(graph, buffers, target, tail), align(tail.preparing)),
-        sharing=shared_places(graph, buffers),
+        sharing=sharing,
     )
 
 
-def sharing_faults(graph: ModelGraph, buffers: Sequence[ArenaBuffer], placed: Sequence[Interval]) -> list[str]:
+def sharing_faults(
+    graph: ModelGraph, buffers: Sequence[ArenaBuffer], placed: Sequence[Interval], sharing: Sharing
+) -> list[str]:
     """What is wrong with placed buffers, apart from what they may share."""
-    layout = layout_of(placed, shared_places(graph, buffers).used_by(placed))
-    pieces = [i._replace(offset=at) for i, at in zip(layout.intervals, layout.places(placed), strict=True)]
-    return plan_faults(pieces, lambda i: buffer_name(graph, buffers[layout.owners[i]]))
+    layout = layout_of(placed, sharing.used_by(placed))
+    return plan_faults(layout.placed(placed), lambda i: buffer_name(graph, buffers[layout.owners[i]]))
 
 
 def _shared_on_purpose(graph: ModelGraph) -> set[tuple[int, int]]:
@@ -3373,21 +3394,16 @@ def plan_arena(arena: Arena, time_limit: float = TIME_LIMIT, in_place: bool = Tr
 def _plan_layout(arena: Arena, layout: Layout, time_limit: float) -> Plan:
     """TFLM takes offsets of tensors from the file but places scratch itself, after them. So a plan is only worth what
     the runtime's planner makes of it: that is what is returned."""
-    intervals = arena.intervals
     best: Plan | None = None
-    bound = 0
     for solve in (plan_by_first_fit, partial(plan_optimally, time_limit=time_limit)):
         plan = solve(layout.intervals, groups=layout.groups)
-        bound = max(bound, plan.bound)
-        kept = list(intervals)
-        for block in blocks_of(layout.intervals, layout.groups):
-            for i, above in block.items():
-                owner, at = layout.owners[i], plan.intervals[i].offset or 0
-                if arena.buffers[owner].tensor is not None:
-                    kept[owner] = intervals[owner]._replace(offset=at - above)
-        as_run = Plan(place_greedily(kept), bound)
-        best = Plan(min(best or as_run, as_run, key=lambda plan: plan.height).intervals, bound)
-        if best.optimal:
+        kept = arena.intervals
+        for owner, above, interval in zip(layout.owners, layout.above, plan.intervals, strict=True):
+            if arena.buffers[owner].tensor is not None:
+                kept[owner] = kept[owner]._replace(offset=(interval.offset or 0) - above)
+        as_run = Plan(place_greedily(kept), plan.bound)
+        best = Plan(min(best or as_run, as_run, key=lambda plan: plan.height).intervals, plan.bound)
+        if best.optimal or time_limit <= 0:
             break
     assert best is not None
     return best
@@ -3481,6 +3497,12 @@ def apply_rewrite(subgraph: Subgraph, rewrite: Rewrite) -> Rewritten:
         subgraph, tensors=all_tensors, operators=tuple(renumbered), inputs=inputs, outputs=outputs
     )
     return Rewritten(changed, number, placed)
+
+
+def with_rewrite(graph: ModelGraph, rewrite: Rewrite) -> ModelGraph:
+    """The model with a rewrite of subgraph 0, judged without a file."""
+    first, *others = graph.subgraphs
+    return graph.with_subgraphs([apply_rewrite(first, rewrite).subgraph, *others])
 
 
 def _as_tensor(subgraph: Subgraph, new: NewTensor, index: int) -> Tensor:
@@ -3750,13 +3772,11 @@ def _mirror_rule(node: Node, inputs: Sequence[Tensor], output: Tensor) -> RowRul
 
 
 def _slice_rule(node: Node, inputs: Sequence[Tensor], output: Tensor) -> RowRule | str:
-    source, begin, size = inputs
-    rank = len(source.shape)
-    if begin.values is None or size.values is None or not len(begin.values) == len(size.values) == rank:
+    source, bounds = inputs[0], slice_bounds(node)
+    if bounds is None:
         return "what it cuts is not known before run time"
-    first, rows = begin.values[HEIGHT], size.values[HEIGHT]
-    rows = source.shape[HEIGHT] - first if rows == -1 else rows
-    if first < 0 or rows != output.shape[HEIGHT] or first + rows > source.shape[HEIGHT] or len(output.shape) != rank:
+    (first, rows), height = (values[HEIGHT] for values in bounds), source.shape[HEIGHT]
+    if first < 0 or rows != output.shape[HEIGHT] or first + rows > height or len(output.shape) != len(source.shape):
         return "its output does not have the size that it cuts"
     return RowRule((source.index,), above=-first)
 
@@ -4071,6 +4091,9 @@ def rows_at_once(region: Region, ways: Stripings) -> Iterator[RowArrays]:
 ####################################################################################################
 
 
+Content = bytes | tuple[int, ...]  # of a constant
+
+
 class Emitter:
     """Collects the new operators and tensors of regions, in execution order."""
 
@@ -4078,11 +4101,14 @@ class Emitter:
         self.subgraph = subgraph
         self.tensors: list[NewTensor] = []
         self.operators: list[NewOperator] = []
-        self.constants: dict[tuple[int | None, tuple[int, ...], Any], int] = {}
+        self.constants: dict[tuple[int | None, tuple[int, ...], Content], int] = {}
+
+    def add(self, tensor: NewTensor) -> int:
+        self.tensors.append(tensor)
+        return len(self.subgraph.tensors) + len(self.tensors) - 1
 
     def tensor(self, like: int, shape: tuple[int, ...], label: str) -> int:
-        self.tensors.append(NewTensor(label, shape, like))
-        return len(self.subgraph.tensors) + len(self.tensors) - 1
+        return self.add(NewTensor(label, shape, like))
 
     def rows(self, like: int, rows: Rows) -> int:
         return self.tensor(like, self.shape(like, rows.height), f"{rows[0]}:{rows[1]}")
@@ -4092,26 +4118,19 @@ class Emitter:
         batch, _, *others = self.subgraph.tensors[like].shape
         return batch, height, *others
 
-    def constant(self, values: bytes, shape: tuple[int, ...], like: int | None = None) -> int:
+    def constant(self, values: Content, shape: tuple[int, ...], like: int | None = None) -> int:
+        """Integers of int32, or bytes of the type of another tensor; equal ones are there once."""
         key = like, shape, values
         if key not in self.constants:
             self.constants[key] = self.new_constant(values, shape, like)
         return self.constants[key]
 
-    def new_constant(self, values: bytes, shape: tuple[int, ...], like: int | None) -> int:
-        self.tensors.append(NewTensor("rows", shape, like, values))
-        return len(self.subgraph.tensors) + len(self.tensors) - 1
-
-    def reshaped(self, like: int, shape: tuple[int, ...]) -> int:
-        """The content of a constant in another shape."""
-        key = like, shape, b""
-        if key not in self.constants:
-            self.tensors.append(NewTensor("reshaped", shape, like, has_content=True))
-            self.constants[key] = len(self.subgraph.tensors) + len(self.tensors) - 1
-        return self.constants[key]
+    def new_constant(self, values: Content, shape: tuple[int, ...], like: int | None) -> int:
+        content = values if isinstance(values, bytes) else struct.pack(f"<{len(values)}i", *values)
+        return self.add(NewTensor("rows", shape, like, content))
 
     def integers(self, *values: int, shape: tuple[int, ...]) -> int:
-        return self.constant(struct.pack(f"<{len(values)}i", *values), shape)
+        return self.constant(values, shape)
 
     def emit(self, kind: str, inputs: Sequence[int], *outputs: int, like: int | None = None, **options: Any) -> int:
         """Add an operator; its first output."""
@@ -4213,14 +4232,8 @@ class Meter(Emitter):
         self.sizes.append(align(size))
         return self.old + len(self.sizes) - 1
 
-    def new_constant(self, values: bytes, shape: tuple[int, ...], like: int | None) -> int:
+    def new_constant(self, values: Content, shape: tuple[int, ...], like: int | None) -> int:
         return self.new(0)
-
-    def integers(self, *values: int, shape: tuple[int, ...]) -> int:
-        key = None, shape, values
-        if key not in self.constants:
-            self.constants[key] = self.new(0)
-        return self.constants[key]
 
     def emit(self, kind: str, inputs: Sequence[int], *outputs: int, like: int | None = None, **options: Any) -> int:
         self.runs.append((inputs, outputs))
@@ -4313,6 +4326,7 @@ class Lightening:
         self.emitter = Emitter(subgraph)
         self.producers = {t: operator for operator in subgraph.operators for t in operator.writes}
         self.read = Counter(t for operator in subgraph.operators for t in operator.reads)
+        self.matrices: dict[int, int] = {}  # by the weights of which they are another shape
         self.changed: dict[int, NewOperator] = {}
         for operator in subgraph.operators:
             change = self.without_padding(operator) or self.without_reshaping(operator) or self.as_dense(operator)
@@ -4359,8 +4373,8 @@ class Lightening:
         return self.reading(operator, reshape["input"].index) if node.get("weights") else None
 
     def without_padding(self, operator: Operator) -> NewOperator | None:
-        pad, rule = self.only_for(operator, "PAD"), row_rule(self.subgraph, operator)
-        if kind_of(operator).rows != "convolution" or pad is None or isinstance(rule, str):
+        pad = self.only_for(operator, "PAD") if kind_of(operator).rows == "convolution" else None
+        if pad is None or isinstance(rule := row_rule(self.subgraph, operator), str):
             return None
         source, output = pad["input"], self.subgraph.tensors[operator.outputs[0]]
         padding = pad.get("paddings")
@@ -4378,17 +4392,23 @@ class Lightening:
         return self.reading(operator, source.index, Padding=tflite.Padding.SAME)
 
     def as_dense(self, operator: Operator) -> NewOperator | None:
-        rule, node = row_rule(self.subgraph, operator), node_of(self.subgraph, operator)
-        if operator.kind != "CONV_2D" or isinstance(rule, str) or node.output is None:
+        if operator.kind != "CONV_2D" or isinstance(row_rule(self.subgraph, operator), str):
+            return None
+        node = node_of(self.subgraph, operator)
+        if node.output is None:
             return None
         source, weights = node["input"], node["weights"]
         is_float = source.dtype == weights.dtype == node.output.dtype == "FLOAT32"
         is_plain = is_float and weights.storage is Storage.CONSTANT and not weights.is_sparse
         if not is_plain or weights.shape[1:] != (1, 1, source.shape[3]) or source.shape[:3] != node.output.shape[:3]:
             return None
-        matrix = self.emitter.reshaped(weights.index, (weights.shape[0], weights.shape[3]))
+        if weights.index not in self.matrices:
+            shape = weights.shape[0], weights.shape[3]
+            self.matrices[weights.index] = self.emitter.add(
+                NewTensor("reshaped", shape, weights.index, has_content=True)
+            )
         options = {"FusedActivationFunction": operator.options["FusedActivationFunction"], "KeepNumDims": True}
-        inputs = source.index, matrix, *operator.inputs[2:]
+        inputs = source.index, self.matrices[weights.index], *operator.inputs[2:]
         return NewOperator("FULLY_CONNECTED", inputs, operator.outputs, options=tuple(options.items()))
 
 
@@ -4538,8 +4558,13 @@ class SplitStep:
     need: int  # bytes while it runs whole
     macs: int
     persistent: int
-    least_persistent: int  # of a copy, with the padding that it always needs
+    least_persistent: int  # of a copy, with its outputs and the padding that it always needs
     pads_itself: bool  # what it needs, also in stripes
+
+    @property
+    def with_outputs(self) -> int:
+        """Persistent bytes, those of the tensors that it writes among them."""
+        return self.persistent + BITS_32.tensor * len(self.operator.writes)
 
 
 class Range(NamedTuple):
@@ -4651,7 +4676,7 @@ class SplitProblem:
                     break
                 unsplit = max(unsplit, step.need)
                 escaping += sum(self.sizes[t] for t in step.operator.writes if self.escapes(t, end))
-                copies += 2 * step.least_persistent - step.persistent - BITS_32.tensor * len(step.operator.writes)
+                copies += 2 * step.least_persistent - step.with_outputs
                 bound = max(self.entering[start], self.entering[end] + escaping)
                 if bound < unsplit:
                     yield Range(start, end, unsplit, bound, copies)
@@ -4719,8 +4744,8 @@ class Outlook:
         runs = first < behind
         self.rows[number] = row
         self.is_possible &= ~row.is_empty
-        made = (row.made[1] - row.made[0]) * step.macs // self.region.heights[outputs[0]]
-        self.macs = self.macs + np.where(runs, made, 0)
+        macs = (row.made[1] - row.made[0]) * step.macs // self.region.heights[outputs[0]]
+        self.macs = self.macs + np.where(runs, macs, 0)
         self.persistent = self.persistent + np.where(runs, step.least_persistent, 0)
         later = self.alive[number + 1 :]
         done = np.maximum(ways.so_far(behind), 0)
@@ -4799,9 +4824,7 @@ class Outlook:
         around = self.search.entering[start] + self.around - sum(gone for _, gone in self.outside.values())
         peaks = ways.most(around + np.max(self.alive[start:] + self.own[start:], axis=0))
         macs = ways.total(self.macs) - sum(step.macs for step in steps)
-        persistent = ways.total(self.persistent) - sum(
-            step.persistent + BITS_32.tensor * len(step.operator.writes) for step in steps
-        )
+        persistent = ways.total(self.persistent) - sum(step.with_outputs for step in steps)
         possible = np.flatnonzero(ways.total(~self.is_possible) == 0).tolist()
         return [(int(ways.counts[i]), Cost(int(peaks[i]), int(macs[i]), int(persistent[i]))) for i in possible]
 
@@ -4854,8 +4877,7 @@ class SplitSearch(SplitProblem):
         meter = Meter(self.subgraph, self.element_bytes, self.row_bytes)
         RegionEmitter(meter, region).run(rows)
         steps = self.steps[start:end]
-        inner = sum(len(step.operator.writes) for step in steps) - len(region.escaping)
-        before = sum(step.persistent for step in steps) + BITS_32.tensor * inner
+        before = sum(step.with_outputs for step in steps) - BITS_32.tensor * len(region.escaping)
         after = BITS_32.tensor * len(meter.sizes)
         after += sum(n * self.glue_bytes(*glue) for glue, n in meter.glue.items())
         after += sum(n * self.steps[like].persistent for like, n in meter.copies.items())
@@ -4906,9 +4928,7 @@ class SplitSearch(SplitProblem):
         ``best`` is the smallest sum of peak and additional persistent bytes so far; a region that cannot be part of a
         smaller one is left out, and so is one that costs more than regions within it that do the same.
         """
-        cheapest = [
-            self.cheapest(found, limit, price) for found in map(self.regions.__getitem__, range(len(self.steps)))
-        ]
+        cheapest = [self.cheapest(self.regions[start], limit, price) for start in range(len(self.steps))]
         for start in sorted(self.ranges, reverse=True):
             inside = [NO_LIMIT] * (len(self.steps) + 1)  # by end, the price from start to there of what is known
             inside[start] = 0
@@ -5889,10 +5909,9 @@ class Snapshot:
         """Bytes of arena that the conversions at its ports take."""
         if not self.ports:
             return 0
-        first, *others = self.graph.subgraphs
-        changed = apply_rewrite(first, without_conversions(first, self.ports)).subgraph
+        rewrite = without_conversions(self.graph.subgraphs[0], self.ports)
         try:
-            before, after = self.arena, analyse_arena(self.graph.with_subgraphs([changed, *others]))
+            before, after = self.arena, analyse_arena(with_rewrite(self.graph, rewrite))
         except ArenaError:
             return 0
         head = plan_by_first_fit(after.intervals).height if before.has_plan else after.head
@@ -5914,7 +5933,7 @@ class Snapshot:
             BrokenCertificate: the plan is at fault, or the runtime would not follow it.
         """
         buffers = self.arena.buffers
-        faults = sharing_faults(self.graph, buffers, plan.intervals)
+        faults = sharing_faults(self.graph, buffers, plan.intervals, self.arena.sharing)
         if faults:
             raise BrokenCertificate(f"the plan that was found is at fault: {faults[0]}")
         offsets = {
@@ -6117,9 +6136,7 @@ class PlanDecision(Decision):
     """What planning did to the planned part of the arena, its head. No plan for these tensors is below ``bound``."""
 
     original: int | None = None  # the head of the model that the command was given, before other steps changed it
-    in_place: Mapping[str, int] = dataclasses.field(
-        default_factory=dict
-    )  # so many outputs, by kind, lie on their input
+    in_place: Mapping[str, int] = dataclasses.field(default_factory=dict)  # by kind: outputs that lie on an input
     read_by_slices: int = 0  # so many tensors give their memory free slice by slice
 
     key = "planning"
@@ -6834,19 +6851,17 @@ def decide_lightening(model: Snapshot) -> tuple[Snapshot, LighteningDecision]:
     start = Budget()
     if why := why_not_rewritten(model.graph):
         return model, LighteningDecision(refusal=why)
-    first, *others = model.graph.subgraphs
+    first = model.graph.subgraphs[0]
     rewrite = Lightening(first).rewrite()
     try:
-        changed = model.graph.with_subgraphs([apply_rewrite(first, rewrite).subgraph, *others])
-        before, after = (persistent_bytes(graph).total for graph in (model.graph, changed))
+        before, after = (persistent_bytes(g).total for g in (model.graph, with_rewrite(model.graph, rewrite)))
     except ArenaError as refusal:
         return model, LighteningDecision(refusal=str(refusal))
     if after >= before:
         return model, LighteningDecision(before=before, after=before, seconds=start.spent)
-    kept = {item for item in rewrite.operators if isinstance(item, int)}
     dense = [item for item in rewrite.operators if isinstance(item, NewOperator) and item.like is None]
-    copied = {item.like for item in rewrite.operators if isinstance(item, NewOperator)}
-    gone = Counter(o.kind for o in first.operators if o.index not in kept | copied)
+    kept = {item.like if isinstance(item, NewOperator) else item for item in rewrite.operators}
+    gone = Counter(o.kind for o in first.operators if o.index not in kept)
     gone.subtract({"CONV_2D": len(dense)})
     return model.rewritten(rewrite), LighteningDecision(
         before=before,
@@ -6873,8 +6888,7 @@ def decide_ports(model: Snapshot) -> tuple[Snapshot, PortsDecision]:
 
 def sum_when_reordered(graph: ModelGraph, rewrite: Rewrite, seconds: float) -> int:
     """The smallest peak of any order of the rewritten operators, and the persistent structures."""
-    first, *others = graph.subgraphs
-    graph = graph.with_subgraphs([apply_rewrite(first, rewrite).subgraph, *others])
+    graph = with_rewrite(graph, rewrite)
     return max(ordering.peak for ordering in order_model(graph, seconds)) + persistent_bytes(graph).total
 
 
@@ -6930,30 +6944,26 @@ class SplitCandidate:
             return False, 0
         return self.best.cost.peak > self.max_peak, self.best.cost.macs
 
-    def file_bytes(self, composition: Composition) -> int:
-        """The length of the file, which is known only once it is written."""
-        graph, data = self.model.graph, self.model.data
-        if not composition.regions:
-            return len(data)
-        return len(rewrite_subgraph(data, graph, graph.subgraphs[0], self.search.rewrite(composition)))
-
     def alternative(self, composition: Composition) -> SplitAlternative:
-        graph, cost, macs = self.model.graph, composition.cost, self.search.macs
-        first, *others = graph.subgraphs
-        changed = apply_rewrite(first, self.search.rewrite(composition)).subgraph
-        arena = analyse_arena(graph.with_subgraphs([changed, *others]))
-        exact = cost._replace(persistent=arena.persistent, operators=len(changed.operators))
-        reserve = max(align(exact.sum), arena.planning)
-        return SplitAlternative(composition.regions, exact, reserve, 100 * cost.macs / macs if macs else 0.0, 0)
+        """In exact figures; the length of the file is known only once it is written."""
+        graph, data, cost = self.model.graph, self.model.data, composition.cost
+        rewrite, macs = self.search.rewrite(composition), self.search.macs
+        arena = analyse_arena(with_rewrite(graph, rewrite))
+        written = rewrite_subgraph(data, graph, graph.subgraphs[0], rewrite) if composition.regions else data
+        exact = cost._replace(persistent=arena.persistent, operators=len(rewrite.operators))
+        return SplitAlternative(
+            composition.regions,
+            exact,
+            reserve=max(align(exact.sum), arena.planning),
+            macs_percent=100 * cost.macs / macs if macs else 0.0,
+            file_bytes=len(written),
+        )
 
     def decide(self) -> tuple[Snapshot, SplitDecision]:
         graph, best = self.model.graph, self.best
         rewrite = self.search.rewrite(best)
         after = self.model.rewritten(rewrite) if best.regions else self.model
-        alternatives = tuple(
-            dataclasses.replace(self.alternative(c), file_bytes=len(after.data) if c is best else self.file_bytes(c))
-            for c in self.shown
-        )
+        alternatives = tuple(map(self.alternative, self.shown))
         added = {o.kind for o in rewrite.operators if isinstance(o, NewOperator)}
         return after, SplitDecision(
             before=alternatives[0].cost.peak,
@@ -7913,8 +7923,8 @@ def _plan(model: TFLiteModel, seconds: float, original: Snapshot, in_place: bool
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    files = _resolve_files(arguments)
     arguments.plan |= arguments.max_peak is not None  # without a plan it would hold by chance
+    files = _resolve_files(arguments)
     if arguments.input == STREAM:
         if sys.stdin is None:
             raise UsageError("standard input is closed")
@@ -8063,7 +8073,7 @@ def _resolve_files(arguments: argparse.Namespace) -> Files:
         raise UsageError("--max-macs limits what stripes may cost: add --split")
     if arguments.max_peak is not None and not arguments.split:
         raise UsageError("--max-peak chooses among the ways to split: add --split (or check with --max-head)")
-    if arguments.no_in_place and not (arguments.plan or arguments.max_peak is not None):
+    if arguments.no_in_place and not arguments.plan:
         raise UsageError("--no-in-place says how to plan: add --plan")
     if arguments.per_channel and not arguments.clusters:
         raise UsageError("--per-channel says how to cluster: add --clusters N")

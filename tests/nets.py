@@ -13,7 +13,7 @@ from ai_edge_litert import schema_py_generated as schema
 from builder import Builder
 
 import tflite_tools
-from tflite_tools import Budget, Composition, Cost, Rewrite, SplitRegion, SplitSearch, read_model
+from tflite_tools import Budget, Composition, Cost, Rewrite, SplitRegion, SplitSearch, read_model, rewrite_subgraph
 
 FOREVER = Budget(math.inf)
 NO_LIMITS = Cost(1 << 60, 1 << 60, 1 << 60)
@@ -151,10 +151,14 @@ def random_net(
     return net.build([source], [t for t in alive if t not in read] or alive[-1:])
 
 
+def search_of(data: bytes) -> SplitSearch:
+    graph = read_model(data)
+    return SplitSearch(graph, graph.subgraphs[0], FOREVER)
+
+
 def regions(data: bytes) -> Iterator[tuple[SplitSearch, SplitRegion]]:
     """Every region of a model in every number of stripes and both halo modes."""
-    graph = read_model(data)
-    search = SplitSearch(graph, graph.subgraphs[0], FOREVER)
+    search = search_of(data)
     for start, end in [(found.start, found.end) for ranges in search.ranges.values() for found in ranges]:
         for stripes, is_cached in itertools.product(tflite_tools.STRIPES, (False, True)):
             region = search.evaluate(start, end, stripes, is_cached)
@@ -164,3 +168,8 @@ def regions(data: bytes) -> Iterator[tuple[SplitSearch, SplitRegion]]:
 
 def rewritten(search: SplitSearch, *chosen: SplitRegion) -> Rewrite:
     return search.rewrite(Composition(chosen, Cost(0)))
+
+
+def split(data: bytes, search: SplitSearch, *chosen: SplitRegion) -> bytes:
+    """The model with these regions in stripes."""
+    return bytes(rewrite_subgraph(data, read_model(data), search.subgraph, rewritten(search, *chosen)))

@@ -14,7 +14,7 @@ from builder import Builder, ModelBuilder
 from conftest import run_in_wheel, wheel_agrees
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from nets import Net, random_net, regions, rewritten
+from nets import Net, random_net, regions, split
 from test_lighter import converting
 
 from tflite_tools import (
@@ -32,7 +32,6 @@ from tflite_tools import (
     plan_faults,
     plan_optimally,
     read_model,
-    rewrite_subgraph,
     write_plan,
 )
 
@@ -198,12 +197,11 @@ def is_intact(data: bytes) -> bool:
 def in_stripes(seed: int, dtype: str = "INT8") -> bytes:
     rng = random.Random(seed)
     data = random_net(rng, dtype)
-    graph = read_model(data)
     found = list(regions(data))
     if not found:
         return data
     search, region = rng.choice(found)
-    return bytes(rewrite_subgraph(data, graph, graph.subgraphs[0], rewritten(search, region)))
+    return split(data, search, region)
 
 
 @settings(max_examples=60, deadline=None)

@@ -16,7 +16,7 @@ from builder import Builder
 from conftest import MODELS, SHARED, corpus, corpus_id, litert_agrees, needs_shared, random_inputs, run_litert, run_tflm
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from nets import FOREVER, Net, random_net, regions, rewritten
+from nets import Net, random_net, regions, rewritten, search_of, split
 
 import tflite_tools
 from tflite_tools import (
@@ -30,7 +30,6 @@ from tflite_tools import (
     main,
     persistent_bytes,
     read_model,
-    rewrite_subgraph,
     row_rule,
     rows_at_once,
     schedule_model,
@@ -173,8 +172,7 @@ def test_cached_rows_are_computed_once(seed: int):
 @given(st.integers(0, 2**32 - 1), st.booleans())
 def test_rows_of_many_stripes_at_once_are_those_of_each(seed: int, is_cached: bool):
     data = random_net(random.Random(seed), steps=6)
-    graph = read_model(data)
-    search = SplitSearch(graph, graph.subgraphs[0], FOREVER)
+    search = search_of(data)
     for start, ranges in search.ranges.items():
         region = search.region(start, ranges[-1].end, is_cached)
         ways = tflite_tools.Stripings((2, 3, 5))
@@ -201,8 +199,7 @@ def test_rows_of_many_stripes_at_once_are_those_of_each(seed: int, is_cached: bo
 @given(st.integers(0, 2**32 - 1), st.booleans())
 def test_no_region_takes_less_than_its_outlook(seed: int, is_cached: bool):
     data = random_net(random.Random(seed), steps=6)
-    graph = read_model(data)
-    search = SplitSearch(graph, graph.subgraphs[0], FOREVER)
+    search = search_of(data)
     for end, starts in search.starts.items():
         outlook = tflite_tools.Outlook(search, end, is_cached)
         for start in starts:
@@ -219,8 +216,7 @@ def test_no_region_takes_less_than_its_outlook(seed: int, is_cached: bool):
 def test_the_outlook_is_near_what_regions_take():
     """It may be wrong by the alignment of tensors only, or it would be of no use."""
     for name in ("cnn", "mobilenet"):
-        graph = read_model((MODELS / f"digits_{name}_int8.tflite").read_bytes())
-        search = SplitSearch(graph, graph.subgraphs[0], FOREVER)
+        search = search_of((MODELS / f"digits_{name}_int8.tflite").read_bytes())
         ratios = []
         for found, is_cached in itertools.product(itertools.chain(*search.ranges.values()), (False, True)):
             for count, least in tflite_tools.Outlook(search, found.end, is_cached).lists[found.start]:
@@ -239,11 +235,10 @@ def test_the_outlook_is_near_what_regions_take():
 def test_random_nets_give_the_same_bits_in_litert(dtype: str, seed: int):
     rng = random.Random(seed)
     data = random_net(rng, dtype)
-    graph = read_model(data)
     found = list(regions(data))
     for search, region in rng.sample(found, min(len(found), 6)):
-        changed = rewrite_subgraph(data, graph, graph.subgraphs[0], rewritten(search, region))
-        assert litert_agrees(data, bytes(changed)), region
+        changed = split(data, search, region)
+        assert litert_agrees(data, changed), region
 
 
 @settings(max_examples=10, deadline=None)
@@ -251,10 +246,9 @@ def test_random_nets_give_the_same_bits_in_litert(dtype: str, seed: int):
 def test_batches_are_split_like_single_pictures(seed: int, batch: int):
     rng = random.Random(seed)
     data = random_net(rng, batch=batch)
-    graph = read_model(data)
     found = list(regions(data))
     for search, region in rng.sample(found, min(len(found), 4)):
-        changed = bytes(rewrite_subgraph(data, graph, graph.subgraphs[0], rewritten(search, region)))
+        changed = split(data, search, region)
         assert litert_agrees(data, changed), region
         if batch < 0:
             assert in_a_batch_of_two(changed) in (in_a_batch_of_two(data), None), region
@@ -306,9 +300,9 @@ def test_several_regions_and_what_is_around_them(is_cached: bool):
     net.model.add_metadata(tflite_tools.OFFLINE_PLAN, np.array([1, 1, 99] + [-1] * 99, "<i4").tobytes())
     data = net.build([source], [x])
     graph = read_model(data)
-    search = SplitSearch(graph, graph.subgraphs[0], FOREVER)
+    search = search_of(data)
     chosen = [search.evaluate(start, end, 4, is_cached) for start, end in ((0, 3), (4, 5))]
-    changed = bytes(rewrite_subgraph(data, graph, graph.subgraphs[0], rewritten(search, *chosen)))
+    changed = split(data, search, *chosen)
     after = read_model(changed)
     assert [name for name, _ in after.metadata] == ["note"]  # the plan was for other tensors
     assert after.subgraphs[0].inputs == graph.subgraphs[0].inputs
@@ -332,8 +326,7 @@ def test_the_composition_is_the_best_of_all_that_were_tried():
     for channels, stride in ((8, 1), (8, 2), (6, 1), (8, 2)):
         x = net.window("CONV_2D", x, channels, stride=stride)
     data = net.build([source], [x])
-    graph = read_model(data)
-    search = SplitSearch(graph, graph.subgraphs[0], FOREVER)
+    search = search_of(data)
     most_macs = search.macs // 3
     front = search.front(most_macs)
     assert len(front) > 2
