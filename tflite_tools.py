@@ -66,6 +66,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import cache, cached_property, partial, reduce
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, TypeVar
@@ -114,6 +115,7 @@ class ArenaError(ValueError):
 
 Bytes = bytes | bytearray | memoryview | mmap.mmap
 
+NOT_WRITTEN = -1  # the buffer of a constant of a model that is judged without a file
 LARGEST_TENSOR = 1 << 40  # elements; a larger claim means a damaged file, and keeps all sums far below 64 bits
 CONTROL_DEPENDENCIES = "model_control_dependencies"  # metadata that numbers operators
 OFFLINE_PLAN = "OfflineMemoryAllocation"  # metadata that fixes offsets (tflite-micro, docs/memory_management.md)
@@ -298,12 +300,12 @@ class ModelGraph:
     notes: tuple[str, ...] = ()
 
     def has_data(self, tensor: Tensor) -> bool:
-        """Whether the tensor's content is in the file."""
-        return tensor.buffer > 0 and self.buffers[tensor.buffer].size > 0
+        """Whether the tensor's content is in the file, or will be."""
+        return tensor.buffer == NOT_WRITTEN or (tensor.buffer > 0 and self.buffers[tensor.buffer].size > 0)
 
     def is_external(self, tensor: Tensor) -> bool:
         """Whether it is behind the FlatBuffer, where TFLM does not look."""
-        return self.has_data(tensor) and self.buffers[tensor.buffer].is_external
+        return self.has_data(tensor) and tensor.buffer != NOT_WRITTEN and self.buffers[tensor.buffer].is_external
 
     def metadata_buffer(self, name: str) -> BufferSpan | None:
         """The buffer of the last metadata entry of that name, which is the one that runtimes honour."""
@@ -404,6 +406,7 @@ def keeping_the_best() -> Iterator[None]:
 # Sizes of TFLM's own structures are those of a 32-bit target, in bytes, and scratch is what its reference kernels ask
 # for: tensorflow/lite/micro/kernels of tflite-micro at 90b983c (August 2026), measured on the runtime by the tests.
 
+HEIGHT = 1  # the axis of the rows of a picture
 ARENA_ALIGNMENT = 16  # bytes, of every buffer that TFLM plans
 
 
@@ -1014,7 +1017,8 @@ for _names, _kind in (
     KINDS |= dict.fromkeys(_names.split(), _kind)
 # Those that read an element before they write it, in the reference kernels as well as in CMSIS-NN and ESP-NN.
 for _name in """ABS CEIL COS ELU EXP FLOOR HARD_SWISH LEAKY_RELU LOG LOGISTIC NEG QUANTIZE RELU RELU6 ROUND RSQRT SIN
-    SQRT SQUARE TANH ADD DIV MAXIMUM MINIMUM MUL SQUARED_DIFFERENCE SUB EXPAND_DIMS RESHAPE SQUEEZE""".split():
+    SQRT SQUARE TANH ADD DIV MAXIMUM MINIMUM MUL SQUARED_DIFFERENCE SUB EXPAND_DIMS RESHAPE SQUEEZE
+    DYNAMIC_UPDATE_SLICE GATHER SELECT_V2 SLICE""".split():
     KINDS[_name] = dataclasses.replace(KINDS[_name], is_safe_in_place=True)
 for _name, _table, *_callees in (  # what TFLM does not have
     ("CALL", "CallOptions", "Subgraph"),
@@ -1207,6 +1211,23 @@ def is_compiled(graph: ModelGraph) -> bool:
 COMPILED = "an accelerator addresses the memory as its compiler planned it in the file"
 
 
+def is_looped(graph: ModelGraph) -> bool:
+    """Whether the plan in the file has tensors of loops lie on each other, without which they take much more."""
+    try:
+        offsets = planned_offsets(graph)
+    except ArenaError:
+        return False
+    whiles = [(s.index, o) for s, o in graph.operators if o.kind == "WHILE" and len(o.callees) == 2]
+    return any(
+        offsets.get((subgraph, outside), -1) == offsets.get((operator.callees[1], inside), -2)
+        for subgraph, operator in whiles
+        for outside, inside in zip(operator.outputs, graph.subgraphs[operator.callees[1]].inputs, strict=False)
+    )
+
+
+LOOPED = "the tensors of its loops share memory by the plan in the file, which any change of the operators would undo"
+
+
 def accelerator_scratch(subgraph: Subgraph) -> dict[int, Tensor]:
     """The scratch memory of accelerators, by tensor id."""
     nodes = [node_of(subgraph, operator) for operator in subgraph.operators if operator.kind in ACCELERATORS]
@@ -1251,7 +1272,7 @@ def inside_scratch(graph: ModelGraph) -> ModelGraph:
 
 FILE_IDENTIFIER = b"TFL3"
 HIGHEST_RANK = 64  # dimensions
-SMALL_CONSTANT = 128  # bytes of integers that are kept as values
+SMALL_CONSTANT = 1024  # bytes of integers that are kept as values
 DTYPES = tuple(ELEMENT_TYPES)
 NO_DATA = BufferSpan(0, 0)
 # Slots of tables for which the bindings' own functions do not do.
@@ -1611,8 +1632,21 @@ class Schedule:
 BEFORE = -1  # the time before the first operator runs
 
 
+class Shared(NamedTuple):
+    """Tensors of loops that lie on each other by the plan in the file, each behind the number of its subgraph.
+
+    ``elsewhere`` take no memory of their own; of ``handed``, the input's memory is the output's from the operator on.
+    """
+
+    elsewhere: frozenset[tuple[int, int]] = frozenset()
+    handed: frozenset[tuple[int, int, int]] = frozenset()
+
+
+NOT_SHARED = Shared()
+
+
 def tensor_intervals(
-    subgraph: Subgraph, size: Callable[[Tensor], int] = lambda tensor: tensor.ram_bytes
+    subgraph: Subgraph, size: Callable[[Tensor], int] = lambda tensor: tensor.ram_bytes, shared: Shared = NOT_SHARED
 ) -> dict[int, Interval]:
     """When each tensor that takes working memory is alive; time k is that of the k-th operator in the file.
 
@@ -1631,16 +1665,20 @@ def tensor_intervals(
     for i in subgraph.outputs:
         first.setdefault(i, BEFORE)
         last[i] = len(subgraph.operators)
-    sizes = {i: size(subgraph.tensors[i]) for i in sorted(first)}
+    for index, below, above in shared.handed:
+        if index == subgraph.index and last[below] == first[above]:
+            last[below] -= 1
+    own = (i for i in sorted(first) if (subgraph.index, i) not in shared.elsewhere)
+    sizes = {i: size(subgraph.tensors[i]) for i in own}
     return {i: Interval(bytes, first[i], last[i]) for i, bytes in sizes.items() if bytes > 0}
 
 
-def schedule_subgraph(subgraph: Subgraph, callee_peaks: Mapping[int, int]) -> Schedule:
+def schedule_subgraph(subgraph: Subgraph, callee_peaks: Mapping[int, int], shared: Shared = NOT_SHARED) -> Schedule:
     """Working sets in file order; ``callee_peaks`` has the peak of every subgraph that an operator here may run.
 
     An operator runs its callees one at a time (a branch, or condition and body), so the largest of them counts.
     """
-    intervals = tensor_intervals(subgraph)
+    intervals = tensor_intervals(subgraph, shared=shared)
     profile = Profile(intervals.values())
     steps = []
     for number, live in enumerate(alive(intervals, len(subgraph.operators))):
@@ -1676,12 +1714,12 @@ def callees_first(graph: ModelGraph) -> list[int]:
     return order
 
 
-def schedule_model(graph: ModelGraph) -> tuple[Schedule, ...]:
+def schedule_model(graph: ModelGraph, shared: Shared = NOT_SHARED) -> tuple[Schedule, ...]:
     """The schedule of every subgraph, by subgraph index."""
     schedules: dict[int, Schedule] = {}
     peaks: dict[int, int] = {}
     for index in callees_first(graph):
-        schedules[index] = schedule_subgraph(graph.subgraphs[index], peaks)
+        schedules[index] = schedule_subgraph(graph.subgraphs[index], peaks, shared)
         peaks[index] = schedules[index].peak
     return tuple(schedules[subgraph.index] for subgraph in graph.subgraphs)
 
@@ -2581,6 +2619,8 @@ def order_model(
     """
     if is_compiled(graph):
         raise OrderingRefusal(f"the operators stay in place: {COMPILED}")
+    if is_looped(graph):
+        raise OrderingRefusal(f"the operators stay in place: {LOOPED}")
     if graph.metadata_buffer(CONTROL_DEPENDENCIES) is not None:
         raise OrderingRefusal(f"the operators stay in place: metadata {CONTROL_DEPENDENCIES!r} refers to their numbers")
     vectors = [subgraph.operator_vector for subgraph in graph.subgraphs if subgraph.operators]
@@ -2961,24 +3001,43 @@ ARENA_COSTS = Costs(
 ####################################################################################################
 
 
+class Place(NamedTuple):
+    """Two buffers, by number, of which one may lie in the place of the other, since their operators allow it: where the
+    ``new`` one begins, the ``old`` one has ended, and lies ``above`` bytes above it."""
+
+    old: int
+    new: int
+    above: int = 0
+
+
 @dataclass(frozen=True)
 class Sharing:
-    """Which buffers of an arena, by number, may share memory, since their operators allow it.
+    """What buffers of an arena may share.
 
     An output in the place of an input that ends there: at the time of the operator, both are the same bytes.
-    A tensor that is read by slices: what is read for the last time is free from then on.
+    A tensor that is read by slices: what is read for the last time is free from then on. One that is overwritten in
+    part before anybody reads that.
+    What a loop carries: from turn to turn its content is in the body; for the condition there are copies of it.
     """
 
-    pairs: tuple[tuple[int, int], ...] = ()  # (an input, the output that may lie on it)
-    pieces: Mapping[int, tuple[Interval, ...]] = dataclasses.field(default_factory=dict)  # of what is read by slices
+    places: tuple[Place, ...] = ()
+    pieces: Mapping[int, tuple[Interval, ...]] = dataclasses.field(default_factory=dict)  # of what is not needed whole
+    copies: tuple[Place, ...] = ()  # ``new`` has the same content as ``old`` while it is there
 
     def __bool__(self) -> bool:
-        return bool(self.pairs or self.pieces)
+        return bool(self.places or self.pieces or self.copies)
+
+    def __add__(self, other: Sharing) -> Sharing:
+        return Sharing(self.places + other.places, {**self.pieces, **other.pieces}, self.copies + other.copies)
 
     def used_by(self, placed: Sequence[Interval]) -> Sharing:
-        """That with the outputs that do lie on their inputs."""
-        pairs = [(a, b) for a, b in self.pairs if placed[a].offset == placed[b].offset is not None]
-        return dataclasses.replace(self, pairs=tuple(pairs))
+        """That with the buffers that do lie on each other."""
+
+        def is_used(place: Place) -> bool:
+            old, new = placed[place.old].offset, placed[place.new].offset
+            return old is not None and new is not None and old == new + place.above
+
+        return Sharing(tuple(filter(is_used, self.places)), self.pieces, tuple(filter(is_used, self.copies)))
 
 
 class Layout(NamedTuple):
@@ -2987,7 +3046,8 @@ class Layout(NamedTuple):
     intervals: list[Interval]
     owners: list[int]  # the buffer of each interval
     above: list[int]  # its address above that of the buffer
-    groups: list[Block]  # of the intervals that keep their distance
+    groups: Sequence[Block]  # of the intervals that keep their distance
+    places: list[tuple[int, int]]  # of each buffer: the number of its place, and its address above that of the place
 
     def placed(self, buffers: Sequence[Interval]) -> list[Interval]:
         """The intervals where the buffers are."""
@@ -3002,58 +3062,278 @@ NOTHING_SHARED = Sharing()
 
 
 def layout_of(buffers: Sequence[Interval], sharing: Sharing = NOTHING_SHARED) -> Layout:
-    """An input in whose place the output lies ends just before it begins."""
-    above = dict(sharing.pairs)
-    root = list(range(len(buffers)))
-    for below, output in sorted(sharing.pairs, key=lambda pair: buffers[pair[1]].first):
-        root[output] = root[below]
+    """A buffer in whose place another one lies ends just before that begins; a copy takes no bytes of its own."""
+    pieces = {i: sharing.pieces.get(i, (buffer._replace(offset=0),)) for i, buffer in enumerate(buffers)}
+    begins: dict[int, set[int]] = defaultdict(set)  # when others take over
+    for old, new, _ in sharing.places:
+        begins[old] |= {piece.first for piece in pieces[new]}
+    places = _common_places(len(buffers), (*sharing.places, *sharing.copies))
+    copies = {place.new for place in sharing.copies}
     intervals: list[Interval] = []
     owners, distances = [], []
     members: dict[int, dict[int, int]] = defaultdict(dict)
-    for i, buffer in enumerate(buffers):
-        behind = buffers[above[i]].first if i in above else buffer.last + 1
-        for piece in sharing.pieces.get(i, (buffer._replace(offset=0),)):
-            last = min(piece.last, behind - 1)
+    for i in range(len(buffers)):
+        place, height = places[i]
+        for piece in pieces[i] if i not in copies else ():
+            last = min([piece.last, *(begin - 1 for begin in begins[i] if piece.first <= begin <= piece.last)])
             if last >= piece.first:
-                members[root[i]][len(intervals)] = piece.offset or 0
+                members[place][len(intervals)] = height + (piece.offset or 0)
                 owners.append(i)
                 distances.append(piece.offset or 0)
                 intervals.append(Interval(piece.size, piece.first, last))
-    return Layout(intervals, owners, distances, [group for group in members.values() if len(group) > 1])
+    groups = [_from_zero(group) for group in members.values() if len(group) > 1]
+    return Layout(intervals, owners, distances, groups, places)
+
+
+def _from_zero(group: Mapping[int, int]) -> Block:
+    lowest = min(group.values())
+    return {i: above - lowest for i, above in group.items()}
+
+
+def _common_places(count: int, shared: Iterable[Place]) -> list[tuple[int, int]]:
+    """For each of so many buffers the number of its place, and its address above that of the place."""
+    neighbours: dict[int, list[tuple[int, int]]] = defaultdict(list)
+    for old, new, above in shared:
+        neighbours[new].append((old, above))
+        neighbours[old].append((new, -above))
+    places: dict[int, tuple[int, int]] = {}
+    for i in range(count):
+        if i not in places:
+            places[i] = i, 0
+            waiting = [i]
+            while waiting:
+                here = waiting.pop()
+                for other, above in neighbours[here]:
+                    if other not in places:
+                        places[other] = i, places[here][1] + above
+                        waiting.append(other)
+    return [places[i] for i in range(count)]
 
 
 def shared_places(graph: ModelGraph, buffers: Sequence[ArenaBuffer]) -> Sharing:
-    """What may share memory in a model of one subgraph, whatever kernels it runs on (reference, CMSIS-NN, ESP-NN)."""
-    if len(graph.subgraphs) != 1 or is_compiled(graph):
+    """What may share memory, whatever kernels the model runs on (reference, CMSIS-NN, ESP-NN)."""
+    if is_compiled(graph):
         return NOTHING_SHARED
-    subgraph = graph.subgraphs[0]
-    number = {buffer.tensor: i for i, buffer in enumerate(buffers) if buffer.tensor is not None}
+    number = {(buffer.subgraph, buffer.tensor): i for i, buffer in enumerate(buffers) if buffer.tensor is not None}
+    _, runs = _times_on_the_clock(graph)
+    calls = Counter(callee for _, operator in graph.operators for callee in operator.callees)
+    variables = [
+        variable
+        for subgraph, operator in graph.operators
+        if operator.kind == "WHILE" and (subgraph.index, operator.index) in runs and max(calls.values(), default=0) == 1
+        for variable in _loop_variables(graph, subgraph, operator, number, buffers)
+    ]
+    taken = {i for variable in variables for i in variable.copies}
+    found = NOTHING_SHARED
+    for subgraph in graph.subgraphs:
+        here = {t: i for (s, t), i in number.items() if s == subgraph.index and buffers[i].interval.last >= 0}
+        places = tuple(_places_in(subgraph, here, buffers, taken))
+        pieces = _read_by_slices(subgraph, here, buffers, runs) | _overwritten(subgraph, here, buffers)
+        found += Sharing(places, pieces)
+    next_place = {place.old: place.new for place in found.places}
+    sharing = reduce(Sharing.__add__, (variable.sharing(buffers, next_place) for variable in variables), found)
+    return _without_clashes([buffer.interval for buffer in buffers], sharing)
+
+
+def _without_clashes(intervals: Sequence[Interval], sharing: Sharing) -> Sharing:
+    """What can be shared all at once: of places in which two buffers would be alive together, those that are not the
+    same bytes are left out, or if there are none, all."""
+    while True:
+        layout = layout_of(intervals, sharing)
+        clashing = set()
+        for group in layout.groups:
+            members = list(group)
+            if conflicts([layout.intervals[i]._replace(offset=group[i]) for i in members], most=1):
+                clashing.add(layout.places[layout.owners[members[0]]][0])
+        if not clashing:
+            return sharing
+        bad = [place for place in sharing.places if layout.places[place.old][0] in clashing]
+        bad = [place for place in bad if place.above] or bad
+        sharing = dataclasses.replace(sharing, places=tuple(place for place in sharing.places if place not in bad))
+
+
+def _places_in(
+    subgraph: Subgraph, number: Mapping[int, int], buffers: Sequence[ArenaBuffer], taken: set[int]
+) -> Iterator[Place]:
+    """Inputs of operators that end there, and the output that may lie on them; each is ``taken`` once."""
+    for operator in subgraph.operators:
+        node = node_of(subgraph, operator)
+        output = number.get(operator.writes[0]) if len(operator.writes) == 1 else None
+        if output is None:
+            continue
+        ends = {
+            position: number[t]
+            for position, t in enumerate(operator.inputs)
+            if t in number
+            and number[t] not in taken
+            and t not in subgraph.outputs
+            and buffers[number[t]].interval.last == buffers[output].interval.first
+        }
+        chosen = [(position, 0) for position in ends if may_lie_on(node, position)][:1]
+        if operator.kind == "DYNAMIC_UPDATE_SLICE" and (block := updated_block(node)) and UPDATE in ends:
+            chosen.append((UPDATE, block[0]))
+        for position, above in chosen:
+            yield Place(ends[position], output, above)
+            taken.add(ends[position])
+
+
+UPDATE = 1  # the input of DYNAMIC_UPDATE_SLICE that is written into the other
+
+
+def updated_block(node: Node) -> tuple[int, int] | None:
+    """Where the bytes that a DYNAMIC_UPDATE_SLICE writes begin and end, if they are all together and aligned."""
+    operand, update, start = (*node.inputs, None, None, None)[:3]
+    if operand is None or update is None or start is None or start.values is None or not operand.bytes:
+        return None
+    if len(start.values) != len(operand.shape) or len(operand.shape) <= HEIGHT or operand.shape[0] != 1:
+        return None
+    row = operand.bytes // operand.shape[HEIGHT]
+    first, rows = start.values[HEIGHT], update.shape[HEIGHT]
+    is_whole = update.shape[HEIGHT + 1 :] == operand.shape[HEIGHT + 1 :] and not any(start.values[HEIGHT + 1 :])
+    if not is_whole or not 0 <= first <= operand.shape[HEIGHT] - rows:
+        return None
+    begin, end = first * row, (first + rows) * row
+    is_aligned = begin % ARENA_ALIGNMENT == 0 and (end % ARENA_ALIGNMENT == 0 or end == operand.bytes)
+    return (begin, end) if is_aligned else None
+
+
+def _overwritten(
+    subgraph: Subgraph, number: Mapping[int, int], buffers: Sequence[ArenaBuffer]
+) -> dict[int, tuple[Interval, ...]]:
+    """Tensors that nobody reads but a DYNAMIC_UPDATE_SLICE: of no use, once made, is what that overwrites."""
+    readers = Counter(t for operator in subgraph.operators for t in operator.inputs)
+    pieces = {}
+    for operator in subgraph.operators:
+        if operator.kind != "DYNAMIC_UPDATE_SLICE" or not operator.inputs:
+            continue
+        t, block = operator.inputs[0], updated_block(node_of(subgraph, operator))
+        if block and t in number and readers[t] == 1 and t not in subgraph.outputs:
+            size, first, last, _ = buffers[number[t]].interval
+            start, end = block[0], align(block[1])
+            ends = ((0, start), (end, size))
+            rest = tuple(Interval(b - a, first + 1, last, a) for a, b in ends if a < b and first < last)
+            pieces[number[t]] = Interval(size, first, first, 0), *rest
+    return pieces
+
+
+def _read_by_slices(
+    subgraph: Subgraph, number: Mapping[int, int], buffers: Sequence[ArenaBuffer], runs: Mapping[tuple[int, int], Pair]
+) -> dict[int, tuple[Interval, ...]]:
     readers: dict[int, list[Operator]] = defaultdict(list)
     for operator in subgraph.operators:
         for t in operator.reads:
             readers[t].append(operator)
-    pairs = []
-    taken: set[int] = set()
-    for operator in subgraph.operators:
-        node = node_of(subgraph, operator)
-        for position, t in enumerate(operator.inputs):
-            if t not in number or t in taken or t in subgraph.outputs or len(operator.writes) != 1:
-                continue
-            below, output = number[t], number.get(operator.writes[0])
-            if output is None or buffers[below].interval.last != buffers[output].interval.first:
-                continue
-            if may_lie_on(node, position):
-                pairs.append((below, output))
-                taken.add(t)
-                break
     pieces = {}
     for t, i in number.items():
         if all(operator.kind != "SLICE" for operator in readers[t]):
             continue
-        found = _pieces_read(subgraph, subgraph.tensors[t], readers[t], buffers[i].interval)
+        ends = [(operator, runs[subgraph.index, operator.index][1]) for operator in readers[t]]
+        found = _pieces_read(subgraph, subgraph.tensors[t], ends, buffers[i].interval)
         if len(found) > 1 and t not in subgraph.outputs:
             pieces[i] = found
-    return Sharing(tuple(pairs), pieces)
+    return pieces
+
+
+def shared_in_loops(graph: ModelGraph) -> Shared:
+    """What tensors of loops share by the plan in the file, and all that lies in their places.
+
+    Raises:
+        ArenaError: as :func:`arena_buffers` and :func:`planned_offsets`.
+    """
+    if not is_looped(graph):
+        return NOT_SHARED
+    buffers, offsets = arena_buffers(graph), planned_offsets(graph)
+    placed = [
+        b.interval._replace(offset=None if b.tensor is None else offsets.get((b.subgraph, b.tensor))) for b in buffers
+    ]
+    used = shared_places(graph, buffers).used_by(placed)
+    places = [place for place, _ in layout_of(placed, used).places]
+    whiles = {(s.index, t) for s, o in graph.operators if o.kind == "WHILE" for t in o.outputs}
+    looped = {place for b, place in zip(buffers, places, strict=True) if (b.subgraph, b.tensor) in whiles}
+    callees = {callee for _, operator in graph.operators if operator.kind == "WHILE" for callee in operator.callees}
+    keys = [(b.subgraph, -1 if b.tensor is None else b.tensor) for b in buffers]
+    inside = {key for key, place in zip(keys, places, strict=True) if place in looped and key[0] in callees}
+    handed = {
+        (*keys[old], keys[new][1])
+        for old, new, _ in used.places
+        if (places[old] in looped or keys[old][0] in callees) and keys[old][0] == keys[new][0]
+    }
+    return Shared(frozenset(inside | {keys[place.new] for place in used.copies}), frozenset(handed))
+
+
+class LoopVariable(NamedTuple):
+    """The buffers of what a WHILE carries from turn to turn. TFLM copies it, where the addresses differ: the operand to
+    the output and to the input of the condition, the output to the input of the body, its output back.
+
+        operand --- output --.              .-- output ---
+                             body: begin ... end            tested, by the condition: the same as the output
+    """
+
+    operand: int | None
+    output: int
+    tested: int | None
+    begin: int
+    end: int
+    is_consumed: bool  # whether the operand is not needed after the loop
+
+    @property
+    def goes_through(self) -> bool:
+        """Whether nothing changes it, so that all of them have the same content."""
+        return self.begin == self.end and self.operand is not None
+
+    @property
+    def copies(self) -> list[int]:
+        """Those that have the same content as another one."""
+        others = (self.output, self.begin, self.tested) if self.goes_through else (self.tested,)
+        return [i for i in others if i is not None]
+
+    def sharing(self, buffers: Sequence[ArenaBuffer], next_place: Mapping[int, int]) -> Sharing:
+        """``next_place``: which outputs of operators may lie on which of their inputs."""
+        copied = self.operand if self.goes_through and self.operand is not None else self.output
+        copies = tuple(Place(copied, i) for i in self.copies)
+        if self.goes_through:
+            return Sharing(copies=copies)
+        (size, runs, until, _), begin, end = (buffers[i].interval for i in (self.output, self.begin, self.end))
+        pieces = Interval(size, runs, begin.first, 0), Interval(size, end.last, until, 0)
+        places = [Place(self.output, self.begin)]
+        if self.is_consumed and self.operand is not None:
+            places.append(Place(self.operand, self.output))
+        place: int | None = self.begin
+        while place is not None and place != self.end:
+            place = next_place.get(place)
+        if place == self.end or begin.last < end.first:
+            places.append(Place(self.end, self.output))
+        return Sharing(tuple(places), {self.output: pieces}, copies)
+
+
+def _loop_variables(
+    graph: ModelGraph,
+    subgraph: Subgraph,
+    operator: Operator,
+    number: Mapping[tuple[int, int], int],
+    buffers: Sequence[ArenaBuffer],
+) -> Iterator[LoopVariable]:
+    cond, body = (graph.subgraphs[callee] for callee in operator.callees)
+    lists = operator.inputs, operator.outputs, cond.inputs, body.inputs, body.outputs
+    if len({len(tensors) for tensors in lists}) != 1:
+        return
+    for ids in zip(*lists, strict=True):
+        keys = zip((subgraph.index, subgraph.index, cond.index, body.index, body.index), ids, strict=True)
+        operand, output, tested, begin, end = found = [number.get(key) for key in keys]
+        is_alone = all(tensors.count(i) == 1 for tensors, i in zip(lists, ids, strict=True))
+        if output is None or begin is None or end is None or not is_alone or ids[2] in cond.outputs:
+            continue
+        if len({buffers[i].bytes for i in found if i is not None}) != 1:
+            continue
+        over = buffers[end].interval.last
+        is_consumed = operand is not None and ids[0] not in subgraph.outputs and buffers[operand].interval.last == over
+        variable = LoopVariable(operand, output, tested, begin, end, is_consumed)
+        if (
+            operand is None
+            or not variable.goes_through
+            or buffers[output].interval.last <= buffers[operand].interval.last
+        ):
+            yield variable
 
 
 def may_lie_on(node: Node, position: int) -> bool:
@@ -3061,26 +3341,45 @@ def may_lie_on(node: Node, position: int) -> bool:
     source, output = node.inputs[position], node.output
     if source is None or output is None or not node.kind.is_safe_in_place:
         return False
-    if source.storage is not Storage.ACTIVATION or source.bytes != output.bytes:
+    if source.storage is not Storage.ACTIVATION:
+        return False
+    if node.kind in (KINDS["SLICE"], KINDS["GATHER"]):
+        return position == 0 and _moves_rows_up(node, source, output)
+    if source.bytes != output.bytes:
         return False
     if node.kind.rows == "binary":
         others = [tensor for i, tensor in enumerate(node.inputs[:2]) if i != position and tensor is not None]
         is_even = all(t.shape == output.shape or t.storage is Storage.CONSTANT or t.elements == 1 for t in others)
+        is_even |= node.kind in (KINDS["MAXIMUM"], KINDS["MINIMUM"])  # which go by the output, whatever is repeated
         return position < 2 and source.shape == output.shape and source.dtype == output.dtype and is_even
+    if node.kind is KINDS["SELECT_V2"]:
+        return position == 1 and source.shape == output.shape
     if node.kind is KINDS["QUANTIZE"]:
         return {source.dtype, output.dtype} == {"INT8", "UINT8"}
     return position == 0 and source.dtype == output.dtype
 
 
+def _moves_rows_up(node: Node, source: Tensor, output: Tensor) -> bool:
+    """Whether every row of the output, one after the other, comes from the same place or from further on."""
+    if len(source.shape) <= HEIGHT or source.shape[0] != 1 or source.shape[HEIGHT + 1 :] != output.shape[HEIGHT + 1 :]:
+        return False
+    if node.kind is KINDS["SLICE"]:
+        bounds = slice_bounds(node)
+        return bounds is not None and not any(bounds[0])
+    rows = node["indices"].values
+    is_plain = node.options.get("Axis") == HEIGHT and not node.options["BatchDims"] and source.shape == output.shape
+    return is_plain and rows is not None and all(row >= i for i, row in enumerate(rows))
+
+
 def _pieces_read(
-    subgraph: Subgraph, tensor: Tensor, readers: Sequence[Operator], interval: Interval
+    subgraph: Subgraph, tensor: Tensor, readers: Iterable[tuple[Operator, int]], interval: Interval
 ) -> tuple[Interval, ...]:
     """A tensor in pieces that end as soon as no SLICE reads them any longer, from the lowest address up."""
     blocks = interval.size // ARENA_ALIGNMENT
     last = np.full(blocks, interval.first)
-    for operator in readers:
+    for operator, until in readers:
         start, end = _bytes_read(subgraph, operator, tensor)
-        last[start // ARENA_ALIGNMENT : -(-end // ARENA_ALIGNMENT)] = operator.index + 1
+        last[start // ARENA_ALIGNMENT : -(-end // ARENA_ALIGNMENT)] = until
     edges = [0, *(np.flatnonzero(np.diff(last)) + 1).tolist(), blocks]
     return tuple(
         Interval((b - a) * ARENA_ALIGNMENT, interval.first, int(last[a]), a * ARENA_ALIGNMENT)
@@ -3282,13 +3581,14 @@ class Arena:
     @property
     def shared(self) -> list[tuple[int, int]]:
         """Numbers of buffers: an input, and the output that lies on it."""
-        return list(self.used.pairs)
+        return [(place.old, place.new) for place in self.used.places]
 
     @property
     def freed(self) -> list[int]:
         """Numbers of buffers of which others take the memory while a part of them is still to be read."""
         used = self.used
-        clashes = set(conflicts([b.interval for b in self.buffers])) - {(min(pair), max(pair)) for pair in used.pairs}
+        clashes = set(conflicts([b.interval for b in self.buffers]))
+        clashes -= {(min(old, new), max(old, new)) for old, new, _ in used.places}
         return sorted({i for pair in clashes for i in pair if i in used.pieces})
 
     @property
@@ -3397,10 +3697,14 @@ def _plan_layout(arena: Arena, layout: Layout, time_limit: float) -> Plan:
     best: Plan | None = None
     for solve in (plan_by_first_fit, partial(plan_optimally, time_limit=time_limit)):
         plan = solve(layout.intervals, groups=layout.groups)
-        kept = arena.intervals
-        for owner, above, interval in zip(layout.owners, layout.above, plan.intervals, strict=True):
-            if arena.buffers[owner].tensor is not None:
-                kept[owner] = kept[owner]._replace(offset=(interval.offset or 0) - above)
+        addresses = {
+            layout.places[owner][0]: (interval.offset or 0) - above - layout.places[owner][1]
+            for owner, above, interval in zip(layout.owners, layout.above, plan.intervals, strict=True)
+        }
+        kept = [
+            buffer.interval._replace(offset=None if buffer.tensor is None else addresses[place] + above)
+            for buffer, (place, above) in zip(arena.buffers, layout.places, strict=True)
+        ]
         as_run = Plan(place_greedily(kept), plan.bound)
         best = Plan(min(best or as_run, as_run, key=lambda plan: plan.height).intervals, plan.bound)
         if best.optimal or time_limit <= 0:
@@ -3416,13 +3720,14 @@ def _plan_layout(arena: Arena, layout: Layout, time_limit: float) -> Plan:
 
 class NewTensor(NamedTuple):
     """A tensor to be added: of the type, quantisation and name of ``like``, the latter with a label behind it. Those
-    with ``values`` are constants, of int32 where they are not like another tensor."""
+    with ``values`` are constants."""
 
     label: str
     shape: tuple[int, ...]
     like: int | None = None
     values: bytes | None = None
     has_content: bool = False  # it has that of ``like``, in another shape
+    dtype: str = "INT32"  # where it is not like another
 
 
 UNUSED = NewTensor("unused", (1,), values=bytes(4))
@@ -3438,20 +3743,34 @@ class NewOperator(NamedTuple):
     options: tuple[tuple[str, Any], ...] = ()  # that differ from those of ``like``, or from 0
 
 
+class NewSubgraph(NamedTuple):
+    """A subgraph to be added, with numbers of its own for its tensors. What ``like`` refers to is in the subgraph that
+    is rewritten."""
+
+    name: str
+    tensors: tuple[NewTensor, ...]
+    operators: tuple[NewOperator, ...]
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+
+
 @dataclass(frozen=True)
 class Rewrite:
     """A new schedule of a subgraph: old operators by number and new ones. New tensors have the numbers behind the old
-    ones."""
+    ones, new subgraphs those behind the old ones."""
 
     operators: tuple[int | NewOperator, ...]
     tensors: tuple[NewTensor, ...] = ()
     ports: Mapping[int, int] = dataclasses.field(default_factory=dict)  # inputs and outputs that are other tensors now
+    callees: tuple[NewSubgraph, ...] = ()
 
 
 def why_not_rewritten(graph: ModelGraph) -> str:
     """What stands against other operators in subgraph 0, if anything does."""
     if is_compiled(graph):
         return COMPILED
+    if is_looped(graph):
+        return LOOPED
     if graph.metadata_buffer(CONTROL_DEPENDENCIES) is not None:
         return f"metadata {CONTROL_DEPENDENCIES!r} refers to the numbers of its operators"
     return ""
@@ -3502,24 +3821,38 @@ def apply_rewrite(subgraph: Subgraph, rewrite: Rewrite) -> Rewritten:
 def with_rewrite(graph: ModelGraph, rewrite: Rewrite) -> ModelGraph:
     """The model with a rewrite of subgraph 0, judged without a file."""
     first, *others = graph.subgraphs
-    return graph.with_subgraphs([apply_rewrite(first, rewrite).subgraph, *others])
+    new = [_as_subgraph(first, callee, len(graph.subgraphs) + i) for i, callee in enumerate(rewrite.callees)]
+    return graph.with_subgraphs([apply_rewrite(first, rewrite).subgraph, *others, *new])
+
+
+def _as_subgraph(like: Subgraph, new: NewSubgraph, index: int) -> Subgraph:
+    tensors = tuple(_as_tensor(like, tensor, i) for i, tensor in enumerate(new.tensors))
+    operators = tuple(_as_operator(like, operator, i, {}) for i, operator in enumerate(new.operators))
+    return Subgraph(index, new.name, tensors, operators, new.inputs, new.outputs, operator_vector=0)
 
 
 def _as_tensor(subgraph: Subgraph, new: NewTensor, index: int) -> Tensor:
     like = None if new.like is None else subgraph.tensors[new.like]
     if like and new.has_content:
         return dataclasses.replace(like, index=index, name=new.label, shape=new.shape)
-    dtype = "INT32" if like is None else like.dtype
-    storage = Storage.ACTIVATION if new.values is None else Storage.CONSTANT
+    dtype = new.dtype if like is None else like.dtype
     size = math.prod(new.shape) * (ELEMENT_TYPES[dtype].bits or 0) // 8
-    quantization = like.quantization if like else None
-    return Tensor(index, new.label, dtype, new.shape, storage, buffer=0, bytes=size, quantization=quantization)
+    tensor = Tensor(index, new.label, dtype, new.shape, Storage.ACTIVATION, buffer=0, bytes=size)
+    tensor = dataclasses.replace(tensor, quantization=like.quantization if like else None)
+    if new.values is None:
+        return tensor
+    values = tuple(read_words(new.values)) if dtype == "INT32" and size <= SMALL_CONSTANT else None
+    return dataclasses.replace(tensor, storage=Storage.CONSTANT, buffer=NOT_WRITTEN, values=values)
 
 
 def _as_operator(subgraph: Subgraph, new: NewOperator, index: int, number: Mapping[int, int]) -> Operator:
     inputs, outputs = (tuple(number.get(i, i) for i in group) for group in (new.inputs, new.outputs))
     if new.like is None:
-        return Operator(index, new.kind, is_custom=False, inputs=inputs, outputs=outputs, options=dict(new.options))
+        options = dict.fromkeys(KINDS[new.kind].options.fields, 0) | dict(new.options)
+        callees = tuple(options.pop(field) for field in KINDS[new.kind].options.callees)
+        return Operator(
+            index, new.kind, is_custom=False, inputs=inputs, outputs=outputs, callees=callees, options=options
+        )
     like = subgraph.operators[new.like]
     return dataclasses.replace(
         like, index=index, inputs=inputs, outputs=outputs, options={**like.options, **dict(new.options)}
@@ -3535,7 +3868,6 @@ def _as_operator(subgraph: Subgraph, new: NewOperator, index: int, number: Mappi
 # two stripes both need, the halo, are computed again or cached (StreamNet, Zheng et al. 2023), whatever costs less.
 
 SPLIT_DTYPES = ("FLOAT32", "INT8", "INT16", "INT32")  # that the kernels of SLICE, PAD and CONCATENATION take
-HEIGHT = 1  # the axis of the rows
 UPSAMPLING = (2, 4, 8, 16, 32)  # factors whose reciprocal is exact, so that every row has its source where it had it
 
 
@@ -4092,13 +4424,15 @@ def rows_at_once(region: Region, ways: Stripings) -> Iterator[RowArrays]:
 
 
 Content = bytes | tuple[int, ...]  # of a constant
+LEAST = {"FLOAT32": struct.pack("<f", np.finfo(np.float32).min), "INT8": b"\x80", "INT16": b"\0\x80"}
 
 
 class Emitter:
     """Collects the new operators and tensors of regions, in execution order."""
 
-    def __init__(self, subgraph: Subgraph) -> None:
-        self.subgraph = subgraph
+    def __init__(self, subgraph: Subgraph, first_callee: int = 0) -> None:
+        self.subgraph, self.first_callee = subgraph, first_callee
+        self.callees: list[NewSubgraph] = []
         self.tensors: list[NewTensor] = []
         self.operators: list[NewOperator] = []
         self.constants: dict[tuple[int | None, tuple[int, ...], Content], int] = {}
@@ -4112,6 +4446,45 @@ class Emitter:
 
     def rows(self, like: int, rows: Rows) -> int:
         return self.tensor(like, self.shape(like, rows.height), f"{rows[0]}:{rows[1]}")
+
+    def carried(self, like: int | None, shape: tuple[int, ...]) -> int:
+        """A tensor that lies where another one is; of int32, where it is like no other."""
+        return self.add(NewTensor("in place", shape, like))
+
+    def number(self, dtype: str, *shape: int) -> int:
+        return self.add(NewTensor("number", shape, dtype=dtype))
+
+    def table(
+        self, content: Callable[[], bytes], shape: tuple[int, ...], dtype: str = "INT32", like: int | None = None
+    ) -> int:
+        """A constant that is used once."""
+        return self.add(NewTensor("table", shape, like, content(), dtype=dtype))
+
+    def reshape(self, tensor: int, target: int, shape: tuple[int, ...]) -> int:
+        return self.emit("RESHAPE", (tensor, self.integers(*shape, shape=(len(shape),))), target)
+
+    def callee(self) -> Emitter:
+        """For what operators run that this one emits."""
+        return Emitter(self.subgraph)
+
+    def enclose(self, callee: Emitter, name: str, inputs: Sequence[int], outputs: Sequence[int]) -> int:
+        """What has been emitted for a subgraph as that; its number. Old tensors that it reads, constants all, get a
+        number there too."""
+        old = sorted(
+            {t for operator in callee.operators for t in operator.inputs if 0 <= t < len(self.subgraph.tensors)}
+        )
+        number = {t: i for i, t in enumerate(old)} | {-1: -1}
+        number |= {len(self.subgraph.tensors) + i: len(old) + i for i in range(len(callee.tensors))}
+        shared = [NewTensor("", self.subgraph.tensors[t].shape, t, has_content=True) for t in old]
+        operators = [
+            operator._replace(
+                inputs=tuple(number[t] for t in operator.inputs), outputs=tuple(number[t] for t in operator.outputs)
+            )
+            for operator in callee.operators
+        ]
+        ports = (tuple(number[t] for t in group) for group in (inputs, outputs))
+        self.callees.append(NewSubgraph(name, (*shared, *callee.tensors), tuple(operators), *ports))
+        return self.first_callee + len(self.callees) - 1
 
     def shape(self, like: int, height: int) -> tuple[int, ...]:
         """That of a tensor with so many rows."""
@@ -4168,8 +4541,7 @@ class Emitter:
         batch, _, width, channels = self.subgraph.tensors[like].shape
         inputs = [tensor, self.integers(0, 0, *pads, *rule.columns, 0, 0, shape=(4, 2))]
         if is_max:
-            item = {"FLOAT32": struct.pack("<f", np.finfo(np.float32).min), "INT8": b"\x80", "INT16": b"\0\x80"}
-            inputs.append(self.constant(item[self.subgraph.tensors[like].dtype], (1,), like))
+            inputs.append(self.constant(LEAST[self.subgraph.tensors[like].dtype], (1,), like))
         shape = batch, height + sum(pads), width + sum(rule.columns), channels
         return self.emit("PADV2" if is_max else "PAD", inputs, self.tensor(like, shape, "padded"))
 
@@ -4180,27 +4552,38 @@ class Emitter:
         height = self.subgraph.tensors[rule.sources[0]].shape[HEIGHT]
         first, behind, *pads = rule.span(rows[0], rows[1], height)
         made = Rows(*rule.made(rows, (first, behind), height))
-        is_unpadded = operator.options.get("Padding") == tflite.Padding.SAME and not isinstance(rule, CutRule)
+        if is_unpadded(operator, rule):
+            chosen[0] = self.pad(operator, rule, chosen[0], behind - first, pads)
+        results = {output: self.rows(output, made) for output in operator.outputs}
+        self.copy(operator, rule, chosen, results.values(), (behind - first, made.height), pads)
+        return {output: self.slice(result, output, made, rows) for output, result in results.items()}
+
+    def copy(
+        self,
+        operator: Operator,
+        rule: RowRule,
+        chosen: list[int],
+        results: Iterable[int],
+        heights: tuple[int, int],
+        pads: Sequence[int] = NO_PADS,
+    ) -> None:
+        """The operator on other tensors, with rows of these heights: of those that it reads, of those that it makes."""
         pattern = kind_of(operator).rows
         if pattern == "pad":
             chosen[1] = self.integers(0, 0, *pads, *rule.columns, *rule.channels, shape=(4, 2))
         elif pattern == "mirror":
             chosen[1] = self.changed(chosen[1], {2: pads[0], 3: pads[1]}, shape=(4, 2))
         elif pattern in ("upsample", "interpolate"):
-            chosen[1] = self.changed(chosen[1], {0: made.height})
+            chosen[1] = self.changed(chosen[1], {0: heights[1]})
         elif pattern == "scattered":
-            chosen[0] = self.changed(chosen[0], {HEIGHT: made.height})
+            chosen[0] = self.changed(chosen[0], {HEIGHT: heights[1]})
         elif pattern == "slice":
-            chosen[1:] = self.changed(chosen[1], {HEIGHT: 0}), self.changed(chosen[2], {HEIGHT: rows.height})
+            chosen[1:] = self.changed(chosen[1], {HEIGHT: 0}), self.changed(chosen[2], {HEIGHT: heights[1]})
         elif pattern == "strided":
             chosen[1] = self.changed(chosen[1], {HEIGHT: 0})
-            chosen[2] = self.changed(chosen[2], {HEIGHT: behind - first})
-        elif is_unpadded:
-            chosen[0] = self.pad(operator, rule, chosen[0], behind - first, pads)
-        changes = {"Padding": tflite.Padding.VALID} if is_unpadded else {}
-        results = {output: self.rows(output, made) for output in operator.outputs}
-        self.emit(operator.kind, chosen, *results.values(), like=operator.index, **changes)
-        return {output: self.slice(result, output, made, rows) for output, result in results.items()}
+            chosen[2] = self.changed(chosen[2], {HEIGHT: heights[0]})
+        changes = {"Padding": tflite.Padding.VALID} if is_unpadded(operator, rule) else {}
+        self.emit(operator.kind, chosen, *results, like=operator.index, **changes)
 
     def changed(self, tensor: int, entries: Mapping[int, int], shape: tuple[int, ...] | None = None) -> int:
         """A constant of integers with other values in some places."""
@@ -4208,6 +4591,11 @@ class Emitter:
         for place, value in entries.items():
             values[place] = value
         return self.integers(*values, shape=shape or (len(values),))
+
+
+def is_unpadded(operator: Operator, rule: RowRule) -> bool:
+    """Whether stripes get the padding from elsewhere that the operator itself puts around a whole picture."""
+    return operator.options.get("Padding") == tflite.Padding.SAME and not isinstance(rule, CutRule)
 
 
 class Meter(Emitter):
@@ -4227,6 +4615,23 @@ class Meter(Emitter):
 
     def rows(self, like: int, rows: Rows) -> int:
         return self.new((rows[1] - rows[0]) * self.row_bytes[like])
+
+    def carried(self, like: int | None, shape: tuple[int, ...]) -> int:
+        return self.new(0)
+
+    def number(self, dtype: str, *shape: int) -> int:
+        return self.new(math.prod(shape) * (ELEMENT_TYPES[dtype].tflm_bytes or 0))
+
+    def table(
+        self, content: Callable[[], bytes], shape: tuple[int, ...], dtype: str = "INT32", like: int | None = None
+    ) -> int:
+        return self.new(0)
+
+    def callee(self) -> Meter:
+        return Meter(self.subgraph, self.element_bytes, self.row_bytes)
+
+    def enclose(self, callee: Emitter, name: str, inputs: Sequence[int], outputs: Sequence[int]) -> int:
+        return 0
 
     def new(self, size: int) -> int:
         self.sizes.append(align(size))
@@ -4306,6 +4711,648 @@ class RegionEmitter:
             fresh = Rows(max(parts[-1][1].behind if parts else 0, rows.first), rows.behind)
             if fresh.first < fresh.behind:
                 parts.append((self.emitter.slice(computed, output, rows, fresh), fresh))
+
+
+####################################################################################################
+# Loops, the rows: what one turn of a region does
+####################################################################################################
+
+# The same region as one loop: a copy of every operator, which the builtin WHILE runs turn by turn. A turn makes the
+# next rows of every tensor from the next rows of the inputs; nothing is computed twice but at the ends:
+#
+#     ring of a tensor       [= halo =|===== new rows =====]     what a 3 x 3 window reads in this turn
+#     the next turn          ........ [= halo =|===== new rows =====]
+#
+# Rows above and below a picture are made like all others, so that every turn is the same, and then overwritten by the
+# padding, wherever a window reads it. What a turn leaves for the next one is carried by the loop: every tensor of that
+# kind has one place in the arena, in which all steps of the loop update it (see "Shared places").
+
+LOOP_DTYPES = ("FLOAT32", "INT8")  # that the kernel of GATHER takes
+LOOP_PATTERNS = frozenset("convolution maximum average dense unary binary join parted gathered reduced pad upsample "
+                          "slice strided".split())  # fmt: skip
+WINDOWS = ("convolution", "maximum", "average")
+ONE_BY_ONE = frozenset("convolution maximum average dense unary".split())  # whose columns do not depend on others
+WIDE = 4096  # bytes of new rows
+RING_BYTES, MASK_BYTES = 400, 120  # of persistent memory that a ring and a mask take, more or less
+LEADS = (0, -1, -2)  # rows of the first input in front of the picture with which a loop may begin
+POSITION = 4  # entries of a table per turn, at least: as many as a position has axes
+
+
+class NoLoop(ValueError):
+    """Why a region cannot be a loop."""
+
+
+@dataclass(frozen=True)
+class Track:
+    """How a loop goes along a tensor: turn t makes ``rows`` rows from ``first + t * rows`` on, some of which may be
+    outside of the picture."""
+
+    rows: int
+    first: int
+    halo: int = 0  # rows of earlier turns that its readers want
+    columns: Pads = NO_PADS  # of padding that they want
+    is_masked: bool = False  # whether they want padding instead of rows outside of the picture
+    fill: bytes = b""  # one element of that padding
+    is_wide: bool = False  # whether its rows are made with these columns, to be overwritten by the padding
+    is_fetched: bool = False  # whether the halo comes from outside as well, in every turn
+
+    @property
+    def is_ring(self) -> bool:
+        """Whether there is something to carry from turn to turn."""
+        return not self.is_fetched and (self.halo > 0 or self.columns != NO_PADS)
+
+    @property
+    def height(self) -> int:
+        return self.halo + self.rows
+
+    def row(self, turn: int) -> int:
+        """The first row that has to be there in a turn, of what is fetched from outside."""
+        return self.first + turn * self.rows - (self.halo if self.is_fetched else 0)
+
+    @property
+    def made(self) -> int:
+        """Rows that a turn makes or fetches."""
+        return self.height if self.is_fetched else self.rows
+
+
+@dataclass(frozen=True)
+class Loop:
+    """A region as a loop."""
+
+    region: Region
+    turns: int
+    tracks: Mapping[int, Track]  # of every tensor that is read or written row by row
+    sources: tuple[int, ...]  # tensors from outside that it reads row by row
+    whole: tuple[int, ...]  # further ones, of which it reads all in every turn
+    written: Mapping[int, int]  # outputs of the region, and the first row of each that turn 0 writes
+    columns: Mapping[int, Pads]  # by operator: of padding that it reads
+    is_over_input: bool = False  # whether its output lies where the first of its sources is consumed
+
+    def read_by(self, number: int) -> Rows:
+        """The rows that an operator reads of its sources in turn 0."""
+        outputs, rule = self.region.parts[number]
+        track = self.tracks[outputs[0]]
+        start = track.first // rule.repeat * rule.stride - rule.above
+        return Rows(start, start + (track.rows // rule.repeat - 1) * rule.stride + rule.extent)
+
+    def made(self, output: int) -> int:
+        """Rows of an output that are computed in all turns."""
+        return self.turns * self.tracks[output].rows
+
+
+class LoopPads(NamedTuple):
+    """The padding around a tensor that its readers want; ``above`` and ``below`` if that is more than 0 rows."""
+
+    columns: Pads = NO_PADS
+    above: int = 0
+    below: int = 0
+    element: bytes = b""
+
+
+class Loops:
+    """All loops that a region can be.
+
+    Raises:
+        NoLoop: there are none.
+    """
+
+    def __init__(self, subgraph: Subgraph, region: Region) -> None:
+        self.subgraph, self.region = subgraph, region
+        self.check()
+        made = {t for outputs, _ in region.parts.values() for t in outputs}
+        used = {t for number in region.parts for t in subgraph.operators[number].reads}
+        rates = self.rates()
+        self.sources = tuple(t for t in rates if t not in made)
+        others = sorted(used - made - {*self.sources})
+        self.whole = tuple(t for t in others if subgraph.tensors[t].storage is not Storage.CONSTANT)
+        self.step = math.lcm(*(rate.denominator for rate in rates.values()))
+        self.rows = {
+            t: int(rate * self.step) for t, rate in rates.items()
+        }  # in a turn with ``step`` of the first source
+        self.pads = self.all_pads()
+        self.readers = {t: [n for n, part in region.parts.items() if t in part.rule.sources] for t in rates}
+        self.row_bytes = {t: (subgraph.tensors[t].bytes or 0) // region.heights[t] for t in rates}
+        self.columns = {
+            number: part.rule.columns if is_unpadded(subgraph.operators[number], part.rule) else NO_PADS
+            for number, part in region.parts.items()
+        }
+        heights = {output: region.heights[output] for output in region.escaping}
+        most = min(height // self.rows[output] for output, height in heights.items()) // 2
+        # Rows of the first source per turn with which a loop comes out even, the most turns first.
+        self.paces = [
+            self.step * n
+            for n in range(1, most + 1)
+            if all(height % (n * self.rows[output]) == 0 for output, height in heights.items())
+        ]
+        if not self.paces:
+            raise NoLoop("no number of turns makes the same rows of its outputs in each")
+
+    def check(self) -> None:
+        for number, (outputs, rule) in self.region.parts.items():
+            operator = self.subgraph.operators[number]
+            if kind_of(operator).rows not in LOOP_PATTERNS or isinstance(rule, CutRule):
+                raise NoLoop(f"{operator.kind} does not do the same in every turn")
+            for tensor in (self.subgraph.tensors[t] for t in (*outputs, *rule.sources)):
+                if len(tensor.shape) != 4 or tensor.shape[0] != 1:
+                    raise NoLoop("it is of a batch, or not of rows and columns")
+                if tensor.dtype not in LOOP_DTYPES and tensor.index in rule.sources:
+                    raise NoLoop(f"TFLM's GATHER does not take {tensor.dtype}")
+
+    def rates(self) -> dict[int, Fraction]:
+        """Rows of each tensor for one row of the first source."""
+        rates: dict[int, Fraction] = {}
+        for outputs, rule in self.region.parts.values():
+            known = {rates[source] for source in rule.sources if source in rates}
+            if len(known) > 1 or (rates and not known):
+                raise NoLoop("its branches do not go along at one pace")
+            rate = known.pop() if known else Fraction(1)
+            rates.update(dict.fromkeys(rule.sources, rate))
+            rates.update(dict.fromkeys(outputs, rate * rule.repeat / rule.stride))
+        return rates
+
+    def all_pads(self) -> dict[int, LoopPads]:
+        """Of each tensor that windows pad."""
+        all_pads: dict[int, LoopPads] = {}
+        for number, (outputs, rule) in self.region.parts.items():
+            operator, source = self.subgraph.operators[number], rule.sources[0]
+            is_pad, is_max = (kind_of(operator).rows == pattern for pattern in ("pad", "maximum"))
+            height = self.region.heights[source]
+            below = (
+                (self.region.heights[outputs[0]] // rule.repeat - 1) * rule.stride - rule.above + rule.extent - height
+            )
+            columns = NO_PADS if is_pad else rule.columns
+            if not (is_pad or is_unpadded(operator, rule)) or (rule.above <= 0 >= below and columns == NO_PADS):
+                continue
+            element = padding_element(self.subgraph.tensors[source], is_max)
+            old = all_pads.get(source, LoopPads(element=element))
+            if old.element != element:
+                raise NoLoop("what reads one of its tensors wants different padding")
+            wider = Pads(*map(max, old.columns, columns))
+            all_pads[source] = LoopPads(wider, max(old.above, rule.above), max(old.below, below), element)
+        return all_pads
+
+    def loop(self, pace: int, lead: int, is_wide: bool = False, is_fetched: bool = False) -> Loop:
+        """The loop with so many rows of the first source per turn, from row ``lead`` on.
+
+        With ``is_wide``, many bytes of new rows are made where they belong in the ring, padding included. With
+        ``is_fetched``, sources have no rings: their rows are fetched as often as they are read.
+        """
+        counts = {t: rows * pace // self.step for t, rows in self.rows.items()}
+        starts, first = self.earliest(lead)
+        heights = self.region.heights
+        due = {output: first[output] // counts[output] * counts[output] for output in self.region.escaping}
+        turns = max((heights[output] - row) // counts[output] for output, row in due.items())
+        written = {output: heights[output] - turns * counts[output] for output in due}
+        read = self.delayed(starts, first, counts, written)
+        tracks = {}
+        for t, rows in counts.items():
+            pads = self.pads.get(t, LoopPads())
+            is_outside = first[t] + turns * rows > heights[t]
+            halo = max(first[t] - min(read[t], default=first[t]), 0)
+            comes_again = is_fetched and t in self.sources
+            earliest = first[t] - halo if comes_again else first[t]
+            is_masked = (pads.above > 0 and earliest < 0) or (pads.below > 0 and is_outside)
+            columns = NO_PADS if comes_again else pads.columns
+            tracks[t] = Track(rows, first[t], halo, columns, is_masked, pads.element, is_fetched=comes_again)
+        loop = Loop(self.region, turns, tracks, self.sources, self.whole, written, self.columns)
+        return self.widened(loop) if is_wide else loop
+
+    def earliest(self, lead: int) -> tuple[dict[int, int], dict[int, int]]:
+        """The first row of every tensor in turn 0, as early as it can be; by operator, that of its output, before it is
+        repeated."""
+        starts: dict[int, int] = {}
+        first: dict[int, int] = {}
+        for number, (outputs, rule) in self.region.parts.items():
+            # The last window of turn 0 must end at or before the last row that is there; no row may be left out.
+            behind = [first[source] for source in rule.sources if source in first] or [lead]
+            start = min((min(behind) + rule.stride + rule.above - rule.extent) // rule.stride, 0)
+            needed = start * rule.stride - rule.above + rule.extent - rule.stride
+            for source in rule.sources:
+                first.setdefault(source, min(needed, 0) if first else lead)
+            starts[number] = start
+            first.update(dict.fromkeys(outputs, start * rule.repeat))
+        return starts, first
+
+    def delayed(
+        self, starts: dict[int, int], first: dict[int, int], counts: Mapping[int, int], written: Mapping[int, int]
+    ) -> Mapping[int, list[int]]:
+        """Let operators make their rows later, where their readers can wait and fewer bytes have to be kept so. The
+        first row of each tensor that each reader wants in turn 0."""
+
+        def needed(number: int) -> int:
+            rule = self.region.parts[number].rule
+            return starts[number] * rule.stride - rule.above
+
+        def wanted(t: int) -> list[int]:
+            return [*map(needed, self.readers[t]), *([written[t]] if t in written else [])]
+
+        def kept(t: int) -> int:
+            halo = max(first[t] - min(wanted(t), default=first[t]), 0)
+            is_ring = halo > 0 or self.pads.get(t, LoopPads()).columns != NO_PADS
+            return (halo + counts[t]) * self.row_bytes[t] + RING_BYTES if is_ring else 0
+
+        for number, (outputs, rule) in reversed(self.region.parts.items()):
+            behind = [
+                needed(reader) + (counts[output] // part.stride - 1) * part.stride + part.extent - counts[output]
+                for output in outputs
+                for reader in self.readers[output]
+                if (part := self.region.parts[reader].rule)
+            ]
+            behind += [written[output] for output in outputs if output in written]
+            late = (min(first[output] for output in outputs) - max(behind, default=0)) // rule.repeat
+            if not behind or late <= 0 or any(self.pads.get(t, LoopPads()).above and first[t] == 0 for t in outputs):
+                continue
+            changed = {*outputs, *rule.sources}
+            before = sum(map(kept, changed))
+            starts[number] -= late
+            first.update({output: first[output] - late * rule.repeat for output in outputs})
+            if sum(map(kept, changed)) >= before:
+                starts[number] += late
+                first.update({output: first[output] + late * rule.repeat for output in outputs})
+        return {t: wanted(t) for t in counts}
+
+    def widened(self, loop: Loop) -> Loop:
+        """With the padding beside rows made together with them, where these are many bytes: by the operators before,
+        which get some columns more."""
+        tracks, columns = dict(loop.tracks), dict(loop.columns)
+        for number, (outputs, rule) in reversed(self.region.parts.items()):
+            track, operator = tracks[outputs[0]], self.subgraph.operators[number]
+            is_large = track.rows * self.row_bytes[outputs[0]] >= WIDE
+            if track.columns == NO_PADS or not is_large or kind_of(operator).rows not in ONE_BY_ONE:
+                continue
+            source, output = (self.subgraph.tensors[t] for t in (rule.sources[0], outputs[0]))
+            stride = operator.options.get("StrideW", 1)
+            left = columns[number].before + track.columns.before * stride
+            width = (output.shape[2] + sum(track.columns) - 1) * stride + rule.width
+            columns[number] = Pads(left, max(width - left - source.shape[2], columns[number].after))
+            tracks[outputs[0]] = dataclasses.replace(track, is_wide=True)
+            ring = tracks[source.index]
+            if ring.is_ring:
+                wider = Pads(*map(max, ring.columns, columns[number]))
+                tracks[source.index] = dataclasses.replace(ring, columns=wider)
+        return dataclasses.replace(loop, tracks=tracks, columns=columns)
+
+
+def padding_element(tensor: Tensor, is_max: bool) -> bytes:
+    """What windows over a tensor read beside it: zero, or what is less than all others."""
+    if is_max:
+        return LEAST[tensor.dtype]
+    zero = tensor.affine[1] if tensor.affine else 0
+    return struct.pack("<" + {"FLOAT32": "f", "INT8": "b", "INT16": "h"}.get(tensor.dtype, "i"), zero)
+
+
+def over_input(subgraph: Subgraph, loop: Loop) -> Loop:
+    """The loop with its output where its first source is, if no row is overwritten that a later turn reads."""
+    if len(loop.written) != 1:
+        return loop
+    source, output = (subgraph.tensors[t] for t in (loop.sources[0], *loop.written))
+    old, new = (t.elements // t.shape[HEIGHT] for t in (source, output))
+    if source.dtype != output.dtype or output.elements > source.elements:
+        return loop
+    tracks, begin = loop.tracks, loop.written[output.index]
+    rows = tracks[output.index].rows
+    for turn in range(loop.turns):
+        fetched = tracks[source.index].row(turn + 1)
+        if fetched < source.shape[HEIGHT] and (max(begin + turn * rows, 0) + rows) * new > fetched * old:
+            return loop
+    return dataclasses.replace(loop, is_over_input=True)
+
+
+####################################################################################################
+# Loops as operators: WHILE, its condition and its body, as plain data
+####################################################################################################
+
+
+class Carried(NamedTuple):
+    """A tensor that a loop carries from turn to turn, by its numbers: before the loop, in the body, and after it."""
+
+    before: int
+    inside: int
+    after: int
+
+
+class LoopEmitter:
+    """Emits a region as a loop: before it the rings, full of padding, and room for the outputs; then WHILE.
+
+    In a turn, for each tensor: new rows, padding over those that are outside, into the ring, from which the operators
+    read; at the end the last rows of the ring become its first ones. Where a turn reads and writes is in tables, from
+    ``turn * step`` on, and that is what the loop counts.
+    """
+
+    def __init__(self, emitter: Emitter, loop: Loop) -> None:
+        self.emitter, self.loop, self.subgraph = emitter, loop, emitter.subgraph
+        self.body, self.cond = emitter.callee(), emitter.callee()
+        self.step = max([POSITION, *(self.fetched_rows(t) for t in loop.sources)])
+        self.carried: list[Carried] = []
+        self.cond_inputs: list[int] = []
+        self.next: dict[int, int] = {}  # by number in the body: what a carried tensor is in the next turn
+        self.places: dict[int, int] = {}  # by tensor from outside: where it is in the body
+        self.inside: dict[int, int] = {}  # by tensor, its ring in the body at the beginning of a turn
+        self.rings: dict[int, int] = {}  # the same once the new rows are there
+        self.fresh: dict[int, int] = {}  # by tensor, its new rows
+        self.handed: dict[int, int] = {}  # by tensor of the body: what takes its place, where nobody else reads it
+        self.selector: int | None = None  # of the masks of a turn
+
+    def run(self) -> None:
+        emitter, loop, tensors = self.emitter, self.loop, self.subgraph.tensors
+        self.position = self.carry(emitter.integers(0, shape=(1,)), None, (1,))
+        for t in loop.whole:
+            self.places[t] = self.carry(t, t, tensors[t].shape)
+        for t in loop.sources:
+            self.places[t] = self.carry_source(t)
+        for output in loop.written if not loop.is_over_input else ():
+            shape = tensors[output].shape
+            room = self.filled(output, shape, padding_element(tensors[output], False))
+            self.places[output] = self.carry(room, output, shape, output)
+        for t, track in loop.tracks.items():
+            if track.is_ring:
+                shape = self.ring_shape(t)
+                ring = self.filled(t, shape, track.fill or padding_element(tensors[t], False))
+                self.inside[t] = self.rings[t] = self.carry(ring, t, shape)
+        self.turn()
+        self.close()
+        if loop.is_over_input:
+            self.move_out()
+
+    def carry(self, before: int, like: int | None, shape: tuple[int, ...], after: int | None = None) -> int:
+        """Take a tensor along; its number in the body."""
+        inside = self.body.carried(like, shape)
+        self.cond_inputs.append(self.cond.carried(like, shape))
+        self.carried.append(Carried(before, inside, self.emitter.carried(like, shape) if after is None else after))
+        self.next[inside] = inside
+        return inside
+
+    def padding(self, emitter: Emitter, like: int, element: bytes) -> int:
+        """A constant of one element of padding; quantisation does not matter."""
+        dtype = self.subgraph.tensors[like].dtype
+        first = next((t for t in self.loop.tracks if self.subgraph.tensors[t].dtype == dtype), like)
+        return emitter.constant(element, (1,), first)
+
+    def filled(self, like: int, shape: tuple[int, ...], element: bytes) -> int:
+        """A tensor full of one value."""
+        value = self.padding(self.emitter, like, element)
+        size = self.emitter.integers(*shape, shape=(len(shape),))
+        return self.emitter.emit("BROADCAST_TO", (value, size), self.emitter.carried(like, shape))
+
+    @property
+    def place(self) -> tuple[int, ...]:
+        """The shape of the first source where the output will lie on it: in rows of which a row of the input takes a
+        whole number, and what a turn writes as well."""
+        source, output = (self.subgraph.tensors[t] for t in (self.loop.sources[0], *self.loop.written))
+        old, new = (tensor.elements // tensor.shape[HEIGHT] for tensor in (source, output))
+        unit = math.gcd(old, self.loop.tracks[output.index].rows * new)
+        return source.shape if unit == old else (1, source.elements // unit, 1, unit)
+
+    def is_in_units(self, t: int) -> bool:
+        """Whether a source goes through the loop in that shape, which is not its own."""
+        is_place = self.loop.is_over_input and t == self.loop.sources[0]
+        return is_place and self.place != self.subgraph.tensors[t].shape
+
+    def fetched_rows(self, t: int) -> int:
+        """How many rows of its place a turn fetches of a source."""
+        tensor, rows = self.subgraph.tensors[t], self.loop.tracks[t].made
+        return rows * tensor.elements // tensor.shape[HEIGHT] // self.place[-1] if self.is_in_units(t) else rows
+
+    def ring_shape(self, t: int) -> tuple[int, ...]:
+        batch, _, width, channels = self.subgraph.tensors[t].shape
+        track = self.loop.tracks[t]
+        return batch, track.height, width + sum(track.columns), channels
+
+    def carry_source(self, t: int) -> int:
+        shape = self.subgraph.tensors[t].shape
+        if not self.is_in_units(t):
+            return self.carry(t, t, shape)
+        units = self.emitter.reshape(t, self.emitter.carried(t, self.place), self.place)
+        return self.carry(units, t, self.place)
+
+    def close(self) -> None:
+        """The condition, and the loop itself."""
+        emitter, cond = self.emitter, self.cond
+        count = self.loop.turns * self.step
+        goes_on = cond.table(lambda: b"\1" * count + b"\0", (count + 1,), "BOOL")
+        one = cond.integers(1, shape=(1,))
+        verdict = cond.emit("SLICE", (goes_on, self.cond_inputs[0], one), cond.number("BOOL", 1))
+        inside = [carried.inside for carried in self.carried]
+        first = emitter.enclose(cond, "goes on", self.cond_inputs, [verdict])
+        second = emitter.enclose(self.body, "turn", inside, [self.next[t] for t in inside])
+        outputs = (carried.after for carried in self.carried)
+        before = [carried.before for carried in self.carried]
+        emitter.emit("WHILE", before, *outputs, CondSubgraphIndex=first, BodySubgraphIndex=second)
+
+    def move_out(self) -> None:
+        """The output, out of the first rows of where the input was."""
+        emitter, (output,) = self.emitter, self.loop.written
+        inside = self.places[self.loop.sources[0]]
+        result = next(carried.after for carried in self.carried if carried.inside == inside)
+        elements = self.subgraph.tensors[output].elements
+        batch, height, *row = self.place
+        if elements < height * math.prod(row):
+            size = batch, elements // math.prod(row), *row
+            bounds = emitter.integers(0, 0, 0, 0, shape=(4,)), emitter.integers(*size, shape=(4,))
+            result = emitter.emit("SLICE", (result, *bounds), emitter.carried(output, size))
+        emitter.reshape(result, output, self.subgraph.tensors[output].shape)
+
+    # -- a turn ---------------------------------------------------------------------------------------
+
+    def turn(self) -> None:
+        body, loop, step = self.body, self.loop, self.step
+        self.next[self.position] = self.looked_up(np.arange(1, loop.turns + 1)[:, None] * step)
+        last = {t: number for number, part in loop.region.parts.items() for t in part.rule.sources}
+        for number, (outputs, rule) in loop.region.parts.items():
+            operator, read, views = self.subgraph.operators[number], loop.read_by(number), {}
+            for source in rule.sources:
+                if source not in self.fresh:
+                    self.arrive(source, self.fetched(source), last)
+                views[source] = self.view(source, read, number)
+            chosen = [views.get(t, self.places.get(t, t)) for t in operator.inputs]
+            results = {output: self.new_rows(output) for output in outputs}
+            body.copy(operator, rule, chosen, results.values(), (read.height, loop.tracks[outputs[0]].rows))
+            for source in rule.sources:
+                if last[source] == number:
+                    self.shift(source)
+            for output, rows in results.items():
+                self.arrive(output, rows, last)
+
+    def looked_up(self, entries: np.ndarray) -> int:
+        """What a table of (turns, entries) integers has for a turn."""
+        turns, count = entries.shape
+        table = np.zeros((turns, self.step), dtype="<i4")
+        table[:, :count] = entries
+        length = table.size - self.step + count
+        values = self.body.table(table.ravel()[:length].tobytes, (length,))
+        size = self.body.integers(count, shape=(1,))
+        return self.body.emit("SLICE", (values, self.position, size), self.body.number("INT32", count))
+
+    def fetched(self, t: int) -> int:
+        """New rows of a source; of those outside, the nearest inside."""
+        body, track, tensor = self.body, self.loop.tracks[t], self.subgraph.tensors[t]
+        rows = track.row(0) + np.arange(self.loop.turns)[:, None] * track.rows + np.arange(track.made)
+        rows = np.clip(rows, 0, tensor.shape[HEIGHT] - 1)
+        shape = body.shape(t, track.made)
+        if not self.is_in_units(t):
+            return body.emit("GATHER", (self.places[t], self.looked_up(rows)), self.new_rows(t), Axis=HEIGHT)
+        parts = tensor.elements // tensor.shape[HEIGHT] // self.place[-1]
+        rows = (rows[:, :, None] * parts + np.arange(parts)).reshape(len(rows), -1)
+        units = self.new_rows(t, (1, rows.shape[1], 1, self.place[-1]))
+        body.emit("GATHER", (self.places[t], self.looked_up(rows)), units, Axis=HEIGHT)
+        return body.reshape(units, self.in_place_of(units, t, shape), shape)
+
+    def new_shape(self, t: int) -> tuple[int, ...]:
+        """That of the new rows of a tensor."""
+        track = self.loop.tracks[t]
+        batch, _, width, channels = self.subgraph.tensors[t].shape
+        return batch, track.made, width + sum(track.columns) if track.is_wide else width, channels
+
+    def new_rows(self, t: int, shape: tuple[int, ...] | None = None) -> int:
+        """A tensor for the new rows of another one: where they belong in the ring, if only that is read."""
+        shape = self.new_shape(t) if shape is None else shape
+        return self.body.carried(t, shape) if self.is_made_in_ring(t) else self.body.tensor(t, shape, "rows")
+
+    def in_place_of(self, rows: int, t: int, shape: tuple[int, ...]) -> int:
+        """A tensor for what is made of new rows of another one, where these are."""
+        target = self.new_rows(t, shape)
+        self.handed[rows] = target
+        return target
+
+    def is_made_in_ring(self, t: int) -> bool:
+        track, tensor = self.loop.tracks[t], self.subgraph.tensors[t]
+        readers = (number for number, part in self.loop.region.parts.items() if t in part.rule.sources)
+        firsts = [self.loop.read_by(number).first for number in readers]
+        firsts += [self.loop.written[t]] if t in self.loop.written else []
+        is_read_new = not track.is_wide and any(first >= track.first for first in firsts)
+        above = track.halo * math.prod(self.ring_shape(t)[2:]) * (tensor.element.tflm_bytes or 0)
+        is_together = track.is_ring and (track.columns == NO_PADS or track.is_wide)
+        return is_together and above % ARENA_ALIGNMENT == 0 and not is_read_new
+
+    def arrive(self, t: int, rows: int, last: Mapping[int, int]) -> None:
+        """New rows of a tensor: to be masked, kept and written."""
+        body, track, loop = self.body, self.loop.tracks[t], self.loop
+        if track.is_wide:
+            rows = self.with_columns(t, rows)
+        if track.is_masked:
+            rows = self.masked(t, rows)
+        self.fresh[t] = rows
+        if t in self.rings:
+            start = body.integers(0, track.halo, 0 if track.is_wide else track.columns.before, 0, shape=(4,))
+            shape = self.ring_shape(t)
+            self.rings[t] = body.emit("DYNAMIC_UPDATE_SLICE", (self.rings[t], rows, start), body.carried(t, shape))
+        if t in loop.written:
+            self.write(t)
+        if t not in last:
+            self.shift(t)
+
+    def masked(self, t: int, rows: int) -> int:
+        """The rows, with padding in place of those outside of the picture."""
+        body, track, height = self.body, self.loop.tracks[t], self.subgraph.tensors[t].shape[HEIGHT]
+        numbers = track.row(0) + np.arange(self.loop.turns)[:, None] * track.rows + np.arange(track.made)
+        inside = (numbers >= 0) & (numbers < height)
+        if self.selector is None:
+            turns = np.zeros((self.loop.turns, POSITION), dtype=np.int64)
+            turns[:, 0] = np.arange(self.loop.turns)
+            self.selector = self.looked_up(turns)
+        shape = 1, track.made, 1, 1
+        masks = self.mask(t, inside, (self.loop.turns, *shape[1:]))
+        mask = body.tensor(t, shape, "mask") if self.is_minimum(t, track.made) else body.number("BOOL", *shape)
+        body.emit("SLICE", (masks, self.selector, body.integers(*shape, shape=(4,))), mask)
+        return self.overwritten(t, rows, mask, track.made)
+
+    def with_columns(self, t: int, rows: int) -> int:
+        """The rows, with padding in their columns of it."""
+        left, right = self.loop.tracks[t].columns
+        width = self.subgraph.tensors[t].shape[2]
+        inside = np.concatenate([np.zeros(left, bool), np.ones(width, bool), np.zeros(right, bool)])
+        return self.overwritten(t, rows, self.mask(t, inside, (1, 1, len(inside), 1)), 1)
+
+    def is_minimum(self, t: int, height: int) -> bool:
+        """Whether a mask of so many rows can be a minimum: where all else is more than the padding.
+
+        CMSIS-NN (July 2026) mixes up the rows of an operand that has one column only.
+        """
+        is_least = self.subgraph.tensors[t].dtype == "INT8" and self.loop.tracks[t].fill == LEAST["INT8"]
+        return is_least and height == 1
+
+    def mask(self, t: int, inside: np.ndarray, shape: tuple[int, ...]) -> int:
+        if self.is_minimum(t, shape[HEIGHT]):
+            return self.body.table(np.where(inside, 127, -128).astype(np.int8).tobytes, shape, like=t)
+        return self.body.table(inside.tobytes, shape, "BOOL")
+
+    def overwritten(self, t: int, rows: int, mask: int, height: int) -> int:
+        """The rows, with padding wherever a mask of that height has it, in the same place."""
+        body, fill = self.body, self.loop.tracks[t].fill or padding_element(self.subgraph.tensors[t], False)
+        target = self.in_place_of(rows, t, self.new_shape(t))
+        if self.is_minimum(t, height):
+            return body.emit("MINIMUM", (rows, mask), target)
+        return body.emit("SELECT_V2", (mask, rows, self.padding(body, t, fill)), target)
+
+    def padded(self, t: int, part: int, height: int, columns: Pads, is_max: bool) -> int:
+        """Rows with columns of padding."""
+        body, (batch, _, width, channels) = self.body, self.subgraph.tensors[t].shape
+        inputs = [part, body.integers(0, 0, 0, 0, *columns, 0, 0, shape=(4, 2))]
+        if is_max:
+            inputs.append(body.constant(LEAST[self.subgraph.tensors[t].dtype], (1,), t))
+        shape = batch, height, width + sum(columns), channels
+        return body.emit("PADV2" if is_max else "PAD", inputs, body.tensor(t, shape, "padded"))
+
+    def view(self, t: int, rows: Rows, number: int) -> int:
+        """The rows that an operator reads of a tensor in the first turn, and their like in all others."""
+        body, track, tensor = self.body, self.loop.tracks[t], self.subgraph.tensors[t]
+        pads, rule = self.loop.columns[number], self.loop.region.parts[number].rule
+        new = Rows(track.row(0), track.first + track.rows)
+        batch, _, width, channels = tensor.shape
+        width += sum(pads)
+        if t not in self.rings or (pads == NO_PADS and rows.first >= new.first and not track.is_wide):
+            part = body.slice(self.fresh[t], t, new, rows)
+            if pads == NO_PADS:
+                return part
+            is_max = kind_of(self.subgraph.operators[number]).rows == "maximum"
+            return self.padded(t, part, rows.height, pads, is_max)
+        have = Rows(track.first - track.halo, new.behind)
+        left = track.columns.before - pads.before
+        is_whole = left == 0 and width == tensor.shape[2] + sum(track.columns)
+        is_window = kind_of(self.subgraph.operators[number]).rows in WINDOWS
+        is_end_ignored = is_window and have.behind - rows.behind < rule.stride  # too little for another window
+        if is_whole and have.first == rows.first and (have == rows or is_end_ignored):
+            return self.rings[t]
+        shape = batch, rows.height, width, channels
+        begin = body.integers(0, rows.first - have.first, left, 0, shape=(4,))
+        size = body.integers(*shape, shape=(4,))
+        return body.emit("SLICE", (self.rings[t], begin, size), body.tensor(t, shape, "view"))
+
+    def shift(self, t: int) -> None:
+        """The end of a ring becomes its beginning, once all have read it."""
+        if t not in self.rings:
+            return
+        track, inside, ring = self.loop.tracks[t], self.inside[t], self.rings[t]
+        if track.halo:
+            rows = [track.rows + i if i < track.halo else i for i in range(track.height)]
+            chosen = self.body.integers(*rows, shape=(track.height,))
+            ring = self.body.emit("GATHER", (ring, chosen), self.body.carried(t, self.ring_shape(t)), Axis=HEIGHT)
+        self.next[inside] = ring
+
+    def write(self, output: int) -> None:
+        """New rows into the output."""
+        body, loop, tensor = self.body, self.loop, self.subgraph.tensors[output]
+        track, first = loop.tracks[output], loop.written[output]
+        rows = self.fresh[output]
+        if first != track.first or track.is_wide:
+            shape = body.shape(output, track.rows)
+            begin = 0, first - track.first + track.halo, track.columns.before, 0
+            bounds = (body.integers(*values, shape=(4,)) for values in (begin, shape))
+            rows = body.emit("SLICE", (self.rings[output], *bounds), body.tensor(output, shape, "view"))
+        starts = np.zeros((loop.turns, POSITION), dtype=np.int64)
+        starts[:, HEIGHT] = first + np.arange(loop.turns) * track.rows
+        place, like, shape = self.places.get(output), output, tensor.shape
+        if place is None:  # where the input was
+            place, like, shape = self.places[loop.sources[0]], loop.sources[0], self.place
+            per_turn = track.rows * tensor.elements // tensor.shape[HEIGHT] // math.prod(shape[2:])
+            starts[:, HEIGHT] = starts[:, HEIGHT] // track.rows * per_turn
+            units = 1, per_turn, *shape[2:]
+            target = body.tensor(like, units, "units")
+            self.handed[rows] = target
+            rows = body.reshape(rows, target, units)
+        self.next[place] = body.emit(
+            "DYNAMIC_UPDATE_SLICE", (place, rows, self.looked_up(starts)), body.carried(like, shape)
+        )
 
 
 ####################################################################################################
@@ -4532,13 +5579,18 @@ class Cost(NamedTuple):
 
 @dataclass(frozen=True)
 class SplitRegion:
-    """Operators [start, end) in stripes."""
+    """Operators [start, end) in stripes, each written out, or as the turns of a loop."""
 
     start: int
     end: int
     stripes: int
     is_cached: bool
     cost: Cost
+    loop: Loop | None = dataclasses.field(default=None, compare=False)
+
+    @property
+    def is_loop(self) -> bool:
+        return self.loop is not None
 
 
 @dataclass(frozen=True)
@@ -4547,6 +5599,10 @@ class Composition:
 
     regions: tuple[SplitRegion, ...]
     cost: Cost
+
+    @property
+    def has_loops(self) -> bool:
+        return any(region.loop for region in self.regions)
 
 
 @dataclass(frozen=True)
@@ -4573,13 +5629,32 @@ class Range(NamedTuple):
     start: int
     end: int
     unsplit: int  # bytes that they need whole
-    bound: int  # bytes that they need at least in stripes
+    bound: int  # bytes that they need at least in stripes that are written out
+    loop_bound: int  # the same as a loop
     copies: int  # bytes of persistent memory that a second stripe takes
+
+    @property
+    def can_be_unrolled(self) -> bool:
+        return self.bound < self.unsplit
+
+
+class Forms(NamedTuple):
+    """What stripes may become: operators of their own, or turns of a loop."""
+
+    unrolled: bool
+    loops: bool
+
+
+UNROLLED = Forms(unrolled=True, loops=False)
+STRIPES_AS = {"auto": Forms(True, True), "loop": Forms(False, True), "unrolled": UNROLLED}
 
 
 LONGEST_REGION = 100  # operators
+LOOP_LEAST = 500  # bytes of persistent memory of a loop without rings
+LOOP_NUMBERS = 4 * ARENA_ALIGNMENT  # bytes for the position of a loop and what is looked up
 STRIPES = (2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32)
 NO_LIMIT = 1 << 80
+A_PICTURE = Tensor(0, "", "INT8", (1, 1, 1, 1), Storage.ACTIVATION, 0, 1)
 
 
 class SplitProblem:
@@ -4590,8 +5665,9 @@ class SplitProblem:
         ArenaError: a tensor has no size that TFLM could compute.
     """
 
-    def __init__(self, graph: ModelGraph, subgraph: Subgraph) -> None:
-        self.subgraph = subgraph
+    def __init__(self, graph: ModelGraph, subgraph: Subgraph, forms: Forms) -> None:
+        self.forms = forms
+        self.subgraph, self.subgraph_count = subgraph, len(graph.subgraphs)
         self.sizes = [ARENA_COSTS.tensor(t) if t.ram_bytes else 0 for t in subgraph.tensors]
         self.element_bytes = [t.element.tflm_bytes or 0 for t in subgraph.tensors]
         self.row_bytes = [(t.bytes or 0) // t.shape[1] if is_picture(t) else 0 for t in subgraph.tensors]
@@ -4612,7 +5688,8 @@ class SplitProblem:
         self.starts: dict[int, set[int]] = defaultdict(set)  # by end
         for start, ranges in self.ranges.items():
             for found in ranges:
-                self.starts[found.end].add(start)
+                if found.can_be_unrolled:
+                    self.starts[found.end].add(start)
 
     def all_steps(self, graph: ModelGraph) -> list[SplitStep]:
         subgraph = self.subgraph
@@ -4677,9 +5754,10 @@ class SplitProblem:
                 unsplit = max(unsplit, step.need)
                 escaping += sum(self.sizes[t] for t in step.operator.writes if self.escapes(t, end))
                 copies += 2 * step.least_persistent - step.with_outputs
-                bound = max(self.entering[start], self.entering[end] + escaping)
-                if bound < unsplit:
-                    yield Range(start, end, unsplit, bound, copies)
+                loop_bound = max(self.entering[start], self.entering[end]) if self.forms.loops else NO_LIMIT
+                bound = max(self.entering[start], self.entering[end] + escaping) if self.forms.unrolled else NO_LIMIT
+                if min(bound, loop_bound) < unsplit:
+                    yield Range(start, end, unsplit, bound, loop_bound, copies)
 
     def escapes(self, output: int, end: int) -> bool:
         """Whether a tensor made before ``end`` has to be whole then."""
@@ -4857,13 +5935,16 @@ class SplitSearch(SplitProblem):
         ArenaError: as :class:`SplitProblem`.
     """
 
-    def __init__(self, graph: ModelGraph, subgraph: Subgraph, budget: Budget) -> None:
-        super().__init__(graph, subgraph)
+    def __init__(self, graph: ModelGraph, subgraph: Subgraph, budget: Budget, forms: Forms = UNROLLED) -> None:
+        super().__init__(graph, subgraph, forms)
         self.budget = budget
         self.regions: dict[int, list[SplitRegion]] = defaultdict(list)  # by start
         # Per end and halo mode, for every start: numbers of stripes with what they need at least, the fewest first.
         self.outlooks: dict[tuple[int, bool], dict[int, list[tuple[int, Cost]]]] = {}
         self.known: dict[tuple[int, int, int, bool], SplitRegion | None] = {}
+        self.families: dict[tuple[int, int], Loops | None] = {}
+        self.loops: dict[tuple[int, int, int, bool], Loop | None] = {}  # by start, end, pace and whether it is wide
+        self.looped: dict[tuple[int, int, int, bool], SplitRegion] = {}
 
     def evaluate(self, start: int, end: int, stripes: int, is_cached: bool) -> SplitRegion | None:
         """What a region takes; None if it cannot be cut like that."""
@@ -4885,6 +5966,118 @@ class SplitSearch(SplitProblem):
         cost = Cost(self.peak(meter, start, end), macs, after - before, len(meter.runs) - len(steps))
         return SplitRegion(start, end, stripes, is_cached, cost)
 
+    def family(self, start: int, end: int) -> Loops | None:
+        """All loops that a region can be, if there are any."""
+        key = start, end
+        if key not in self.families:
+            self.families[key] = None
+            with contextlib.suppress(NoLoop):
+                self.families[key] = Loops(self.subgraph, self.region(start, end, is_cached=True))
+        return self.families[key]
+
+    def over_input(self, loop: Loop, end: int) -> Loop:
+        """With its output over its input, where that is not needed after the region."""
+        source = loop.sources[0]
+        is_consumed = source in self.intervals and self.intervals[source].last < end
+        return over_input(self.subgraph, loop) if is_consumed else loop
+
+    def loop(self, start: int, end: int, pace: int, is_wide: bool) -> Loop | None:
+        """The loop that carries the least, if there is one."""
+        key = start, end, pace, is_wide
+        if key not in self.loops:
+            family = self.family(start, end)
+            self.loops[key] = self.best_loop(family, end, pace, is_wide) if family else None
+        return self.loops[key]
+
+    def best_loop(self, family: Loops, end: int, pace: int, is_wide: bool) -> Loop | None:
+        def price(loop: Loop) -> tuple[int, int]:
+            return self.price_of_rings(loop), self.loop_macs(loop)
+
+        leads = {lead: self.over_input(family.loop(pace, lead, is_wide), end) for lead in LEADS}
+        lead = min(leads, key=lambda lead: price(leads[lead]))
+        again = self.over_input(family.loop(pace, lead, is_wide, is_fetched=True), end)
+        best = min(leads[lead], again, key=price)
+        return best if not is_wide or any(track.is_wide for track in best.tracks.values()) else None
+
+    def price_of_rings(self, loop: Loop) -> int:
+        """Bytes that tell loops over the same operators apart, more or less."""
+        fetched = [t for t, track in loop.tracks.items() if track.is_fetched]
+        again = sum(self.row_bytes[t] * loop.tracks[t].height for t in fetched)
+        masks = sum(track.is_masked for track in loop.tracks.values())
+        rings = sum(track.is_ring for track in loop.tracks.values())
+        return self.carried_bytes(loop) + again + RING_BYTES * rings + MASK_BYTES * masks
+
+    def carried_bytes(self, loop: Loop) -> int:
+        """What a loop carries, its inputs apart."""
+        outputs = 0 if loop.is_over_input else sum(self.sizes[output] for output in loop.written)
+        return self.ring_bytes(loop) + outputs + LOOP_NUMBERS
+
+    def least_of_loop(self, start: int, end: int, pace: int, is_wide: bool) -> int:
+        """Bytes that a loop takes at least."""
+        loop = self.loop(start, end, pace, is_wide)
+        return NO_LIMIT if loop is None else self.entering[start] + self.carried_bytes(loop)
+
+    def evaluate_loop(self, start: int, end: int, pace: int, is_wide: bool) -> SplitRegion:
+        """What a region takes as a loop.
+
+        Raises:
+            NoLoop: it cannot be one.
+        """
+        loop = self.loop(start, end, pace, is_wide)
+        if loop is None:
+            raise NoLoop
+        meter = Meter(self.subgraph, self.element_bytes, self.row_bytes)
+        emitter = LoopEmitter(meter, loop)
+        emitter.run()
+        steps, body, cond = self.steps[start:end], emitter.body, emitter.cond
+        assert isinstance(body, Meter)
+        assert isinstance(cond, Meter)
+        used = {t for step in steps for t in (*step.operator.reads, *step.operator.writes)} - {*loop.written}
+        free = {t for t in used if self.is_only_used(t, start, end)}  # places for new tensors, in subgraph 0
+        tensors = max(len(meter.sizes) - len(free), 0)
+        for part in (body, cond):
+            constants = {t for inputs, _ in part.runs for t in inputs if t < meter.old}
+            tensors += len(part.sizes) + len(constants)
+        persistent = 2 * BITS_32.subgraph + BITS_32.tensor * tensors - sum(step.persistent for step in steps)
+        for part in (meter, body, cond):
+            persistent += sum(n * self.glue_bytes(*glue) for glue, n in part.glue.items())
+            persistent += sum(n * self.steps[like].persistent for like, n in part.copies.items())
+        peak = self.entering[start] + self.carried_bytes(loop) + self.turn_peak(body, emitter.handed)
+        macs = self.loop_macs(loop) - sum(step.macs for step in steps)
+        runs = sum(len(part.runs) for part in (meter, body, cond)) - len(steps)
+        return SplitRegion(start, end, loop.turns, True, Cost(peak, macs, persistent, runs), loop)
+
+    def is_only_used(self, t: int, start: int, end: int) -> bool:
+        """Whether nothing but operators [start, end) has to do with a tensor, its maker included."""
+        makers = [self.producers[t]] if t in self.producers else []
+        is_port = t in self.subgraph.inputs or t in self.subgraph.outputs
+        return not is_port and all(start <= number < end for number in (*self.readers[t], *makers))
+
+    def ring_bytes(self, loop: Loop) -> int:
+        return sum(self.one_ring(t, track) for t, track in loop.tracks.items() if track.is_ring)
+
+    def one_ring(self, t: int, track: Track) -> int:
+        width = self.subgraph.tensors[t].shape[2]
+        return align(track.height * self.row_bytes[t] * (width + sum(track.columns)) // width)
+
+    def loop_macs(self, loop: Loop) -> int:
+        parts, heights = loop.region.parts, loop.region.heights
+        return sum(
+            self.steps[number].macs * loop.made(outputs[0]) // heights[outputs[0]]
+            for number, (outputs, _) in parts.items()
+        )
+
+    @staticmethod
+    def turn_peak(body: Meter, handed: Mapping[int, int]) -> int:
+        """The most bytes alive in a turn, of what is not carried."""
+        born = {t: number for number, (_, outputs) in enumerate(body.runs) for t in outputs}
+        last = {t: number for number, (inputs, _) in enumerate(body.runs) for t in inputs}
+        for old, new in handed.items():
+            if last[old] == born[new]:
+                last[old] -= 1
+        intervals = ((body.sizes[t - body.old], number, last.get(t, number)) for t, number in born.items())
+        return peak_of(intervals, len(body.runs))
+
     def stripe_macs(self, region: Region, stripe: Stripe) -> int:
         heights, macs = region.heights, 0
         for number, rows in stripe.computed.items():
@@ -4898,7 +6091,7 @@ class SplitSearch(SplitProblem):
     @cache
     def glue_bytes(kind: str, inputs: int) -> int:
         """Persistent bytes of an operator that glues stripes together."""
-        return node_persistent_bytes(Node(KINDS[kind], (None,) * inputs))
+        return node_persistent_bytes(Node(KINDS[kind], (None,) * inputs, (A_PICTURE,)))
 
     def peak(self, meter: Meter, start: int, end: int) -> int:
         """The most bytes alive while the new operators run."""
@@ -4940,15 +6133,16 @@ class SplitSearch(SplitProblem):
                     for end, extra in cheapest[position].items():
                         inside[end] = min(inside[end], inside[position] + extra)
                 done = found.end
-                if found.unsplit <= limit or found.bound > limit or found.bound >= best:
+                if found.unsplit <= limit:
                     continue
-                if inside[found.end] <= price(Cost(0, 0, found.copies)):
-                    continue
-                for is_cached in (False, True):
-                    if self.budget.is_over:
-                        return
+                if self.budget.is_over:
+                    return
+                if found.bound <= min(limit, best - 1) and inside[found.end] > price(Cost(0, 0, found.copies)):
                     limits = Cost(limit, most_macs, best - found.bound)
-                    self.try_range(found, is_cached, limits, inside[found.end], price)
+                    for is_cached in (False, True):
+                        self.try_range(found, is_cached, limits, inside[found.end], price)
+                if found.loop_bound <= min(limit, best - 1) and inside[found.end] > price(Cost(0, 0, LOOP_LEAST)):
+                    self.try_loop(found, Cost(limit, most_macs, best - found.loop_bound), inside[found.end], price)
                 cheapest[start] = self.cheapest(self.regions[start], limit, price)
                 inside[found.end] = min(inside[found.end], cheapest[start].get(found.end, NO_LIMIT))
 
@@ -4978,6 +6172,28 @@ class SplitSearch(SplitProblem):
                 if region is not None:
                     self.regions[found.start].append(region)
             if (known := self.known[key]) and known.cost.peak <= limits.peak:
+                return
+
+    def try_loop(self, found: Range, limits: Cost, dearest: int, price: Price) -> None:
+        """Make a range a loop with as few turns as the limits allow."""
+        where = found.start, found.end
+        family = self.family(*where)
+        paces = family.paces if family else []
+        # The more rows in a turn, the larger the rings.
+        fitting = bisect.bisect_right(paces, limits.peak, key=lambda pace: self.least_of_loop(*where, pace, False))
+        for is_wide, pace in itertools.product((False, True), reversed(paces[:fitting])):
+            if self.budget.is_over:
+                return
+            key = *where, pace, is_wide
+            if self.least_of_loop(*key) > limits.peak:
+                continue
+            if key not in self.looped:
+                self.looped[key] = self.evaluate_loop(*key)
+                self.regions[found.start].append(self.looped[key])
+            cost = self.looped[key].cost
+            if cost.persistent > limits.persistent or price(cost) >= dearest:
+                return
+            if cost.peak <= limits.peak and cost.macs <= limits.macs:
                 return
 
     def compose(self, limit: int, most_macs: int, price: Price) -> Composition | None:
@@ -5063,18 +6279,21 @@ class SplitSearch(SplitProblem):
 
     def rewrite(self, composition: Composition) -> Rewrite:
         """The schedule of the whole subgraph with these regions in stripes."""
-        emitter = Emitter(self.subgraph)
+        emitter = Emitter(self.subgraph, self.subgraph_count)
         schedule: list[int | NewOperator] = []
         done = 0
         for chosen in composition.regions:
             schedule += range(done, chosen.start)
             before = len(emitter.operators)
-            region = self.region(chosen.start, chosen.end, chosen.is_cached)
-            RegionEmitter(emitter, region).run(list(stripe_rows(region, chosen.stripes)))
+            if chosen.loop:
+                LoopEmitter(emitter, chosen.loop).run()
+            else:
+                region = self.region(chosen.start, chosen.end, chosen.is_cached)
+                RegionEmitter(emitter, region).run(list(stripe_rows(region, chosen.stripes)))
             schedule += emitter.operators[before:]
             done = chosen.end
         schedule += range(done, len(self.steps))
-        return Rewrite(tuple(schedule), tuple(emitter.tensors))
+        return Rewrite(tuple(schedule), tuple(emitter.tensors), callees=tuple(emitter.callees))
 
 
 def _extend(labels: list[Composition], label: Composition, regions: tuple[SplitRegion, ...], cost: Cost) -> None:
@@ -5639,7 +6858,12 @@ def _code_version(kind: str, dtype: str) -> int:
     """The version that the operator code of a new operator must have, for LiteRT."""
     if kind == "FULLY_CONNECTED":
         return 5  # the first that keeps the number of dimensions
-    return 2 if dtype == "INT8" else 1
+    if kind == "BROADCAST_TO":
+        return 2  # the first that there is
+    return 2 if dtype == "INT8" and kind not in ("RESHAPE", "WHILE", "SELECT_V2", "DYNAMIC_UPDATE_SLICE") else 1
+
+
+LAST_SHORT_CODE = 127  # what the one byte of the deprecated code holds for all later operators
 
 
 class SubgraphWriter:
@@ -5662,8 +6886,10 @@ class SubgraphWriter:
             if tensor not in self.tables:
                 self.tables[tensor] = self.tensor(tensor)
             tensors[place] = self.tables[tensor]
+        dtypes = {i: after.tensors[place].dtype for i, place in number.items()}
+        dtypes |= {tensor.index: tensor.dtype for tensor in self.subgraph.tensors}
         operators = [
-            extension.old(self.table.Operators(o)) if isinstance(o, int) else self.operator(o, number)
+            extension.old(self.table.Operators(o)) if isinstance(o, int) else self.operator(o, number, dtypes)
             for o in self.rewrite.operators
         ]
         fields: dict[int, int | None] = {
@@ -5680,6 +6906,7 @@ class SubgraphWriter:
         written = self.builder.EndObject()
         subgraphs = extension.all_old(extension.model.Subgraphs, len(self.graph.subgraphs))
         subgraphs[self.subgraph.index] = written
+        subgraphs += map(self.callee, self.rewrite.callees)
         changes = {
             MODEL_CODES: extension.vector(self.codes),
             MODEL_SUBGRAPHS: extension.vector(subgraphs),
@@ -5688,6 +6915,25 @@ class SubgraphWriter:
         if self.rewrite.ports:
             changes[MODEL_SIGNATURES] = extension.vector(self.signatures())
         return extension.finish(changes)
+
+    def callee(self, new: NewSubgraph) -> int:
+        """A subgraph to be added."""
+        extension, builder = self.extension, self.builder
+        dtypes = {
+            i: tensor.dtype if tensor.like is None else self.subgraph.tensors[tensor.like].dtype
+            for i, tensor in enumerate(new.tensors)
+        }
+        tensors = extension.vector([self.tensor(tensor) for tensor in new.tensors])
+        operators = extension.vector([self.operator(operator, {}, dtypes) for operator in new.operators])
+        inputs, outputs = extension.integers(new.inputs), extension.integers(new.outputs)
+        name = builder.CreateString(new.name)
+        tflite.SubGraphStart(builder)
+        tflite.SubGraphAddTensors(builder, tensors)
+        tflite.SubGraphAddInputs(builder, inputs)
+        tflite.SubGraphAddOutputs(builder, outputs)
+        tflite.SubGraphAddOperators(builder, operators)
+        tflite.SubGraphAddName(builder, name)
+        return int(tflite.SubGraphEnd(builder))
 
     def signatures(self) -> list[int]:
         """Those of the file, with the ports of this subgraph where they are now."""
@@ -5716,6 +6962,8 @@ class SubgraphWriter:
     def tensor(self, new: NewTensor) -> int:
         builder = self.builder
         like = None if new.like is None else self.table.Tensors(new.like)
+        if new.like is not None and new.has_content and new.shape == self.subgraph.tensors[new.like].shape:
+            return self.extension.old(like)
         title = "" if new.like is None else shorten(self.subgraph.tensors[new.like].name, 24) + " "
         quantization = None if like is None else like.Quantization()
         name, shape = builder.CreateString(title + new.label), self.extension.integers(new.shape)
@@ -5724,7 +6972,7 @@ class SubgraphWriter:
             buffer = like.Buffer()
         tflite.TensorStart(builder)
         tflite.TensorAddShape(builder, shape)
-        tflite.TensorAddType(builder, tflite.TensorType.INT32 if like is None else like.Type())
+        tflite.TensorAddType(builder, DTYPES.index(new.dtype) if like is None else like.Type())
         tflite.TensorAddBuffer(builder, buffer)
         tflite.TensorAddName(builder, name)
         if quantization is not None:
@@ -5732,12 +6980,13 @@ class SubgraphWriter:
         tflite.TensorAddHasRank(builder, True)
         return int(tflite.TensorEnd(builder))
 
-    def operator(self, new: NewOperator, number: Mapping[int, int]) -> int:
+    def operator(self, new: NewOperator, number: Mapping[int, int], dtypes: Mapping[int, str]) -> int:
         builder = self.builder
         inputs, outputs = (
             self.extension.integers([number.get(i, i) for i in group]) for group in (new.inputs, new.outputs)
         )
-        code, options_type, options = self.new_kind(new) if new.like is None else self.copied_kind(new)
+        is_new = new.like is None
+        code, options_type, options = self.new_kind(new, dtypes[new.outputs[0]]) if is_new else self.copied_kind(new)
         tflite.OperatorStart(builder)
         builder.PrependUint32Slot(OPERATOR_CODE, code, 0)
         tflite.OperatorAddInputs(builder, inputs)
@@ -5747,10 +6996,13 @@ class SubgraphWriter:
             builder.PrependUOffsetTRelativeSlot(OPERATOR_OPTIONS, options, 0)
         return int(tflite.OperatorEnd(builder))
 
-    def new_kind(self, new: NewOperator) -> tuple[int, int, int | None]:
-        """Operator code, type of the options, and these."""
+    def new_kind(self, new: NewOperator, dtype: str) -> tuple[int, int, int | None]:
+        """Operator code, type of the options, and these, of an operator whose output is of that type."""
         name = KINDS[new.kind].options.table
-        return self.code(new), getattr(tflite.BuiltinOptions, name), self.written_options(name, dict(new.options))
+        code = self.code(new.kind, _code_version(new.kind, dtype))
+        if not name:
+            return code, 0, None
+        return code, getattr(tflite.BuiltinOptions, name), self.written_options(name, dict(new.options))
 
     def copied_kind(self, new: NewOperator) -> tuple[int, int, int | None]:
         """The same of the operator that is copied."""
@@ -5765,28 +7017,25 @@ class SubgraphWriter:
         options = {field: getattr(old, field)() for field in fields} | dict(new.options)
         return code, options_type, self.written_options(name, options)
 
-    def code(self, new: NewOperator) -> int:
-        """The index of an operator code for a new kind; one that is in the file, if it will do."""
-        i = new.outputs[0] - len(self.subgraph.tensors)
-        like = self.rewrite.tensors[i].like if i >= 0 else new.outputs[0]
-        if like is None:
-            raise ValueError(f"{new.kind} has an output without a type")
-        version = _code_version(new.kind, self.subgraph.tensors[like].dtype)
-        if (new.kind, version) in self.known_codes:
-            return self.known_codes[new.kind, version]
-        builtin = getattr(tflite.BuiltinOperator, new.kind)
+    def code(self, kind: str, version: int) -> int:
+        """The index of an operator code for a new operator; one that is in the file, if it will do."""
+        if (kind, version) in self.known_codes:
+            return self.known_codes[kind, version]
+        builtin = getattr(tflite.BuiltinOperator, kind)
         for index in range(self.extension.model.OperatorCodesLength()):
             there = self.extension.model.OperatorCodes(index)
-            if there.DeprecatedBuiltinCode() == builtin and there.Version() >= version:
+            # Older builds of TFLM look at the full code alone to find the subgraphs that an operator runs.
+            short = 0 if kind == "WHILE" else there.DeprecatedBuiltinCode()
+            if max(there.BuiltinCode(), short) == builtin and there.Version() >= version:
                 break
         else:
             tflite.OperatorCodeStart(self.builder)
-            tflite.OperatorCodeAddDeprecatedBuiltinCode(self.builder, builtin)
+            tflite.OperatorCodeAddDeprecatedBuiltinCode(self.builder, min(builtin, LAST_SHORT_CODE))
             tflite.OperatorCodeAddBuiltinCode(self.builder, builtin)
             tflite.OperatorCodeAddVersion(self.builder, version)
             self.codes.append(tflite.OperatorCodeEnd(self.builder))
             index = len(self.codes) - 1
-        self.known_codes[new.kind, version] = index
+        self.known_codes[kind, version] = index
         return index
 
     def written_options(self, name: str, fields: Mapping[str, Any]) -> int:
@@ -5888,7 +7137,10 @@ class Snapshot:
 
     @cached_property
     def schedules(self) -> tuple[Schedule, ...]:
-        return schedule_model(self.graph)
+        try:
+            return schedule_model(self.graph, shared_in_loops(self.graph))
+        except ArenaError:
+            return schedule_model(self.graph)
 
     @property
     def peak(self) -> int:
@@ -6184,7 +7436,7 @@ class SplitAlternative:
         return [mark, *figures, f"{self.macs_percent:.1f} %", str(operators), f"{self.file_bytes:,}"]
 
     def json(self) -> dict[str, Any]:
-        regions = [picked(r, "start end stripes is_cached") | r.cost._asdict() for r in self.regions]
+        regions = [picked(r, "start end stripes is_cached is_loop") | r.cost._asdict() for r in self.regions]
         own = picked(self, "reserve macs_percent file_bytes") | picked(self.cost, "peak persistent operators")
         return {"regions": regions, "total": self.cost.sum} | own
 
@@ -6239,9 +7491,14 @@ class SplitDecision(Decision):
         for region in after.regions:
             which = f"operators {region.start} to {region.end - 1} of {model} model, counted from 0"
             halo = "kept" if region.is_cached else "computed twice"
-            lines.append(f"{region.stripes} stripes: {which}; rows that two stripes need are {halo}")
+            how = f"rows that two stripes need are {halo}"
+            if region.loop:
+                how = "the output takes the place of the input" if region.loop.is_over_input else "one after the other"
+            lines.append(f"{region.stripes} {'turns of a loop' if region.loop else 'stripes'}: {which}; {how}")
         if self.new_kinds:
             lines.append(registered(self.new_kinds))
+        if any(region.loop for region in after.regions):
+            lines.append("Loops need TFLM from November 2025 or later, and the memory plan that is in the file now")
         if self.is_batch_fixed:
             lines.append("The batch stays as it is stored in the file; LiteRT may refuse to resize it")
         lines += why
@@ -6806,8 +8063,10 @@ def decide_plan(model: Snapshot, budget: Budget, in_place: bool = True) -> tuple
         return model, dataclasses.replace(decision, refusal=why, seconds=budget.spent)
     changed = best.height < arena.head
     after = model.planned(best) if changed else model
-    operators = {t: o.kind for o in model.graph.subgraphs[0].operators for t in o.writes}
-    shared = Counter(operators[after.arena.buffers[above].tensor or 0] for _, above in after.arena.shared)
+    kinds = {(s.index, t): o.kind for s, o in model.graph.operators for t in o.writes if o.kind != "WHILE"}
+    above = (after.arena.buffers[i] for _, i in after.arena.shared)
+    shared = Counter(kinds.get((b.subgraph, b.tensor or 0), "") for b in above)
+    shared.pop("", None)  # the tensors of loops
     return after, dataclasses.replace(
         decision,
         after=after.arena.head,
@@ -6819,7 +8078,12 @@ def decide_plan(model: Snapshot, budget: Budget, in_place: bool = True) -> tuple
 
 
 def decide_split(
-    model: Snapshot, max_macs: float, budget: Budget, try_orders: bool, max_peak: int | None = None
+    model: Snapshot,
+    max_macs: float,
+    budget: Budget,
+    try_orders: bool,
+    max_peak: int | None = None,
+    forms: Forms = UNROLLED,
 ) -> tuple[Snapshot, SplitDecision]:
     """Regions of subgraph 0 in stripes, where the sum of peak and persistent structures is smaller so.
 
@@ -6836,13 +8100,13 @@ def decide_split(
         models += [ordered] if decision.changed else []
     try:
         candidates = [
-            SplitCandidate.of(m, max_macs, max_peak, budget.share(1 / (len(models) - i)), try_orders)
+            SplitCandidate.of(m, max_macs, max_peak, budget.share(1 / (len(models) - i)), try_orders, forms)
             for i, m in enumerate(models)
         ]
     except ArenaError as refusal:
         return model, SplitDecision(before=model.peak, after=model.peak, refusal=str(refusal))
     best = min(reversed(range(len(candidates))), key=lambda i: (candidates[i].price, candidates[i].total))
-    after, decided = candidates[best].decide()
+    after, decided = candidates[best].decide(budget)
     return after, dataclasses.replace(decided, is_reordered=best > 0, seconds=budget.spent)
 
 
@@ -6886,10 +8150,13 @@ def decide_ports(model: Snapshot) -> tuple[Snapshot, PortsDecision]:
     )
 
 
-def sum_when_reordered(graph: ModelGraph, rewrite: Rewrite, seconds: float) -> int:
-    """The smallest peak of any order of the rewritten operators, and the persistent structures."""
-    graph = with_rewrite(graph, rewrite)
-    return max(ordering.peak for ordering in order_model(graph, seconds)) + persistent_bytes(graph).total
+def sum_when_planned(graph: ModelGraph, seconds: float, is_reordered: bool) -> int:
+    """The persistent structures, and the smallest peak of any order, or as the operators are, what a plan takes."""
+    if is_reordered:
+        height = max(ordering.peak for ordering in order_model(graph, seconds))
+    else:
+        height = plan_arena(analyse_arena(graph), seconds).height
+    return height + persistent_bytes(graph).total
 
 
 RIVAL_SECONDS = 0.5  # to find that out, each
@@ -6909,17 +8176,25 @@ class SplitCandidate:
 
     @classmethod
     def of(
-        cls, model: Snapshot, max_macs: float, max_peak: int | None, budget: Budget, is_reordered: bool
+        cls,
+        model: Snapshot,
+        max_macs: float,
+        max_peak: int | None,
+        budget: Budget,
+        is_reordered: bool,
+        forms: Forms = UNROLLED,
     ) -> SplitCandidate:
         """Raises ArenaError, as :class:`SplitSearch` and :func:`persistent_bytes`."""
         persistent = persistent_bytes(model.graph).total
-        patience = budget.share(0.8) if is_reordered else budget
-        search = SplitSearch(model.graph, model.graph.subgraphs[0], patience)
+        is_judged = is_reordered or forms.loops
+        patience = budget.share(0.8) if is_judged else budget
+        first = model.graph.subgraphs[0]
+        search = SplitSearch(model.graph, first, patience, forms)
         most_macs = int(search.macs * max_macs / 100)
         fitting = None
         if max_peak is not None:  # by a search of its own, which looks for other regions
-            share = patience.share(0.5)
-            fitting = SplitSearch(model.graph, model.graph.subgraphs[0], share).fitting(max_peak, most_macs)
+            other = SplitSearch(model.graph, first, patience.share(0.5), forms)
+            fitting = other.fitting(max_peak, most_macs)
         front = search.front(most_macs)
         is_complete = not patience.is_over
         if fitting:
@@ -6928,12 +8203,13 @@ class SplitCandidate:
         total = persistent + best.cost.sum
         if fitting:
             best = next(c for c in front if c.regions == fitting.regions)
-        elif is_reordered:
+        elif is_judged:
             rivals = [c for c in front if c.cost.sum <= RIVALS * best.cost.sum or c is best]
-            totals = [
-                sum_when_reordered(model.graph, search.rewrite(c), min(RIVAL_SECONDS, budget.left / (len(rivals) - i)))
-                for i, c in enumerate(rivals)
-            ]
+            totals = []
+            for i, rival in enumerate(rivals):
+                graph = with_rewrite(model.graph, search.rewrite(rival))
+                seconds = min(RIVAL_SECONDS, budget.left / (len(rivals) - i))
+                totals.append(sum_when_planned(graph, seconds, is_reordered and not rival.has_loops))
             total, best = min(zip(totals, rivals, strict=True), key=lambda pair: pair[0])
         return cls(model, search, tuple(spread(front, best)), best, max_peak, is_complete, total)
 
@@ -6959,12 +8235,15 @@ class SplitCandidate:
             file_bytes=len(written),
         )
 
-    def decide(self) -> tuple[Snapshot, SplitDecision]:
+    def decide(self, budget: Budget) -> tuple[Snapshot, SplitDecision]:
         graph, best = self.model.graph, self.best
         rewrite = self.search.rewrite(best)
         after = self.model.rewritten(rewrite) if best.regions else self.model
+        if best.has_loops:
+            after, _ = decide_plan(after, budget)
         alternatives = tuple(map(self.alternative, self.shown))
-        added = {o.kind for o in rewrite.operators if isinstance(o, NewOperator)}
+        inside = (operator for callee in rewrite.callees for operator in callee.operators)
+        added = {o.kind for o in (*rewrite.operators, *inside) if isinstance(o, NewOperator)}
         return after, SplitDecision(
             before=alternatives[0].cost.peak,
             after=best.cost.peak,
@@ -7617,6 +8896,7 @@ class TFLiteModel:
         time_limit: float = TIME_LIMIT,
         try_orders: bool = False,
         max_peak: int | None = None,
+        stripes: str = "unrolled",
     ) -> SplitDecision:
         """Run regions of spatial operators stripe by stripe where that needs less memory; the outputs stay the same.
 
@@ -7629,8 +8909,16 @@ class TFLiteModel:
             try_orders: split the best order as well, if that is another one; keep what needs less once it is reordered.
             max_peak: bytes; take the way with the fewest multiply-accumulates whose peak is within that, or else the
                 lowest peak.
+            stripes: ``"unrolled"``, every one has operators of its own; ``"loop"``, they are turns of a WHILE, and the
+                memory plan without which that takes far more is written as well; ``"auto"``, what needs less.
+
+        Raises:
+            ValueError: ``stripes`` is none of these.
         """
-        self.snapshot, decision = decide_split(self.snapshot, max_macs, Budget(time_limit), try_orders, max_peak)
+        if stripes not in STRIPES_AS:
+            raise ValueError(f"stripes are one of {', '.join(STRIPES_AS)}, not {stripes!r}")
+        budget, forms = Budget(time_limit), STRIPES_AS[stripes]
+        self.snapshot, decision = decide_split(self.snapshot, max_macs, budget, try_orders, max_peak, forms)
         return decision
 
     def inline_buffers(self) -> InliningDecision:
@@ -7801,6 +9089,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--lighten", action="store_true", help="operators with the same results that keep less memory in TFLM")
     add("--split", action="store_true", help="run regions of the model stripe by stripe where that needs less memory")
     add(
+        "--stripes",
+        choices=STRIPES_AS,
+        help="--split: turns of a loop, operators for each, or what needs less (auto, the default with --plan)",
+    )
+    add(
         "--max-macs",
         type=_percent,
         metavar="PERCENT",
@@ -7907,7 +9200,9 @@ def _steps(arguments: argparse.Namespace, original: Snapshot) -> list[tuple[int,
 
 def _split(model: TFLiteModel, arguments: argparse.Namespace, seconds: float) -> SplitDecision:
     percent = DEFAULT_MAX_MACS if arguments.max_macs is None else arguments.max_macs
-    return model.split_operators(percent, seconds, arguments.optimize, arguments.max_peak)
+    can_loop = arguments.plan and not arguments.no_in_place  # in a loop, tensors share memory by a plan
+    stripes = (arguments.stripes or "auto") if can_loop else "unrolled"
+    return model.split_operators(percent, seconds, arguments.optimize, arguments.max_peak, stripes)
 
 
 def _optimize(model: TFLiteModel, seconds: float, for_arena: bool) -> OrderDecision:
@@ -8069,6 +9364,12 @@ def _resolve_files(arguments: argparse.Namespace) -> Files:
             raise UsageError(f"{arguments.csv / name}: --csv would write over the input")
     if len(arguments.clusters or []) > 1 and arguments.output:
         raise UsageError("several numbers of clusters are only compared: give one number to write a model")
+    if arguments.stripes and not arguments.split:
+        raise UsageError("--stripes says how to split: add --split")
+    if arguments.stripes == "loop" and not arguments.plan:
+        raise UsageError("loops need a memory plan in the file: add --plan")
+    if arguments.stripes in ("loop", "auto") and arguments.no_in_place:
+        raise UsageError("the tensors of a loop share memory: leave out --no-in-place, or give --stripes unrolled")
     if arguments.max_macs is not None and not arguments.split:
         raise UsageError("--max-macs limits what stripes may cost: add --split")
     if arguments.max_peak is not None and not arguments.split:

@@ -522,7 +522,8 @@ def test_corpus_is_split_bit_identically(path: Path):
 def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     path = str(MODELS / "digits_mobilenet_int8.tflite")
     output, plot = tmp_path / "split.tflite", tmp_path / "split.png"
-    options = ["--split", "--optimize", "--plan", "--verify", "-o", str(output), "--plot", str(plot)]
+    options = ["--split", "--stripes", "unrolled", "--optimize", "--plan", "--verify"]
+    options += ["-o", str(output), "--plot", str(plot)]
     assert main(["-i", path, *options]) == 0
     printed = capsys.readouterr().out
     assert "Split: peak 55,296 B -> " in printed
