@@ -5051,7 +5051,7 @@ class LoopEmitter:
         self.rings: dict[int, int] = {}  # the same once the new rows are there
         self.fresh: dict[int, int] = {}  # by tensor, its new rows
         self.handed: dict[int, int] = {}  # by tensor of the body: what takes its place, where nobody else reads it
-        self.selector: int | None = None  # of the masks of a turn
+        self.selected: int | None = None
 
     def run(self) -> None:
         emitter, loop, tensors = self.emitter, self.loop, self.subgraph.tensors
@@ -5071,7 +5071,7 @@ class LoopEmitter:
                 self.inside[t] = self.rings[t] = self.carry(ring, t, shape)
         self.turn()
         self.close()
-        if loop.is_over_input:
+        if loop.is_over_input and self.output_in_place is None:
             self.move_out()
 
     def carry(self, before: int, like: int | None, shape: tuple[int, ...], after: int | None = None) -> int:
@@ -5103,6 +5103,14 @@ class LoopEmitter:
         unit = math.gcd(old, self.loop.tracks[output.index].rows * new)
         return source.shape if unit == old else (1, source.elements // unit, 1, unit)
 
+    @property
+    def output_in_place(self) -> int | None:
+        """The output of the loop, if it lies over the input as it is."""
+        if not self.loop.is_over_input:
+            return None
+        (output,) = self.loop.written
+        return output if self.subgraph.tensors[output].shape == self.place else None
+
     def is_in_units(self, t: int) -> bool:
         """Whether a source goes through the loop in that shape, which is not its own."""
         is_place = self.loop.is_over_input and t == self.loop.sources[0]
@@ -5121,7 +5129,7 @@ class LoopEmitter:
     def carry_source(self, t: int) -> int:
         shape = self.subgraph.tensors[t].shape
         if not self.is_in_units(t):
-            return self.carry(t, t, shape)
+            return self.carry(t, t, shape, self.output_in_place if t == self.loop.sources[0] else None)
         units = self.emitter.reshape(t, self.emitter.carried(t, self.place), self.place)
         return self.carry(units, t, self.place)
 
@@ -5246,15 +5254,25 @@ class LoopEmitter:
         body, track, height = self.body, self.loop.tracks[t], self.subgraph.tensors[t].shape[HEIGHT]
         numbers = track.row(0) + np.arange(self.loop.turns)[:, None] * track.rows + np.arange(track.made)
         inside = (numbers >= 0) & (numbers < height)
-        if self.selector is None:
+        if track.made == 1:  # one value for all, from the position on
+            shape: tuple[int, ...] = (1,)
+            by_position = np.repeat(inside[:, 0], self.step)
+            masks, selector = self.mask(t, by_position, by_position.shape), self.position
+        else:
+            shape = 1, track.made, 1, 1
+            masks, selector = self.mask(t, inside, (self.loop.turns, *shape[1:])), self.selector
+        mask = body.tensor(t, shape, "mask") if self.is_minimum(t, track.made) else body.number("BOOL", *shape)
+        body.emit("SLICE", (masks, selector, body.integers(*shape, shape=(len(shape),))), mask)
+        return self.overwritten(t, rows, mask, track.made)
+
+    @property
+    def selector(self) -> int:
+        """Where a mask of several rows begins in the table of those of all turns."""
+        if self.selected is None:
             turns = np.zeros((self.loop.turns, POSITION), dtype=np.int64)
             turns[:, 0] = np.arange(self.loop.turns)
-            self.selector = self.looked_up(turns)
-        shape = 1, track.made, 1, 1
-        masks = self.mask(t, inside, (self.loop.turns, *shape[1:]))
-        mask = body.tensor(t, shape, "mask") if self.is_minimum(t, track.made) else body.number("BOOL", *shape)
-        body.emit("SLICE", (masks, self.selector, body.integers(*shape, shape=(4,))), mask)
-        return self.overwritten(t, rows, mask, track.made)
+            self.selected = self.looked_up(turns)
+        return self.selected
 
     def with_columns(self, t: int, rows: int) -> int:
         """The rows, with padding in their columns of it."""
@@ -5272,7 +5290,7 @@ class LoopEmitter:
         return is_least and height == 1
 
     def mask(self, t: int, inside: np.ndarray, shape: tuple[int, ...]) -> int:
-        if self.is_minimum(t, shape[HEIGHT]):
+        if self.is_minimum(t, shape[HEIGHT] if len(shape) > 1 else 1):
             return self.body.table(np.where(inside, 127, -128).astype(np.int8).tobytes, shape, like=t)
         return self.body.table(inside.tobytes, shape, "BOOL")
 
@@ -5347,9 +5365,10 @@ class LoopEmitter:
             per_turn = track.rows * tensor.elements // tensor.shape[HEIGHT] // math.prod(shape[2:])
             starts[:, HEIGHT] = starts[:, HEIGHT] // track.rows * per_turn
             units = 1, per_turn, *shape[2:]
-            target = body.tensor(like, units, "units")
-            self.handed[rows] = target
-            rows = body.reshape(rows, target, units)
+            if units != (1, track.rows, *tensor.shape[2:]):
+                target = body.tensor(like, units, "units")
+                self.handed[rows] = target
+                rows = body.reshape(rows, target, units)
         self.next[place] = body.emit(
             "DYNAMIC_UPDATE_SLICE", (place, rows, self.looked_up(starts)), body.carried(like, shape)
         )

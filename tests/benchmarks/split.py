@@ -1,7 +1,8 @@
 """Partial execution: what --split --optimize --plan makes of models, and whether their outputs stay the same.
 
 python tests/benchmarks/split.py                  # README's table, measured on the real runtime where it can be
-python tests/benchmarks/split.py --lighter        # the same with --lighten and --integer-io
+python tests/benchmarks/split.py --loops          # stripes that are written out, and loops
+python tests/benchmarks/split.py --lighter        # with --lighten and --integer-io
 python tests/benchmarks/split.py --corpus FOLDER  # every model of a folder, verified in LiteRT on five seeds
 """
 
@@ -88,6 +89,33 @@ def show(title: str, path: Path) -> bool:
     return is_right
 
 
+def show_loops(title: str, path: Path) -> bool:
+    original = TFLiteModel.load_from_file(path)
+    figures, is_right = [original.arena.reserve], True
+    for stripes in ("unrolled", "auto"):
+        model = TFLiteModel.load_from_file(path)
+        decision = model.split_operators(time_limit=30, try_orders=True, stripes=stripes)
+        model.optimize_memory(20, for_arena=True)
+        model.plan_memory()
+        figures.append(model.arena.reserve)
+    before, after = measured(original), measured(model)
+    if before and after:
+        is_right = after == (model.arena.head, before[1])
+    turns = [str(region.stripes) for region in decision.chosen.regions if region.is_loop]
+    cells = [
+        title,
+        *(f"{n:,}" for n in figures),
+        f"{100 - 100 * figures[-1] / figures[0]:.0f} %",
+        f"{after[0]:,}" if before and after else "not run",
+        f"{decision.chosen.macs_percent:.1f} %",
+        ", ".join(turns) or "none",
+        f"{100 * (decision.chosen.file_bytes / decision.unsplit.file_bytes - 1):.1f} %",
+        f"{decision.seconds:.1f}",
+    ]
+    print("| " + " | ".join(cells) + " |" + ("" if is_right else " WRONG"), flush=True)
+    return is_right
+
+
 def show_lighter(title: str, path: Path, option: str) -> bool:
     original = TFLiteModel.load_from_file(path)
     figures, is_right = [original.arena.reserve], True
@@ -139,6 +167,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--corpus", type=Path, metavar="FOLDER", help="verify every model of this folder instead")
     parser.add_argument("--lighter", action="store_true", help="what --lighten and --integer-io do")
+    parser.add_argument("--loops", action="store_true", help="what loops do")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--pattern", default="", help="only rows with this in their title")
     arguments = parser.parse_args()
@@ -147,6 +176,12 @@ def main() -> int:
         return 0 if all(right) else 1
     if arguments.corpus:
         return 1 if check_corpus(arguments.corpus, arguments.seeds) else 0
+    if arguments.loops:
+        print("| Model | As it is (B) | Written out (B) | Loops (B) | Less | Head, measured (B) | More MACs ", end="")
+        print("| Turns | File growth | Search (s) |\n|---|" + "---:|" * 9)
+        paths = {t: SHARED / n if "/" in n else next(SHARED.glob(f"models/**/{n}")) for t, n in MODELS.items()}
+        right = [show_loops(t, path) for t, path in paths.items() if arguments.pattern in t]
+        return 0 if all(right) else 1
     print(
         "| Model | Peak (B) | Peak, split (B) | Planned arena (B) | Arena, measured (B) | Sum (B) | Sum, split (B) ",
         end="",
