@@ -1211,17 +1211,19 @@ def is_compiled(graph: ModelGraph) -> bool:
 COMPILED = "an accelerator addresses the memory as its compiler planned it in the file"
 
 
-def is_looped(graph: ModelGraph) -> bool:
-    """Whether the plan in the file has tensors of loops lie on each other, without which they take much more."""
+def looped_operators(graph: ModelGraph) -> int:
+    """How many WHILE carry tensors that the plan in the file puts in one place, outside and in the body."""
     try:
         offsets = planned_offsets(graph)
     except ArenaError:
-        return False
+        return 0
     whiles = [(s.index, o) for s, o in graph.operators if o.kind == "WHILE" and len(o.callees) == 2]
-    return any(
-        offsets.get((subgraph, outside), -1) == offsets.get((operator.callees[1], inside), -2)
+    return sum(
+        any(
+            offsets.get((subgraph, outside), -1) == offsets.get((operator.callees[1], inside), -2)
+            for outside, inside in zip(operator.outputs, graph.subgraphs[operator.callees[1]].inputs, strict=False)
+        )
         for subgraph, operator in whiles
-        for outside, inside in zip(operator.outputs, graph.subgraphs[operator.callees[1]].inputs, strict=False)
     )
 
 
@@ -2619,7 +2621,7 @@ def order_model(
     """
     if is_compiled(graph):
         raise OrderingRefusal(f"the operators stay in place: {COMPILED}")
-    if is_looped(graph):
+    if looped_operators(graph):
         raise OrderingRefusal(f"the operators stay in place: {LOOPED}")
     if graph.metadata_buffer(CONTROL_DEPENDENCIES) is not None:
         raise OrderingRefusal(f"the operators stay in place: metadata {CONTROL_DEPENDENCIES!r} refers to their numbers")
@@ -3128,9 +3130,9 @@ def shared_places(graph: ModelGraph, buffers: Sequence[ArenaBuffer]) -> Sharing:
     for subgraph in graph.subgraphs:
         here = {t: i for (s, t), i in number.items() if s == subgraph.index and buffers[i].interval.last >= 0}
         places = tuple(_places_in(subgraph, here, buffers, taken))
-        pieces = _read_by_slices(subgraph, here, buffers, runs) | _overwritten(subgraph, here, buffers)
+        pieces = _read_by_slices(subgraph, here, buffers, runs) | _overwritten(subgraph, here, buffers, runs)
         found += Sharing(places, pieces)
-    next_place = {place.old: place.new for place in found.places}
+    next_place = {place.old: place.new for place in found.places if place.above == 0}
     sharing = reduce(Sharing.__add__, (variable.sharing(buffers, next_place) for variable in variables), found)
     return _without_clashes([buffer.interval for buffer in buffers], sharing)
 
@@ -3140,6 +3142,11 @@ def _without_clashes(intervals: Sequence[Interval], sharing: Sharing) -> Sharing
     same bytes are left out, or if there are none, all."""
     while True:
         layout = layout_of(intervals, sharing)
+        at = layout.places
+        torn = [p for p in sharing.places if at[p.old] != (at[p.new][0], at[p.new][1] + p.above)]
+        if torn:  # by different ways from one buffer to another, they would be at different addresses
+            sharing = dataclasses.replace(sharing, places=tuple(p for p in sharing.places if p not in torn))
+            continue
         clashing = set()
         for group in layout.groups:
             members = list(group)
@@ -3150,6 +3157,9 @@ def _without_clashes(intervals: Sequence[Interval], sharing: Sharing) -> Sharing
         bad = [place for place in sharing.places if layout.places[place.old][0] in clashing]
         bad = [place for place in bad if place.above] or bad
         sharing = dataclasses.replace(sharing, places=tuple(place for place in sharing.places if place not in bad))
+
+
+UPDATE = 1  # the input of DYNAMIC_UPDATE_SLICE that is written into the other
 
 
 def _places_in(
@@ -3177,15 +3187,12 @@ def _places_in(
             taken.add(ends[position])
 
 
-UPDATE = 1  # the input of DYNAMIC_UPDATE_SLICE that is written into the other
-
-
 def updated_block(node: Node) -> tuple[int, int] | None:
     """Where the bytes that a DYNAMIC_UPDATE_SLICE writes begin and end, if they are all together and aligned."""
     operand, update, start = (*node.inputs, None, None, None)[:3]
     if operand is None or update is None or start is None or start.values is None or not operand.bytes:
         return None
-    if len(start.values) != len(operand.shape) or len(operand.shape) <= HEIGHT or operand.shape[0] != 1:
+    if not len(start.values) == len(operand.shape) == len(update.shape) > HEIGHT or operand.shape[0] != 1:
         return None
     row = operand.bytes // operand.shape[HEIGHT]
     first, rows = start.values[HEIGHT], update.shape[HEIGHT]
@@ -3198,10 +3205,14 @@ def updated_block(node: Node) -> tuple[int, int] | None:
 
 
 def _overwritten(
-    subgraph: Subgraph, number: Mapping[int, int], buffers: Sequence[ArenaBuffer]
+    subgraph: Subgraph,
+    number: Mapping[int, int],
+    buffers: Sequence[ArenaBuffer],
+    runs: Mapping[tuple[int, int], tuple[int, int]],
 ) -> dict[int, tuple[Interval, ...]]:
     """Tensors that nobody reads but a DYNAMIC_UPDATE_SLICE: of no use, once made, is what that overwrites."""
     readers = Counter(t for operator in subgraph.operators for t in operator.inputs)
+    ends = {t: runs.get((subgraph.index, o.index), (0, 0))[1] for o in subgraph.operators for t in o.writes}
     pieces = {}
     for operator in subgraph.operators:
         if operator.kind != "DYNAMIC_UPDATE_SLICE" or not operator.inputs:
@@ -3209,15 +3220,18 @@ def _overwritten(
         t, block = operator.inputs[0], updated_block(node_of(subgraph, operator))
         if block and t in number and readers[t] == 1 and t not in subgraph.outputs:
             size, first, last, _ = buffers[number[t]].interval
-            start, end = block[0], align(block[1])
-            ends = ((0, start), (end, size))
-            rest = tuple(Interval(b - a, first + 1, last, a) for a, b in ends if a < b and first < last)
-            pieces[number[t]] = Interval(size, first, first, 0), *rest
+            until, (start, end) = max(ends.get(t, first), first), block
+            around = ((0, start), (align(end), size))
+            rest = tuple(Interval(b - a, until + 1, last, a) for a, b in around if a < b and until < last)
+            pieces[number[t]] = Interval(size, first, until, 0), *rest
     return pieces
 
 
 def _read_by_slices(
-    subgraph: Subgraph, number: Mapping[int, int], buffers: Sequence[ArenaBuffer], runs: Mapping[tuple[int, int], Pair]
+    subgraph: Subgraph,
+    number: Mapping[int, int],
+    buffers: Sequence[ArenaBuffer],
+    runs: Mapping[tuple[int, int], tuple[int, int]],
 ) -> dict[int, tuple[Interval, ...]]:
     readers: dict[int, list[Operator]] = defaultdict(list)
     for operator in subgraph.operators:
@@ -3240,7 +3254,7 @@ def shared_in_loops(graph: ModelGraph) -> Shared:
     Raises:
         ArenaError: as :func:`arena_buffers` and :func:`planned_offsets`.
     """
-    if not is_looped(graph):
+    if not looped_operators(graph):
         return NOT_SHARED
     buffers, offsets = arena_buffers(graph), planned_offsets(graph)
     placed = [
@@ -3288,11 +3302,12 @@ class LoopVariable(NamedTuple):
         return [i for i in others if i is not None]
 
     def sharing(self, buffers: Sequence[ArenaBuffer], next_place: Mapping[int, int]) -> Sharing:
-        """``next_place``: which outputs of operators may lie on which of their inputs."""
-        copied = self.operand if self.goes_through and self.operand is not None else self.output
-        copies = tuple(Place(copied, i) for i in self.copies)
-        if self.goes_through:
-            return Sharing(copies=copies)
+        """All of them may lie in one place, if operators of the body pass the content on in that place (``next_place``:
+        from an input to an output) or the end begins once the beginning has ended. While the body runs, its tensors
+        hold the content, and the output takes nothing."""
+        if self.goes_through and self.operand is not None:
+            return Sharing(copies=tuple(Place(self.operand, i) for i in self.copies))
+        copies = tuple(Place(self.output, i) for i in self.copies)
         (size, runs, until, _), begin, end = (buffers[i].interval for i in (self.output, self.begin, self.end))
         pieces = Interval(size, runs, begin.first, 0), Interval(size, end.last, until, 0)
         places = [Place(self.output, self.begin)]
@@ -3769,7 +3784,7 @@ def why_not_rewritten(graph: ModelGraph) -> str:
     """What stands against other operators in subgraph 0, if anything does."""
     if is_compiled(graph):
         return COMPILED
-    if is_looped(graph):
+    if looped_operators(graph):
         return LOOPED
     if graph.metadata_buffer(CONTROL_DEPENDENCIES) is not None:
         return f"metadata {CONTROL_DEPENDENCIES!r} refers to the numbers of its operators"
@@ -4537,12 +4552,17 @@ class Emitter:
         if rule.columns == NO_PADS and not any(pads):
             return tensor
         is_max = kind_of(operator).rows == "maximum"
-        like = rule.sources[0]
+        return self.padded(rule.sources[0], tensor, height, pads, rule.columns, is_max)
+
+    def padded(
+        self, like: int, tensor: int, height: int, rows: Sequence[int], columns: Pads, is_max: bool = False
+    ) -> int:
+        """Rows of a tensor with padding around them, with ``is_max`` less than all else."""
         batch, _, width, channels = self.subgraph.tensors[like].shape
-        inputs = [tensor, self.integers(0, 0, *pads, *rule.columns, 0, 0, shape=(4, 2))]
+        inputs = [tensor, self.integers(0, 0, *rows, *columns, 0, 0, shape=(4, 2))]
         if is_max:
             inputs.append(self.constant(LEAST[self.subgraph.tensors[like].dtype], (1,), like))
-        shape = batch, height + sum(pads), width + sum(rule.columns), channels
+        shape = batch, height + sum(rows), width + sum(columns), channels
         return self.emit("PADV2" if is_max else "PAD", inputs, self.tensor(like, shape, "padded"))
 
     def compute(self, operator: Operator, rule: RowRule, rows: Rows, inputs: Mapping[int, int]) -> dict[int, int]:
@@ -4731,7 +4751,8 @@ LOOP_DTYPES = ("FLOAT32", "INT8")  # that the kernel of GATHER takes
 LOOP_PATTERNS = frozenset("convolution maximum average dense unary binary join parted gathered reduced pad upsample "
                           "slice strided".split())  # fmt: skip
 WINDOWS = ("convolution", "maximum", "average")
-ONE_BY_ONE = frozenset("convolution maximum average dense unary".split())  # whose columns do not depend on others
+# Those that make more columns of an input with more columns, and all others as before.
+WIDENED = frozenset("convolution maximum average dense unary".split())
 WIDE = 4096  # bytes of new rows
 RING_BYTES, MASK_BYTES = 400, 120  # of persistent memory that a ring and a mask take, more or less
 LEADS = (0, -1, -2)  # rows of the first input in front of the picture with which a loop may begin
@@ -4770,8 +4791,8 @@ class Track:
         return self.first + turn * self.rows - (self.halo if self.is_fetched else 0)
 
     @property
-    def made(self) -> int:
-        """Rows that a turn makes or fetches."""
+    def rows_per_turn(self) -> int:
+        """That a turn makes or fetches."""
         return self.height if self.is_fetched else self.rows
 
 
@@ -4795,8 +4816,13 @@ class Loop:
         start = track.first // rule.repeat * rule.stride - rule.above
         return Rows(start, start + (track.rows // rule.repeat - 1) * rule.stride + rule.extent)
 
-    def made(self, output: int) -> int:
-        """Rows of an output that are computed in all turns."""
+    def all_rows(self, t: int) -> np.ndarray:
+        """By turn, the numbers of the rows that it makes or fetches."""
+        track = self.tracks[t]
+        return track.row(0) + np.arange(self.turns)[:, None] * track.rows + np.arange(track.rows_per_turn)
+
+    def rows_in_all(self, output: int) -> int:
+        """That are computed of an output in all turns."""
         return self.turns * self.tracks[output].rows
 
 
@@ -4848,10 +4874,15 @@ class Loops:
             raise NoLoop("no number of turns makes the same rows of its outputs in each")
 
     def check(self) -> None:
+        sources = {t for _, rule in self.region.parts.values() for t in rule.sources}
         for number, (outputs, rule) in self.region.parts.items():
             operator = self.subgraph.operators[number]
             if kind_of(operator).rows not in LOOP_PATTERNS or isinstance(rule, CutRule):
                 raise NoLoop(f"{operator.kind} does not do the same in every turn")
+            if "value" in kind_of(operator).roles:
+                raise NoLoop(f"{operator.kind} pads with a value of its own")
+            if sources.intersection(operator.reads) - {*rule.sources}:
+                raise NoLoop("it reads a tensor both row by row and whole")
             for tensor in (self.subgraph.tensors[t] for t in (*outputs, *rule.sources)):
                 if len(tensor.shape) != 4 or tensor.shape[0] != 1:
                     raise NoLoop("it is of a batch, or not of rows and columns")
@@ -4903,7 +4934,7 @@ class Loops:
         due = {output: first[output] // counts[output] * counts[output] for output in self.region.escaping}
         turns = max((heights[output] - row) // counts[output] for output, row in due.items())
         written = {output: heights[output] - turns * counts[output] for output in due}
-        read = self.delayed(starts, first, counts, written)
+        read = self.delay(starts, first, counts, written)
         tracks = {}
         for t, rows in counts.items():
             pads = self.pads.get(t, LoopPads())
@@ -4933,11 +4964,11 @@ class Loops:
             first.update(dict.fromkeys(outputs, start * rule.repeat))
         return starts, first
 
-    def delayed(
+    def delay(
         self, starts: dict[int, int], first: dict[int, int], counts: Mapping[int, int], written: Mapping[int, int]
     ) -> Mapping[int, list[int]]:
-        """Let operators make their rows later, where their readers can wait and fewer bytes have to be kept so. The
-        first row of each tensor that each reader wants in turn 0."""
+        """Let operators make their rows later, by lowering ``starts`` and ``first``, where their readers can wait and
+        fewer bytes have to be kept so. By tensor, the first row that each reader wants in turn 0."""
 
         def needed(number: int) -> int:
             rule = self.region.parts[number].rule
@@ -4978,7 +5009,7 @@ class Loops:
         for number, (outputs, rule) in reversed(self.region.parts.items()):
             track, operator = tracks[outputs[0]], self.subgraph.operators[number]
             is_large = track.rows * self.row_bytes[outputs[0]] >= WIDE
-            if track.columns == NO_PADS or not is_large or kind_of(operator).rows not in ONE_BY_ONE:
+            if track.columns == NO_PADS or not is_large or kind_of(operator).rows not in WIDENED:
                 continue
             source, output = (self.subgraph.tensors[t] for t in (rule.sources[0], outputs[0]))
             stride = operator.options.get("StrideW", 1)
@@ -5001,7 +5032,7 @@ def padding_element(tensor: Tensor, is_max: bool) -> bytes:
     return struct.pack("<" + {"FLOAT32": "f", "INT8": "b", "INT16": "h"}.get(tensor.dtype, "i"), zero)
 
 
-def over_input(subgraph: Subgraph, loop: Loop) -> Loop:
+def laid_over_input(subgraph: Subgraph, loop: Loop) -> Loop:
     """The loop with its output where its first source is, if no row is overwritten that a later turn reads."""
     if len(loop.written) != 1:
         return loop
@@ -5118,7 +5149,7 @@ class LoopEmitter:
 
     def fetched_rows(self, t: int) -> int:
         """How many rows of its place a turn fetches of a source."""
-        tensor, rows = self.subgraph.tensors[t], self.loop.tracks[t].made
+        tensor, rows = self.subgraph.tensors[t], self.loop.tracks[t].rows_per_turn
         return rows * tensor.elements // tensor.shape[HEIGHT] // self.place[-1] if self.is_in_units(t) else rows
 
     def ring_shape(self, t: int) -> tuple[int, ...]:
@@ -5194,9 +5225,8 @@ class LoopEmitter:
     def fetched(self, t: int) -> int:
         """New rows of a source; of those outside, the nearest inside."""
         body, track, tensor = self.body, self.loop.tracks[t], self.subgraph.tensors[t]
-        rows = track.row(0) + np.arange(self.loop.turns)[:, None] * track.rows + np.arange(track.made)
-        rows = np.clip(rows, 0, tensor.shape[HEIGHT] - 1)
-        shape = body.shape(t, track.made)
+        rows = np.clip(self.loop.all_rows(t), 0, tensor.shape[HEIGHT] - 1)
+        shape = body.shape(t, track.rows_per_turn)
         if not self.is_in_units(t):
             return body.emit("GATHER", (self.places[t], self.looked_up(rows)), self.new_rows(t), Axis=HEIGHT)
         parts = tensor.elements // tensor.shape[HEIGHT] // self.place[-1]
@@ -5209,7 +5239,7 @@ class LoopEmitter:
         """That of the new rows of a tensor."""
         track = self.loop.tracks[t]
         batch, _, width, channels = self.subgraph.tensors[t].shape
-        return batch, track.made, width + sum(track.columns) if track.is_wide else width, channels
+        return batch, track.rows_per_turn, width + sum(track.columns) if track.is_wide else width, channels
 
     def new_rows(self, t: int, shape: tuple[int, ...] | None = None) -> int:
         """A tensor for the new rows of another one: where they belong in the ring, if only that is read."""
@@ -5224,8 +5254,7 @@ class LoopEmitter:
 
     def is_made_in_ring(self, t: int) -> bool:
         track, tensor = self.loop.tracks[t], self.subgraph.tensors[t]
-        readers = (number for number, part in self.loop.region.parts.items() if t in part.rule.sources)
-        firsts = [self.loop.read_by(number).first for number in readers]
+        firsts = [self.loop.read_by(n).first for n, part in self.loop.region.parts.items() if t in part.rule.sources]
         firsts += [self.loop.written[t]] if t in self.loop.written else []
         is_read_new = not track.is_wide and any(first >= track.first for first in firsts)
         above = track.halo * math.prod(self.ring_shape(t)[2:]) * (tensor.element.tflm_bytes or 0)
@@ -5252,18 +5281,18 @@ class LoopEmitter:
     def masked(self, t: int, rows: int) -> int:
         """The rows, with padding in place of those outside of the picture."""
         body, track, height = self.body, self.loop.tracks[t], self.subgraph.tensors[t].shape[HEIGHT]
-        numbers = track.row(0) + np.arange(self.loop.turns)[:, None] * track.rows + np.arange(track.made)
-        inside = (numbers >= 0) & (numbers < height)
-        if track.made == 1:  # one value for all, from the position on
+        rows_of_turns = self.loop.all_rows(t)
+        inside = (rows_of_turns >= 0) & (rows_of_turns < height)
+        if track.rows_per_turn == 1:  # one value for all, from the position on
             shape: tuple[int, ...] = (1,)
             by_position = np.repeat(inside[:, 0], self.step)
             masks, selector = self.mask(t, by_position, by_position.shape), self.position
         else:
-            shape = 1, track.made, 1, 1
+            shape = 1, track.rows_per_turn, 1, 1
             masks, selector = self.mask(t, inside, (self.loop.turns, *shape[1:])), self.selector
-        mask = body.tensor(t, shape, "mask") if self.is_minimum(t, track.made) else body.number("BOOL", *shape)
+        mask = body.tensor(t, shape, "mask") if self.is_minimum(t, track.rows_per_turn) else body.number("BOOL", *shape)
         body.emit("SLICE", (masks, selector, body.integers(*shape, shape=(len(shape),))), mask)
-        return self.overwritten(t, rows, mask, track.made)
+        return self.overwritten(t, rows, mask, track.rows_per_turn)
 
     @property
     def selector(self) -> int:
@@ -5302,15 +5331,6 @@ class LoopEmitter:
             return body.emit("MINIMUM", (rows, mask), target)
         return body.emit("SELECT_V2", (mask, rows, self.padding(body, t, fill)), target)
 
-    def padded(self, t: int, part: int, height: int, columns: Pads, is_max: bool) -> int:
-        """Rows with columns of padding."""
-        body, (batch, _, width, channels) = self.body, self.subgraph.tensors[t].shape
-        inputs = [part, body.integers(0, 0, 0, 0, *columns, 0, 0, shape=(4, 2))]
-        if is_max:
-            inputs.append(body.constant(LEAST[self.subgraph.tensors[t].dtype], (1,), t))
-        shape = batch, height, width + sum(columns), channels
-        return body.emit("PADV2" if is_max else "PAD", inputs, body.tensor(t, shape, "padded"))
-
     def view(self, t: int, rows: Rows, number: int) -> int:
         """The rows that an operator reads of a tensor in the first turn, and their like in all others."""
         body, track, tensor = self.body, self.loop.tracks[t], self.subgraph.tensors[t]
@@ -5323,7 +5343,7 @@ class LoopEmitter:
             if pads == NO_PADS:
                 return part
             is_max = kind_of(self.subgraph.operators[number]).rows == "maximum"
-            return self.padded(t, part, rows.height, pads, is_max)
+            return body.padded(t, part, rows.height, NO_PADS, pads, is_max)
         have = Rows(track.first - track.halo, new.behind)
         left = track.columns.before - pads.before
         is_whole = left == 0 and width == tensor.shape[2] + sum(track.columns)
@@ -5998,7 +6018,7 @@ class SplitSearch(SplitProblem):
         """With its output over its input, where that is not needed after the region."""
         source = loop.sources[0]
         is_consumed = source in self.intervals and self.intervals[source].last < end
-        return over_input(self.subgraph, loop) if is_consumed else loop
+        return laid_over_input(self.subgraph, loop) if is_consumed else loop
 
     def loop(self, start: int, end: int, pace: int, is_wide: bool) -> Loop | None:
         """The loop that carries the least, if there is one."""
@@ -6037,14 +6057,9 @@ class SplitSearch(SplitProblem):
         return NO_LIMIT if loop is None else self.entering[start] + self.carried_bytes(loop)
 
     def evaluate_loop(self, start: int, end: int, pace: int, is_wide: bool) -> SplitRegion:
-        """What a region takes as a loop.
-
-        Raises:
-            NoLoop: it cannot be one.
-        """
+        """What a region takes as a loop that it can be."""
         loop = self.loop(start, end, pace, is_wide)
-        if loop is None:
-            raise NoLoop
+        assert loop is not None
         meter = Meter(self.subgraph, self.element_bytes, self.row_bytes)
         emitter = LoopEmitter(meter, loop)
         emitter.run()
@@ -6082,7 +6097,7 @@ class SplitSearch(SplitProblem):
     def loop_macs(self, loop: Loop) -> int:
         parts, heights = loop.region.parts, loop.region.heights
         return sum(
-            self.steps[number].macs * loop.made(outputs[0]) // heights[outputs[0]]
+            self.steps[number].macs * loop.rows_in_all(outputs[0]) // heights[outputs[0]]
             for number, (outputs, _) in parts.items()
         )
 
@@ -6211,7 +6226,7 @@ class SplitSearch(SplitProblem):
                 self.regions[found.start].append(self.looped[key])
             cost = self.looped[key].cost
             if cost.persistent > limits.persistent or price(cost) >= dearest:
-                return
+                return  # and so are all others, of more turns or with more operators
             if cost.peak <= limits.peak and cost.macs <= limits.macs:
                 return
 
@@ -7409,6 +7424,8 @@ class PlanDecision(Decision):
     original: int | None = None  # the head of the model that the command was given, before other steps changed it
     in_place: Mapping[str, int] = dataclasses.field(default_factory=dict)  # by kind: outputs that lie on an input
     read_by_slices: int = 0  # so many tensors give their memory free slice by slice
+    loops: int = 0  # so many WHILE have the tensors that they carry in one place each
+    is_planned: bool = False  # whether the file has a plan now
 
     key = "planning"
 
@@ -7419,18 +7436,21 @@ class PlanDecision(Decision):
         original = self.before if self.original is None else self.original
         if self.after == original:
             return [f"Arena left as it is: {self.after:,} B, {verdict}."]
-        done = "Arena planned" if self.changed else "Arena, which needs no plan"
+        done = "Arena planned" if self.is_planned else "Arena, which needs no plan"
         return [f"{done}: {saving(original, self.after)}, {verdict}.", *self.sharing()]
 
     def sharing(self) -> list[str]:
         shared = [f"{count} {kind}" for kind, count in self.in_place.items()]
         lines = [f"the outputs of {', '.join(shared)} lie where an input ends"] if shared else []
         if self.read_by_slices:
-            lines.append(f"{self.read_by_slices} tensors give free what has been read")
-        return [f"Memory shared on purpose: {'; '.join(lines)} (--no-in-place plans without)."] if lines else []
+            lines.append(f"{self.read_by_slices} tensors give free what nobody will read")
+        if self.loops:
+            lines.append(f"what {self.loops} loops carry stays where it is")
+        how = "" if self.loops else " (--no-in-place plans without)"
+        return [f"Memory shared on purpose: {'; '.join(lines)}{how}."] if lines else []
 
     def json(self) -> dict[str, Any]:
-        own = {"in_place": dict(self.in_place), "read_by_slices": self.read_by_slices}
+        own = {"in_place": dict(self.in_place), "read_by_slices": self.read_by_slices, "loops": self.loops}
         return {"head_before": self.before, "head": self.after} | own | super().json()
 
 
@@ -8093,6 +8113,8 @@ def decide_plan(model: Snapshot, budget: Budget, in_place: bool = True) -> tuple
         seconds=budget.spent,
         in_place=dict(sorted(shared.items())),
         read_by_slices=len(after.arena.freed),
+        loops=looped_operators(after.graph),
+        is_planned=after.arena.has_plan,
     )
 
 

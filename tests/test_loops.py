@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from ai_edge_litert import schema_py_generated as schema
 from conftest import MODELS, litert_agrees, random_inputs, run_in_wheel, run_litert, wheel_agrees
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -129,6 +130,29 @@ def test_what_no_loop_can_be_is_told():
         tflite_tools.Loops(search.subgraph, search.region(0, 1, True))
 
 
+def test_padding_of_another_value_is_left_alone():
+    net = Net("FLOAT32")
+    x, y = net.picture(12, 8, 4), net.picture(14, 10, 4)
+    paddings = net.constant(np.array([[0, 0], [1, 1], [1, 1], [0, 0]], np.int32))
+    net.op("PADV2", [net.map("ABS", x), paddings, net.constant(np.array([7.5], np.float32))], [y])
+    z = net.window("AVERAGE_POOL_2D", y, kernel=(3, 3), padding=VALID)
+    search = search_of(net.build([x], [z]))
+    with pytest.raises(tflite_tools.NoLoop, match="a value of its own"):
+        tflite_tools.Loops(search.subgraph, search.region(0, 3, True))
+
+
+def test_what_is_also_read_whole_is_left_alone():
+    net = Net("FLOAT32")
+    x, y = net.picture(3, 3, 2), net.picture(3, 3, 1)
+    options = schema.Conv2DOptionsT()
+    options.padding, options.strideH, options.strideW = SAME, 1, 1
+    options.dilationHFactor = options.dilationWFactor = 1
+    net.op("CONV_2D", [net.map("ABS", x), x, net.bias(1)], [y], options)  # the input is the weights as well
+    search = search_of(net.build([x], [y]))
+    with pytest.raises(tflite_tools.NoLoop, match="both row by row and whole"):
+        tflite_tools.Loops(search.subgraph, search.region(0, 2, True))
+
+
 # -- over the input ----------------------------------------------------------------------------------
 
 
@@ -142,7 +166,7 @@ def overwrites(search: SplitSearch, loop: Loop) -> bool:
         row = min(max(first + turn * rows, 0), output.shape[1] - rows)
         written = range(row * new, (row + rows) * new)
         for later in range(turn + 1, loop.turns):
-            for fetched in range(track.row(later), track.row(later) + track.made):
+            for fetched in range(track.row(later), track.row(later) + track.rows_per_turn):
                 if (
                     0 <= fetched < source.shape[1]
                     and fetched * old < written.stop

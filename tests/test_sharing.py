@@ -17,11 +17,14 @@ from hypothesis import strategies as st
 from nets import VALID, Net, random_net, regions, split
 from test_lighter import converting
 
+import tflite_tools
 from tflite_tools import (
     KINDS,
     OFFLINE_PLAN,
     Interval,
+    Place,
     Profile,
+    Sharing,
     Storage,
     TFLiteModel,
     analyse_arena,
@@ -151,6 +154,49 @@ def test_state_and_what_never_runs_are_left_alone():
         graph.op("RELU", [x], [y])
         graph.finish([x], [y])
     assert pairs(model.build()) == {(0, 1)}
+
+
+def test_places_that_contradict_each_other_are_left_out():
+    """By one way they would be at one address, by another one 16 bytes apart."""
+    intervals = [Interval(64, 0, 1), Interval(64, 2, 3), Interval(64, 4, 5)]
+    places = (Place(0, 1), Place(1, 2), Place(0, 2, 16))
+    found = tflite_tools._without_clashes(intervals, Sharing(places))
+    assert set(found.places) < {*places}
+    assert len(found.places) == 2
+    assert tflite_tools._without_clashes(intervals, Sharing(places[:2])).places == places[:2]
+    together = [Interval(64, 0, 3), *intervals[1:]]  # no buffer ends in time
+    assert not tflite_tools._without_clashes(together, Sharing((Place(0, 2), Place(1, 2)))).places
+
+
+def updated(shape: tuple[int, ...], start: list[int]) -> Builder:
+    b = Builder()
+    x, a, u, c, y = (b.tensor(s, "FLOAT32") for s in ((1, 8, 4, 4), (1, 8, 4, 4), shape, shape, (1, 8, 4, 4)))
+    b.op("RELU", [x], [a])
+    b.op("SOFTMAX", [u], [c])
+    b.op("DYNAMIC_UPDATE_SLICE", [a, c, b.constant(np.array(start, np.int32))], [y])
+    b.finish([x, u], [y])
+    return b
+
+
+def test_what_is_overwritten_unread_is_free():
+    """Rows 2 to 5 of the first: their memory can hold what will lie there."""
+    arena = analyse_arena(read_model(updated((1, 4, 4, 4), [0, 2, 0, 0]).model.build()))
+    number = {b.tensor: i for i, b in enumerate(arena.buffers)}
+    assert Place(number[1], number[4]) in arena.sharing.places
+    assert Place(number[3], number[4], above=128) in arena.sharing.places
+    size, row = 512, 64
+    assert [(p.size, p.first, p.last, p.offset) for p in arena.sharing.pieces[number[1]]] == [
+        (size, 1, 1, 0), (2 * row, 2, 3, 0), (2 * row, 2, 3, 6 * row)]  # fmt: skip
+
+
+@pytest.mark.parametrize(("shape", "start"), [
+    ((1,), [0, 2, 0, 0]), ((1, 4, 4, 4), [0, 6, 0, 0]), ((1, 4, 2, 4), [0] * 4), ((1, 4, 4, 4), [0, 2]),
+    ((1, 4, 4, 4), [0, -1, 0, 0]),
+])  # fmt: skip
+def test_blocks_that_are_not_together_are_not_shared(shape: tuple[int, ...], start: list[int]):
+    arena = analyse_arena(read_model(updated(shape, start).model.build()))
+    assert not any(place.above for place in arena.sharing.places)
+    assert not arena.sharing.pieces
 
 
 # -- what plans are worth, and what they are not allowed ----------------------------------------------
