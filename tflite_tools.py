@@ -1211,13 +1211,17 @@ def is_compiled(graph: ModelGraph) -> bool:
 COMPILED = "an accelerator addresses the memory as its compiler planned it in the file"
 
 
+def is_loop(operator: Operator) -> bool:
+    return operator.kind == "WHILE" and len(operator.callees) == 2
+
+
 def looped_operators(graph: ModelGraph) -> int:
     """How many WHILE carry tensors that the plan in the file puts in one place, outside and in the body."""
     try:
         offsets = planned_offsets(graph)
     except ArenaError:
         return 0
-    whiles = [(s.index, o) for s, o in graph.operators if o.kind == "WHILE" and len(o.callees) == 2]
+    whiles = [(s.index, o) for s, o in graph.operators if is_loop(o)]
     return sum(
         any(
             offsets.get((subgraph, outside), -1) == offsets.get((operator.callees[1], inside), -2)
@@ -3122,7 +3126,7 @@ def shared_places(graph: ModelGraph, buffers: Sequence[ArenaBuffer]) -> Sharing:
     variables = [
         variable
         for subgraph, operator in graph.operators
-        if operator.kind == "WHILE" and (subgraph.index, operator.index) in runs and max(calls.values(), default=0) == 1
+        if is_loop(operator) and (subgraph.index, operator.index) in runs and max(calls.values()) == 1
         for variable in _loop_variables(graph, subgraph, operator, number, buffers)
     ]
     taken = {i for variable in variables for i in variable.copies}
@@ -7435,7 +7439,8 @@ class PlanDecision(Decision):
         verdict = "proven optimal: no layout is smaller" if self.optimal else f"no plan is below {self.bound:,} B"
         original = self.before if self.original is None else self.original
         if self.after == original:
-            return [f"Arena left as it is: {self.after:,} B, {verdict}."]
+            done = "planned anew, since its plan was wrong" if self.changed else "left as it is"
+            return [f"Arena {done}: {self.after:,} B, {verdict}."]
         done = "Arena planned" if self.is_planned else "Arena, which needs no plan"
         return [f"{done}: {saving(original, self.after)}, {verdict}.", *self.sharing()]
 
@@ -8089,6 +8094,8 @@ def decide_plan(model: Snapshot, budget: Budget, in_place: bool = True) -> tuple
         return model, PlanDecision(refusal=str(refusal))
     if is_compiled(model.graph):
         return model, PlanDecision(before=arena.head, after=arena.head, refusal=COMPILED)
+    if not in_place and looped_operators(model.graph):
+        return model, PlanDecision(before=arena.head, after=arena.head, refusal=LOOPED)
     for buffer in arena.buffers:
         if buffer.interval.first < 0 <= buffer.interval.last:
             why = (
@@ -8096,11 +8103,12 @@ def decide_plan(model: Snapshot, budget: Budget, in_place: bool = True) -> tuple
             )
             return model, PlanDecision(before=arena.head, after=arena.head, refusal=why)
     best = plan_arena(arena, budget.left, in_place)
-    decision = PlanDecision(before=arena.head, after=arena.head, bound=min(best.bound, arena.head))
+    bound = best.bound if arena.problems else min(best.bound, arena.head)
+    decision = PlanDecision(before=arena.head, after=arena.head, bound=bound)
     if best.height >= HIGHEST_OFFSET:
         why = f"it would be {best.height:,} B, but offsets in the file have 32 bits"
         return model, dataclasses.replace(decision, refusal=why, seconds=budget.spent)
-    changed = best.height < arena.head
+    changed = best.height < arena.head or bool(arena.problems)
     after = model.planned(best) if changed else model
     kinds = {(s.index, t): o.kind for s, o in model.graph.operators for t in o.writes if o.kind != "WHILE"}
     above = (after.arena.buffers[i] for _, i in after.arena.shared)
@@ -8486,7 +8494,8 @@ def analysis_text(model: Snapshot, extras: Extras, is_full: bool = False) -> str
     if state := state_bytes(graph):
         lines += [f"State kept between inferences: {state:,} B (not part of the peak, but to be reserved)"]
     if extras.macs:
-        lines += [f"Total MACs: {model_macs(graph):,}"]
+        once = " (what a loop runs counted once)" if any(is_loop(operator) for _, operator in graph.operators) else ""
+        lines += [f"Total MACs: {model_macs(graph):,}{once}"]
     if extras.size:
         lines += [f"Total weight size: {parameter_bytes(graph, graph.operators):,} B"]
     lines += listed("TFLM does not run this model:", model.refusals)

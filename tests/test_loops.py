@@ -7,6 +7,7 @@ import random
 from collections.abc import Iterator
 from pathlib import Path
 
+import flatbuffers
 import numpy as np
 import pytest
 from ai_edge_litert import schema_py_generated as schema
@@ -277,6 +278,38 @@ def test_a_file_with_a_loop_stays_as_it_is(looped_digits: TFLiteModel):
     moved = TFLiteModel(bytes(write_plan(model.to_bytes(), model.graph, {})))
     assert moved.plan_memory(5).changed
     assert moved.arena.head == model.arena.head
+
+
+def test_a_wrong_plan_is_replaced(looped_digits: TFLiteModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    offsets = {(b.subgraph, b.tensor): b.interval.offset for b in looped_digits.arena.buffers if b.tensor is not None}
+    ring = max((b for b in looped_digits.arena.buffers if b.interval.offset > 0), key=lambda b: b.interval.size)
+    offsets[ring.subgraph, ring.tensor] -= 1024
+    wrong, right = tmp_path / "wrong.tflite", tmp_path / "right.tflite"
+    wrong.write_bytes(write_plan(looped_digits.to_bytes(), looped_digits.graph, offsets))
+    assert TFLiteModel.load_from_file(wrong).arena.problems
+    assert main(["-i", str(wrong), "--plan", "-o", str(right)]) == 0
+    assert f"Arena planned anew, since its plan was wrong: {looped_digits.arena.head:,} B" in capsys.readouterr().out
+    assert not TFLiteModel.load_from_file(right).arena.problems
+
+
+def test_a_loop_cannot_be_planned_apart(looped_digits: TFLiteModel):
+    model = TFLiteModel(looped_digits.to_bytes())
+    assert "share memory by the plan" in model.plan_memory(2, in_place=False).refusal
+
+
+def test_a_loop_without_options_is_analysed_as_far_as_it_goes(looped_digits: TFLiteModel):
+    table = schema.ModelT.InitFromPackedBuf(looped_digits.to_bytes())
+    for operator in table.subgraphs[0].operators:
+        if table.operatorCodes[operator.opcodeIndex].builtinCode == schema.BuiltinOperator.WHILE:
+            operator.builtinOptions, operator.builtinOptionsType = None, 0
+    builder = flatbuffers.Builder(0)
+    builder.Finish(table.Pack(builder), b"TFL3")
+    assert TFLiteModel(bytes(builder.Output())).arena.problems
+
+
+def test_macs_of_a_loop_are_counted_once(looped_digits: TFLiteModel, capsys: pytest.CaptureFixture[str]):
+    looped_digits.print_model_analysis(calc_macs=True)
+    assert "(what a loop runs counted once)" in capsys.readouterr().out
 
 
 def test_clusters_leave_the_plan_alone(looped_digits: TFLiteModel):
