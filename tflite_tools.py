@@ -36,8 +36,8 @@ cost in accuracy or speed; for a little of the latter, stripes take less than an
 to bottom in the order in which data flows; every section uses only what stands above it:
 
 what a file says, what is known of operators and what TFLM refuses; who is alive when; orders; offsets; TFLM's arena and
-what may share memory in it; stripes and lighter operators; clusters; writing all that; what was done, in words and
-pictures; :class:`TFLiteModel`; the command line.
+what may share memory in it; stripes, loops and lighter operators; clusters; writing all that; what was done, in words
+and pictures; :class:`TFLiteModel`; the command line.
 """
 
 from __future__ import annotations
@@ -3003,7 +3003,96 @@ ARENA_COSTS = Costs(
 
 
 ####################################################################################################
-# Shared places: buffers that lie on each other on purpose
+# Shared places, the rules: what an operator may write where it reads
+####################################################################################################
+
+
+def may_lie_on(node: Node, position: int) -> bool:
+    """Whether the output may be written where that input is, as it is read."""
+    source, output = node.inputs[position], node.output
+    if source is None or output is None or not node.kind.is_safe_in_place:
+        return False
+    if source.storage is not Storage.ACTIVATION:
+        return False
+    if node.kind in (KINDS["SLICE"], KINDS["GATHER"]):
+        return position == 0 and _moves_rows_up(node, source, output)
+    if source.bytes != output.bytes:
+        return False
+    if node.kind.rows == "binary":
+        others = [tensor for i, tensor in enumerate(node.inputs[:2]) if i != position and tensor is not None]
+        is_even = all(t.shape == output.shape or t.storage is Storage.CONSTANT or t.elements == 1 for t in others)
+        is_even |= node.kind in (KINDS["MAXIMUM"], KINDS["MINIMUM"])  # which go by the output, whatever is repeated
+        return position < 2 and source.shape == output.shape and source.dtype == output.dtype and is_even
+    if node.kind is KINDS["SELECT_V2"]:
+        return position == 1 and source.shape == output.shape
+    if node.kind is KINDS["QUANTIZE"]:
+        return {source.dtype, output.dtype} == {"INT8", "UINT8"}
+    return position == 0 and source.dtype == output.dtype
+
+
+def _moves_rows_up(node: Node, source: Tensor, output: Tensor) -> bool:
+    """Whether every row of the output, one after the other, comes from the same place or from further on."""
+    if len(source.shape) <= HEIGHT or source.shape[0] != 1 or source.shape[HEIGHT + 1 :] != output.shape[HEIGHT + 1 :]:
+        return False
+    if node.kind is KINDS["SLICE"]:
+        bounds = slice_bounds(node)
+        return bounds is not None and not any(bounds[0])
+    rows = node["indices"].values
+    is_plain = node.options.get("Axis") == HEIGHT and not node.options["BatchDims"] and source.shape == output.shape
+    return is_plain and rows is not None and all(row >= i for i, row in enumerate(rows))
+
+
+UPDATE = 1  # the input of DYNAMIC_UPDATE_SLICE that is written into the other
+
+
+def updated_block(node: Node) -> tuple[int, int] | None:
+    """Where the bytes that a DYNAMIC_UPDATE_SLICE writes begin and end, if they are all together and aligned."""
+    operand, update, start = (*node.inputs, None, None, None)[:3]
+    if operand is None or update is None or start is None or start.values is None or not operand.bytes:
+        return None
+    if not len(start.values) == len(operand.shape) == len(update.shape) > HEIGHT or operand.shape[0] != 1:
+        return None
+    row = operand.bytes // operand.shape[HEIGHT]
+    first, rows = start.values[HEIGHT], update.shape[HEIGHT]
+    is_whole = update.shape[HEIGHT + 1 :] == operand.shape[HEIGHT + 1 :] and not any(start.values[HEIGHT + 1 :])
+    if not is_whole or not 0 <= first <= operand.shape[HEIGHT] - rows:
+        return None
+    begin, end = first * row, (first + rows) * row
+    is_aligned = begin % ARENA_ALIGNMENT == 0 and (end % ARENA_ALIGNMENT == 0 or end == operand.bytes)
+    return (begin, end) if is_aligned else None
+
+
+def slice_bounds(node: Node) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+    """Where a SLICE begins and how much it cuts, per axis; None where the file does not tell."""
+    source, begin, size = node.get("input"), node.get("begin"), node.get("size")
+    if source is None or begin is None or size is None or begin.values is None or size.values is None:
+        return None
+    if not len(begin.values) == len(size.values) == len(source.shape):
+        return None
+    sizes = (d - b if n == -1 else n for n, b, d in zip(size.values, begin.values, source.shape, strict=True))
+    return begin.values, tuple(sizes)
+
+
+def _bytes_read(subgraph: Subgraph, operator: Operator, tensor: Tensor) -> tuple[int, int]:
+    """The first byte of a tensor that an operator may read, and the one behind the last."""
+    whole = 0, tensor.bytes or 0
+    if operator.kind != "SLICE" or operator.inputs[0] != tensor.index or len(operator.inputs) != 3:
+        return whole
+    bounds = slice_bounds(node_of(subgraph, operator))
+    if bounds is None or not tensor.shape or min(bounds[0]) < 0:
+        return whole
+    begin, size = bounds
+    if min(size) < 1 or any(b + n > d for b, n, d in zip(begin, size, tensor.shape, strict=True)):
+        return whole
+    steps = [math.prod(tensor.shape[axis + 1 :]) for axis in range(len(tensor.shape))]
+    start = sum(b * step for b, step in zip(begin, steps, strict=True))
+    end = sum((b + n - 1) * step for b, n, step in zip(begin, size, steps, strict=True)) + 1
+    width = tensor.element.tflm_bytes or 1
+    return start * width, end * width
+
+
+####################################################################################################
+# Shared places, the layout: every byte that is taken counts once
 ####################################################################################################
 
 
@@ -3014,6 +3103,7 @@ class Place(NamedTuple):
     old: int
     new: int
     above: int = 0
+    beside: int | None = None  # a third one, which has to lie where the new one does
 
 
 @dataclass(frozen=True)
@@ -3041,7 +3131,8 @@ class Sharing:
 
         def is_used(place: Place) -> bool:
             old, new = placed[place.old].offset, placed[place.new].offset
-            return old is not None and new is not None and old == new + place.above
+            is_beside = place.beside is None or placed[place.beside].offset == new
+            return old is not None and new is not None and old == new + place.above and is_beside
 
         return Sharing(tuple(filter(is_used, self.places)), self.pieces, tuple(filter(is_used, self.copies)))
 
@@ -3071,7 +3162,7 @@ def layout_of(buffers: Sequence[Interval], sharing: Sharing = NOTHING_SHARED) ->
     """A buffer in whose place another one lies ends just before that begins; a copy takes no bytes of its own."""
     pieces = {i: sharing.pieces.get(i, (buffer._replace(offset=0),)) for i, buffer in enumerate(buffers)}
     begins: dict[int, set[int]] = defaultdict(set)  # when others take over
-    for old, new, _ in sharing.places:
+    for old, new, *_ in sharing.places:
         begins[old] |= {piece.first for piece in pieces[new]}
     places = _common_places(len(buffers), (*sharing.places, *sharing.copies))
     copies = {place.new for place in sharing.copies}
@@ -3099,7 +3190,7 @@ def _from_zero(group: Mapping[int, int]) -> Block:
 def _common_places(count: int, shared: Iterable[Place]) -> list[tuple[int, int]]:
     """For each of so many buffers the number of its place, and its address above that of the place."""
     neighbours: dict[int, list[tuple[int, int]]] = defaultdict(list)
-    for old, new, above in shared:
+    for old, new, above, _ in shared:
         neighbours[new].append((old, above))
         neighbours[old].append((new, -above))
     places: dict[int, tuple[int, int]] = {}
@@ -3114,6 +3205,11 @@ def _common_places(count: int, shared: Iterable[Place]) -> list[tuple[int, int]]
                         places[other] = i, places[here][1] + above
                         waiting.append(other)
     return [places[i] for i in range(count)]
+
+
+####################################################################################################
+# Shared places: what buffers of a model lie on each other on purpose
+####################################################################################################
 
 
 def shared_places(graph: ModelGraph, buffers: Sequence[ArenaBuffer]) -> Sharing:
@@ -3159,11 +3255,8 @@ def _without_clashes(intervals: Sequence[Interval], sharing: Sharing) -> Sharing
         if not clashing:
             return sharing
         bad = [place for place in sharing.places if layout.places[place.old][0] in clashing]
-        bad = [place for place in bad if place.above] or bad
+        bad = [place for place in bad if place.beside is not None] or bad
         sharing = dataclasses.replace(sharing, places=tuple(place for place in sharing.places if place not in bad))
-
-
-UPDATE = 1  # the input of DYNAMIC_UPDATE_SLICE that is written into the other
 
 
 def _places_in(
@@ -3183,29 +3276,15 @@ def _places_in(
             and t not in subgraph.outputs
             and buffers[number[t]].interval.last == buffers[output].interval.first
         }
-        chosen = [(position, 0) for position in ends if may_lie_on(node, position)][:1]
+        chosen = next((position for position in ends if may_lie_on(node, position)), None)
+        if chosen is None:
+            continue
+        found = [Place(ends[chosen], output)]
+        # The kernel copies the operand, where that is elsewhere, and would write over the update.
         if operator.kind == "DYNAMIC_UPDATE_SLICE" and (block := updated_block(node)) and UPDATE in ends:
-            chosen.append((UPDATE, block[0]))
-        for position, above in chosen:
-            yield Place(ends[position], output, above)
-            taken.add(ends[position])
-
-
-def updated_block(node: Node) -> tuple[int, int] | None:
-    """Where the bytes that a DYNAMIC_UPDATE_SLICE writes begin and end, if they are all together and aligned."""
-    operand, update, start = (*node.inputs, None, None, None)[:3]
-    if operand is None or update is None or start is None or start.values is None or not operand.bytes:
-        return None
-    if not len(start.values) == len(operand.shape) == len(update.shape) > HEIGHT or operand.shape[0] != 1:
-        return None
-    row = operand.bytes // operand.shape[HEIGHT]
-    first, rows = start.values[HEIGHT], update.shape[HEIGHT]
-    is_whole = update.shape[HEIGHT + 1 :] == operand.shape[HEIGHT + 1 :] and not any(start.values[HEIGHT + 1 :])
-    if not is_whole or not 0 <= first <= operand.shape[HEIGHT] - rows:
-        return None
-    begin, end = first * row, (first + rows) * row
-    is_aligned = begin % ARENA_ALIGNMENT == 0 and (end % ARENA_ALIGNMENT == 0 or end == operand.bytes)
-    return (begin, end) if is_aligned else None
+            found.append(Place(ends[UPDATE], output, block[0], beside=ends[chosen]))
+        yield from found
+        taken.update(place.old for place in found)
 
 
 def _overwritten(
@@ -3273,7 +3352,7 @@ def shared_in_loops(graph: ModelGraph) -> Shared:
     inside = {key for key, place in zip(keys, places, strict=True) if place in looped and key[0] in callees}
     handed = {
         (*keys[old], keys[new][1])
-        for old, new, _ in used.places
+        for old, new, *_ in used.places
         if (places[old] in looped or keys[old][0] in callees) and keys[old][0] == keys[new][0]
     }
     return Shared(frozenset(inside | {keys[place.new] for place in used.copies}), frozenset(handed))
@@ -3355,41 +3434,6 @@ def _loop_variables(
             yield variable
 
 
-def may_lie_on(node: Node, position: int) -> bool:
-    """Whether the output may be written where that input is, as it is read."""
-    source, output = node.inputs[position], node.output
-    if source is None or output is None or not node.kind.is_safe_in_place:
-        return False
-    if source.storage is not Storage.ACTIVATION:
-        return False
-    if node.kind in (KINDS["SLICE"], KINDS["GATHER"]):
-        return position == 0 and _moves_rows_up(node, source, output)
-    if source.bytes != output.bytes:
-        return False
-    if node.kind.rows == "binary":
-        others = [tensor for i, tensor in enumerate(node.inputs[:2]) if i != position and tensor is not None]
-        is_even = all(t.shape == output.shape or t.storage is Storage.CONSTANT or t.elements == 1 for t in others)
-        is_even |= node.kind in (KINDS["MAXIMUM"], KINDS["MINIMUM"])  # which go by the output, whatever is repeated
-        return position < 2 and source.shape == output.shape and source.dtype == output.dtype and is_even
-    if node.kind is KINDS["SELECT_V2"]:
-        return position == 1 and source.shape == output.shape
-    if node.kind is KINDS["QUANTIZE"]:
-        return {source.dtype, output.dtype} == {"INT8", "UINT8"}
-    return position == 0 and source.dtype == output.dtype
-
-
-def _moves_rows_up(node: Node, source: Tensor, output: Tensor) -> bool:
-    """Whether every row of the output, one after the other, comes from the same place or from further on."""
-    if len(source.shape) <= HEIGHT or source.shape[0] != 1 or source.shape[HEIGHT + 1 :] != output.shape[HEIGHT + 1 :]:
-        return False
-    if node.kind is KINDS["SLICE"]:
-        bounds = slice_bounds(node)
-        return bounds is not None and not any(bounds[0])
-    rows = node["indices"].values
-    is_plain = node.options.get("Axis") == HEIGHT and not node.options["BatchDims"] and source.shape == output.shape
-    return is_plain and rows is not None and all(row >= i for i, row in enumerate(rows))
-
-
 def _pieces_read(
     subgraph: Subgraph, tensor: Tensor, readers: Iterable[tuple[Operator, int]], interval: Interval
 ) -> tuple[Interval, ...]:
@@ -3404,35 +3448,6 @@ def _pieces_read(
         Interval((b - a) * ARENA_ALIGNMENT, interval.first, int(last[a]), a * ARENA_ALIGNMENT)
         for a, b in itertools.pairwise(edges)
     )
-
-
-def slice_bounds(node: Node) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
-    """Where a SLICE begins and how much it cuts, per axis; None where the file does not tell."""
-    source, begin, size = node.get("input"), node.get("begin"), node.get("size")
-    if source is None or begin is None or size is None or begin.values is None or size.values is None:
-        return None
-    if not len(begin.values) == len(size.values) == len(source.shape):
-        return None
-    sizes = (d - b if n == -1 else n for n, b, d in zip(size.values, begin.values, source.shape, strict=True))
-    return begin.values, tuple(sizes)
-
-
-def _bytes_read(subgraph: Subgraph, operator: Operator, tensor: Tensor) -> tuple[int, int]:
-    """The first byte of a tensor that an operator may read, and the one behind the last."""
-    whole = 0, tensor.bytes or 0
-    if operator.kind != "SLICE" or operator.inputs[0] != tensor.index or len(operator.inputs) != 3:
-        return whole
-    bounds = slice_bounds(node_of(subgraph, operator))
-    if bounds is None or not tensor.shape or min(bounds[0]) < 0:
-        return whole
-    begin, size = bounds
-    if min(size) < 1 or any(b + n > d for b, n, d in zip(begin, size, tensor.shape, strict=True)):
-        return whole
-    steps = [math.prod(tensor.shape[axis + 1 :]) for axis in range(len(tensor.shape))]
-    start = sum(b * step for b, step in zip(begin, steps, strict=True))
-    end = sum((b + n - 1) * step for b, n, step in zip(begin, size, steps, strict=True)) + 1
-    width = tensor.element.tflm_bytes or 1
-    return start * width, end * width
 
 
 ####################################################################################################
@@ -3607,7 +3622,7 @@ class Arena:
         """Numbers of buffers of which others take the memory while a part of them is still to be read."""
         used = self.used
         clashes = set(conflicts([b.interval for b in self.buffers]))
-        clashes -= {(min(old, new), max(old, new)) for old, new, _ in used.places}
+        clashes -= {(min(old, new), max(old, new)) for old, new, *_ in used.places}
         return sorted({i for pair in clashes for i in pair if i in used.pieces})
 
     @property
@@ -5054,32 +5069,21 @@ def laid_over_input(subgraph: Subgraph, loop: Loop) -> Loop:
 
 
 ####################################################################################################
-# Loops as operators: WHILE, its condition and its body, as plain data
+# Loops as operators, a turn: the body of WHILE, as plain data
 ####################################################################################################
 
 
-class Carried(NamedTuple):
-    """A tensor that a loop carries from turn to turn, by its numbers: before the loop, in the body, and after it."""
+class TurnEmitter:
+    """Emits a turn of a loop. For each tensor: new rows, padding over those that are outside, into the ring, from which
+    the operators read; at the end the last rows of the ring become its first ones.
 
-    before: int
-    inside: int
-    after: int
-
-
-class LoopEmitter:
-    """Emits a region as a loop: before it the rings, full of padding, and room for the outputs; then WHILE.
-
-    In a turn, for each tensor: new rows, padding over those that are outside, into the ring, from which the operators
-    read; at the end the last rows of the ring become its first ones. Where a turn reads and writes is in tables, from
-    ``turn * step`` on, and that is what the loop counts.
+    Where a turn reads and writes is in tables, from ``turn * step`` on, and that is what the loop counts.
     """
 
-    def __init__(self, emitter: Emitter, loop: Loop) -> None:
-        self.emitter, self.loop, self.subgraph = emitter, loop, emitter.subgraph
-        self.body, self.cond = emitter.callee(), emitter.callee()
+    def __init__(self, body: Emitter, loop: Loop) -> None:
+        self.body, self.loop, self.subgraph = body, loop, body.subgraph
         self.step = max([POSITION, *(self.fetched_rows(t) for t in loop.sources)])
-        self.carried: list[Carried] = []
-        self.cond_inputs: list[int] = []
+        self.position = -1  # the tensor that counts
         self.next: dict[int, int] = {}  # by number in the body: what a carried tensor is in the next turn
         self.places: dict[int, int] = {}  # by tensor from outside: where it is in the body
         self.inside: dict[int, int] = {}  # by tensor, its ring in the body at the beginning of a turn
@@ -5089,115 +5093,7 @@ class LoopEmitter:
         self.selected: int | None = None
 
     def run(self) -> None:
-        emitter, loop, tensors = self.emitter, self.loop, self.subgraph.tensors
-        self.position = self.carry(emitter.integers(0, shape=(1,)), None, (1,))
-        for t in loop.whole:
-            self.places[t] = self.carry(t, t, tensors[t].shape)
-        for t in loop.sources:
-            self.places[t] = self.carry_source(t)
-        for output in loop.written if not loop.is_over_input else ():
-            shape = tensors[output].shape
-            room = self.filled(output, shape, padding_element(tensors[output], False))
-            self.places[output] = self.carry(room, output, shape, output)
-        for t, track in loop.tracks.items():
-            if track.is_ring:
-                shape = self.ring_shape(t)
-                ring = self.filled(t, shape, track.fill or padding_element(tensors[t], False))
-                self.inside[t] = self.rings[t] = self.carry(ring, t, shape)
-        self.turn()
-        self.close()
-        if loop.is_over_input and self.output_in_place is None:
-            self.move_out()
-
-    def carry(self, before: int, like: int | None, shape: tuple[int, ...], after: int | None = None) -> int:
-        """Take a tensor along; its number in the body."""
-        inside = self.body.carried(like, shape)
-        self.cond_inputs.append(self.cond.carried(like, shape))
-        self.carried.append(Carried(before, inside, self.emitter.carried(like, shape) if after is None else after))
-        self.next[inside] = inside
-        return inside
-
-    def padding(self, emitter: Emitter, like: int, element: bytes) -> int:
-        """A constant of one element of padding; quantisation does not matter."""
-        dtype = self.subgraph.tensors[like].dtype
-        first = next((t for t in self.loop.tracks if self.subgraph.tensors[t].dtype == dtype), like)
-        return emitter.constant(element, (1,), first)
-
-    def filled(self, like: int, shape: tuple[int, ...], element: bytes) -> int:
-        """A tensor full of one value."""
-        value = self.padding(self.emitter, like, element)
-        size = self.emitter.integers(*shape, shape=(len(shape),))
-        return self.emitter.emit("BROADCAST_TO", (value, size), self.emitter.carried(like, shape))
-
-    @property
-    def place(self) -> tuple[int, ...]:
-        """The shape of the first source where the output will lie on it: in rows of which a row of the input takes a
-        whole number, and what a turn writes as well."""
-        source, output = (self.subgraph.tensors[t] for t in (self.loop.sources[0], *self.loop.written))
-        old, new = (tensor.elements // tensor.shape[HEIGHT] for tensor in (source, output))
-        unit = math.gcd(old, self.loop.tracks[output.index].rows * new)
-        return source.shape if unit == old else (1, source.elements // unit, 1, unit)
-
-    @property
-    def output_in_place(self) -> int | None:
-        """The output of the loop, if it lies over the input as it is."""
-        if not self.loop.is_over_input:
-            return None
-        (output,) = self.loop.written
-        return output if self.subgraph.tensors[output].shape == self.place else None
-
-    def is_in_units(self, t: int) -> bool:
-        """Whether a source goes through the loop in that shape, which is not its own."""
-        is_place = self.loop.is_over_input and t == self.loop.sources[0]
-        return is_place and self.place != self.subgraph.tensors[t].shape
-
-    def fetched_rows(self, t: int) -> int:
-        """How many rows of its place a turn fetches of a source."""
-        tensor, rows = self.subgraph.tensors[t], self.loop.tracks[t].rows_per_turn
-        return rows * tensor.elements // tensor.shape[HEIGHT] // self.place[-1] if self.is_in_units(t) else rows
-
-    def ring_shape(self, t: int) -> tuple[int, ...]:
-        batch, _, width, channels = self.subgraph.tensors[t].shape
-        track = self.loop.tracks[t]
-        return batch, track.height, width + sum(track.columns), channels
-
-    def carry_source(self, t: int) -> int:
-        shape = self.subgraph.tensors[t].shape
-        if not self.is_in_units(t):
-            return self.carry(t, t, shape, self.output_in_place if t == self.loop.sources[0] else None)
-        units = self.emitter.reshape(t, self.emitter.carried(t, self.place), self.place)
-        return self.carry(units, t, self.place)
-
-    def close(self) -> None:
-        """The condition, and the loop itself."""
-        emitter, cond = self.emitter, self.cond
-        count = self.loop.turns * self.step
-        goes_on = cond.table(lambda: b"\1" * count + b"\0", (count + 1,), "BOOL")
-        one = cond.integers(1, shape=(1,))
-        verdict = cond.emit("SLICE", (goes_on, self.cond_inputs[0], one), cond.number("BOOL", 1))
-        inside = [carried.inside for carried in self.carried]
-        first = emitter.enclose(cond, "goes on", self.cond_inputs, [verdict])
-        second = emitter.enclose(self.body, "turn", inside, [self.next[t] for t in inside])
-        outputs = (carried.after for carried in self.carried)
-        before = [carried.before for carried in self.carried]
-        emitter.emit("WHILE", before, *outputs, CondSubgraphIndex=first, BodySubgraphIndex=second)
-
-    def move_out(self) -> None:
-        """The output, out of the first rows of where the input was."""
-        emitter, (output,) = self.emitter, self.loop.written
-        inside = self.places[self.loop.sources[0]]
-        result = next(carried.after for carried in self.carried if carried.inside == inside)
-        elements = self.subgraph.tensors[output].elements
-        batch, height, *row = self.place
-        if elements < height * math.prod(row):
-            size = batch, elements // math.prod(row), *row
-            bounds = emitter.integers(0, 0, 0, 0, shape=(4,)), emitter.integers(*size, shape=(4,))
-            result = emitter.emit("SLICE", (result, *bounds), emitter.carried(output, size))
-        emitter.reshape(result, output, self.subgraph.tensors[output].shape)
-
-    # -- a turn ---------------------------------------------------------------------------------------
-
-    def turn(self) -> None:
+        """All that the body does."""
         body, loop, step = self.body, self.loop, self.step
         self.next[self.position] = self.looked_up(np.arange(1, loop.turns + 1)[:, None] * step)
         last = {t: number for number, part in loop.region.parts.items() for t in part.rule.sources}
@@ -5396,6 +5292,137 @@ class LoopEmitter:
         self.next[place] = body.emit(
             "DYNAMIC_UPDATE_SLICE", (place, rows, self.looked_up(starts)), body.carried(like, shape)
         )
+
+    @property
+    def place(self) -> tuple[int, ...]:
+        """The shape of the first source where the output will lie on it: in rows of which a row of the input takes a
+        whole number, and what a turn writes as well."""
+        source, output = (self.subgraph.tensors[t] for t in (self.loop.sources[0], *self.loop.written))
+        old, new = (tensor.elements // tensor.shape[HEIGHT] for tensor in (source, output))
+        unit = math.gcd(old, self.loop.tracks[output.index].rows * new)
+        return source.shape if unit == old else (1, source.elements // unit, 1, unit)
+
+    def is_in_units(self, t: int) -> bool:
+        """Whether a source goes through the loop in that shape, which is not its own."""
+        is_place = self.loop.is_over_input and t == self.loop.sources[0]
+        return is_place and self.place != self.subgraph.tensors[t].shape
+
+    def fetched_rows(self, t: int) -> int:
+        """How many rows of its place a turn fetches of a source."""
+        tensor, rows = self.subgraph.tensors[t], self.loop.tracks[t].rows_per_turn
+        return rows * tensor.elements // tensor.shape[HEIGHT] // self.place[-1] if self.is_in_units(t) else rows
+
+    def ring_shape(self, t: int) -> tuple[int, ...]:
+        batch, _, width, channels = self.subgraph.tensors[t].shape
+        track = self.loop.tracks[t]
+        return batch, track.height, width + sum(track.columns), channels
+
+    def padding(self, emitter: Emitter, like: int, element: bytes) -> int:
+        """A constant of one element of padding; quantisation does not matter."""
+        dtype = self.subgraph.tensors[like].dtype
+        first = next((t for t in self.loop.tracks if self.subgraph.tensors[t].dtype == dtype), like)
+        return emitter.constant(element, (1,), first)
+
+
+####################################################################################################
+# Loops as operators: WHILE, its condition, and what is around it, as plain data
+####################################################################################################
+
+
+class Carried(NamedTuple):
+    """A tensor that a loop carries from turn to turn, by its numbers: before the loop, in the body, and after it."""
+
+    before: int
+    inside: int
+    after: int
+
+
+class LoopEmitter:
+    """Emits a region as a loop: before it the rings, full of padding, and room for the outputs; then WHILE; and behind
+    it the output, where that lies over the input."""
+
+    def __init__(self, emitter: Emitter, loop: Loop) -> None:
+        self.emitter, self.loop, self.subgraph = emitter, loop, emitter.subgraph
+        self.cond, self.turn = emitter.callee(), TurnEmitter(emitter.callee(), loop)
+        self.carried: list[Carried] = []
+        self.cond_inputs: list[int] = []
+
+    def run(self) -> None:
+        emitter, loop, tensors = self.emitter, self.loop, self.subgraph.tensors
+        self.turn.position = self.carry(emitter.integers(0, shape=(1,)), None, (1,))
+        for t in loop.whole:
+            self.turn.places[t] = self.carry(t, t, tensors[t].shape)
+        for t in loop.sources:
+            self.turn.places[t] = self.carry_source(t)
+        for output in loop.written if not loop.is_over_input else ():
+            shape = tensors[output].shape
+            room = self.filled(output, shape, padding_element(tensors[output], False))
+            self.turn.places[output] = self.carry(room, output, shape, output)
+        for t, track in loop.tracks.items():
+            if track.is_ring:
+                shape = self.turn.ring_shape(t)
+                ring = self.filled(t, shape, track.fill or padding_element(tensors[t], False))
+                self.turn.inside[t] = self.turn.rings[t] = self.carry(ring, t, shape)
+        self.turn.run()
+        self.close()
+        if loop.is_over_input and self.output_in_place is None:
+            self.move_out()
+
+    def carry(self, before: int, like: int | None, shape: tuple[int, ...], after: int | None = None) -> int:
+        """Take a tensor along; its number in the body."""
+        inside = self.turn.body.carried(like, shape)
+        self.cond_inputs.append(self.cond.carried(like, shape))
+        self.carried.append(Carried(before, inside, self.emitter.carried(like, shape) if after is None else after))
+        self.turn.next[inside] = inside
+        return inside
+
+    def filled(self, like: int, shape: tuple[int, ...], element: bytes) -> int:
+        """A tensor full of one value."""
+        value = self.turn.padding(self.emitter, like, element)
+        size = self.emitter.integers(*shape, shape=(len(shape),))
+        return self.emitter.emit("BROADCAST_TO", (value, size), self.emitter.carried(like, shape))
+
+    @property
+    def output_in_place(self) -> int | None:
+        """The output of the loop, if it lies over the input as it is."""
+        if not self.loop.is_over_input:
+            return None
+        (output,) = self.loop.written
+        return output if self.subgraph.tensors[output].shape == self.turn.place else None
+
+    def carry_source(self, t: int) -> int:
+        shape = self.subgraph.tensors[t].shape
+        if not self.turn.is_in_units(t):
+            return self.carry(t, t, shape, self.output_in_place if t == self.loop.sources[0] else None)
+        units = self.emitter.reshape(t, self.emitter.carried(t, self.turn.place), self.turn.place)
+        return self.carry(units, t, self.turn.place)
+
+    def close(self) -> None:
+        """The condition, and the loop itself."""
+        emitter, cond = self.emitter, self.cond
+        count = self.loop.turns * self.turn.step
+        goes_on = cond.table(lambda: b"\1" * count + b"\0", (count + 1,), "BOOL")
+        one = cond.integers(1, shape=(1,))
+        verdict = cond.emit("SLICE", (goes_on, self.cond_inputs[0], one), cond.number("BOOL", 1))
+        inside = [carried.inside for carried in self.carried]
+        first = emitter.enclose(cond, "goes on", self.cond_inputs, [verdict])
+        second = emitter.enclose(self.turn.body, "turn", inside, [self.turn.next[t] for t in inside])
+        outputs = (carried.after for carried in self.carried)
+        before = [carried.before for carried in self.carried]
+        emitter.emit("WHILE", before, *outputs, CondSubgraphIndex=first, BodySubgraphIndex=second)
+
+    def move_out(self) -> None:
+        """The output, out of the first rows of where the input was."""
+        emitter, (output,) = self.emitter, self.loop.written
+        inside = self.turn.places[self.loop.sources[0]]
+        result = next(carried.after for carried in self.carried if carried.inside == inside)
+        elements = self.subgraph.tensors[output].elements
+        batch, height, *row = self.turn.place
+        if elements < height * math.prod(row):
+            size = batch, elements // math.prod(row), *row
+            bounds = emitter.integers(0, 0, 0, 0, shape=(4,)), emitter.integers(*size, shape=(4,))
+            result = emitter.emit("SLICE", (result, *bounds), emitter.carried(output, size))
+        emitter.reshape(result, output, self.subgraph.tensors[output].shape)
 
 
 ####################################################################################################
@@ -5806,6 +5833,12 @@ class SplitProblem:
         """Whether a tensor made before ``end`` has to be whole then."""
         return not self.readers[output] or (output in self.intervals and self.intervals[output].last >= end)
 
+    @staticmethod
+    @cache
+    def glue_bytes(kind: str, inputs: int) -> int:
+        """Persistent bytes of an operator that glues stripes together."""
+        return node_persistent_bytes(Node(KINDS[kind], (None,) * inputs, (A_PICTURE,)))
+
     def region(self, start: int, end: int, is_cached: bool) -> Region:
         key = start, end, is_cached
         if key not in self.cut:
@@ -5951,63 +5984,21 @@ class Outlook:
 
 
 ####################################################################################################
-# Splitting, the search: which regions in how many stripes pay
+# Splitting, loops: what a region takes as one
 ####################################################################################################
 
 
-DEFAULT_MAX_MACS = 10.0  # per cent more multiply-accumulates than before
-RIVALS = 1.05  # times the smallest sum: what may need the least once it is reordered
-COARSE = 0.9  # from one limit on the peak to the next, at first
-Price = Callable[[Cost], int]  # prices of regions add up
-
-
-def in_memory(cost: Cost) -> int:
-    return cost.persistent
-
-
-def in_time(cost: Cost) -> int:
-    """Multiply-accumulates, and of equal ones memory."""
-    return (cost.macs << 40) + cost.persistent
-
-
-class SplitSearch(SplitProblem):
-    """Finds the regions of a subgraph that pay. With a fixed order the peaks of disjoint regions are independent, given
-    what is alive at their ends, so choices compose by dynamic programming.
+class LoopProblem(SplitProblem):
+    """The loops that regions of a subgraph can be, and their figures.
 
     Raises:
         ArenaError: as :class:`SplitProblem`.
     """
 
-    def __init__(self, graph: ModelGraph, subgraph: Subgraph, budget: Budget, forms: Forms = UNROLLED) -> None:
+    def __init__(self, graph: ModelGraph, subgraph: Subgraph, forms: Forms) -> None:
         super().__init__(graph, subgraph, forms)
-        self.budget = budget
-        self.regions: dict[int, list[SplitRegion]] = defaultdict(list)  # by start
-        # Per end and halo mode, for every start: numbers of stripes with what they need at least, the fewest first.
-        self.outlooks: dict[tuple[int, bool], dict[int, list[tuple[int, Cost]]]] = {}
-        self.known: dict[tuple[int, int, int, bool], SplitRegion | None] = {}
         self.families: dict[tuple[int, int], Loops | None] = {}
         self.loops: dict[tuple[int, int, int, bool], Loop | None] = {}  # by start, end, pace and whether it is wide
-        self.looped: dict[tuple[int, int, int, bool], SplitRegion] = {}
-
-    def evaluate(self, start: int, end: int, stripes: int, is_cached: bool) -> SplitRegion | None:
-        """What a region takes; None if it cannot be cut like that."""
-        region = self.region(start, end, is_cached)
-        if min(region.heights[t] for t in region.escaping) < stripes:
-            return None
-        try:
-            rows = list(stripe_rows(region, stripes))
-        except NoStripes:
-            return None
-        meter = Meter(self.subgraph, self.element_bytes, self.row_bytes)
-        RegionEmitter(meter, region).run(rows)
-        steps = self.steps[start:end]
-        before = sum(step.with_outputs for step in steps) - BITS_32.tensor * len(region.escaping)
-        after = BITS_32.tensor * len(meter.sizes)
-        after += sum(n * self.glue_bytes(*glue) for glue, n in meter.glue.items())
-        after += sum(n * self.steps[like].persistent for like, n in meter.copies.items())
-        macs = sum(self.stripe_macs(region, stripe) for stripe in rows) - sum(step.macs for step in steps)
-        cost = Cost(self.peak(meter, start, end), macs, after - before, len(meter.runs) - len(steps))
-        return SplitRegion(start, end, stripes, is_cached, cost)
 
     def family(self, start: int, end: int) -> Loops | None:
         """All loops that a region can be, if there are any."""
@@ -6067,7 +6058,7 @@ class SplitSearch(SplitProblem):
         meter = Meter(self.subgraph, self.element_bytes, self.row_bytes)
         emitter = LoopEmitter(meter, loop)
         emitter.run()
-        steps, body, cond = self.steps[start:end], emitter.body, emitter.cond
+        steps, body, cond = self.steps[start:end], emitter.turn.body, emitter.cond
         assert isinstance(body, Meter)
         assert isinstance(cond, Meter)
         used = {t for step in steps for t in (*step.operator.reads, *step.operator.writes)} - {*loop.written}
@@ -6080,7 +6071,7 @@ class SplitSearch(SplitProblem):
         for part in (meter, body, cond):
             persistent += sum(n * self.glue_bytes(*glue) for glue, n in part.glue.items())
             persistent += sum(n * self.steps[like].persistent for like, n in part.copies.items())
-        peak = self.entering[start] + self.carried_bytes(loop) + self.turn_peak(body, emitter.handed)
+        peak = self.entering[start] + self.carried_bytes(loop) + self.turn_peak(body, emitter.turn.handed)
         macs = self.loop_macs(loop) - sum(step.macs for step in steps)
         runs = sum(len(part.runs) for part in (meter, body, cond)) - len(steps)
         return SplitRegion(start, end, loop.turns, True, Cost(peak, macs, persistent, runs), loop)
@@ -6116,6 +6107,64 @@ class SplitSearch(SplitProblem):
         intervals = ((body.sizes[t - body.old], number, last.get(t, number)) for t, number in born.items())
         return peak_of(intervals, len(body.runs))
 
+
+####################################################################################################
+# Splitting, the search: which regions in how many stripes pay
+####################################################################################################
+
+
+DEFAULT_MAX_MACS = 10.0  # per cent more multiply-accumulates than before
+RIVALS = 1.05  # times the smallest sum: what may need the least once it is reordered
+COARSE = 0.9  # from one limit on the peak to the next, at first
+Price = Callable[[Cost], int]  # prices of regions add up
+
+
+def in_memory(cost: Cost) -> int:
+    return cost.persistent
+
+
+def in_time(cost: Cost) -> int:
+    """Multiply-accumulates, and of equal ones memory."""
+    return (cost.macs << 40) + cost.persistent
+
+
+class SplitSearch(LoopProblem):
+    """Finds the regions of a subgraph that pay. With a fixed order the peaks of disjoint regions are independent, given
+    what is alive at their ends, so choices compose by dynamic programming.
+
+    Raises:
+        ArenaError: as :class:`SplitProblem`.
+    """
+
+    def __init__(self, graph: ModelGraph, subgraph: Subgraph, budget: Budget, forms: Forms = UNROLLED) -> None:
+        super().__init__(graph, subgraph, forms)
+        self.budget = budget
+        self.regions: dict[int, list[SplitRegion]] = defaultdict(list)  # by start
+        # Per end and halo mode, for every start: numbers of stripes with what they need at least, the fewest first.
+        self.outlooks: dict[tuple[int, bool], dict[int, list[tuple[int, Cost]]]] = {}
+        self.known: dict[tuple[int, int, int, bool], SplitRegion | None] = {}
+        self.looped: dict[tuple[int, int, int, bool], SplitRegion] = {}
+
+    def evaluate(self, start: int, end: int, stripes: int, is_cached: bool) -> SplitRegion | None:
+        """What a region takes; None if it cannot be cut like that."""
+        region = self.region(start, end, is_cached)
+        if min(region.heights[t] for t in region.escaping) < stripes:
+            return None
+        try:
+            rows = list(stripe_rows(region, stripes))
+        except NoStripes:
+            return None
+        meter = Meter(self.subgraph, self.element_bytes, self.row_bytes)
+        RegionEmitter(meter, region).run(rows)
+        steps = self.steps[start:end]
+        before = sum(step.with_outputs for step in steps) - BITS_32.tensor * len(region.escaping)
+        after = BITS_32.tensor * len(meter.sizes)
+        after += sum(n * self.glue_bytes(*glue) for glue, n in meter.glue.items())
+        after += sum(n * self.steps[like].persistent for like, n in meter.copies.items())
+        macs = sum(self.stripe_macs(region, stripe) for stripe in rows) - sum(step.macs for step in steps)
+        cost = Cost(self.peak(meter, start, end), macs, after - before, len(meter.runs) - len(steps))
+        return SplitRegion(start, end, stripes, is_cached, cost)
+
     def stripe_macs(self, region: Region, stripe: Stripe) -> int:
         heights, macs = region.heights, 0
         for number, rows in stripe.computed.items():
@@ -6124,12 +6173,6 @@ class SplitSearch(SplitProblem):
             first, behind = rule.made(rows, rule.span(*rows, height)[:2], height)
             macs += self.steps[number].macs * (behind - first) // heights[outputs[0]]
         return macs
-
-    @staticmethod
-    @cache
-    def glue_bytes(kind: str, inputs: int) -> int:
-        """Persistent bytes of an operator that glues stripes together."""
-        return node_persistent_bytes(Node(KINDS[kind], (None,) * inputs, (A_PICTURE,)))
 
     def peak(self, meter: Meter, start: int, end: int) -> int:
         """The most bytes alive while the new operators run."""

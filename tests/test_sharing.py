@@ -86,7 +86,7 @@ def three(kind: str, middle: Any, inputs: Any = None, dtype: str = "FLOAT32", ou
 def pairs(data: bytes) -> set[tuple[int, int]]:
     """(input, output) tensors that may share memory."""
     arena = analyse_arena(read_model(data))
-    return {(arena.buffers[a].tensor, arena.buffers[b].tensor) for a, b, _ in arena.sharing.places}
+    return {(arena.buffers[a].tensor, arena.buffers[b].tensor) for a, b, *_ in arena.sharing.places}
 
 
 PICTURE = ((1, 4, 4, 2), "FLOAT32")
@@ -183,10 +183,22 @@ def test_what_is_overwritten_unread_is_free():
     arena = analyse_arena(read_model(updated((1, 4, 4, 4), [0, 2, 0, 0]).model.build()))
     number = {b.tensor: i for i, b in enumerate(arena.buffers)}
     assert Place(number[1], number[4]) in arena.sharing.places
-    assert Place(number[3], number[4], above=128) in arena.sharing.places
+    assert Place(number[3], number[4], above=128, beside=number[1]) in arena.sharing.places
     size, row = 512, 64
     assert [(p.size, p.first, p.last, p.offset) for p in arena.sharing.pieces[number[1]]] == [
         (size, 1, 1, 0), (2 * row, 2, 3, 0), (2 * row, 2, 3, 6 * row)]  # fmt: skip
+
+
+def test_an_update_lies_in_the_block_only_with_the_operand():
+    """Elsewhere, the kernel copies it, over the update."""
+    data = updated((1, 4, 4, 4), [0, 2, 0, 0]).model.build()
+    arena = analyse_arena(read_model(data))
+    at = {0: 0, 2: 1024, 1: 512, 3: 640, 4: 512}
+    for operand, is_right in ((512, True), (2048, False)):
+        offsets = {(0, t): operand if t == 1 else at[t] for t in at}
+        problems = analyse_arena(read_model(bytes(write_plan(data, read_model(data), offsets)))).problems
+        assert bool(problems) != is_right
+    assert len(arena.buffers) == len(at)
 
 
 @pytest.mark.parametrize(("shape", "start"), [
@@ -392,7 +404,7 @@ def test_the_runtime_computes_the_same_in_place(kind: str, dtype: str):
         pytest.skip("TFLM has no such kernel")
     if (kind, dtype) == ("RSQRT", "INT8"):
         pytest.skip("the kernel refuses negative numbers")
-    below, above, _ = [place for place in arena.sharing.places if place.above == 0][-1]
+    below, above, *_ = [place for place in arena.sharing.places if place.above == 0][-1]
     assert arena.buffers[above].tensor == y
     top = sum(b.interval.size for b in arena.buffers)
     offsets = {(0, b.tensor): sum(c.interval.size for c in arena.buffers[:i]) for i, b in enumerate(arena.buffers)}
