@@ -67,7 +67,7 @@ def looped(seed: int, dtype: str = "INT8") -> tuple[bytes, bytes]:
 # -- the same bits -----------------------------------------------------------------------------------
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=14, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.sampled_from(["INT8", "FLOAT32"]))
 def test_loops_give_the_same_bits_in_litert(seed: int, dtype: str):
     data = random_net(random.Random(seed), dtype)
@@ -82,7 +82,7 @@ def test_loops_give_the_same_bits_in_litert(seed: int, dtype: str):
 @pytest.mark.parametrize("dtype", ["INT8", "FLOAT32"])
 def test_loops_give_the_same_bits_in_tflm_with_a_plan(dtype: str):
     pairs = []
-    for seed in range(60):
+    for seed in range(40):
         data, after = looped(seed, dtype)
         model = TFLiteModel(after)
         without = model.arena.head
@@ -196,7 +196,7 @@ def test_an_output_lies_over_the_input_where_it_can():
 # -- memory ------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(st.integers(0, 2**32 - 1))
 def test_persistent_bytes_are_those_that_were_promised(seed: int):
     data = random_net(random.Random(seed))
