@@ -852,6 +852,7 @@ _CONV = (*_WINDOW, "DilationHFactor", "DilationWFactor", "FusedActivationFunctio
 DENSE = Options("FullyConnectedOptions", ("FusedActivationFunction", "KeepNumDims"))
 CONV, DEPTHWISE = Options("Conv2DOptions", _CONV), Options("DepthwiseConv2DOptions", _CONV)
 POOL = Options("Pool2DOptions", (*_WINDOW, "FilterHeight", "FilterWidth"))
+RESHAPED = Options("ReshapeOptions")
 UPSAMPLE = Options("ResizeNearestNeighborOptions", ("AlignCorners",))
 INTERPOLATE = Options("ResizeBilinearOptions", ("AlignCorners", "HalfPixelCenters"))
 _MASKS = ("BeginMask", "EndMask", "EllipsisMask", "NewAxisMask", "ShrinkAxisMask", "Offset")
@@ -959,7 +960,7 @@ KINDS: dict[str, Kind] = {
     "SPLIT": Kind("axis input", rows="parted", tflm=Tflm("_/f32|i8|i16|i32", 4, needs=(_constant("axis"),))),
     "SPLIT_V": Kind("input sizes axis", rows="parted", tflm=Tflm(NUMBER, 4, needs=(_constant("axis"),))),
     "PACK": Kind(tflm=Tflm("f32 i8 i16 i32 i64", 8)),
-    "RESHAPE": Kind("input shape", tflm=Tflm("*", 36, arrays=_completed_shape, needs=(_same_elements,))),
+    "RESHAPE": Kind("input shape", RESHAPED, tflm=Tflm("*", 36, arrays=_completed_shape, needs=(_same_elements,))),
     "RESIZE_NEAREST_NEIGHBOR": Kind("input size", UPSAMPLE, rows="upsample",
         tflm=Tflm("f32|i8|i16/i32", 2, needs=RESIZED)),
     "RESIZE_BILINEAR": Kind("input size", INTERPOLATE, rows="interpolate", tflm=Tflm(EXTREME, 2, needs=RESIZED)),
@@ -4495,7 +4496,7 @@ class Emitter:
         return self.add(NewTensor("table", shape, like, content(), dtype=dtype))
 
     def reshape(self, tensor: int, target: int, shape: tuple[int, ...]) -> int:
-        return self.emit("RESHAPE", (tensor, self.integers(*shape, shape=(len(shape),))), target)
+        return self.emit("RESHAPE", (tensor,), target, NewShape=shape)
 
     def callee(self) -> Emitter:
         """For what operators run that this one emits."""
@@ -4773,7 +4774,8 @@ WINDOWS = ("convolution", "maximum", "average")
 # Those that make more columns of an input with more columns, and all others as before.
 WIDENED = frozenset("convolution maximum average dense unary".split())
 WIDE = 4096  # bytes of new rows
-RING_BYTES, MASK_BYTES = 400, 120  # of persistent memory that a ring and a mask take, more or less
+# Bytes of persistent memory, more or less: of a ring, of a mask, of a mask or source whose turns are not aligned.
+RING_BYTES, MASK_BYTES, UNEVEN_BYTES = 400, 120, 60
 LEADS = (0, -1, -2)  # rows of the first input in front of the picture with which a loop may begin
 POSITION = 4  # entries of a table per turn, at least: as many as a position has axes
 
@@ -4839,6 +4841,11 @@ class Loop:
         """By turn, the numbers of the rows that it makes or fetches."""
         track = self.tracks[t]
         return track.row(0) + np.arange(self.turns)[:, None] * track.rows + np.arange(track.rows_per_turn)
+
+    def is_aligned(self, t: int) -> bool:
+        """Whether in every turn all of these rows are inside of the picture, or all outside."""
+        track, height = self.tracks[t], self.region.heights[t]
+        return track.row(0) % track.rows_per_turn == 0 and height % track.rows_per_turn == 0
 
     def rows_in_all(self, output: int) -> int:
         """That are computed of an output in all turns."""
@@ -5094,8 +5101,7 @@ class TurnEmitter:
 
     def run(self) -> None:
         """All that the body does."""
-        body, loop, step = self.body, self.loop, self.step
-        self.next[self.position] = self.looked_up(np.arange(1, loop.turns + 1)[:, None] * step)
+        body, loop = self.body, self.loop
         last = {t: number for number, part in loop.region.parts.items() for t in part.rule.sources}
         for number, (outputs, rule) in loop.region.parts.items():
             operator, read, views = self.subgraph.operators[number], loop.read_by(number), {}
@@ -5111,6 +5117,7 @@ class TurnEmitter:
                     self.shift(source)
             for output, rows in results.items():
                 self.arrive(output, rows, last)
+        self.next[self.position] = self.looked_up(np.arange(1, loop.turns + 1)[:, None] * self.step)
 
     def looked_up(self, entries: np.ndarray) -> int:
         """What a table of (turns, entries) integers has for a turn."""
@@ -5124,16 +5131,28 @@ class TurnEmitter:
 
     def fetched(self, t: int) -> int:
         """New rows of a source; of those outside, the nearest inside."""
-        body, track, tensor = self.body, self.loop.tracks[t], self.subgraph.tensors[t]
-        rows = np.clip(self.loop.all_rows(t), 0, tensor.shape[HEIGHT] - 1)
-        shape = body.shape(t, track.rows_per_turn)
+        tensor, count = self.subgraph.tensors[t], self.loop.tracks[t].rows_per_turn
+        rows, height = self.loop.all_rows(t), tensor.shape[HEIGHT]
+        is_aligned = self.loop.is_aligned(t)
+        rows = (
+            np.clip(rows[:, :1], 0, height - count) + np.arange(count) if is_aligned else np.clip(rows, 0, height - 1)
+        )
         if not self.is_in_units(t):
-            return body.emit("GATHER", (self.places[t], self.looked_up(rows)), self.new_rows(t), Axis=HEIGHT)
-        parts = tensor.elements // tensor.shape[HEIGHT] // self.place[-1]
+            return self.fetch(t, rows, is_aligned, self.new_shape(t), self.new_rows(t))
+        parts = tensor.elements // height // self.place[-1]
         rows = (rows[:, :, None] * parts + np.arange(parts)).reshape(len(rows), -1)
-        units = self.new_rows(t, (1, rows.shape[1], 1, self.place[-1]))
-        body.emit("GATHER", (self.places[t], self.looked_up(rows)), units, Axis=HEIGHT)
-        return body.reshape(units, self.in_place_of(units, t, shape), shape)
+        shape, in_units = self.body.shape(t, count), (1, rows.shape[1], 1, self.place[-1])
+        units = self.fetch(t, rows, is_aligned, in_units, self.new_rows(t, in_units))
+        return self.body.reshape(units, self.in_place_of(units, t, shape), shape)
+
+    def fetch(self, t: int, rows: np.ndarray, is_aligned: bool, shape: tuple[int, ...], target: int) -> int:
+        """Rows of a place, by turn; those of a turn are neighbours if they are aligned."""
+        if not is_aligned:
+            return self.body.emit("GATHER", (self.places[t], self.looked_up(rows)), target, Axis=HEIGHT)
+        begins = np.zeros((len(rows), POSITION), dtype=np.int64)
+        begins[:, HEIGHT] = rows[:, 0]
+        size = self.body.integers(*shape, shape=(POSITION,))
+        return self.body.emit("SLICE", (self.places[t], self.looked_up(begins), size), target)
 
     def new_shape(self, t: int) -> tuple[int, ...]:
         """That of the new rows of a tensor."""
@@ -5180,19 +5199,20 @@ class TurnEmitter:
 
     def masked(self, t: int, rows: int) -> int:
         """The rows, with padding in place of those outside of the picture."""
-        body, track, height = self.body, self.loop.tracks[t], self.subgraph.tensors[t].shape[HEIGHT]
-        rows_of_turns = self.loop.all_rows(t)
-        inside = (rows_of_turns >= 0) & (rows_of_turns < height)
-        if track.rows_per_turn == 1:  # one value for all, from the position on
-            shape: tuple[int, ...] = (1,)
+        body, numbers = self.body, self.loop.all_rows(t)
+        inside = (numbers >= 0) & (numbers < self.subgraph.tensors[t].shape[HEIGHT])
+        count = inside.shape[1]
+        shape: tuple[int, ...] = (1,)
+        if self.loop.is_aligned(t):  # one value for all rows of a turn, from the position on
+            count = 1
             by_position = np.repeat(inside[:, 0], self.step)
             masks, selector = self.mask(t, by_position, by_position.shape), self.position
         else:
-            shape = 1, track.rows_per_turn, 1, 1
+            shape = 1, count, 1, 1
             masks, selector = self.mask(t, inside, (self.loop.turns, *shape[1:])), self.selector
-        mask = body.tensor(t, shape, "mask") if self.is_minimum(t, track.rows_per_turn) else body.number("BOOL", *shape)
+        mask = body.tensor(t, shape, "mask") if self.is_minimum(t, count) else body.number("BOOL", *shape)
         body.emit("SLICE", (masks, selector, body.integers(*shape, shape=(len(shape),))), mask)
-        return self.overwritten(t, rows, mask, track.rows_per_turn)
+        return self.overwritten(t, rows, mask, count)
 
     @property
     def selector(self) -> int:
@@ -5318,10 +5338,9 @@ class TurnEmitter:
         return batch, track.height, width + sum(track.columns), channels
 
     def padding(self, emitter: Emitter, like: int, element: bytes) -> int:
-        """A constant of one element of padding; quantisation does not matter."""
-        dtype = self.subgraph.tensors[like].dtype
-        first = next((t for t in self.loop.tracks if self.subgraph.tensors[t].dtype == dtype), like)
-        return emitter.constant(element, (1,), first)
+        """A constant of one element of padding, the same for all tensors of a type: quantisation does not matter."""
+        tensors = self.subgraph.tensors
+        return emitter.constant(element, (1,), next(t.index for t in tensors if t.dtype == tensors[like].dtype))
 
 
 ####################################################################################################
@@ -6037,9 +6056,10 @@ class LoopProblem(SplitProblem):
         """Bytes that tell loops over the same operators apart, more or less."""
         fetched = [t for t, track in loop.tracks.items() if track.is_fetched]
         again = sum(self.row_bytes[t] * loop.tracks[t].height for t in fetched)
-        masks = sum(track.is_masked for track in loop.tracks.values())
+        masks = [t for t, track in loop.tracks.items() if track.is_masked]
         rings = sum(track.is_ring for track in loop.tracks.values())
-        return self.carried_bytes(loop) + again + RING_BYTES * rings + MASK_BYTES * masks
+        uneven = sum(not loop.is_aligned(t) for t in (*masks, *loop.sources))
+        return self.carried_bytes(loop) + again + RING_BYTES * rings + MASK_BYTES * len(masks) + UNEVEN_BYTES * uneven
 
     def carried_bytes(self, loop: Loop) -> int:
         """What a loop carries, its inputs apart."""
@@ -7123,8 +7143,9 @@ class SubgraphWriter:
         """A table of options; equal ones are written once."""
         key = name, tuple(sorted(fields.items()))
         if key not in self.options:
+            vectors = {f: self.extension.integers(value) for f, value in fields.items() if isinstance(value, tuple)}
             getattr(tflite, f"{name}Start")(self.builder)
-            for field, value in fields.items():
+            for field, value in {**fields, **vectors}.items():
                 getattr(tflite, f"{name}Add{field}")(self.builder, value)
             self.options[key] = int(getattr(tflite, f"{name}End")(self.builder))
         return self.options[key]
