@@ -4845,7 +4845,7 @@ class Loop:
     def is_aligned(self, t: int) -> bool:
         """Whether in every turn all of these rows are inside of the picture, or all outside."""
         track, height = self.tracks[t], self.region.heights[t]
-        return track.row(0) % track.rows_per_turn == 0 and height % track.rows_per_turn == 0
+        return all(row % track.rows_per_turn == 0 for row in (track.row(0), track.rows, height))
 
     def rows_in_all(self, output: int) -> int:
         """That are computed of an output in all turns."""

@@ -82,7 +82,7 @@ def test_loops_give_the_same_bits_in_litert(seed: int, dtype: str):
 @pytest.mark.parametrize("dtype", ["INT8", "FLOAT32"])
 def test_loops_give_the_same_bits_in_tflm_with_a_plan(dtype: str):
     pairs = []
-    for seed in range(40):
+    for seed in range(25):
         data, after = looped(seed, dtype)
         model = TFLiteModel(after)
         without = model.arena.head
@@ -178,7 +178,7 @@ def overwrites(search: SplitSearch, loop: Loop) -> bool:
     return False
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(st.integers(0, 2**32 - 1))
 def test_an_output_lies_over_the_input_only_where_it_is_consumed(seed: int):
     for search, region in loops(random_net(random.Random(seed))):
@@ -472,7 +472,7 @@ def test_every_operator_of_a_loop_finds_what_was_written_for_it(seed: int, dtype
     assert Memory(planned(seed, dtype).to_bytes()).is_sound()
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(st.integers(0, 2**32 - 1))
 def test_a_tensor_of_a_loop_in_the_wrong_place_is_noticed(seed: int):
     """One tensor is moved; where that breaks something, it is told."""
