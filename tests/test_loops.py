@@ -67,7 +67,7 @@ def looped(seed: int, dtype: str = "INT8") -> tuple[bytes, bytes]:
 # -- the same bits -----------------------------------------------------------------------------------
 
 
-@settings(max_examples=14, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.sampled_from(["INT8", "FLOAT32"]))
 def test_loops_give_the_same_bits_in_litert(seed: int, dtype: str):
     data = random_net(random.Random(seed), dtype)
