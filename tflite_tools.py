@@ -1235,6 +1235,11 @@ def looped_operators(graph: ModelGraph) -> int:
 LOOPED = "the tensors of its loops share memory by the plan in the file, which any change of the operators would undo"
 
 
+def fixed_by_plan(graph: ModelGraph) -> str:
+    """Why the operators have to stay as they are for the sake of the plan in the file, if they have to."""
+    return COMPILED if is_compiled(graph) else LOOPED if looped_operators(graph) else ""
+
+
 def accelerator_scratch(subgraph: Subgraph) -> dict[int, Tensor]:
     """The scratch memory of accelerators, by tensor id."""
     nodes = [node_of(subgraph, operator) for operator in subgraph.operators if operator.kind in ACCELERATORS]
@@ -2624,10 +2629,8 @@ def order_model(
     Raises:
         OrderingRefusal: the file numbers its operators elsewhere, so moving them would break it.
     """
-    if is_compiled(graph):
-        raise OrderingRefusal(f"the operators stay in place: {COMPILED}")
-    if looped_operators(graph):
-        raise OrderingRefusal(f"the operators stay in place: {LOOPED}")
+    if why := fixed_by_plan(graph):
+        raise OrderingRefusal(f"the operators stay in place: {why}")
     if graph.metadata_buffer(CONTROL_DEPENDENCIES) is not None:
         raise OrderingRefusal(f"the operators stay in place: metadata {CONTROL_DEPENDENCIES!r} refers to their numbers")
     vectors = [subgraph.operator_vector for subgraph in graph.subgraphs if subgraph.operators]
@@ -3228,8 +3231,12 @@ def shared_places(graph: ModelGraph, buffers: Sequence[ArenaBuffer]) -> Sharing:
     ]
     taken = {i for variable in variables for i in variable.copies}
     found = NOTHING_SHARED
-    for subgraph in graph.subgraphs:
-        here = {t: i for (s, t), i in number.items() if s == subgraph.index and buffers[i].interval.last >= 0}
+    run: dict[int, dict[int, int]] = defaultdict(dict)  # by subgraph: what has a time
+    for (s, t), i in number.items():
+        if buffers[i].interval.last >= 0:
+            run[s][t] = i
+    for s, here in run.items():
+        subgraph = graph.subgraphs[s]
         places = tuple(_places_in(subgraph, here, buffers, taken))
         pieces = _read_by_slices(subgraph, here, buffers, runs) | _overwritten(subgraph, here, buffers, runs)
         found += Sharing(places, pieces)
@@ -3330,33 +3337,6 @@ def _read_by_slices(
         if len(found) > 1 and t not in subgraph.outputs:
             pieces[i] = found
     return pieces
-
-
-def shared_in_loops(graph: ModelGraph) -> Shared:
-    """What tensors of loops share by the plan in the file, and all that lies in their places.
-
-    Raises:
-        ArenaError: as :func:`arena_buffers` and :func:`planned_offsets`.
-    """
-    if not looped_operators(graph):
-        return NOT_SHARED
-    buffers, offsets = arena_buffers(graph), planned_offsets(graph)
-    placed = [
-        b.interval._replace(offset=None if b.tensor is None else offsets.get((b.subgraph, b.tensor))) for b in buffers
-    ]
-    used = shared_places(graph, buffers).used_by(placed)
-    places = [place for place, _ in layout_of(placed, used).places]
-    whiles = {(s.index, t) for s, o in graph.operators if o.kind == "WHILE" for t in o.outputs}
-    looped = {place for b, place in zip(buffers, places, strict=True) if (b.subgraph, b.tensor) in whiles}
-    callees = {callee for _, operator in graph.operators if operator.kind == "WHILE" for callee in operator.callees}
-    keys = [(b.subgraph, -1 if b.tensor is None else b.tensor) for b in buffers]
-    inside = {key for key, place in zip(keys, places, strict=True) if place in looped and key[0] in callees}
-    handed = {
-        (*keys[old], keys[new][1])
-        for old, new, *_ in used.places
-        if (places[old] in looped or keys[old][0] in callees) and keys[old][0] == keys[new][0]
-    }
-    return Shared(frozenset(inside | {keys[place.new] for place in used.copies}), frozenset(handed))
 
 
 class LoopVariable(NamedTuple):
@@ -3681,6 +3661,23 @@ def analyse_arena(graph: ModelGraph, target: Target = BITS_32) -> Arena:
     )
 
 
+def shared_in_loops(graph: ModelGraph, arena: Arena) -> Shared:
+    """What tensors of loops share by the plan in the file, and all that lies in their places."""
+    buffers, used = arena.buffers, arena.used
+    places = [place for place, _ in layout_of([b.interval for b in buffers], used).places]
+    whiles = {(s.index, t) for s, o in graph.operators if o.kind == "WHILE" for t in o.outputs}
+    looped = {place for b, place in zip(buffers, places, strict=True) if (b.subgraph, b.tensor) in whiles}
+    callees = {callee for _, operator in graph.operators if operator.kind == "WHILE" for callee in operator.callees}
+    keys = [(b.subgraph, -1 if b.tensor is None else b.tensor) for b in buffers]
+    inside = {key for key, place in zip(keys, places, strict=True) if place in looped and key[0] in callees}
+    handed = {
+        (*keys[old], keys[new][1])
+        for old, new, *_ in used.places
+        if (places[old] in looped or keys[old][0] in callees) and keys[old][0] == keys[new][0]
+    }
+    return Shared(frozenset(inside | {keys[place.new] for place in used.copies}), frozenset(handed))
+
+
 def sharing_faults(
     graph: ModelGraph, buffers: Sequence[ArenaBuffer], placed: Sequence[Interval], sharing: Sharing
 ) -> list[str]:
@@ -3802,10 +3799,8 @@ class Rewrite:
 
 def why_not_rewritten(graph: ModelGraph) -> str:
     """What stands against other operators in subgraph 0, if anything does."""
-    if is_compiled(graph):
-        return COMPILED
-    if looped_operators(graph):
-        return LOOPED
+    if why := fixed_by_plan(graph):
+        return why
     if graph.metadata_buffer(CONTROL_DEPENDENCIES) is not None:
         return f"metadata {CONTROL_DEPENDENCIES!r} refers to the numbers of its operators"
     return ""
@@ -4878,10 +4873,9 @@ class Loops:
         others = sorted(used - made - {*self.sources})
         self.whole = tuple(t for t in others if subgraph.tensors[t].storage is not Storage.CONSTANT)
         self.step = math.lcm(*(rate.denominator for rate in rates.values()))
-        self.rows = {
-            t: int(rate * self.step) for t, rate in rates.items()
-        }  # in a turn with ``step`` of the first source
-        self.pads = self.all_pads()
+        # In a turn with ``step`` rows of the first source.
+        self.rows = {t: int(rate * self.step) for t, rate in rates.items()}
+        self.pads = dict.fromkeys(rates, LoopPads()) | self.all_pads()
         self.readers = {t: [n for n, part in region.parts.items() if t in part.rule.sources] for t in rates}
         self.row_bytes = {t: (subgraph.tensors[t].bytes or 0) // region.heights[t] for t in rates}
         self.columns = {
@@ -4960,12 +4954,11 @@ class Loops:
         due = {output: first[output] // counts[output] * counts[output] for output in self.region.escaping}
         turns = max((heights[output] - row) // counts[output] for output, row in due.items())
         written = {output: heights[output] - turns * counts[output] for output in due}
-        read = self.delay(starts, first, counts, written)
+        halos = self.delay(starts, first, counts, written)
         tracks = {}
         for t, rows in counts.items():
-            pads = self.pads.get(t, LoopPads())
+            pads, halo = self.pads[t], halos[t]
             is_outside = first[t] + turns * rows > heights[t]
-            halo = max(first[t] - min(read[t], default=first[t]), 0)
             comes_again = is_fetched and t in self.sources
             earliest = first[t] - halo if comes_again else first[t]
             is_masked = (pads.above > 0 and earliest < 0) or (pads.below > 0 and is_outside)
@@ -4992,21 +4985,20 @@ class Loops:
 
     def delay(
         self, starts: dict[int, int], first: dict[int, int], counts: Mapping[int, int], written: Mapping[int, int]
-    ) -> Mapping[int, list[int]]:
+    ) -> Mapping[int, int]:
         """Let operators make their rows later, by lowering ``starts`` and ``first``, where their readers can wait and
-        fewer bytes have to be kept so. By tensor, the first row that each reader wants in turn 0."""
+        fewer bytes have to be kept so. By tensor, the rows of earlier turns that its readers want."""
 
         def needed(number: int) -> int:
             rule = self.region.parts[number].rule
             return starts[number] * rule.stride - rule.above
 
-        def wanted(t: int) -> list[int]:
-            return [*map(needed, self.readers[t]), *([written[t]] if t in written else [])]
+        def halo(t: int) -> int:
+            return first[t] - min([first[t], written.get(t, first[t]), *map(needed, self.readers[t])])
 
         def kept(t: int) -> int:
-            halo = max(first[t] - min(wanted(t), default=first[t]), 0)
-            is_ring = halo > 0 or self.pads.get(t, LoopPads()).columns != NO_PADS
-            return (halo + counts[t]) * self.row_bytes[t] + RING_BYTES if is_ring else 0
+            is_ring = halo(t) > 0 or self.pads[t].columns != NO_PADS
+            return (halo(t) + counts[t]) * self.row_bytes[t] + RING_BYTES if is_ring else 0
 
         for number, (outputs, rule) in reversed(self.region.parts.items()):
             behind = [
@@ -5017,7 +5009,7 @@ class Loops:
             ]
             behind += [written[output] for output in outputs if output in written]
             late = (min(first[output] for output in outputs) - max(behind, default=0)) // rule.repeat
-            if not behind or late <= 0 or any(self.pads.get(t, LoopPads()).above and first[t] == 0 for t in outputs):
+            if not behind or late <= 0 or any(self.pads[t].above and first[t] == 0 for t in outputs):
                 continue
             changed = {*outputs, *rule.sources}
             before = sum(map(kept, changed))
@@ -5026,7 +5018,7 @@ class Loops:
             if sum(map(kept, changed)) >= before:
                 starts[number] += late
                 first.update({output: first[output] + late * rule.repeat for output in outputs})
-        return {t: wanted(t) for t in counts}
+        return {t: halo(t) for t in counts}
 
     def widened(self, loop: Loop) -> Loop:
         """With the padding beside rows made together with them, where these are many bytes: by the operators before,
@@ -5129,6 +5121,12 @@ class TurnEmitter:
         size = self.body.integers(count, shape=(1,))
         return self.body.emit("SLICE", (values, self.position, size), self.body.number("INT32", count))
 
+    def looked_up_at(self, axis: int, values: np.ndarray) -> int:
+        """A position in four dimensions that changes along one of them, by turn."""
+        positions = np.zeros((len(values), POSITION), dtype=np.int64)
+        positions[:, axis] = values
+        return self.looked_up(positions)
+
     def fetched(self, t: int) -> int:
         """New rows of a source; of those outside, the nearest inside."""
         tensor, count = self.subgraph.tensors[t], self.loop.tracks[t].rows_per_turn
@@ -5149,10 +5147,8 @@ class TurnEmitter:
         """Rows of a place, by turn; those of a turn are neighbours if they are aligned."""
         if not is_aligned:
             return self.body.emit("GATHER", (self.places[t], self.looked_up(rows)), target, Axis=HEIGHT)
-        begins = np.zeros((len(rows), POSITION), dtype=np.int64)
-        begins[:, HEIGHT] = rows[:, 0]
         size = self.body.integers(*shape, shape=(POSITION,))
-        return self.body.emit("SLICE", (self.places[t], self.looked_up(begins), size), target)
+        return self.body.emit("SLICE", (self.places[t], self.looked_up_at(HEIGHT, rows[:, 0]), size), target)
 
     def new_shape(self, t: int) -> tuple[int, ...]:
         """That of the new rows of a tensor."""
@@ -5218,9 +5214,7 @@ class TurnEmitter:
     def selector(self) -> int:
         """Where a mask of several rows begins in the table of those of all turns."""
         if self.selected is None:
-            turns = np.zeros((self.loop.turns, POSITION), dtype=np.int64)
-            turns[:, 0] = np.arange(self.loop.turns)
-            self.selected = self.looked_up(turns)
+            self.selected = self.looked_up_at(0, np.arange(self.loop.turns))
         return self.selected
 
     def with_columns(self, t: int, rows: int) -> int:
@@ -5253,11 +5247,9 @@ class TurnEmitter:
 
     def view(self, t: int, rows: Rows, number: int) -> int:
         """The rows that an operator reads of a tensor in the first turn, and their like in all others."""
-        body, track, tensor = self.body, self.loop.tracks[t], self.subgraph.tensors[t]
+        body, track = self.body, self.loop.tracks[t]
         pads, rule = self.loop.columns[number], self.loop.region.parts[number].rule
         new = Rows(track.row(0), track.first + track.rows)
-        batch, _, width, channels = tensor.shape
-        width += sum(pads)
         if t not in self.rings or (pads == NO_PADS and rows.first >= new.first and not track.is_wide):
             part = body.slice(self.fresh[t], t, new, rows)
             if pads == NO_PADS:
@@ -5265,15 +5257,19 @@ class TurnEmitter:
             is_max = kind_of(self.subgraph.operators[number]).rows == "maximum"
             return body.padded(t, part, rows.height, NO_PADS, pads, is_max)
         have = Rows(track.first - track.halo, new.behind)
-        left = track.columns.before - pads.before
-        is_whole = left == 0 and width == tensor.shape[2] + sum(track.columns)
         is_window = kind_of(self.subgraph.operators[number]).rows in WINDOWS
         is_end_ignored = is_window and have.behind - rows.behind < rule.stride  # too little for another window
-        if is_whole and have.first == rows.first and (have == rows or is_end_ignored):
+        if pads == track.columns and have.first == rows.first and (have == rows or is_end_ignored):
             return self.rings[t]
-        shape = batch, rows.height, width, channels
-        begin = body.integers(0, rows.first - have.first, left, 0, shape=(4,))
-        size = body.integers(*shape, shape=(4,))
+        return self.cut(t, rows, pads)
+
+    def cut(self, t: int, rows: Rows, columns: Pads) -> int:
+        """Rows of a ring, by their numbers in turn 0, with so many of its columns of padding."""
+        body, track, (batch, _, width, channels) = self.body, self.loop.tracks[t], self.subgraph.tensors[t].shape
+        shape = batch, rows.height, width + sum(columns), channels
+        first = rows.first - track.first + track.halo
+        begin = body.integers(0, first, track.columns.before - columns.before, 0, shape=(POSITION,))
+        size = body.integers(*shape, shape=(POSITION,))
         return body.emit("SLICE", (self.rings[t], begin, size), body.tensor(t, shape, "view"))
 
     def shift(self, t: int) -> None:
@@ -5293,24 +5289,20 @@ class TurnEmitter:
         track, first = loop.tracks[output], loop.written[output]
         rows = self.fresh[output]
         if first != track.first or track.is_wide:
-            shape = body.shape(output, track.rows)
-            begin = 0, first - track.first + track.halo, track.columns.before, 0
-            bounds = (body.integers(*values, shape=(4,)) for values in (begin, shape))
-            rows = body.emit("SLICE", (self.rings[output], *bounds), body.tensor(output, shape, "view"))
-        starts = np.zeros((loop.turns, POSITION), dtype=np.int64)
-        starts[:, HEIGHT] = first + np.arange(loop.turns) * track.rows
+            rows = self.cut(output, Rows(first, first + track.rows), NO_PADS)
+        starts = first + np.arange(loop.turns) * track.rows
         place, like, shape = self.places.get(output), output, tensor.shape
         if place is None:  # where the input was
             place, like, shape = self.places[loop.sources[0]], loop.sources[0], self.place
             per_turn = track.rows * tensor.elements // tensor.shape[HEIGHT] // math.prod(shape[2:])
-            starts[:, HEIGHT] = starts[:, HEIGHT] // track.rows * per_turn
+            starts = starts // track.rows * per_turn
             units = 1, per_turn, *shape[2:]
             if units != (1, track.rows, *tensor.shape[2:]):
                 target = body.tensor(like, units, "units")
                 self.handed[rows] = target
                 rows = body.reshape(rows, target, units)
         self.next[place] = body.emit(
-            "DYNAMIC_UPDATE_SLICE", (place, rows, self.looked_up(starts)), body.carried(like, shape)
+            "DYNAMIC_UPDATE_SLICE", (place, rows, self.looked_up_at(HEIGHT, starts)), body.carried(like, shape)
         )
 
     @property
@@ -7239,10 +7231,11 @@ class Snapshot:
 
     @cached_property
     def schedules(self) -> tuple[Schedule, ...]:
-        try:
-            return schedule_model(self.graph, shared_in_loops(self.graph))
-        except ArenaError:
-            return schedule_model(self.graph)
+        shared = NOT_SHARED
+        if looped_operators(self.graph):
+            with contextlib.suppress(ArenaError):
+                shared = shared_in_loops(self.graph, self.arena)
+        return schedule_model(self.graph, shared)
 
     @property
     def peak(self) -> int:
