@@ -4891,7 +4891,7 @@ class Loops:
             if all(height % (n * self.rows[output]) == 0 for output, height in heights.items())
         ]
         if not self.paces:
-            raise NoLoop("no number of turns makes the same rows of its outputs in each")
+            raise NoLoop("no number of turns makes the same number of rows in each")
 
     def check(self) -> None:
         sources = {t for _, rule in self.region.parts.values() for t in rule.sources}
@@ -4902,10 +4902,10 @@ class Loops:
             if "value" in kind_of(operator).roles:
                 raise NoLoop(f"{operator.kind} pads with a value of its own")
             if sources.intersection(operator.reads) - {*rule.sources}:
-                raise NoLoop("it reads a tensor both row by row and whole")
+                raise NoLoop("a tensor is read both row by row and whole")
             for tensor in (self.subgraph.tensors[t] for t in (*outputs, *rule.sources)):
                 if len(tensor.shape) != 4 or tensor.shape[0] != 1:
-                    raise NoLoop("it is of a batch, or not of rows and columns")
+                    raise NoLoop("a tensor has a batch, or no rows and columns")
                 if tensor.dtype not in LOOP_DTYPES and tensor.index in rule.sources:
                     raise NoLoop(f"TFLM's GATHER does not take {tensor.dtype}")
 
@@ -4915,7 +4915,7 @@ class Loops:
         for outputs, rule in self.region.parts.values():
             known = {rates[source] for source in rule.sources if source in rates}
             if len(known) > 1 or (rates and not known):
-                raise NoLoop("its branches do not go along at one pace")
+                raise NoLoop("branches do not go along at one pace")
             rate = known.pop() if known else Fraction(1)
             rates.update(dict.fromkeys(rule.sources, rate))
             rates.update(dict.fromkeys(outputs, rate * rule.repeat / rule.stride))
@@ -4937,7 +4937,7 @@ class Loops:
             element = padding_element(self.subgraph.tensors[source], is_max)
             old = all_pads.get(source, LoopPads(element=element))
             if old.element != element:
-                raise NoLoop("what reads one of its tensors wants different padding")
+                raise NoLoop("the readers of a tensor want different padding")
             wider = Pads(*map(max, old.columns, columns))
             all_pads[source] = LoopPads(wider, max(old.above, rule.above), max(old.below, below), element)
         return all_pads
@@ -6008,17 +6008,24 @@ class LoopProblem(SplitProblem):
 
     def __init__(self, graph: ModelGraph, subgraph: Subgraph, forms: Forms) -> None:
         super().__init__(graph, subgraph, forms)
-        self.families: dict[tuple[int, int], Loops | None] = {}
+        self.families: dict[tuple[int, int], Loops | NoLoop] = {}
         self.loops: dict[tuple[int, int, int, bool], Loop | None] = {}  # by start, end, pace and whether it is wide
 
     def family(self, start: int, end: int) -> Loops | None:
         """All loops that a region can be, if there are any."""
         key = start, end
         if key not in self.families:
-            self.families[key] = None
-            with contextlib.suppress(NoLoop):
+            try:
                 self.families[key] = Loops(self.subgraph, self.region(start, end, is_cached=True))
-        return self.families[key]
+            except NoLoop as reason:
+                self.families[key] = reason
+        family = self.families[key]
+        return family if isinstance(family, Loops) else None
+
+    def why_no_loop(self, start: int, end: int) -> str:
+        """Why a region can be no loop; nothing if it can, or if no loop was asked for."""
+        is_none = self.forms.loops and self.family(start, end) is None
+        return str(self.families[start, end]) if is_none else ""
 
     def over_input(self, loop: Loop, end: int) -> Loop:
         """With its output over its input, where that is not needed after the region."""
@@ -6357,10 +6364,15 @@ class SplitSearch(LoopProblem):
             )
         if step is None:
             return ""
-        why = step.rule if isinstance(step.rule, str) else "stripes of it cost more than they save"
+        number = step.operator.index
+        if isinstance(step.rule, str):
+            why = step.rule
+        else:
+            why = "" if self.forms.unrolled else self.why_no_loop(number, number + 1)
+            why = f"it can be no loop, since {why}" if why else "stripes of it cost more than they save"
         given = sum(self.sizes[t] for t in self.subgraph.inputs if t in step.operator.reads)
         inputs = f", and {given:,} B of it are the input of the model" if given > step.need // 2 else ""
-        return f"operator {step.operator.index} ({shorten(step.operator.kind)}), which runs whole: {why}{inputs}"
+        return f"operator {number} ({shorten(step.operator.kind)}), which runs whole: {why}{inputs}"
 
     def reasons(self, composition: Composition) -> list[str]:
         """Why operators that need more than half of the peak have to run whole, one sentence per reason."""
@@ -6369,6 +6381,11 @@ class SplitSearch(LoopProblem):
             if isinstance(step.rule, str) and 2 * step.need > composition.cost.peak:
                 found[step.operator.kind, step.rule].append(str(step.operator.index))
         return [f"{numbered(numbers)} ({shorten(kind)}): {why}" for (kind, why), numbers in found.items()]
+
+    def no_loops(self, composition: Composition) -> list[str]:
+        """Why regions in stripes can be no loops, one sentence for each."""
+        reasons = {region: self.why_no_loop(region.start, region.end) for region in composition.regions}
+        return [f"operators {region.start} to {region.end - 1}: {why}" for region, why in reasons.items() if why]
 
     def rewrite(self, composition: Composition) -> Rewrite:
         """The schedule of the whole subgraph with these regions in stripes."""
@@ -7554,6 +7571,7 @@ class SplitDecision(Decision):
     max_peak: int | None = None  # what was asked for
     bounded_by: str = ""  # what holds the peak now, and what might lower it
     whole: tuple[str, ...] = ()  # what has to stay whole of all that takes much memory, and why
+    no_loops: tuple[str, ...] = ()  # what is in stripes that are written out, and why it can be no loop
     is_batch_fixed: bool = False  # to what the file has stored, as TFLM takes it
 
     key = "split"
@@ -7579,7 +7597,7 @@ class SplitDecision(Decision):
         lines = ["", f"Ways to run it in stripes (peak {order} and as a perfect layout has it):", self.table()]
         if not self.is_complete:
             lines.append("(the time was over before all of them were tried)")
-        why = listed("Stays whole:", self.whole)
+        why = listed("Stays whole:", self.whole) + listed("No loop:", self.no_loops)
         if self.bounded_by:
             why = [f"The peak is that of {self.bounded_by}.", *why]
         if self.max_peak is not None and after.cost.peak > self.max_peak:
@@ -7614,8 +7632,8 @@ class SplitDecision(Decision):
             "chosen": self.chosen.json() if self.chosen else None,
             "alternatives": [a.json() for a in self.alternatives],
         }
-        keys = "is_complete is_reordered new_kinds max_peak bounded_by whole is_batch_fixed changed seconds refusal"
-        return own | picked(self, keys)
+        keys = "is_complete is_reordered new_kinds max_peak bounded_by whole no_loops is_batch_fixed"
+        return own | picked(self, f"{keys} changed seconds refusal")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -8361,6 +8379,7 @@ class SplitCandidate:
             max_peak=self.max_peak,
             bounded_by=self.search.bounded_by(best),
             whole=tuple(self.search.reasons(best)),
+            no_loops=tuple(self.search.no_loops(best)),
             is_batch_fixed=any(0 in t.dynamic for t in graph.subgraphs[0].tensors),
         )
 

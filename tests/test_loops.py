@@ -132,6 +132,18 @@ def test_what_no_loop_can_be_is_told():
         tflite_tools.Loops(search.subgraph, search.region(0, 1, True))
 
 
+def test_a_report_says_why_a_region_is_no_loop():
+    net = Net("INT8", batch=2)
+    x = net.picture(48, 48, 4)
+    y = net.window("CONV_2D", x, 32, (1, 1), 1, SAME)
+    data = net.build([x], [net.window("MAX_POOL_2D", y, 0, (4, 4), 4, VALID)])
+    decision = TFLiteModel(data).split_operators(stripes="auto")
+    assert decision.no_loops == ("operators 0 to 1: a tensor has a batch, or no rows and columns",)
+    assert any(line.startswith("No loop: operators 0 to 1") for line in decision.lines())
+    assert TFLiteModel(data).split_operators(stripes="unrolled").no_loops == ()  # nobody asked for one
+    assert "can be no loop, since a tensor has a batch" in TFLiteModel(data).split_operators(stripes="loop").bounded_by
+
+
 def test_padding_of_another_value_is_left_alone():
     net = Net("FLOAT32")
     x, y = net.picture(12, 8, 4), net.picture(14, 10, 4)
