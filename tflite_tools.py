@@ -2822,9 +2822,12 @@ def _hull(block: Sequence[Interval]) -> Interval:
 
 
 # One worker with a fixed order of decisions is quick or lost, and which order is the right one is luck: so all of them
-# get a little time, then more, before many workers do without an order.
+# get a little time, then more, before many workers do without an order. Some height is often found in seconds where the
+# bound is not, and a search that minimises gets lost: so half-way heights come in between.
 PATIENCE = (0.5, 2.0, 8.0)  # seconds for each order, of every round
-ORDERS_SHARE, THOROUGH_SHARE = 0.4, 0.5  # of the time that is left, for the bound itself as the height
+HALFWAY_PATIENCE = 4.0  # seconds for each order at one height
+ORDERS_SHARE, HALFWAY_SHARE, THOROUGH_SHARE = 0.4, 0.6, 0.5  # of the time that is left
+CLOSE = 0.01  # of the bound: heights that are no further apart are not worth a search
 THOROUGH = 8  # workers of the constraint solver
 
 
@@ -2832,42 +2835,54 @@ def plan_optimally(intervals: Sequence[Interval], time_limit: float = TIME_LIMIT
     """The lowest plan: first fit if it meets the bound, else constraint programming, within ``time_limit`` seconds.
 
     The intervals are rectangles of fixed time and free address that must not overlap (NoOverlap2D). First the bound
-    itself is tried as the height; where that fails, the height is minimised.
+    itself is tried as the height; where that fails, heights half-way between it and the best; then the bound by many
+    workers, and at last the height is minimised.
     """
     plan = plan_by_first_fit(intervals, groups)
     budget = Budget(time_limit)
 
-    def solved(plan: Plan, key: Key, height: int, seconds: float, workers: int) -> Plan:
+    def solved(plan: Plan, key: Key, heights: tuple[int, int], seconds: float, workers: int = 1) -> Plan:
         if plan.optimal:
             return plan
-        found, bound = _solve_placement(intervals, groups, key, plan.bound, height, seconds, workers)
+        found, proven = _solve_placement(intervals, groups, key, heights, seconds, workers)
         plan = Plan(found or plan.intervals, plan.bound)
-        return Plan(plan.intervals, max(plan.bound, min(bound, plan.height)))
+        return Plan(plan.intervals, max(plan.bound, min(proven, plan.height)))
 
     patience = budget.share(ORDERS_SHARE)
     for seconds, key in itertools.product(PATIENCE, DECISION_ORDERS):
-        plan = solved(plan, key, plan.bound, min(seconds, patience.left), 1)
-    plan = solved(plan, DECISION_ORDERS[0], plan.bound, budget.share(THOROUGH_SHARE).left, THOROUGH)
-    return solved(plan, DECISION_ORDERS[0], plan.height - ARENA_ALIGNMENT, budget.left, THOROUGH)
+        plan = solved(plan, key, (plan.bound, plan.bound), min(seconds, patience.left))
+    patience, given_up = budget.share(HALFWAY_SHARE), plan.bound
+    while plan.height - given_up > CLOSE * plan.bound and not patience.is_over:
+        height = align((plan.height + given_up) // 2)
+        for key in DECISION_ORDERS:
+            if plan.height > height:
+                plan = solved(plan, key, (height, height), min(HALFWAY_PATIENCE, patience.left))
+        if plan.height > height:
+            given_up = height
+    exact = plan.bound, plan.bound
+    plan = solved(plan, DECISION_ORDERS[0], exact, budget.share(THOROUGH_SHARE).left, THOROUGH)
+    lower = plan.bound, plan.height - ARENA_ALIGNMENT
+    return solved(plan, DECISION_ORDERS[0], lower, budget.left, THOROUGH)
 
 
 def _solve_placement(
     intervals: Sequence[Interval],
     groups: Sequence[Block],
     key: Key,
-    bound: int,
-    height: int,
+    heights: tuple[int, int],
     time_limit: float,
     workers: int,
 ) -> tuple[tuple[Interval, ...] | None, int]:
-    """(a placement of the least height up to ``height``, if any was found; the proven bound, at least ``bound``)."""
-    if time_limit <= 0 or height < bound:
-        return None, bound
+    """(a placement of the least of these heights, the first and the last of a range, if any was found; the bound that
+    was proven, 0 if none was)."""
+    least, height = heights
+    if time_limit <= 0 or height < least:
+        return None, 0
     from ortools.sat.python import cp_model
 
     unit = math.gcd(*(interval.size for interval in intervals), *(above for g in groups for above in g.values()))
     model = cp_model.CpModel()
-    top = model.new_int_var(bound // unit, height // unit, "height")
+    top = model.new_int_var(least // unit, height // unit, "height")
     starts, times, addresses = [], [], []  # no hint from first fit: it makes the search up to 600 times slower
     base = {i: (number, above) for number, group in enumerate(groups) for i, above in group.items()}
     bases = [model.new_int_var(0, height // unit, "") for _ in groups]
@@ -2884,7 +2899,7 @@ def _solve_placement(
     model.add_no_overlap_2d(times, addresses)
     order = sorted(range(len(intervals)), key=lambda i: key(intervals[i]))
     model.add_decision_strategy([starts[i] for i in order], cp_model.CHOOSE_LOWEST_MIN, cp_model.SELECT_MIN_VALUE)
-    if height > bound:
+    if height > least:
         model.minimize(top)
     solver = cp_model.CpSolver()
     solver.parameters.max_time_in_seconds = time_limit
@@ -2901,8 +2916,8 @@ def _solve_placement(
     if status == cp_model.INFEASIBLE:
         return None, height + unit
     if status not in (cp_model.OPTIMAL, cp_model.FEASIBLE):
-        return None, bound
-    proven = int(solver.best_objective_bound) * unit if height > bound else bound
+        return None, 0
+    proven = int(solver.best_objective_bound) * unit if height > least else 0
     return tuple(
         interval._replace(offset=solver.value(start) * unit) for interval, start in zip(intervals, starts, strict=True)
     ), proven
