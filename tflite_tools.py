@@ -3411,21 +3411,25 @@ def _loop_variables(
     lists = operator.inputs, operator.outputs, cond.inputs, body.inputs, body.outputs
     if len({len(tensors) for tensors in lists}) != 1:
         return
+    copied: Counter[int] = Counter()  # operands, by how often they have been met
     for ids in zip(*lists, strict=True):
+        copied[ids[0]] += 1
         keys = zip((subgraph.index, subgraph.index, cond.index, body.index, body.index), ids, strict=True)
         operand, output, tested, begin, end = found = [number.get(key) for key in keys]
-        is_alone = all(tensors.count(i) == 1 for tensors, i in zip(lists, ids, strict=True))
+        is_alone = all(tensors.count(i) == 1 for tensors, i in zip(lists[1:], ids[1:], strict=True))
         if output is None or begin is None or end is None or not is_alone or ids[2] in cond.outputs:
             continue
         if len({buffers[i].bytes for i in found if i is not None}) != 1:
             continue
         over = buffers[end].interval.last
         is_consumed = operand is not None and ids[0] not in subgraph.outputs and buffers[operand].interval.last == over
-        variable = LoopVariable(operand, output, tested, begin, end, is_consumed)
+        # One of several variables that begin alike may lie where the operand was, the others are copies.
+        variable = LoopVariable(operand, output, tested, begin, end, is_consumed and copied[ids[0]] == 1)
+        is_same = variable.goes_through and operator.inputs.count(ids[0]) == 1
         if (
             operand is None
             or not variable.goes_through
-            or buffers[output].interval.last <= buffers[operand].interval.last
+            or (is_same and buffers[output].interval.last <= buffers[operand].interval.last)
         ):
             yield variable
 
@@ -5372,6 +5376,7 @@ class LoopEmitter:
         self.cond, self.turn = emitter.callee(), TurnEmitter(emitter.callee(), loop)
         self.carried: list[Carried] = []
         self.cond_inputs: list[int] = []
+        self.full: dict[tuple[Any, ...], int] = {}  # what is full of one value, for all that begin alike
 
     def run(self) -> None:
         emitter, loop, tensors = self.emitter, self.loop, self.subgraph.tensors
@@ -5403,10 +5408,13 @@ class LoopEmitter:
         return inside
 
     def filled(self, like: int, shape: tuple[int, ...], element: bytes) -> int:
-        """A tensor full of one value."""
-        value = self.turn.padding(self.emitter, like, element)
-        size = self.emitter.integers(*shape, shape=(len(shape),))
-        return self.emitter.emit("BROADCAST_TO", (value, size), self.emitter.carried(like, shape))
+        """A tensor full of one value, of which WHILE makes a copy for each that it carries."""
+        key = self.subgraph.tensors[like].dtype, shape, element
+        if key not in self.full:
+            value = self.turn.padding(self.emitter, like, element)
+            size = self.emitter.integers(*shape, shape=(len(shape),))
+            self.full[key] = self.emitter.emit("BROADCAST_TO", (value, size), self.emitter.carried(like, shape))
+        return self.full[key]
 
     @property
     def output_in_place(self) -> int | None:

@@ -12,6 +12,7 @@ import flatbuffers
 import numpy as np
 import pytest
 from ai_edge_litert import schema_py_generated as schema
+from builder import Builder
 from conftest import MODELS, litert_agrees, random_inputs, run_in_wheel, run_litert, wheel_agrees
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -468,6 +469,58 @@ class Memory:
         for t in first.inputs:
             self.write(0, t)
         return self.run(0) and all(self.is_intact(0, t) for t in first.outputs)
+
+
+def twice_the_same(first: bool, second: bool) -> bytes:
+    """A loop that carries two variables which begin alike; turns change the first, the second, both or none."""
+    shape, zero = (1, 4, 4, 8), np.zeros(1, np.int32)
+    main, turns = Builder(), 3
+    cond, body = Builder(main.model, "goes on"), Builder(main.model, "turn")
+    number = main.tensor((1,), "INT32")
+    x, y, a, b, total = (main.tensor(shape, "FLOAT32") for _ in range(5))
+    options = schema.WhileOptionsT()
+    options.condSubgraphIndex, options.bodySubgraphIndex = 1, 2
+    main.op("RELU", [x], [y])
+    main.op("WHILE", [main.constant(zero), y, y], [number, a, b], options)
+    main.op("RELU", [b if second and not first else a], [total])  # nobody wants the other one
+    one = np.ones(1, np.int32)
+    ports = [cond.tensor((1,), "INT32"), cond.tensor(shape, "FLOAT32"), cond.tensor(shape, "FLOAT32")]
+    verdict = cond.tensor((1,), "BOOL")
+    cond.op("SLICE", [cond.constant(np.arange(turns + 1) < turns), ports[0], cond.constant(one)], [verdict])
+    cond.finish(ports, [verdict])
+    position, *states = ports = [
+        body.tensor((1,), "INT32"),
+        body.tensor(shape, "FLOAT32"),
+        body.tensor(shape, "FLOAT32"),
+    ]
+    following, rows = body.tensor((1,), "INT32"), []
+    for t in states:  # a row of the one becomes a row of the other
+        row, new = (body.tensor((1, 1, 4, 8), "FLOAT32") for _ in range(2))
+        begin, size = np.array([0, 2, 0, 0], np.int32), np.array([1, 1, 4, 8], np.int32)
+        body.op("SLICE", [t, body.constant(begin), body.constant(size)], [row])
+        body.op("LOGISTIC", [row], [new])
+        rows.append(new)
+    ends = list(states)
+    for i, is_changed in enumerate((first, second)):
+        if is_changed:
+            ends[i] = body.tensor(shape, "FLOAT32")
+            start = body.constant(np.array([0, 1, 0, 0], np.int32))
+            body.op("DYNAMIC_UPDATE_SLICE", [states[i], rows[1 - i], start], [ends[i]])
+    numbers = body.constant(np.arange(1, turns + 1, dtype=np.int32))
+    body.op("SLICE", [numbers, position, body.constant(one)], [following])
+    body.finish(ports, [following, *ends])
+    return main.build([x], [total])
+
+
+@pytest.mark.parametrize(("first", "second"), list(itertools.product((False, True), repeat=2)))
+def test_variables_that_begin_alike_are_told_apart(first: bool, second: bool):
+    data = twice_the_same(first, second)
+    model = TFLiteModel(data)
+    assert not model.plan_memory(5).refusal
+    planned = model.to_bytes()
+    assert not model.arena.problems
+    assert Memory(planned).is_sound()
+    assert all(wheel_agrees([(data, planned)]))
 
 
 @functools.cache
