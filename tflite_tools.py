@@ -252,6 +252,19 @@ class Operator:
 
 
 @dataclass(frozen=True)
+class Kernels:
+    """A library of kernels on one sort of processor, with which TFLM is built."""
+
+    name: str  # for the command line
+    title: str  # for people
+    library: str = ""  # empty: the reference kernels
+    core: str = ""  # what its formulas depend on
+
+
+REFERENCE = Kernels("reference", "the reference kernels")
+
+
+@dataclass(frozen=True)
 class Subgraph:
     """One function of the model. Subgraph 0 is the model itself; others are branches, bodies and signatures."""
 
@@ -262,6 +275,7 @@ class Subgraph:
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
     operator_vector: int  # position in the file of the first element of the operator vector
+    kernels: Kernels = REFERENCE  # that run it
 
     def output_name(self, operator: Operator) -> str:
         """The name of the first output, by which people know an operator."""
@@ -315,6 +329,15 @@ class ModelGraph:
     def with_subgraphs(self, subgraphs: Iterable[Subgraph]) -> ModelGraph:
         """The model with other operators, without the memory plan, which was for the old ones."""
         return dataclasses.replace(self, subgraphs=tuple(subgraphs), plan=None)
+
+    @property
+    def kernels(self) -> Kernels:
+        return self.subgraphs[0].kernels
+
+    def on(self, kernels: Kernels) -> ModelGraph:
+        """The same model on other kernels."""
+        subgraphs = tuple(dataclasses.replace(subgraph, kernels=kernels) for subgraph in self.subgraphs)
+        return dataclasses.replace(self, subgraphs=subgraphs)
 
     @property
     def operators(self) -> Iterator[tuple[Subgraph, Operator]]:
@@ -423,6 +446,13 @@ class Node:
     outputs: tuple[Tensor, ...] = ()
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     custom_options: bytes = b""
+    kernels: Kernels = REFERENCE
+
+    @property
+    def kernel(self) -> Tflm | None:
+        """What runs it, if anything does."""
+        other = self.kind.ports.get(self.kernels.library)
+        return self.kind.tflm._replace(**other) if self.kind.tflm and other else self.kind.tflm
 
     @property
     def output(self) -> Tensor | None:
@@ -515,6 +545,7 @@ class Kind:
     tflm: Tflm | None = PLAIN_KERNEL  # None: it has no kernel for it
     effect: tuple[str, bool] | None = None  # (what it touches besides its tensors, whether it changes that)
     is_safe_in_place: bool = False  # its output may lie where an input of the same shape, or the same bytes, ends
+    ports: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)  # by library, other Tflm fields
 
     @cached_property
     def roles(self) -> tuple[str, ...]:
@@ -704,6 +735,307 @@ def _if_quantized(size: int, wider: int = 0) -> Callable[[Node, Target], list[in
         return [] if is_float else [size + (wider if target is BITS_64 else 0)]
 
     return arrays
+
+
+####################################################################################################
+# Operators, the kernels of devices: what CMSIS-NN and ESP-NN take where the reference kernels take something else
+####################################################################################################
+
+# CMSIS-NN: kernels/cmsis_nn of tflite-micro at 90b983c (August 2026) and *_get_buffer_size of CMSIS-NN at 4ab83cc (June
+# 2026), as GCC and LLVM build them, optimised for speed. ESP-NN: kernels/esp_nn of esp-tflite-micro 1.4.0 (August 2026)
+# and esp_nn_get_*_scratch_size of ESP-NN 1.2.3 (April 2026). Structures and buffers are those of 32 bits; where a
+# library has no kernel, the reference kernel runs.
+
+LIBRARIES = {
+    kernels.name: kernels
+    for kernels in (
+        REFERENCE,
+        Kernels("cmsis-nn", "CMSIS-NN on Cortex-M4, M7 or M33", "cmsis-nn", "dsp"),
+        Kernels("cmsis-nn:plain", "CMSIS-NN on Cortex-M0 or M3", "cmsis-nn", "plain"),
+        Kernels("cmsis-nn:mve", "CMSIS-NN on Cortex-M52, M55 or M85", "cmsis-nn", "mve"),
+        Kernels("esp-nn", "ESP-NN on ESP32-S3", "esp-nn", "esp32s3"),
+        Kernels("esp-nn:esp32p4", "ESP-NN on ESP32-P4", "esp-nn", "esp32p4"),
+        Kernels("esp-nn:esp32", "ESP-NN on all other ESP32", "esp-nn", "generic"),
+        Kernels("esp-nn:ansi", "ESP-NN in plain C", "esp-nn", "ansi"),
+    )
+}
+
+
+class Window(NamedTuple):
+    """A window over a picture, as its kernel is given it: (height, width), with channels where there are any."""
+
+    input: tuple[int, int, int]
+    filter: tuple[int, int]
+    output: tuple[int, int, int]
+    stride: tuple[int, int]
+    dilation: tuple[int, int]
+    padding: tuple[int, int]  # above and to the left
+
+    @classmethod
+    def of(cls, node: Node, taps: Tensor) -> Window:
+        """Raises LookupError or ValueError: it has no such shape."""
+        if node.output is None:
+            raise LookupError("output")
+        _, height, width, channels = node["input"].shape
+        _, *taken, _ = taps.shape
+        _, *size, depth = node.output.shape
+        stride = node.options["StrideH"], node.options["StrideW"]
+        dilation = node.options.get("DilationHFactor", 1), node.options.get("DilationWFactor", 1)
+        rows, columns = taken
+        made = (size[0], size[1], depth)
+        axes = zip((height, width), taken, size, stride, dilation, strict=True)
+        above, left = (max((out - 1) * s + (k - 1) * d + 1 - whole, 0) // 2 for whole, k, out, s, d in axes)
+        return cls((height, width, channels), (rows, columns), made, stride, dilation, (above, left))
+
+    @property
+    def patch(self) -> int:
+        """Elements under the window."""
+        return math.prod(self.filter) * self.input[2]
+
+
+def _requests(*sizes: int) -> list[int]:
+    return [size for size in sizes if size > 0]
+
+
+def _cmsis_columns(w: Window, is_grouped: bool) -> int:
+    """Bytes for a convolution of int8, whose patches become columns of a matrix; with MVE several at a time, unless it
+    is along one row only, whose ends alone are copied."""
+    (height, width, channels), (rows, columns), (_, made, _), (_, step), _, (_, left) = w
+    total = (made - 1) * step + columns - width
+    odd = int(math.fmod(total, 2))
+    ends = [max(1, (pad + step - 1) // step) if pad else 0 for pad in (left + odd, left)]
+    is_row = height == rows == w.dilation[1] == 1 and step * channels % 4 == 0 and not is_grouped
+    if is_row and sum(ends) <= made:
+        return max((columns + left) * channels, (columns - 1 + (ends[0] if odd else left)) * channels)
+    return 64 * -(-w.patch // 16)
+
+
+def _cmsis_conv(node: Node) -> list[int]:
+    dtype, core = node["input"].dtype, node.kernels.core
+    if dtype not in ("INT8", "INT16"):
+        return []
+    w = Window.of(node, node["weights"])
+    is_grouped = w.input[2] != node["weights"].shape[3]
+    if dtype == "INT16":
+        return _requests(64 * -(-w.patch // 8) if core == "mve" else 4 * w.patch)
+    if w.filter == w.dilation == (1, 1) and w.padding == (0, 0) and not is_grouped:
+        return []
+    return _requests(_cmsis_columns(w, is_grouped) if core == "mve" else 16 * -(-w.patch // 4))
+
+
+def _cmsis_depthwise(node: Node) -> list[int]:
+    if node["input"].dtype != "INT8":
+        return []
+    w, core, is_int4 = Window.of(node, node["weights"]), node.kernels.core, node["weights"].dtype == "INT4"
+    (_, _, channels), taps, (_, _, made) = w.input, math.prod(w.filter), w.output
+    is_single = channels == made and node["input"].shape[0] == 1 and w.dilation == (1, 1)
+    if core == "mve" and channels == 1 < made and not is_int4:
+        is_copy = w.filter == w.dilation == (1, 1) and w.padding == (0, 0)
+        return _requests((0 if is_copy else 64 * -(-taps // 16)) + made * taps)
+    if core == "mve":
+        return [496 * taps] if is_single else []
+    is_three = w.filter == (3, 3) and max(w.padding) <= 1 and not is_int4
+    return [2 * w.patch] if is_single and (is_int4 or core == "dsp") and not is_three else []
+
+
+def _cmsis_scattered(node: Node) -> list[int]:
+    if node["input"].dtype != "INT8":
+        return _transpose_conv_scratch(node)
+    (_, _, width, channels), (made, rows, columns, _) = node["input"].shape, node["weights"].shape
+    down, right = node.options["StrideH"], node.options["StrideW"]
+    if max(down, right) <= 2 and channels > 16:
+        patch = rows * columns * channels
+        return [64 * -(-patch // 16) if node.kernels.core == "mve" else 16 * -(-patch // 4), patch * made]
+    return [4 * ((width - 1) * right + max(columns, down)) * made * max(rows, down), 0]
+
+
+def _is_constant(tensor: Tensor | None) -> bool:
+    return tensor is None or tensor.storage is Storage.CONSTANT
+
+
+def _cmsis_kernel_sums(node: Node) -> int:
+    """Bytes for sums over the weights of each output, with MVE: kept, if all is constant."""
+    if node.kernels.core != "mve" or node["input"].dtype != "INT8" or node["weights"].dtype != "INT8":
+        return 0
+    return 0 if _is_by_rows(node) else 4 * (node.output.shape[-1] if node.output else 0)
+
+
+def _is_by_rows(node: Node) -> bool:
+    """Whether a matrix product runs as a convolution of 1 x 1."""
+    rank = len(node.output.shape) if node.output else 0
+    return node["input"].dtype == node["weights"].dtype == "INT8" and rank > 2 and node["weights"].shape[-1] % 4 == 0
+
+
+def _cmsis_dense(node: Node) -> list[int]:
+    if _is_by_rows(node):
+        return [] if _per_scale(node, BITS_32) or not node.output else [8 * node.output.shape[-1]]
+    is_kept = _is_constant(node["weights"]) and _is_constant(node.get("bias"))
+    return [] if is_kept else _requests(_cmsis_kernel_sums(node))
+
+
+def _cmsis_dense_arrays(node: Node, target: Target) -> list[int]:
+    scales = _per_scale(node, target) if node["input"].dtype == "INT8" else []
+    is_kept = _is_constant(node["weights"]) and _is_constant(node.get("bias"))
+    return scales + (_requests(_cmsis_kernel_sums(node)) if is_kept else [])
+
+
+def _cmsis_channels(node: Node, target: Target) -> list[int]:
+    return _per_channel(node, target) if node["input"].dtype in ("INT8", "INT16") else []
+
+
+def _cmsis_average(node: Node) -> list[int]:
+    is_used = node.kernels.core == "dsp" and node["input"].dtype in ("INT8", "INT16")
+    return [4 * node["input"].shape[3]] if is_used else []
+
+
+def _cmsis_matmul(node: Node) -> list[int]:
+    is_used = node.kernels.core == "mve" and node["a"].dtype == "INT8" and node.output
+    return [4 * node.output.shape[-1]] if is_used and node.output else []
+
+
+def _cmsis_svdf_arrays(node: Node, target: Target) -> list[int]:
+    is_used = node.kernels.core == "mve" and node["input"].dtype == "INT8"
+    return [4 * node["feature"].shape[0]] if is_used else []
+
+
+def _cmsis_lstm(node: Node) -> list[int]:
+    requests = _lstm_scratch(node)
+    return requests if node["input"].dtype == "FLOAT32" else requests[:3]
+
+
+def _cmsis_lstm_arrays(node: Node, target: Target) -> list[int]:
+    """Sums over the weights of each gate."""
+    size = {"INT8": 4, "INT16": 8}.get(node["input"].dtype, 0)
+    return [size * node["output_state"].shape[-1]] * 8 if size else []
+
+
+def _esp_conv(node: Node) -> list[int]:
+    if node["input"].dtype != "INT8":
+        return []
+    size = {"esp32s3": _esp_conv_s3, "esp32p4": _esp_conv_p4}.get(node.kernels.core, lambda w: 0)
+    return _int4_scratch(node) + _requests(size(Window.of(node, node["weights"])))
+
+
+def _round(size: int, multiple: int) -> int:
+    return -(-size // multiple) * multiple
+
+
+def _esp_one_by_one(w: Window, guard: int) -> int:
+    """Bytes for a convolution of 1 x 1: a picture and weights with more channels, and room for 16 elements."""
+    (height, width, channels), wide = w.input, _round(w.input[2], 8)
+    copy = height * width * wide if channels % 8 else 0
+    return copy + wide * w.output[2] + (0 if height * width < 8 else 16 * wide) + guard
+
+
+def _is_one_by_one(w: Window) -> bool:
+    return w.filter == w.stride == (1, 1) and w.padding == (0, 0)
+
+
+def _esp_conv_s3(w: Window) -> int:
+    (height, width, channels), (rows, columns), (made_height, made_width, made), (down, right), _, (above, left) = w
+    if _is_one_by_one(w):
+        return _esp_one_by_one(w, 64)
+    row = columns * channels
+    if row < 16 <= w.patch:
+        return 4 * made + 16 + made * _round(w.patch, 16) + 16 + _round(w.patch, 16) + 64
+    padded = (width + 2 * left) * (height + 2 * above) * channels if left or above else 0
+    behind = max(0, made_width * right + columns - 1 - width)
+    below = max(0, made_height * down + rows - 1 - height)
+    wider = (width + behind) * (height + below) * channels if behind or below else 0
+    filters = rows * columns * _round(channels, 16) * made + _round(row, 16) * rows * made
+    return padded + filters + wider + 64 + 4 * made
+
+
+ESP32P4_CACHE = 32768  # bytes for which a picture is cut in tiles
+
+
+def _esp_conv_p4(w: Window) -> int:
+    (height, width, channels), (rows, columns), (made_height, _, made), (down, _), _, (above, left) = w
+    if _is_one_by_one(w):
+        return 20 * made + 64 if channels < 16 else _esp_one_by_one(w, 32)
+    is_padded = left > 0 or above > 0
+    if not is_padded and columns * channels >= 16:
+        return rows * columns * _round(channels, 16) * made + 32 + 4 * made
+    if w.patch >= 16:
+        return 4 * made + w.patch + 32
+    wide = _round(-(-16 // columns), 16)
+    if not is_padded:
+        return 4 * made + rows * columns * wide * made + width * height * wide + 32
+    across = width + 2 * left
+    picture = across * (height + 2 * above) * channels
+    if picture + 4 * made <= ESP32P4_CACHE:
+        return picture + rows * columns * _round(channels, 16) * made + 32 + 4 * made
+    filters, row, tiles = rows * columns * wide * made, across * wide, 1
+    left_over = ESP32P4_CACHE - 4 * made - filters
+    if 0 < rows * row <= left_over:
+        tiles = min((left_over - rows * row) // (down * row) + 1, made_height)
+    return ((tiles - 1) * down + rows + 2 * above) * row + filters + 32 + 4 * made
+
+
+def _esp_depthwise(node: Node) -> list[int]:
+    if node["input"].dtype != "INT8":
+        return []
+    size = 0
+    if node.kernels.core == "esp32s3":
+        w = Window.of(node, node["weights"])
+        size = _esp_depthwise_s3(w, w.output[2] // max(w.input[2], 1))
+    return _int4_scratch(node) + _requests(size)
+
+
+ESP32S3_TILE, ESP32S3_WORDS = 40960, 49152  # bytes up to which a depthwise convolution copies a picture as a whole
+
+
+def _esp_depthwise_s3(w: Window, multiplier: int) -> int:
+    """Bytes, most of them for a copy of the picture: with its padding, or of 16 bits, or with more channels."""
+    (height, width, channels), (rows, columns), (made_height, made_width, _), (down, right), _, (above, left) = w
+    weights, picture = w.patch * multiplier, height * width * channels
+    words = 2 * (weights + picture) + 32
+    if multiplier == 1 and channels % 8 == 0:
+        if w.filter != (3, 3):
+            return words if words - 32 <= ESP32S3_WORDS else 2 * weights + 2 * width * rows * channels + 32
+        below, behind = made_height * down + 2 - height, made_width * right + 2 - width
+        if channels % 16 == 0:
+            more = (2 * above, 2 * left) if left or above else (below, behind)
+            copy = (width + more[1]) * (height + more[0]) * channels if any(more) else 0
+            return weights + 16 + (copy if copy <= ESP32S3_TILE else (width + more[1]) * 3 * channels)
+        if channels < 12:
+            return words
+        wide = _round(channels, 16)
+        across, tall = width + 2 * left + max(0, behind), height + 2 * above + max(0, below)
+        return 9 * wide + across * tall * wide + made_height * made_width * wide + 64
+    if multiplier == 1 and channels > 3:
+        wide = _round(channels, 8)
+        weights_and_picture = _round(2 * rows * columns * wide, 16) + 2 * height * width * wide
+        made = _round(weights_and_picture, 16) + made_height * made_width * wide
+        return _round(made, 16) + 12 * wide + 16
+    return words if multiplier % 4 == 0 else 32
+
+
+def _esp_softmax(node: Node) -> list[int]:
+    is_used = node["input"].dtype == "INT8" and node.output is not None and node.output.dtype == "INT8"
+    if not is_used or node.kernels.core == "ansi":
+        return []
+    return _requests(4 * sum(node["input"].shape[1:2]))  # the second dimension, whatever it is
+
+
+PORTS: dict[str, dict[str, dict[str, Any]]] = {  # kind -> library -> what is different of its kernel
+    "CONV_2D": {
+        "cmsis-nn": {"data": 60, "scratch": _cmsis_conv, "arrays": _cmsis_channels},
+        "esp-nn": {"data": 60, "scratch": _esp_conv},
+    },
+    "DEPTHWISE_CONV_2D": {
+        "cmsis-nn": {"data": 60, "scratch": _cmsis_depthwise, "arrays": _cmsis_channels},
+        "esp-nn": {"data": 60, "scratch": _esp_depthwise},
+    },
+    "TRANSPOSE_CONV": {"cmsis-nn": {"data": 76, "scratch": _cmsis_scattered}},
+    "FULLY_CONNECTED": {"cmsis-nn": {"data": 72, "scratch": _cmsis_dense, "arrays": _cmsis_dense_arrays}},
+    "BATCH_MATMUL": {"cmsis-nn": {"data": 36, "scratch": _cmsis_matmul}},
+    "AVERAGE_POOL_2D": {"cmsis-nn": {"data": 36, "scratch": _cmsis_average}},
+    "MAX_POOL_2D": {"cmsis-nn": {"data": 36}},
+    "SVDF": {"cmsis-nn": {"data": 40, "arrays": _cmsis_svdf_arrays}},
+    "UNIDIRECTIONAL_SEQUENCE_LSTM": {"cmsis-nn": {"data": 912, "scratch": _cmsis_lstm, "arrays": _cmsis_lstm_arrays}},
+    "SOFTMAX": {"cmsis-nn": {"data": 64}, "esp-nn": {"data": 64, "scratch": _esp_softmax}},
+}
 
 
 ####################################################################################################
@@ -1021,6 +1353,8 @@ for _name in """ABS CEIL COS ELU EXP FLOOR HARD_SWISH LEAKY_RELU LOG LOGISTIC NE
     SQRT SQUARE TANH ADD DIV MAXIMUM MINIMUM MUL SQUARED_DIFFERENCE SUB EXPAND_DIMS RESHAPE SQUEEZE
     DYNAMIC_UPDATE_SLICE GATHER SELECT_V2 SLICE""".split():
     KINDS[_name] = dataclasses.replace(KINDS[_name], is_safe_in_place=True)
+for _name, _ports in PORTS.items():
+    KINDS[_name] = dataclasses.replace(KINDS[_name], ports=_ports)
 for _name, _table, *_callees in (  # what TFLM does not have
     ("CALL", "CallOptions", "Subgraph"),
     ("STABLEHLO_COMPOSITE", "StableHLOCompositeOptions", "DecompositionSubgraphIndex"),
@@ -1074,7 +1408,7 @@ def kind_of(operator: Operator) -> Kind:
 def node_of(subgraph: Subgraph, operator: Operator) -> Node:
     inputs = tuple(subgraph.tensors[i] if i >= 0 else None for i in operator.inputs)
     outputs = tuple(subgraph.tensors[i] for i in operator.writes)
-    return Node(kind_of(operator), inputs, outputs, operator.options, operator.custom_options)
+    return Node(kind_of(operator), inputs, outputs, operator.options, operator.custom_options, subgraph.kernels)
 
 
 def multiply_accumulates(subgraph: Subgraph, operator: Operator) -> int:
@@ -1093,17 +1427,17 @@ def multiply_accumulates(subgraph: Subgraph, operator: Operator) -> int:
 
 
 def scratch_requests(subgraph: Subgraph, operator: Operator) -> list[int]:
-    """The scratch buffers, in bytes, that TFLM's reference kernel of this operator asks for, in its order.
+    """The scratch buffers, in bytes, that the kernel of this operator asks for, in its order.
 
     Raises:
         ArenaError: the inputs or options are not what the kernel needs.
     """
     node = node_of(subgraph, operator)
     try:
-        requests = node.kind.tflm.scratch(node) if node.kind.tflm and node.output else []
+        requests = node.kernel.scratch(node) if node.kernel and node.output else []
         if all(isinstance(size, int) and 0 <= size <= LARGEST_TENSOR for size in requests):
             return requests
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError, struct.error):
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError, struct.error):
         pass
     what = f"operator {operator.index} ({shorten(operator.kind)})"
     raise ArenaError(f"the inputs or options of {what} are not what its kernel needs")
@@ -1334,8 +1668,8 @@ def reshaped(source: tuple[int, ...], target: tuple[int, ...]) -> tuple[int, ...
     return tuple(math.prod(source) // rest if d == -1 else d for d in target)
 
 
-def read_model(data: Bytes) -> ModelGraph:
-    """Read a .tflite file, of which only the tables are touched: a memory map stays on disk.
+def read_model(data: Bytes, kernels: Kernels = REFERENCE) -> ModelGraph:
+    """Read a .tflite file that will run on these kernels. Only its tables are touched: a memory map stays on disk.
 
     Raises:
         ModelError: not a TensorFlow Lite model, or a damaged one.
@@ -1345,7 +1679,7 @@ def read_model(data: Bytes) -> ModelGraph:
     if len(data) < 8 or bytes(data[4:8]) != FILE_IDENTIFIER:
         raise ModelError(f"not a TensorFlow Lite model: {_what_it_is(data)}")
     try:
-        return _Reader(data).read()
+        return _Reader(data).read().on(kernels)
     except (struct.error, IndexError, ValueError, TypeError, OverflowError, AttributeError, MemoryError) as error:
         if isinstance(error, ModelError):
             raise
@@ -3461,7 +3795,7 @@ PLANNER_BYTES = 40  # while planning, for every buffer that is planned
 
 def kernel_bytes(node: Node, target: Target = BITS_32) -> tuple[int, int, list[int]]:
     """What a kernel keeps: bytes of its options, of its own structure, and of each further piece."""
-    kernel = node.kind.tflm or PLAIN_KERNEL
+    kernel = node.kernel or PLAIN_KERNEL
     more = kernel.wider if target is BITS_64 else (0, 0)
     try:
         arrays = kernel.arrays(node, target)
@@ -3877,7 +4211,7 @@ def with_rewrite(graph: ModelGraph, rewrite: Rewrite) -> ModelGraph:
 def _as_subgraph(like: Subgraph, new: NewSubgraph, index: int) -> Subgraph:
     tensors = tuple(_as_tensor(like, tensor, i) for i, tensor in enumerate(new.tensors))
     operators = tuple(_as_operator(like, operator, i, {}) for i, operator in enumerate(new.operators))
-    return Subgraph(index, new.name, tensors, operators, new.inputs, new.outputs, operator_vector=0)
+    return Subgraph(index, new.name, tensors, operators, new.inputs, new.outputs, 0, like.kernels)
 
 
 def _as_tensor(subgraph: Subgraph, new: NewTensor, index: int) -> Tensor:
@@ -7265,9 +7599,13 @@ class Snapshot:
     graph: ModelGraph
 
     @classmethod
-    def read(cls, data: Bytes) -> Snapshot:
+    def read(cls, data: Bytes, kernels: Kernels = REFERENCE) -> Snapshot:
         """Raises ModelError, as :func:`read_model`."""
-        return cls(data, read_model(data))
+        return cls(data, read_model(data, kernels))
+
+    def changed(self, data: Bytes) -> Snapshot:
+        """Other bytes, for the same kernels."""
+        return Snapshot.read(data, self.graph.kernels)
 
     @cached_property
     def schedules(self) -> tuple[Schedule, ...]:
@@ -7311,7 +7649,7 @@ class Snapshot:
 
     def reordered(self, orders: Sequence[Sequence[int]]) -> Snapshot:
         """With the operators of every subgraph in another order: their old numbers."""
-        return Snapshot.read(write_orders(self.data, self.graph, orders))
+        return self.changed(write_orders(self.data, self.graph, orders))
 
     def planned(self, plan: Plan) -> Snapshot:
         """With the places of the arena's tensors fixed in the file.
@@ -7328,18 +7666,18 @@ class Snapshot:
             for buffer, interval in zip(buffers, plan.intervals, strict=True)
             if buffer.tensor is not None and interval.offset is not None
         }
-        planned = Snapshot.read(write_plan(self.data, self.graph, offsets))
+        planned = self.changed(write_plan(self.data, self.graph, offsets))
         if planned.arena.head != plan.height or planned.arena.problems:
             raise BrokenCertificate(f"the plan of {plan.height:,} B takes {planned.arena.head:,} B in the file")
         return planned
 
     def rewritten(self, rewrite: Rewrite) -> Snapshot:
         """With the operators of subgraph 0 replaced."""
-        return Snapshot.read(rewrite_subgraph(self.data, self.graph, self.graph.subgraphs[0], rewrite))
+        return self.changed(rewrite_subgraph(self.data, self.graph, self.graph.subgraphs[0], rewrite))
 
     def inlined(self) -> Snapshot:
         """With the data of external buffers inside of the FlatBuffer."""
-        changed = Snapshot.read(inline_buffers(self.data, self.graph))
+        changed = self.changed(inline_buffers(self.data, self.graph))
         contents, others = ([b.of(m.data) for b in m.graph.buffers] for m in (self, changed))
         if contents != others[: len(contents)]:
             raise BrokenCertificate("the file with its data inside is another model")
@@ -7353,7 +7691,7 @@ class Snapshot:
         """
         damaged = "the file is damaged: its weights lie on top of its tables"
         try:
-            changed = Snapshot.read(write_buffers(self.data, contents))
+            changed = self.changed(write_buffers(self.data, contents))
         except ModelError as error:
             raise ModelError(damaged) from error
         # A scale that is not a number differs from itself, but reads the same.
