@@ -80,6 +80,7 @@ from tflite.utils import BUILTIN_OPCODE2NAME
 __version__ = "0.2.0"
 
 __all__ = [
+    "LIBRARIES",
     "Arena",
     "ArenaError",
     "ClusteringDecision",
@@ -3535,6 +3536,48 @@ def layout_of(buffers: Sequence[Interval], sharing: Sharing = NOTHING_SHARED) ->
     return Layout(intervals, owners, distances, groups, places)
 
 
+def with_room_for_scratch(layout: Layout, buffers: Sequence[Interval], scratch: Collection[int]) -> Layout:
+    """What a buffer gives free while it is alive is taken while scratch memory is there: TFLM, which places that by
+    itself, would not put it into such a place."""
+    times = sorted({buffers[i][1:3] for i in scratch})
+    members: dict[int, list[int]] = defaultdict(list)  # buffers of each place
+    numbers: dict[int, list[int]] = defaultdict(list)  # its intervals
+    for i, (place, _) in enumerate(layout.places):
+        members[place].append(i)
+    for number, owner in enumerate(layout.owners):
+        numbers[layout.places[owner][0]].append(number)
+    intervals, owners, distances = list(layout.intervals), list(layout.owners), list(layout.above)
+    for place, group in members.items():
+        if len(group) == len(numbers[place]) == 1:
+            continue
+        taken = [(intervals[n], layout.places[owners[n]][1] + distances[n]) for n in numbers[place]]
+        first, last = min(buffers[i].first for i in group), max(buffers[i].last for i in group)
+        for begin, end in times[bisect.bisect_left(times, (first, -1)) : bisect.bisect_right(times, (last, last))]:
+            blocks = [(at, at + b.size) for b, at in taken if b.first <= end and begin <= b.last]
+            for i in group:
+                at = layout.places[i][1]
+                is_there = buffers[i].first <= begin and end <= buffers[i].last
+                for start, stop in list(_gaps(at, at + buffers[i].size, blocks)) if is_there else ():
+                    numbers[place].append(len(intervals))
+                    intervals.append(Interval(stop - start, begin, end))
+                    owners.append(i)
+                    distances.append(start - at)
+                    blocks.append((start, stop))
+    above = [layout.places[owner][1] + distance for owner, distance in zip(owners, distances, strict=True)]
+    rigid = [_from_zero({n: above[n] for n in found}) for found in numbers.values() if len(found) > 1]
+    return Layout(intervals, owners, distances, rigid, layout.places)
+
+
+def _gaps(start: int, stop: int, blocks: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """What the blocks leave free between two addresses."""
+    for low, high in sorted(blocks):
+        if start < min(low, stop):
+            yield start, min(low, stop)
+        start = max(start, high)
+    if start < stop:
+        yield start, stop
+
+
 def _from_zero(group: Mapping[int, int]) -> Block:
     lowest = min(group.values())
     return {i: above - lowest for i, above in group.items()}
@@ -3851,7 +3894,7 @@ class TailBytes(NamedTuple):
 
 
 def persistent_bytes(graph: ModelGraph, target: Target = BITS_32) -> TailBytes:
-    """What TFLM keeps in the tail of its arena, with the reference kernels, piece by piece in its order.
+    """What TFLM keeps in the tail of its arena, piece by piece in its order.
 
     To the byte what was measured: tflite-micro of August 2026 with 32 bits, the package of October 2026 with 64.
 
@@ -3973,7 +4016,7 @@ class Arena:
 
 
 def analyse_arena(graph: ModelGraph, target: Target = BITS_32) -> Arena:
-    """What TFLM allocates for the file as it is, with its reference kernels.
+    """What TFLM allocates for the file as it is, with the kernels that the graph names.
 
     The target decides ``persistent`` and ``planning``; the head is the same on all of them.
 
@@ -4063,7 +4106,9 @@ def plan_arena(arena: Arena, time_limit: float = TIME_LIMIT, in_place: bool = Tr
     intervals = arena.intervals
     layouts = [layout_of(intervals)]
     if in_place and arena.sharing:
-        layouts.insert(0, layout_of(intervals, arena.sharing))
+        shared = layout_of(intervals, arena.sharing)
+        roomy = with_room_for_scratch(shared, intervals, {i for i, b in enumerate(arena.buffers) if b.tensor is None})
+        layouts = [shared, *([roomy] if roomy.intervals != shared.intervals else []), *layouts]
     bound = Profile(layouts[0].intervals).peak
     best = Plan(place_greedily(intervals), bound)
     budget = Budget(time_limit)
@@ -4986,57 +5031,6 @@ def is_unpadded(operator: Operator, rule: RowRule) -> bool:
     return operator.options.get("Padding") == tflite.Padding.SAME and not isinstance(rule, CutRule)
 
 
-class Meter(Emitter):
-    """Only counts what an :class:`Emitter` would write, for a search that has no use for more."""
-
-    def __init__(self, subgraph: Subgraph, element_bytes: Sequence[int], row_bytes: Sequence[int]) -> None:
-        super().__init__(subgraph)
-        self.element_bytes, self.row_bytes = element_bytes, row_bytes
-        self.sizes: list[int] = []  # of the new tensors, as TFLM aligns them; constants take none
-        self.runs: list[tuple[Sequence[int], Sequence[int]]] = []  # inputs and outputs of each operator
-        self.copies: dict[int, int] = defaultdict(int)  # of operators, by number
-        self.glue: dict[tuple[str, int], int] = defaultdict(int)  # by kind and number of inputs
-        self.old = len(subgraph.tensors)
-
-    def tensor(self, like: int, shape: tuple[int, ...], label: str) -> int:
-        return self.new(math.prod(shape) * self.element_bytes[like])
-
-    def rows(self, like: int, rows: Rows) -> int:
-        return self.new((rows[1] - rows[0]) * self.row_bytes[like])
-
-    def carried(self, like: int | None, shape: tuple[int, ...]) -> int:
-        return self.new(0)
-
-    def number(self, dtype: str, *shape: int) -> int:
-        return self.new(math.prod(shape) * (ELEMENT_TYPES[dtype].tflm_bytes or 0))
-
-    def table(
-        self, content: Callable[[], bytes], shape: tuple[int, ...], dtype: str = "INT32", like: int | None = None
-    ) -> int:
-        return self.new(0)
-
-    def callee(self) -> Meter:
-        return Meter(self.subgraph, self.element_bytes, self.row_bytes)
-
-    def enclose(self, callee: Emitter, name: str, inputs: Sequence[int], outputs: Sequence[int]) -> int:
-        return 0
-
-    def new(self, size: int) -> int:
-        self.sizes.append(align(size))
-        return self.old + len(self.sizes) - 1
-
-    def new_constant(self, values: Content, shape: tuple[int, ...], like: int | None) -> int:
-        return self.new(0)
-
-    def emit(self, kind: str, inputs: Sequence[int], *outputs: int, like: int | None = None, **options: Any) -> int:
-        self.runs.append((inputs, outputs))
-        if like is None:
-            self.glue[kind, len(inputs)] += 1
-        else:
-            self.copies[like] += 1
-        return outputs[0]
-
-
 class RegionEmitter:
     """Emits a region stripe by stripe. Between two stripes of a region that is cached, of each inner tensor those rows
     stay that a later stripe reads:
@@ -5099,6 +5093,114 @@ class RegionEmitter:
             fresh = Rows(max(parts[-1][1].behind if parts else 0, rows.first), rows.behind)
             if fresh.first < fresh.behind:
                 parts.append((self.emitter.slice(computed, output, rows, fresh), fresh))
+
+
+####################################################################################################
+# Stripes as operators, the meter: what they would take, without writing them
+####################################################################################################
+
+
+class ScratchOfCopies:
+    """Scratch memory of copies of operators of a subgraph, by the shapes of their tensors."""
+
+    def __init__(self, subgraph: Subgraph) -> None:
+        self.subgraph = subgraph
+        self.known: dict[tuple[Any, ...], int] = {}
+
+    def __call__(self, like: int, shapes: tuple[tuple[int, ...] | None, ...], **options: Any) -> int:
+        """Bytes, each buffer aligned; None is the shape that the operator has there itself."""
+        key = like, shapes, *options.items()
+        if key not in self.known:
+            node = node_of(self.subgraph, self.subgraph.operators[like])
+            tensors = [
+                dataclasses.replace(tensor, shape=shape) if tensor and shape else tensor
+                for tensor, shape in zip((*node.inputs, *node.outputs), shapes, strict=True)
+            ]
+            outputs = tuple(t for t in tensors[len(node.inputs) :] if t)
+            copy = dataclasses.replace(
+                node, inputs=tuple(tensors[: len(node.inputs)]), outputs=outputs, options={**node.options, **options}
+            )
+            self.known[key] = sum(map(align, copy.kernel.scratch(copy))) if copy.kernel else 0
+        return self.known[key]
+
+
+class Meter(Emitter):
+    """Only counts what an :class:`Emitter` would write, for a search that has no use for more.
+
+    Args:
+        element_bytes: of each tensor of the subgraph.
+        row_bytes: the same of a row, 0 if it has none.
+        scratch: what tells the scratch memory of copies of operators, if they take any.
+    """
+
+    def __init__(
+        self,
+        subgraph: Subgraph,
+        element_bytes: Sequence[int],
+        row_bytes: Sequence[int],
+        scratch: ScratchOfCopies | None = None,
+    ) -> None:
+        super().__init__(subgraph)
+        self.element_bytes, self.row_bytes, self.scratch_of = element_bytes, row_bytes, scratch
+        self.shapes: dict[int, tuple[int, ...]] = {}  # of the new tensors, for that
+        self.scratch: dict[int, int] = {}  # bytes, by the number of the run
+        self.sizes: list[int] = []  # of the new tensors, as TFLM aligns them; constants take none
+        self.runs: list[tuple[Sequence[int], Sequence[int]]] = []  # inputs and outputs of each operator
+        self.copies: dict[int, int] = defaultdict(int)  # of operators, by number
+        self.glue: dict[tuple[str, int], int] = defaultdict(int)  # by kind and number of inputs
+        self.old = len(subgraph.tensors)
+
+    def tensor(self, like: int, shape: tuple[int, ...], label: str) -> int:
+        return self.shaped(self.new(math.prod(shape) * self.element_bytes[like]), shape)
+
+    def rows(self, like: int, rows: Rows) -> int:
+        new = self.new((rows[1] - rows[0]) * self.row_bytes[like])
+        return self.shaped(new, self.shape(like, rows.height)) if self.scratch_of else new
+
+    def carried(self, like: int | None, shape: tuple[int, ...]) -> int:
+        return self.shaped(self.new(0), shape)
+
+    def shaped(self, new: int, shape: tuple[int, ...]) -> int:
+        if self.scratch_of:
+            self.shapes[new] = shape
+        return new
+
+    def number(self, dtype: str, *shape: int) -> int:
+        return self.new(math.prod(shape) * (ELEMENT_TYPES[dtype].tflm_bytes or 0))
+
+    def table(
+        self, content: Callable[[], bytes], shape: tuple[int, ...], dtype: str = "INT32", like: int | None = None
+    ) -> int:
+        return self.new(0)
+
+    def callee(self) -> Meter:
+        return Meter(self.subgraph, self.element_bytes, self.row_bytes, self.scratch_of)
+
+    def enclose(self, callee: Emitter, name: str, inputs: Sequence[int], outputs: Sequence[int]) -> int:
+        return 0
+
+    def new(self, size: int) -> int:
+        self.sizes.append(align(size))
+        return self.old + len(self.sizes) - 1
+
+    def new_constant(self, values: Content, shape: tuple[int, ...], like: int | None) -> int:
+        return self.new(0)
+
+    def emit(self, kind: str, inputs: Sequence[int], *outputs: int, like: int | None = None, **options: Any) -> int:
+        if like is None:
+            self.glue[kind, len(inputs)] += 1
+        else:
+            self.copies[like] += 1
+            if self.scratch_of:
+                shapes = tuple(self.shapes.get(t) for t in (*inputs, *outputs))
+                self.scratch[len(self.runs)] = self.scratch_of(like, shapes, **options)
+        self.runs.append((inputs, outputs))
+        return outputs[0]
+
+    @property
+    def requests(self) -> Iterator[tuple[int, int, int]]:
+        """Scratch memory: bytes, and the run that has it, first and last."""
+        return ((size, number, number) for number, size in self.scratch.items())
 
 
 ####################################################################################################
@@ -6119,6 +6221,9 @@ class SplitProblem:
         entering = Profile(i._replace(first=i.first + 1) for i in self.intervals.values())
         self.entering = [entering.at(position) for position in range(len(subgraph.operators) + 1)]
         self.steps = self.all_steps(graph)
+        # What has no scratch memory as a whole has none in stripes, with most kernels.
+        is_taken = subgraph.kernels is not REFERENCE or any(scratch_requests(subgraph, o) for o in subgraph.operators)
+        self.scratch = ScratchOfCopies(subgraph) if is_taken else None
         self.cut: dict[tuple[int, int, bool], Region] = {}
         self.ranges: dict[int, list[Range]] = defaultdict(list)  # by start, the shortest first
         for found in self.possible_ranges():
@@ -6168,6 +6273,9 @@ class SplitProblem:
     @property
     def macs(self) -> int:
         return sum(step.macs for step in self.steps)
+
+    def meter(self) -> Meter:
+        return Meter(self.subgraph, self.element_bytes, self.row_bytes, self.scratch)
 
     @property
     def unsplit(self) -> Composition:
@@ -6431,7 +6539,7 @@ class LoopProblem(SplitProblem):
         """What a region takes as a loop that it can be."""
         loop = self.loop(start, end, pace, is_wide)
         assert loop is not None
-        meter = Meter(self.subgraph, self.element_bytes, self.row_bytes)
+        meter = self.meter()
         emitter = LoopEmitter(meter, loop)
         emitter.run()
         steps, body, cond = self.steps[start:end], emitter.turn.body, emitter.cond
@@ -6481,7 +6589,7 @@ class LoopProblem(SplitProblem):
             if last[old] == born[new]:
                 last[old] -= 1
         intervals = ((body.sizes[t - body.old], number, last.get(t, number)) for t, number in born.items())
-        return peak_of(intervals, len(body.runs))
+        return peak_of([*intervals, *body.requests], len(body.runs))
 
 
 ####################################################################################################
@@ -6530,7 +6638,7 @@ class SplitSearch(LoopProblem):
             rows = list(stripe_rows(region, stripes))
         except NoStripes:
             return None
-        meter = Meter(self.subgraph, self.element_bytes, self.row_bytes)
+        meter = self.meter()
         RegionEmitter(meter, region).run(rows)
         steps = self.steps[start:end]
         before = sum(step.with_outputs for step in steps) - BITS_32.tensor * len(region.escaping)
@@ -6569,7 +6677,7 @@ class SplitSearch(LoopProblem):
             is_old = t < old
             size = self.sizes[t] if is_old else meter.sizes[t - old]
             intervals.append((size, number, count if is_old else last.get(t, count)))
-        return around + peak_of(intervals, count)
+        return around + peak_of([*intervals, *meter.requests], count)
 
     def try_ranges(self, limit: int, most_macs: int, best: int, price: Price) -> None:
         """Give every range that needs more than ``limit`` bytes, if it can have it, a region that does not.
@@ -7623,6 +7731,16 @@ class Snapshot:
     def arena(self) -> Arena:
         """Raises ArenaError, as :func:`analyse_arena`."""
         return analyse_arena(self.graph)
+
+    @cached_property
+    def elsewhere(self) -> dict[str, int]:
+        """Bytes to reserve with the kernels that most devices run, if the model is analysed for the reference kernels.
+
+        Raises:
+            ArenaError: as :func:`analyse_arena`.
+        """
+        names = ("cmsis-nn", "esp-nn") if self.graph.kernels is REFERENCE else ()
+        return {name: analyse_arena(self.graph.on(LIBRARIES[name])).reserve for name in names}
 
     @cached_property
     def ports(self) -> list[Port]:
@@ -8937,7 +9055,7 @@ def analysis_text(model: Snapshot, extras: Extras, is_full: bool = False) -> str
         lines += [f"Total weight size: {parameter_bytes(graph, graph.operators):,} B"]
     lines += listed("TFLM does not run this model:", model.refusals)
     try:
-        lines += arena_lines(model.arena)
+        lines += arena_lines(model)
         if model.saved_by_integer_ports > WORTH_TELLING * model.arena.reserve:
             lines += [f"With --integer-io, and integers from the application: {model.saved_by_integer_ports:,} B less"]
     except ArenaError as error:
@@ -8945,8 +9063,9 @@ def analysis_text(model: Snapshot, extras: Extras, is_full: bool = False) -> str
     return "\n".join(lines)
 
 
-def arena_lines(arena: Arena) -> list[str]:
+def arena_lines(model: Snapshot) -> list[str]:
     """What TFLM will allocate, and what could be had: quickly, so that the option --plan may find more."""
+    arena, kernels = model.arena, model.graph.kernels
     plan = plan_arena(arena, time_limit=0)
     who = "as planned in the file" if arena.has_plan else "as its own planner lays it out"
     lines = [f"Arena of TensorFlow Lite Micro: {arena.head:,} B {who}"]
@@ -8961,7 +9080,10 @@ def arena_lines(arena: Arena) -> list[str]:
     parts = f"tensors and scratch {arena.head:,} B, persistent structures {arena.persistent:,} B"
     if arena.planning > arena.head + arena.persistent:
         parts += f"; for a moment, while it plans, {arena.planning:,} B"
-    lines += [f"({parts}; a plain MicroInterpreter with the reference kernels)"]
+    lines += [f"({parts}; a plain MicroInterpreter with {kernels.title})"]
+    if model.elsewhere:
+        others = "; ".join(f"{reserve:,} B with {LIBRARIES[name].title}" for name, reserve in model.elsewhere.items())
+        lines += [f"Arena to reserve with --kernels: {others}"]
     return lines + listed("Problem of the memory plan in the file:", arena.problems)
 
 
@@ -9036,7 +9158,11 @@ def analysis_json(model: Snapshot) -> dict[str, Any]:
         "arena": None,
     }
     try:
-        document["arena"] = arena_json(model.arena) | {"saved_by_integer_io": model.saved_by_integer_ports}
+        document["arena"] = arena_json(model.arena) | {
+            "saved_by_integer_io": model.saved_by_integer_ports,
+            "kernels": graph.kernels.name,
+            "reserve_bytes_elsewhere": model.elsewhere,
+        }
     except ArenaError as error:
         document["notes"].append(f"the arena is not known, since {error}")
     return document
@@ -9251,27 +9377,34 @@ class TFLiteModel:
     the model as it was. Time limits are seconds, of the whole call.
     """
 
-    def __init__(self, model_bytes: bytes | bytearray | mmap.mmap) -> None:
+    def __init__(self, model_bytes: bytes | bytearray | mmap.mmap, kernels: str = REFERENCE.name) -> None:
         """Take the bytes of a .tflite file; they are copied, except for a memory map.
 
+        Args:
+            kernels: what TFLM will run it with, a name of LIBRARIES: that decides how much scratch memory it takes.
+
         Raises:
+            ValueError: no such kernels are known.
             ModelError: not a TensorFlow Lite model, or a damaged one.
         """
+        if kernels not in LIBRARIES:
+            raise ValueError(f"kernels are one of {', '.join(LIBRARIES)}, not {kernels!r}")
         data = model_bytes if isinstance(model_bytes, mmap.mmap) else bytes(model_bytes)
-        self.snapshot = Snapshot.read(data)
+        self.snapshot = Snapshot.read(data, LIBRARIES[kernels])
 
     @classmethod
-    def load_from_file(cls, path: str | os.PathLike[str]) -> TFLiteModel:
-        """Read a model from a file.
+    def load_from_file(cls, path: str | os.PathLike[str], kernels: str = REFERENCE.name) -> TFLiteModel:
+        """Read a model from a file, as :class:`TFLiteModel` takes its bytes.
 
         Raises:
             OSError: the file cannot be read.
+            ValueError: no such kernels are known.
             ModelError: it is not a TensorFlow Lite model, or a damaged one.
         """
         with open(path, "rb") as file:
             if os.fstat(file.fileno()).st_size > MAPPED_FROM:
-                return cls(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-            return cls(file.read())
+                return cls(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), kernels)
+            return cls(file.read(), kernels)
 
     def write_to_file(self, path: str | os.PathLike[str]) -> None:
         """Write the model; an existing file is replaced only once all bytes are written.
@@ -9558,6 +9691,13 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="compare the outputs with the input model's, bit by bit, in TFLM and LiteRT",
     )
+    add(
+        "--kernels",
+        choices=LIBRARIES,
+        metavar="NAME",
+        default=REFERENCE.name,
+        help="what TFLM runs the model with: %(choices)s (default: %(default)s)",
+    )
     add("--max-arena", type=_size, metavar="BYTES", help="exit with 1 if the arena to reserve exceeds this (as 64KB)")
     add("--max-head", type=_size, metavar="BYTES", help="the same for its part that is exact: tensors and scratch")
     add(
@@ -9590,6 +9730,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--max-peak", type=_size, metavar="BYTES", help=peak)
     add("--optimize", action="store_true", help="reorder the operators for the smallest peak memory use")
     add("--time-limit", type=_seconds, metavar="SECONDS", help=f"for all searches together (default: {TIME_LIMIT:g})")
+    _add_reports(add)
+    return parser
+
+
+def _add_reports(add: Callable[..., Any]) -> None:
     add("--calc-macs", action="store_true", help="add the multiply-accumulates of every operator")
     add("--calc-size", action="store_true", help="add the parameter bytes of every operator")
     add("--full", action="store_true", help="show all rows of the tables, however many they are")
@@ -9598,7 +9743,6 @@ def _parser() -> argparse.ArgumentParser:
     add("--plot", type=_picture, metavar="FILE", help="draw the memory use of every operator (png, svg or pdf)")
     add("--memory-map", type=_picture, metavar="FILE", help="draw TFLM's arena (png, svg or pdf)")
     add("--version", action="version", version=f"%(prog)s {__version__}")
-    return parser
 
 
 ####################################################################################################
@@ -9710,9 +9854,9 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.input == STREAM:
         if sys.stdin is None:
             raise UsageError("standard input is closed")
-        model = TFLiteModel(sys.stdin.buffer.read())
+        model = TFLiteModel(sys.stdin.buffer.read(), arguments.kernels)
     else:
-        model = TFLiteModel.load_from_file(arguments.input)
+        model = TFLiteModel.load_from_file(arguments.input, arguments.kernels)
     original = model.snapshot
     _ = model.schedules  # if calls of subgraphs have no end, better now than behind the first notes
     budget = Budget(TIME_LIMIT if arguments.time_limit is None else arguments.time_limit)

@@ -13,7 +13,17 @@ from ai_edge_litert import schema_py_generated as schema
 from builder import Builder
 
 import tflite_tools
-from tflite_tools import Budget, Composition, Cost, Rewrite, SplitRegion, SplitSearch, read_model, rewrite_subgraph
+from tflite_tools import (
+    LIBRARIES,
+    Budget,
+    Composition,
+    Cost,
+    Rewrite,
+    SplitRegion,
+    SplitSearch,
+    read_model,
+    rewrite_subgraph,
+)
 
 FOREVER = Budget(math.inf)
 NO_LIMITS = Cost(1 << 60, 1 << 60, 1 << 60)
@@ -153,8 +163,8 @@ def random_net(
     return net.build([source], [t for t in alive if t not in read] or alive[-1:])
 
 
-def search_of(data: bytes) -> SplitSearch:
-    graph = read_model(data)
+def search_of(data: bytes, kernels: str = "reference") -> SplitSearch:
+    graph = read_model(data, LIBRARIES[kernels])
     return SplitSearch(graph, graph.subgraphs[0], FOREVER)
 
 

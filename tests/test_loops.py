@@ -21,6 +21,7 @@ from nets import SAME, VALID, Net, random_net, search_of, split
 import tflite_tools
 from tflite_tools import (
     BITS_32,
+    LIBRARIES,
     Budget,
     Forms,
     Loop,
@@ -42,9 +43,9 @@ def small_rows_are_wide(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(tflite_tools, "WIDE", 1)
 
 
-def loops(data: bytes, most: int = 3) -> Iterator[tuple[SplitSearch, SplitRegion]]:
+def loops(data: bytes, most: int = 3, kernels: str = "reference") -> Iterator[tuple[SplitSearch, SplitRegion]]:
     """Every region of a model that can be a loop, with up to so many paces, in both ways to make its rows."""
-    search = search_of(data)
+    search = search_of(data, kernels)
     count = len(search.steps)
     for start, end in itertools.combinations(range(count + 1), 2):
         if any(isinstance(step.rule, str) for step in search.steps[start:end]):
@@ -221,14 +222,14 @@ def test_persistent_bytes_are_those_that_were_promised(seed: int):
 
 
 @settings(max_examples=15, deadline=None)
-@given(st.integers(0, 2**32 - 1))
-def test_the_arena_is_about_the_one_that_was_promised(seed: int):
+@given(st.integers(0, 2**32 - 1), st.sampled_from([*LIBRARIES]))
+def test_the_arena_is_about_the_one_that_was_promised(seed: int, kernels: str):
     """Exactly with a perfect layout; of small tensors, the numbers of a loop make some difference."""
     rng = random.Random(seed)
     data = random_net(rng)
-    found = list(loops(data))
+    found = list(loops(data, kernels=kernels))
     for search, region in rng.sample(found, min(len(found), 5)):
-        model = TFLiteModel(split(data, search, region))
+        model = TFLiteModel(split(data, search, region), kernels)
         model.plan_memory(1)
         around = max(
             (step.need for i, step in enumerate(search.steps) if not region.start <= i < region.end), default=0
