@@ -3,7 +3,8 @@
     python tests/benchmarks/kernels.py --cmsis-nn CHECKOUT --esp-nn CHECKOUT
 
 Builds the size functions of the two libraries, which are plain C, with the compiler of this machine (``cc``). What
-TFLM makes of them (which function it asks, when, in which order) is written down here once more.
+TFLM makes of them (which function it asks, when, in which order) is written down here once more. With ``--models``, and
+no checkouts: the arena to reserve for some models on the kernels that most devices run, as a table for README.
 """
 
 from __future__ import annotations
@@ -25,6 +26,9 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from device_kernels import ANSWERS, KINDS_OF_CASES, NAMES, Case, random_case, requests
 
+from tflite_tools import LIBRARIES, TFLiteModel
+
+SHARED = Path(__file__).resolve().parents[3] / "shared"
 MACROS = {"plain": (), "dsp": ("ARM_MATH_DSP",), "mve": ("ARM_MATH_DSP", "ARM_MATH_MVEI")}
 CMSIS_CORES = {"cmsis-nn": "dsp", "cmsis-nn:plain": "plain", "cmsis-nn:mve": "mve"}
 ESP_CORES = {"esp-nn": "esp32s3", "esp-nn:esp32p4": "esp32p4", "esp-nn:esp32": "opt", "esp-nn:ansi": "ansi"}
@@ -165,15 +169,50 @@ def esp_requests(library: ctypes.CDLL, core: str, case: Case) -> list[int]:
     return []
 
 
+MODELS = {
+    "person_detect": "models/tflm/person_detect",
+    "keyword spotting (MLPerf Tiny)": "models/tiny/kws_ref_model",
+    "ResNet-8 (MLPerf Tiny)": "nets/resnet8_32",
+    "anomaly detection (MLPerf Tiny)": "models/tiny/model_ToyCar_quant_fullint",
+    "NASNet-A mobile 224": "nets/nasnet_mobile_224",
+    "MobileNet v1 0.25 96": "nets/mobilenet_v1_025_96",
+    "MobileNet v2 0.35 96": "nets/mobilenet_v2_035_96",
+    "MobileNet v2 1.0 224": "nets/mobilenet_v2_100_224",
+    "MobileNet v3 small 224": "nets/mobilenet_v3_small_224",
+    "SqueezeNet 224": "nets/squeezenet_v1_224",
+}
+
+
+def models() -> int:
+    """The arena to reserve, as the file is and with ``--plan`` for these kernels, in the file's order."""
+    names = "reference", "cmsis-nn", "esp-nn"
+    print("| Arena to reserve (B) | " + " | ".join(LIBRARIES[name].title for name in names) + " |")
+    print("|-" + "|-:" * len(names) + "|")
+    for title, path in MODELS.items():
+        cells = []
+        for name in names:
+            model = TFLiteModel.load_from_file(SHARED / f"{path}.tflite", name)
+            before = model.arena.reserve
+            model.plan_memory(10)
+            cells.append(f"{before:,} -> {model.arena.reserve:,}")
+        print(f"| {title} | " + " | ".join(cells) + " |", flush=True)
+    return 0
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--cmsis-nn", type=Path, required=True, metavar="CHECKOUT", help="a checkout of ARM-software/CMSIS-NN")
-    add("--esp-nn", type=Path, required=True, metavar="CHECKOUT", help="a checkout of espressif/esp-nn")
+    add("--cmsis-nn", type=Path, metavar="CHECKOUT", help="a checkout of ARM-software/CMSIS-NN")
+    add("--esp-nn", type=Path, metavar="CHECKOUT", help="a checkout of espressif/esp-nn")
+    add("--models", action="store_true", help="models of ../shared instead of random operators")
     add("--cases", type=int, default=5000, help="operators of each kind (default: %(default)s)")
     add("--seed", type=int, default=1)
     add("--write", action="store_true", help="record the first operators for the tests")
     arguments = parser.parse_args(argv)
+    if arguments.models:
+        return models()
+    if not (arguments.cmsis_nn and arguments.esp_nn):
+        parser.error("give checkouts of both libraries, or --models")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         answer: dict[str, Callable[[Case], list[int]]] = {}
