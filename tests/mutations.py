@@ -614,8 +614,9 @@ def split_differences(before: bytes, after: bytes) -> list[str]:
         [other.tensors[i] for i in other.inputs + other.outputs]
     ):
         found.append("inputs or outputs of another shape or type")
-    others = [[(s.tensors, s.inputs, s.outputs) for s in graph.subgraphs[1:]] for graph in (old, new)]
-    meanings = [[meaning(s) for s in graph.subgraphs[1:]] for graph in (old, new)]
+    callees = [graph.subgraphs[1 : len(old.subgraphs)] for graph in (old, new)]  # those of new loops come after them
+    others = [[(s.tensors, s.inputs, s.outputs) for s in subgraphs] for subgraphs in callees]
+    meanings = [[meaning(s) for s in subgraphs] for subgraphs in callees]
     if repr(others[0]) != repr(others[1]) or meanings[0] != meanings[1]:  # NaN
         found.append("another subgraph is different")
     return found
