@@ -84,6 +84,7 @@ __all__ = [
     "Arena",
     "ArenaError",
     "ClusteringDecision",
+    "CompressionDecision",
     "Decision",
     "InliningDecision",
     "LighteningDecision",
@@ -728,6 +729,11 @@ def _overlaps(node: Node, target: Target) -> list[int]:
     return [count * target.pointer, count * align(size)]
 
 
+def _decode_states(node: Node, target: Target) -> list[int]:
+    """Pointers, and the state of each look-up table."""
+    return [target.pointer * len(node.outputs), *[72 if target is BITS_64 else 36] * len(node.outputs)]
+
+
 def _if_quantized(size: int, wider: int = 0) -> Callable[[Node, Target], list[int]]:
     """A structure that kernels of integers have."""
 
@@ -1368,6 +1374,8 @@ for _name, _table, *_callees in (  # what TFLM does not have
     KINDS[_name] = Kind(options=Options(_table, callees=tuple(_callees)), tflm=None)
 UNKNOWN_KIND = Kind(tflm=None)
 
+DECODE = "TFLM_DECODE"  # the custom operator that makes weights of code-books and indices
+
 # Nobody knows what custom operators share, so all have that effect.
 _CUSTOM = (CUSTOM_OPERATORS, True)
 ACCELERATORS = ("ethos-u",)  # their operators address the memory of their scratch tensors as the compiler planned it
@@ -1379,7 +1387,6 @@ CUSTOM_KINDS: dict[str, Kind] = {
 }
 for _name, _tflm in {
     "CIRCULAR_BUFFER": Tflm("i8>i8", data=8),
-    "TFLM_DECODE": Tflm(),
     "SignalDelay": Tflm("i16>i16", data=20, wider=(0, 12), arrays=_delay_rings),
     "SignalEnergy": Tflm("i16>u32", data=8),
     "SignalFftAutoScale": Tflm("i16>i16"),
@@ -1396,6 +1403,7 @@ for _name, _tflm in {
     "SignalWindow": Tflm("i16/i16>i16", data=8),
 }.items():
     CUSTOM_KINDS[_name] = Kind(UNARY, effect=_CUSTOM, tflm=_tflm)
+CUSTOM_KINDS[DECODE] = Kind("encoded ancillary", tflm=Tflm(arrays=_decode_states))
 # fmt: on
 UNKNOWN_CUSTOM_KIND = Kind(effect=_CUSTOM, tflm=None)
 
@@ -1688,6 +1696,12 @@ def read_model(data: Bytes, kernels: Kernels = REFERENCE) -> ModelGraph:
         raise ModelError("the file is damaged or cut short: one of its offsets points outside of it") from error
 
 
+def full_operator_code(code: tflite.OperatorCode) -> int:
+    """The field as it is: the bindings' own BuiltinCode() hides it where only the deprecated one is not there."""
+    field = field_place(code, FULL_OPERATOR_CODE)
+    return int(code._tab.Get(number_types.Int32Flags, code._tab.Pos + field)) if field else 0
+
+
 class _Reader:
     """Walks the FlatBuffer once. The bindings check nothing, so each index is checked where it is read."""
 
@@ -1759,10 +1773,8 @@ class _Reader:
 
     def operator_kind(self, code: tflite.OperatorCode) -> tuple[str, bool]:
         """(name, is it custom). Files from before 2020 know only the one-byte deprecated code, some newer ones only
-        the full one, which the bindings' own BuiltinCode() then hides: so the field is read as it is."""
-        field = field_place(code, FULL_OPERATOR_CODE)
-        full = code._tab.Get(number_types.Int32Flags, code._tab.Pos + field) if field else 0
-        number = max(full, code.DeprecatedBuiltinCode())
+        the full one."""
+        number = max(full_operator_code(code), code.DeprecatedBuiltinCode())
         if number == tflite.BuiltinOperator.CUSTOM:
             return self.text(code.CustomCode()) or "CUSTOM", True
         return BUILTIN_OPCODE2NAME.get(number, f"BUILTIN_{number}"), False
@@ -4157,6 +4169,7 @@ class NewTensor(NamedTuple):
     like: int | None = None
     values: bytes | None = None
     has_content: bool = False  # it has that of ``like``, in another shape
+    channels: tuple[int, int] | None = None  # it is quantised as these channels of ``like`` only
     dtype: str = "INT32"  # where it is not like another
 
 
@@ -4266,21 +4279,28 @@ def _as_tensor(subgraph: Subgraph, new: NewTensor, index: int) -> Tensor:
     dtype = new.dtype if like is None else like.dtype
     size = math.prod(new.shape) * (ELEMENT_TYPES[dtype].bits or 0) // 8
     tensor = Tensor(index, new.label, dtype, new.shape, Storage.ACTIVATION, buffer=0, bytes=size)
-    tensor = dataclasses.replace(tensor, quantization=like.quantization if like else None)
+    tensor = dataclasses.replace(tensor, quantization=_quantization_of(new, like.quantization if like else None))
     if new.values is None:
         return tensor
     values = tuple(read_words(new.values)) if dtype == "INT32" and size <= SMALL_CONSTANT else None
     return dataclasses.replace(tensor, storage=Storage.CONSTANT, buffer=NOT_WRITTEN, values=values)
 
 
+def _quantization_of(new: NewTensor, like: Quantization | None) -> Quantization | None:
+    if like is None or new.channels is None or len(like.scales) < 2:
+        return like
+    part = slice(*new.channels)
+    return Quantization(like.scales[part], like.zero_points[part], like.dimension)
+
+
 def _as_operator(subgraph: Subgraph, new: NewOperator, index: int, number: Mapping[int, int]) -> Operator:
     inputs, outputs = (tuple(number.get(i, i) for i in group) for group in (new.inputs, new.outputs))
     if new.like is None:
-        options = dict.fromkeys(KINDS[new.kind].options.fields, 0) | dict(new.options)
-        callees = tuple(options.pop(field) for field in KINDS[new.kind].options.callees)
-        return Operator(
-            index, new.kind, is_custom=False, inputs=inputs, outputs=outputs, callees=callees, options=options
-        )
+        is_custom = new.kind in CUSTOM_KINDS
+        fields = NO_OPTIONS if is_custom else KINDS[new.kind].options
+        options = dict.fromkeys(fields.fields, 0) | dict(new.options)
+        callees = tuple(options.pop(field) for field in fields.callees)
+        return Operator(index, new.kind, is_custom, inputs, outputs, callees=callees, options=options)
     like = subgraph.operators[new.like]
     return dataclasses.replace(
         like, index=index, inputs=inputs, outputs=outputs, options={**like.options, **dict(new.options)}
@@ -7179,6 +7199,9 @@ def weight_tensors(graph: ModelGraph) -> tuple[list[tuple[str, Tensor]], list[st
             for position in kind_of(operator).weights:
                 index = operator.inputs[position] if position < len(operator.inputs) else -1
                 maker = makers.get(index)
+                if maker is not None and maker.kind == DECODE:
+                    notes[f"{subgraph.tensors[index].name} is compressed and stays as it is"] = None
+                    continue
                 if maker is not None and maker.kind in ("DEQUANTIZE", "DENSIFY") and maker.reads:
                     index = maker.reads[0]
                 if index < 0 or subgraph.tensors[index].storage is not Storage.CONSTANT:
@@ -7250,6 +7273,255 @@ def cluster_tensor(
         entropy_bytes=math.ceil(entropy / 8),
     )
     return clustered, account
+
+
+####################################################################################################
+# Compression: weights with few distinct values as code-books and indices, which TFLM decodes when they are needed
+####################################################################################################
+
+# The format is that of tensorflow/lite/micro/kernels/decode_state_lut.cc: 16 bytes of header, the code-books, and one
+# index for every element, packed from the highest bit down.
+
+COMPRESSED_KINDS = frozenset("CONV_2D DEPTHWISE_CONV_2D FULLY_CONNECTED TRANSPOSE_CONV".split())
+COMPRESSED_DTYPES = frozenset(("INT8", "INT16", "FLOAT32"))
+LARGEST_CODEBOOK = 128  # values
+DECODE_FILE_BYTES = 160  # of tables in the file for one more operator and its tensors, about
+HAS_ONE_CODEBOOK = 15  # in place of the axis of the channels
+
+
+class Payload(NamedTuple):
+    """What TFLM_DECODE reads."""
+
+    encoded: bytes
+    ancillary: bytes
+
+    @property
+    def size(self) -> int:
+        return len(self.encoded) + len(self.ancillary)
+
+
+def payload_of(values: np.ndarray, axis: int | None) -> Payload | None:
+    """Weights as code-books, one or one per index along an axis, and indices; None if there are too many values."""
+    plain = np.ascontiguousarray(values)
+    words = plain.view(f"u{plain.dtype.itemsize}")  # so that every NaN and zero is itself
+    if plain.dtype.kind == "i":
+        words = plain
+    rows = words.reshape(1, -1) if axis is None else np.moveaxis(words, axis, 0).reshape(words.shape[axis], -1)
+    books, indices = zip(*(np.unique(row, return_inverse=True) for row in rows), strict=True)
+    stride = max(map(len, books))
+    if stride > LARGEST_CODEBOOK:
+        return None
+    bits = max(1, (stride - 1).bit_length())
+    codes = np.stack(indices).astype(np.uint8)
+    if axis is None:
+        codes = codes.reshape(words.shape)
+    else:
+        others = [size for i, size in enumerate(words.shape) if i != axis]
+        codes = np.moveaxis(codes.reshape(-1, *others), 0, axis)
+    packed = np.packbits(np.unpackbits(codes.reshape(-1, 1), axis=1)[:, 8 - bits :])
+    tables = np.zeros((len(books), stride), dtype=words.dtype)
+    for row, book in zip(tables, books, strict=True):
+        row[: len(book)] = book
+    which = HAS_ONE_CODEBOOK if axis is None else axis
+    header = bytes((0, 1, 0, 0, 1, which << 4 | bits, stride)).ljust(16, b"\0")
+    return Payload(packed.tobytes(), header + tables.astype(words.dtype.newbyteorder("<")).tobytes())
+
+
+def decoded(payload: Payload, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
+    """The weights that a payload stands for, bit by bit as the kernel makes them."""
+    bits, stride, which = payload.ancillary[5] & 7, payload.ancillary[6], payload.ancillary[5] >> 4
+    stored = np.unpackbits(np.frombuffer(payload.encoded, np.uint8))[: math.prod(shape) * bits].reshape(-1, bits)
+    codes = (stored @ (1 << np.arange(bits)[::-1])).reshape(shape)
+    books = np.frombuffer(payload.ancillary[16:], dtype).reshape(-1, stride)
+    channel = np.zeros(1, int) if which == HAS_ONE_CODEBOOK else np.arange(shape[which])
+    position = [1] * len(shape)
+    position[0 if which == HAS_ONE_CODEBOOK else which] = -1
+    return books[channel.reshape(position), codes]
+
+
+class Compressible(NamedTuple):
+    """A weight tensor that could be decoded before the first operator that reads it."""
+
+    tensor: int
+    readers: tuple[int, ...]  # operators, in their order
+    payloads: tuple[Payload, ...]  # one, or one for each slice of the outputs of a FULLY_CONNECTED
+    saved: int  # bytes of the file
+    level: int  # bytes in use while it is there
+
+    @property
+    def slices(self) -> int:
+        return len(self.payloads)
+
+
+class Compression:
+    """The weights of subgraph 0 that have few values, and what decoding them takes.
+
+    Raises:
+        ArenaError: a tensor has no size that TFLM could compute.
+    """
+
+    def __init__(self, graph: ModelGraph, data: Bytes) -> None:
+        self.graph, self.data, self.subgraph = graph, data, graph.subgraphs[0]
+        callee_peaks = {s.subgraph.index: s.peak for s in schedule_model(graph)}
+        problem = ordering_problem(graph, self.subgraph, callee_peaks, ARENA_COSTS)
+        self.needs = problem.needs(range(problem.n))
+        self.readers: dict[int, list[tuple[int, int]]] = defaultdict(list)  # by tensor: operator, position
+        for operator in self.subgraph.operators:
+            for position, t in enumerate(operator.inputs):
+                self.readers[t].append((operator.index, position))
+        self.users = Counter(t.buffer for s in graph.subgraphs for t in s.tensors)
+        self.notes: list[str] = []
+        self.found = [c for tensor in self.subgraph.tensors if (c := self.compressible(tensor))]
+
+    @property
+    def peak(self) -> int:
+        return max(self.needs, default=0)
+
+    def compressible(self, tensor: Tensor) -> Compressible | None:
+        """The tensor as a whole, if that makes the file smaller."""
+        readers, operators = self.readers[tensor.index], self.subgraph.operators
+        is_weight = tensor.storage is Storage.CONSTANT and readers and len(tensor.shape) >= 2
+        if not is_weight or any(position not in kind_of(operators[o]).weights for o, position in readers):
+            return None
+        if why := self.why_not(tensor, {operators[o].kind for o, _ in readers}):
+            self.notes.append(f"{tensor.name} stays as it is: {why}")
+            return None
+        payload = payload_of(self.values(tensor), self.axis(tensor))
+        if payload is None:
+            return None
+        saved = (tensor.bytes or 0) - payload.size - DECODE_FILE_BYTES
+        numbers = tuple(dict.fromkeys(operator for operator, _ in readers))
+        level = max(self.needs[numbers[0] : numbers[-1] + 1]) + align(tensor.bytes or 0)
+        return Compressible(tensor.index, numbers, (payload,), saved, level) if saved > 0 else None
+
+    def why_not(self, tensor: Tensor, kinds: set[str]) -> str:
+        if other := kinds - COMPRESSED_KINDS:
+            return f"{' and '.join(sorted(other))} may need constant weights"
+        if tensor.dtype not in COMPRESSED_DTYPES or tensor.is_sparse:
+            return f"TFLM does not decode {'sparse tensors' if tensor.is_sparse else tensor.dtype}"
+        if self.users[tensor.buffer] > 1 or self.graph.buffers[tensor.buffer].is_external:
+            return "other tensors have the same data" if self.users[tensor.buffer] > 1 else "its data is elsewhere"
+        if self.graph.buffers[tensor.buffer].size != tensor.bytes:
+            return "it does not fill its buffer"
+        scales = tensor.quantization.scales if tensor.quantization else ()
+        dimension = tensor.quantization.dimension if tensor.quantization else 0
+        if dimension not in ((0, len(tensor.shape) - 1) if len(scales) > 1 else (0,)):
+            return f"TFLM does not decode what is quantised along axis {dimension}"
+        return ""
+
+    def axis(self, tensor: Tensor) -> int | None:
+        """The axis along which there is a code-book each: where there is a scale each, as the kernel reads them."""
+        quantization = tensor.quantization
+        return quantization.dimension if quantization and len(quantization.scales) > 1 else None
+
+    def values(self, tensor: Tensor) -> np.ndarray:
+        stored = np.frombuffer(self.graph.buffers[tensor.buffer].of(self.data), dtype=np.uint8)
+        return decode_weights(tensor, stored)
+
+    def sliced(self, whole: Compressible, limit: int) -> Compressible | None:
+        """The weights of a FULLY_CONNECTED in as few slices of its outputs as need no more than a limit, decoded one
+        after the other."""
+        operator, tensor = self.subgraph.operators[whole.readers[0]], self.subgraph.tensors[whole.tensor]
+        output, bias = self.subgraph.tensors[operator.outputs[0]], operator.inputs[2:3]
+        is_constant = all(t < 0 or self.subgraph.tensors[t].storage is Storage.CONSTANT for t in bias)
+        if operator.kind != "FULLY_CONNECTED" or len(whole.readers) > 1 or self.axis(tensor) not in (None, 0):
+            return None
+        if not is_constant or len(output.shape) < 2 or output.shape[-1] != tensor.shape[0]:
+            return None
+        need = self.needs[operator.index]
+        for count in range(2, LONGEST_CONCATENATION + 1):
+            if tensor.shape[0] % count:
+                continue
+            level = need + align((tensor.bytes or 0) // count) + count * ARENA_ALIGNMENT
+            if level <= limit:
+                parts = np.split(self.values(tensor), count)
+                payloads = [payload for part in parts if (payload := payload_of(part, self.axis(tensor)))]
+                saved = (tensor.bytes or 0) - sum(p.size for p in payloads) - 2 * count * DECODE_FILE_BYTES
+                found = Compressible(whole.tensor, whole.readers, tuple(payloads), saved, level)
+                return found if saved > 0 and len(payloads) == count else None
+        return None
+
+    def within(self, limit: int, most: int | None = None) -> list[Compressible]:
+        """What to compress with no more than so many bytes in use, and so many operators that decode: those that save
+        the most first. That is exact as long as no weights are read by several operators."""
+        fitting = []
+        for whole in self.found:
+            part = whole if whole.level <= limit else self.sliced(whole, limit)
+            if part is not None:
+                fitting.append(part)
+        needs, chosen, left = list(self.needs), [], math.inf if most is None else most
+        for part in sorted(fitting, key=lambda c: -c.saved / c.slices):
+            size = part.level - max(self.needs[part.readers[0] : part.readers[-1] + 1])
+            span = range(part.readers[0], part.readers[-1] + 1)
+            if part.slices <= left and all(needs[i] + size <= limit for i in span):
+                for i in span:
+                    needs[i] += size
+                chosen.append(part)
+                left -= part.slices
+        return chosen
+
+    def best(self, more_ram: int | None) -> list[Compressible]:
+        """What saves the most: without a higher peak, or with a peak and operators that take so many bytes more."""
+        if more_ram is None:
+            return self.within(self.peak)
+        state = node_persistent_bytes(Node(CUSTOM_KINDS[DECODE], (), (A_PICTURE,))) + 2 * BITS_32.tensor
+        limits = {self.peak, *(part.level for part in self.found)}
+        spare = [(limit, more_ram - max(limit - self.peak, 0)) for limit in limits]
+        ways = [self.within(limit, left // state) for limit, left in spare if left >= 0]
+        return max(ways, key=lambda chosen: sum(part.saved for part in chosen), default=[])
+
+    def rewrite(self, chosen: Iterable[Compressible]) -> Rewrite:
+        """The schedule with these weights decoded in front of their first readers."""
+        emitter = Emitter(self.subgraph)
+        first = {part.readers[0]: part for part in chosen}
+        place: dict[int, int] = {}  # of the tensors that are decoded
+        schedule: list[int | NewOperator] = []
+        for operator in self.subgraph.operators:
+            before, part = len(emitter.operators), first.get(operator.index)
+            if part is not None and part.slices > 1:
+                self.emit_slices(emitter, operator, part)
+                schedule += emitter.operators[before:]
+                continue
+            if part is not None:
+                place[part.tensor] = self.emit_decode(emitter, part.tensor, part.payloads[0])
+            if place.keys() & set(operator.inputs):
+                inputs = [place.get(t, t) for t in operator.inputs]
+                emitter.emit(operator.kind, inputs, *operator.outputs, like=operator.index)
+                schedule += emitter.operators[before:]
+            else:
+                schedule.append(operator.index)
+        return Rewrite(tuple(schedule), tuple(emitter.tensors))
+
+    def emit_decode(
+        self, emitter: Emitter, weights: int, payload: Payload, channels: tuple[int, int] | None = None
+    ) -> int:
+        inputs = [
+            emitter.add(NewTensor(label, (len(content),), values=content, dtype="UINT8"))
+            for label, content in zip(("encoded", "ancillary"), payload, strict=True)
+        ]
+        shape = self.subgraph.tensors[weights].shape
+        if channels is not None:
+            shape = channels[1] - channels[0], *shape[1:]
+        return emitter.emit(DECODE, inputs, emitter.add(NewTensor("decoded", shape, weights, channels=channels)))
+
+    def emit_slices(self, emitter: Emitter, operator: Operator, part: Compressible) -> None:
+        tensors, output = self.subgraph.tensors, operator.outputs[0]
+        *rows, whole = tensors[output].shape
+        count = whole // part.slices
+        parts = []
+        for number, payload in enumerate(part.payloads):
+            channels = number * count, (number + 1) * count
+            inputs = [operator.inputs[0], self.emit_decode(emitter, part.tensor, payload, channels)]
+            for bias in operator.inputs[2:3]:
+                stored = self.graph.buffers[tensors[bias].buffer].of(self.data) if bias >= 0 else b""
+                size = len(stored) // part.slices
+                own = bytes(stored[number * size : (number + 1) * size])
+                inputs.append(
+                    emitter.add(NewTensor("bias", (count,), bias, own, channels=channels)) if bias >= 0 else bias
+                )
+            made = emitter.tensor(output, (*rows, count), f"{channels[0]}:{channels[1]}")
+            parts.append(emitter.emit(operator.kind, inputs, made, like=operator.index))
+        emitter.emit("CONCATENATION", parts, output, Axis=len(rows))
 
 
 ####################################################################################################
@@ -7333,14 +7605,10 @@ class Extension:
         return len(self.buffers) - 1
 
     def buffer_table(self, content: bytes) -> int:
-        builder = self.builder
-        builder.StartVector(1, len(content), 16)
-        builder.head -= len(content)
-        builder.Bytes[builder.head : builder.head + len(content)] = content
-        stored = builder.EndVector()
-        tflite.BufferStart(builder)
-        tflite.BufferAddData(builder, stored)
-        return int(tflite.BufferEnd(builder))
+        stored = bytes_vector(self.builder, content)
+        tflite.BufferStart(self.builder)
+        tflite.BufferAddData(self.builder, stored)
+        return int(tflite.BufferEnd(self.builder))
 
     def metadata(self, without: str) -> list[int]:
         """The metadata entries that do not have that name."""
@@ -7358,6 +7626,14 @@ class Extension:
         del result[len(result) - self.padding :]
         _shift_absolute_offsets(result, len(result) - self.length)
         return result
+
+
+def bytes_vector(builder: flatbuffers.Builder, content: bytes) -> int:
+    """The data of a buffer, aligned as TFLM wants it."""
+    builder.StartVector(1, len(content), 16)
+    builder.head -= len(content)
+    builder.Bytes[builder.head : builder.head + len(content)] = content
+    return int(builder.EndVector())
 
 
 def add_metadata(data: Bytes, name: str, content: bytes) -> bytearray:
@@ -7541,6 +7817,7 @@ class SubgraphWriter:
             return self.extension.old(like)
         title = "" if new.like is None else shorten(self.subgraph.tensors[new.like].name, 24) + " "
         quantization = None if like is None else like.Quantization()
+        scales = None if like is None or new.channels is None else self.some_scales(new, like.Quantization())
         name, shape = builder.CreateString(title + new.label), self.extension.integers(new.shape)
         buffer = 0 if new.values is None else self.extension.buffer(new.values)
         if like is not None and new.has_content:
@@ -7551,9 +7828,21 @@ class SubgraphWriter:
         tflite.TensorAddBuffer(builder, buffer)
         tflite.TensorAddName(builder, name)
         if quantization is not None:
-            builder.PrependUOffsetTRelativeSlot(TENSOR_QUANTIZATION, self.extension.old(quantization), 0)
+            builder.PrependUOffsetTRelativeSlot(TENSOR_QUANTIZATION, scales or self.extension.old(quantization), 0)
         tflite.TensorAddHasRank(builder, True)
         return int(tflite.TensorEnd(builder))
+
+    def some_scales(self, new: NewTensor, old: tflite.QuantizationParameters) -> int | None:
+        """The quantisation of some channels, if every channel has its own."""
+        if old is None or new.channels is None or old.ScaleLength() < 2:
+            return None
+        part = slice(*new.channels)
+        scales, zeros = (self.builder.CreateNumpyVector(a[part]) for a in (old.ScaleAsNumpy(), old.ZeroPointAsNumpy()))
+        tflite.QuantizationParametersStart(self.builder)
+        tflite.QuantizationParametersAddScale(self.builder, scales)
+        tflite.QuantizationParametersAddZeroPoint(self.builder, zeros)
+        tflite.QuantizationParametersAddQuantizedDimension(self.builder, old.QuantizedDimension())
+        return int(tflite.QuantizationParametersEnd(self.builder))
 
     def operator(self, new: NewOperator, number: Mapping[int, int], dtypes: Mapping[int, str]) -> int:
         builder = self.builder
@@ -7573,6 +7862,8 @@ class SubgraphWriter:
 
     def new_kind(self, new: NewOperator, dtype: str) -> tuple[int, int, int | None]:
         """Operator code, type of the options, and these, of an operator whose output is of that type."""
+        if new.kind in CUSTOM_KINDS:
+            return self.custom_code(new.kind), 0, None
         name = KINDS[new.kind].options.table
         code = self.code(new.kind, _code_version(new.kind, dtype))
         if not name:
@@ -7613,6 +7904,19 @@ class SubgraphWriter:
         self.known_codes[kind, version] = index
         return index
 
+    def custom_code(self, kind: str) -> int:
+        """The index of the code of a custom operator."""
+        if (kind, 1) not in self.known_codes:
+            name = self.builder.CreateString(kind)
+            tflite.OperatorCodeStart(self.builder)
+            tflite.OperatorCodeAddDeprecatedBuiltinCode(self.builder, tflite.BuiltinOperator.CUSTOM)
+            tflite.OperatorCodeAddBuiltinCode(self.builder, tflite.BuiltinOperator.CUSTOM)
+            tflite.OperatorCodeAddCustomCode(self.builder, name)
+            tflite.OperatorCodeAddVersion(self.builder, 1)
+            self.codes.append(tflite.OperatorCodeEnd(self.builder))
+            self.known_codes[kind, 1] = len(self.codes) - 1
+        return self.known_codes[kind, 1]
+
     def written_options(self, name: str, fields: Mapping[str, Any]) -> int:
         """A table of options; equal ones are written once."""
         key = name, tuple(sorted(fields.items()))
@@ -7623,6 +7927,114 @@ class SubgraphWriter:
                 getattr(tflite, f"{name}Add{field}")(self.builder, value)
             self.options[key] = int(getattr(tflite, f"{name}End")(self.builder))
         return self.options[key]
+
+
+####################################################################################################
+# Writing, anew: the same model without bytes that nothing refers to
+####################################################################################################
+
+
+class _Start:
+    """In place of a builder: how many fields the bindings declare."""
+
+    slots = 0
+
+    def StartObject(self, slots: int) -> None:
+        self.slots = slots
+
+
+class Anew:
+    """A file copied table by table, as the bindings declare them. Buffers that no tensor has are left empty.
+
+    Raises:
+        ModelError: there are fields whose meaning is not known here, or data outside of the FlatBuffer.
+    """
+
+    # Unions that are not called like the field.
+    UNIONS: ClassVar = {"Details": "QuantizationDetails"} | dict.fromkeys(
+        ("ArraySegments", "ArrayIndices"), "SparseIndexVector"
+    )
+
+    def __init__(self, data: Bytes, graph: ModelGraph) -> None:
+        self.model = tflite.Model.GetRootAs(data, 0)
+        if any(buffer.is_external for buffer in graph.buffers):
+            raise ModelError("data is outside of the FlatBuffer; --inline-buffers moves it")
+        self.builder = flatbuffers.Builder(len(data))
+        self.known: dict[tuple[str, int], int] = {}  # what has been copied, by class and position
+        self.vectors: dict[tuple[str, bytes], int] = {}  # by type and content, so that equal ones are there once
+        deprecated = [self.model.MetadataBuffer(i) for i in range(self.model.MetadataBufferLength())]
+        used = {t.buffer for s in graph.subgraphs for t in s.tensors} | {b for _, b in graph.metadata}
+        self.dead = {self.model.Buffers(i)._tab.Pos for i in {*range(len(graph.buffers))} - used - {*deprecated}}
+        self.dead -= {self.model.Buffers(i)._tab.Pos for i in used}
+
+    def written(self) -> bytearray:
+        self.builder.Finish(self.table(self.model), FILE_IDENTIFIER)
+        return bytearray(self.builder.Output())
+
+    def table(self, table: Any) -> int:
+        name = type(table).__name__
+        key = name, table._tab.Pos
+        if key not in self.known:
+            self.known[key] = self.new_table(name, table)
+        return self.known[key]
+
+    def new_table(self, name: str, table: Any) -> int:
+        add = {field: getattr(tflite, f"{name}Add{field}") for field in self.fields(name)}
+        start = _Start()
+        getattr(tflite, f"{name}Start")(start)
+        if any(field_place(table, slot) for slot in range(start.slots, start.slots + 16)):
+            raise ModelError(
+                f"the file uses a newer schema of {name} than this tool knows, so it cannot be written anew"
+            )
+        values = {} if name == "Buffer" and table._tab.Pos in self.dead else {f: self.field(table, f) for f in add}
+        getattr(tflite, f"{name}Start")(self.builder)
+        for field, value in values.items():
+            if value is not None:
+                add[field](self.builder, value)
+        return int(getattr(tflite, f"{name}End")(self.builder))
+
+    @staticmethod
+    @cache
+    def fields(name: str) -> list[str]:
+        prefix = f"{name}Add"
+        return [f.removeprefix(prefix) for f in dir(tflite) if f.startswith(prefix)]
+
+    def field(self, table: Any, field: str) -> Any:
+        """A number as it is, or what has been copied; None where nothing is."""
+        accessor = getattr(table, field)
+        if hasattr(table, f"{field}Length"):
+            return None if getattr(table, f"{field}IsNone")() else self.vector(table, field)
+        value = full_operator_code(table) if accessor.__qualname__ == "OperatorCode.BuiltinCode" else accessor()
+        if isinstance(value, bytes):
+            return self.builder.CreateSharedString(value)
+        if isinstance(value, flatbuffers.table.Table):
+            kinds = vars(getattr(tflite, self.UNIONS.get(field, field)))
+            name = next((k for k, number in kinds.items() if number == getattr(table, f"{field}Type")()), "")
+            if not name:
+                raise ModelError("the file uses a newer schema than this tool knows, so it cannot be written anew")
+            inner = getattr(tflite, name)()
+            inner.Init(value.Bytes, value.Pos)
+            return self.table(inner)
+        return self.table(value) if hasattr(value, "_tab") else value
+
+    def vector(self, table: Any, field: str) -> int:
+        accessor, count = getattr(table, field), getattr(table, f"{field}Length")()
+        first = accessor(0) if count else None
+        if isinstance(first, bytes) or hasattr(first, "_tab"):
+            copy = self.builder.CreateSharedString if isinstance(first, bytes) else self.table
+            targets = [copy(accessor(i)) for i in range(count)]
+            self.builder.StartVector(4, count, 4)
+            for target in reversed(targets):
+                self.builder.PrependUOffsetTRelative(target)
+            return int(self.builder.EndVector())
+        if isinstance(table, tflite.Buffer):
+            content = table.DataAsNumpy().tobytes() if count else b""
+            return bytes_vector(self.builder, content)
+        values = np.array(getattr(table, f"{field}AsNumpy")() if count else [], dtype=None if count else np.int32)
+        key = values.dtype.str, values.tobytes()
+        if key not in self.vectors:
+            self.vectors[key] = int(self.builder.CreateNumpyVector(values))
+        return self.vectors[key]
 
 
 ####################################################################################################
@@ -7792,6 +8204,26 @@ class Snapshot:
     def rewritten(self, rewrite: Rewrite) -> Snapshot:
         """With the operators of subgraph 0 replaced."""
         return self.changed(rewrite_subgraph(self.data, self.graph, self.graph.subgraphs[0], rewrite))
+
+    def anew(self) -> Snapshot:
+        """The same model in a file of its own, without bytes that nothing refers to.
+
+        Raises:
+            ModelError: as for :class:`Anew`.
+            BrokenCertificate: the copy is another model.
+        """
+        copy = self.changed(Anew(self.data, self.graph).written())
+        if copy.content != self.content:
+            raise BrokenCertificate("the copy of the file is another model")
+        return copy
+
+    @property
+    def content(self) -> Any:
+        """All that the file says, wherever it is in there, to be compared."""
+        used = {t.buffer for s in self.graph.subgraphs for t in s.tensors} | {b for _, b in self.graph.metadata}
+        buffers = {i: bytes(self.graph.buffers[i].of(self.data)) for i in used if 0 <= i < len(self.graph.buffers)}
+        subgraphs = tuple(dataclasses.replace(s, operator_vector=0) for s in self.graph.subgraphs)
+        return repr((subgraphs, self.graph.metadata, self.graph.plan)), buffers  # NaN is not equal to itself
 
     def inlined(self) -> Snapshot:
         """With the data of external buffers inside of the FlatBuffer."""
@@ -8178,6 +8610,53 @@ def comparison_table(decisions: Sequence[ClusteringDecision]) -> str:
             for d in decisions
         ),
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompressionDecision(Decision):
+    """What code-books that TFLM decodes did to the bytes of the file."""
+
+    weights: tuple[tuple[str, int, int, int], ...] = ()  # name, bytes before and after, slices
+    left: int = 0  # weights that could be compressed, but for the memory
+    persistent_before: int = 0
+    persistent: int = 0  # bytes of TFLM's structures, on a 32-bit target
+    head_before: int = 0
+    head: int = 0
+    notes: tuple[str, ...] = ()
+
+    key = "compression"
+
+    def lines(self) -> list[str]:
+        if self.refusal or self.before is None or self.after is None:
+            return [f"Not compressed: {self.refusal}."]
+        notes = listed("Not compressed:", self.notes)
+        if self.left:
+            notes += [f"Not compressed: {self.left} more weights, whose decoding takes memory (--compress-ram BYTES)"]
+        if not self.changed:
+            why = "no weights have so few values that it pays (--clusters N gives them few)"
+            return ["", *notes, f"Not compressed: {'it takes more memory' if self.left else why}."]
+        rows = (
+            [shorten(name), f"{before:,} -> {after:,}", str(slices) if slices > 1 else ""]
+            for name, before, after, slices in self.weights
+        )
+        table = text_table(["Compressed weights", "Bytes", "Slices"], rows, left=("Compressed weights",))
+        head, kept = (f"{a:,} B -> {b:,} B" for a, b in ((self.head_before, self.head),
+                                                         (self.persistent_before, self.persistent)))  # fmt: skip
+        return [
+            "",
+            table,
+            *notes,
+            f"Operator that TFLM has to register in addition: AddDecode() ({DECODE}, TFLM of 2026 or later)",
+            "TFLM decodes these weights whenever they are needed; LiteRT has no such operator",
+            f"Compressed: file {saving(self.before, self.after)}; tensors and scratch {head}, persistent {kept}.",
+        ]
+
+    def json(self) -> dict[str, Any]:
+        names = "name bytes_before bytes slices".split()
+        own = {"file_before": self.before, "file": self.after}
+        weights = {"weights": [dict(zip(names, w, strict=True)) for w in self.weights]}
+        keys = "head_before head persistent_before persistent left notes changed seconds refusal"
+        return own | weights | picked(self, keys)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -8874,6 +9353,62 @@ def decide_inlining(model: Snapshot) -> tuple[Snapshot, InliningDecision]:
     after = model.inlined() if outside else model
     return after, InliningDecision(
         before=sum(outside), after=0, changed=bool(outside), seconds=start.spent, buffers=len(outside)
+    )
+
+
+def decide_compression(
+    model: Snapshot, more_ram: int | None, is_planned: bool, seconds: float = TIME_LIMIT
+) -> tuple[Snapshot, CompressionDecision]:
+    """Weights with few values as code-books and indices.
+
+    Args:
+        more_ram: bytes by which the arena to reserve may grow; None: no more tensors and scratch than now.
+        is_planned: the arena will be planned, so that what counts is the head of a plan.
+
+    Raises:
+        ModelError: as for :class:`Extension` and :class:`Anew`.
+    """
+    start = Budget(seconds)
+    if why := why_not_rewritten(model.graph):
+        return model, CompressionDecision(refusal=why)
+
+    def figures(graph: ModelGraph) -> tuple[int, int]:
+        """(head, tail)"""
+        arena = analyse_arena(graph)
+        head = min(arena.head, plan_arena(arena, min(1.0, start.left)).height) if is_planned else arena.head
+        return head, arena.persistent
+
+    try:
+        compression = Compression(model.graph, model.data)
+        before = figures(model.graph)
+        chosen = compression.best(more_ram)
+        after = before
+        while chosen:
+            after = figures(with_rewrite(model.graph, compression.rewrite(chosen)))
+            is_too_much = after[0] > before[0] if more_ram is None else sum(after) > sum(before) + more_ram
+            if not is_too_much or start.is_over:
+                break
+            chosen.remove(max(chosen, key=lambda part: (part.level, -part.saved)))
+    except ArenaError as refusal:
+        return model, CompressionDecision(refusal=str(refusal))
+    changed = model.rewritten(compression.rewrite(chosen)).anew() if chosen else model
+    changed = changed if len(changed.data) < len(model.data) else model
+    tensors = model.graph.subgraphs[0].tensors
+    return changed, CompressionDecision(
+        before=len(model.data),
+        after=len(changed.data),
+        changed=changed is not model,
+        seconds=start.spent,
+        weights=tuple(
+            (tensors[c.tensor].name, tensors[c.tensor].bytes or 0, sum(p.size for p in c.payloads), c.slices)
+            for c in chosen
+        ),
+        left=len(compression.found) - len(chosen),
+        head_before=before[0],
+        head=after[0] if chosen else before[0],
+        persistent_before=before[1],
+        persistent=after[1] if chosen else before[1],
+        notes=tuple(compression.notes),
     )
 
 
@@ -9601,6 +10136,21 @@ class TFLiteModel:
         self.snapshot, decision = self._clustered(clusters, per_channel)
         return decision
 
+    def compress_weights(self, more_ram: int | None = None, for_plan: bool = False) -> CompressionDecision:
+        """Store weights with few values as code-books and indices, which TFLM decodes as they are needed.
+
+        The file is smaller and the outputs are the same; only TFLM runs it.
+
+        Args:
+            more_ram: bytes by which the arena to reserve may grow; None: tensors and scratch take no more than now.
+            for_plan: the arena will be planned.
+
+        Raises:
+            ModelError: the file cannot be written anew.
+        """
+        self.snapshot, decision = decide_compression(self.snapshot, more_ram, for_plan)
+        return decision
+
     def compare_clusterings(self, clusters: Sequence[int], per_channel: bool = False) -> list[ClusteringDecision]:
         """What :meth:`cluster_weights` would give for each number of clusters; the model stays as it is."""
         return [self._clustered(n, per_channel)[1] for n in clusters]
@@ -9712,6 +10262,10 @@ def _parser() -> argparse.ArgumentParser:
         help="give every weight matrix at most N distinct values; several numbers, as in 4,8,16, only compare them",
     )
     add("--per-channel", action="store_true", help="cluster per output channel where the quantisation is per channel")
+    add(
+        "--compress", action="store_true", help="weights with few values as code-books that TFLM decodes (smaller file)"
+    )
+    add("--compress-ram", type=_size, metavar="BYTES", help="--compress: the arena to reserve may grow by this")
     add("--integer-io", action="store_true", help="integer inputs and outputs, where the model converts floats itself")
     add("--lighten", action="store_true", help="operators with the same results that keep less memory in TFLM")
     add("--split", action="store_true", help="run regions of the model stripe by stripe where that needs less memory")
@@ -9822,6 +10376,9 @@ def _steps(arguments: argparse.Namespace, original: Snapshot) -> list[tuple[int,
         steps += [(3, lambda model, seconds: [_split(model, arguments, seconds)])]
     if arguments.optimize:
         steps += [(2, lambda model, seconds: [_optimize(model, seconds, arguments.plan)])]
+    if arguments.compress:
+        ram, is_planned = arguments.compress_ram, arguments.plan
+        steps += [(0, lambda model, _: [model.compress_weights(ram, is_planned)])]
     if arguments.plan:
         steps += [(1, lambda model, seconds: [_plan(model, seconds, original, not arguments.no_in_place)])]
     if arguments.verify:
@@ -10005,6 +10562,8 @@ def _resolve_files(arguments: argparse.Namespace) -> Files:
         raise UsageError("--max-macs limits what stripes may cost: add --split")
     if arguments.max_peak is not None and not arguments.split:
         raise UsageError("--max-peak chooses among the ways to split: add --split (or check with --max-head)")
+    if arguments.compress_ram is not None and not arguments.compress:
+        raise UsageError("--compress-ram says what --compress may take: add --compress")
     if arguments.no_in_place and not arguments.plan:
         raise UsageError("--no-in-place says how to plan: add --plan")
     if arguments.per_channel and not arguments.clusters:
