@@ -8548,71 +8548,6 @@ class SplitDecision(Decision):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClusteringDecision(Decision):
-    """What clustering did to the bytes of the weights: ``before`` as stored, ``after`` as code-books and packed
-    indices. One entry per weight matrix, and notes on those that had to stay as they are."""
-
-    clusters: int
-    per_channel: bool
-    weights: tuple[ClusteredWeights, ...]
-    notes: tuple[str, ...]
-
-    key = "clustering"
-
-    @property
-    def sqnr_db(self) -> float:
-        """Over all matrices together."""
-        return decibels(sum(w.signal for w in self.weights), sum(w.squared_error for w in self.weights))
-
-    @property
-    def lowest_sqnr_db(self) -> float:
-        return min((w.sqnr_db for w in self.weights), default=math.inf)
-
-    @property
-    def entropy_bytes(self) -> int:
-        """Code-books and entropy-coded indices, as an ideal coder would store them."""
-        return sum(w.codebook_bytes + w.entropy_bytes for w in self.weights)
-
-    def lines(self) -> list[str]:
-        if not self.weights:
-            return ["", "No weights were clustered: the model has no weight matrix of a supported type."]
-        headers = ["Weights", "Type", "Distinct values", "SQNR (dB)", "Bytes", "Code-book + indices (B)", "Entropy (B)"]
-        rows = (
-            [
-                shorten(w.name),
-                w.dtype,
-                f"{w.distinct_before:,} -> {w.distinct_after:,}",
-                f"{w.sqnr_db:.1f}",
-                f"{w.bytes_before:,}",
-                f"{w.codebook_bytes:,} + {w.index_bytes:,}",
-                f"{w.codebook_bytes + w.entropy_bytes:,}",
-            ]
-            for w in self.weights
-        )
-        stored = f"{self.before:,} B as stored, {self.after:,} B as code-books and packed indices"
-        table = text_table(headers, rows, left=("Weights", "Type"))
-        return ["", f"Weights clustered to at most {self.clusters} values per matrix:", table, f"All weights: {stored}"]
-
-    def json(self) -> dict[str, Any]:
-        weights = {"weights": [w.json() for w in self.weights]}
-        sizes = {"bytes_before": self.before, "bytes_after": self.after}
-        return picked(self, "clusters per_channel entropy_bytes notes") | sizes | weights
-
-
-def comparison_table(decisions: Sequence[ClusteringDecision]) -> str:
-    """One row per number of clusters; the bytes are those of all clustered weights."""
-    headers = ["N", "SQNR (dB)", "Worst matrix (dB)", "Bytes", "Code-books + indices (B)", "Entropy (B)"]
-    return text_table(
-        headers,
-        (
-            [f"{d.clusters:,}", f"{d.sqnr_db:.1f}", f"{d.lowest_sqnr_db:.1f}"]
-            + [f"{n:,}" for n in (d.before, d.after, d.entropy_bytes)]
-            for d in decisions
-        ),
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
 class CompressionDecision(Decision):
     """What code-books that TFLM decodes did to the bytes of the file."""
 
@@ -8660,6 +8595,79 @@ class CompressionDecision(Decision):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ClusteringDecision(Decision):
+    """What clustering did to the bytes of the weights: ``before`` as stored, ``after`` as code-books and packed
+    indices. One entry per weight matrix, and notes on those that had to stay as they are."""
+
+    clusters: int
+    per_channel: bool
+    weights: tuple[ClusteredWeights, ...]
+    notes: tuple[str, ...]
+    min_sqnr: float | None = None  # dB that every matrix has; then ``clusters`` is the most that one may have
+    compression: CompressionDecision | None = None  # what would come of that, if it was asked for
+
+    key = "clustering"
+
+    @property
+    def sqnr_db(self) -> float:
+        """Over all matrices together."""
+        return decibels(sum(w.signal for w in self.weights), sum(w.squared_error for w in self.weights))
+
+    @property
+    def lowest_sqnr_db(self) -> float:
+        return min((w.sqnr_db for w in self.weights), default=math.inf)
+
+    @property
+    def entropy_bytes(self) -> int:
+        """Code-books and entropy-coded indices, as an ideal coder would store them."""
+        return sum(w.codebook_bytes + w.entropy_bytes for w in self.weights)
+
+    def lines(self) -> list[str]:
+        if not self.weights:
+            return ["", "No weights were clustered: the model has no weight matrix of a supported type."]
+        headers = ["Weights", "Type", "Distinct values", "SQNR (dB)", "Bytes", "Code-book + indices (B)", "Entropy (B)"]
+        rows = (
+            [
+                shorten(w.name),
+                w.dtype,
+                f"{w.distinct_before:,} -> {w.distinct_after:,}",
+                f"{w.sqnr_db:.1f}",
+                f"{w.bytes_before:,}",
+                f"{w.codebook_bytes:,} + {w.index_bytes:,}",
+                f"{w.codebook_bytes + w.entropy_bytes:,}",
+            ]
+            for w in self.weights
+        )
+        stored = f"{self.before:,} B as stored, {self.after:,} B as code-books and packed indices"
+        table = text_table(headers, rows, left=("Weights", "Type"))
+        title = f"Weights clustered to at most {self.clusters} values per matrix:"
+        if self.min_sqnr is not None:
+            title = (
+                f"Weights clustered to as few values per matrix, up to {self.clusters}, as keep {self.min_sqnr:g} dB:"
+            )
+        return ["", title, table, f"All weights: {stored}"]
+
+    def json(self) -> dict[str, Any]:
+        weights = {"weights": [w.json() for w in self.weights]}
+        sizes = {"bytes_before": self.before, "bytes_after": self.after}
+        compressed = {"compression": self.compression.json()} if self.compression else {}
+        return picked(self, "clusters per_channel min_sqnr entropy_bytes notes") | sizes | weights | compressed
+
+
+def comparison_table(decisions: Sequence[ClusteringDecision]) -> str:
+    """One row per number of clusters; the bytes are those of all clustered weights, and of the compressed file."""
+    headers = ["N", "SQNR (dB)", "Worst matrix (dB)", "Bytes", "Code-books + indices (B)", "Entropy (B)"]
+    rows = []
+    for d in decisions:
+        figures = [d.before, d.after, d.entropy_bytes]
+        if d.compression:
+            figures += [d.compression.after or 0, d.compression.head, d.compression.persistent]
+        rows.append([f"{d.clusters:,}", f"{d.sqnr_db:.1f}", f"{d.lowest_sqnr_db:.1f}", *(f"{n:,}" for n in figures)])
+    more = ["File, compressed (B)", "Tensors and scratch (B)", "Persistent (B)"]
+    return text_table(headers + (more if any(d.compression for d in decisions) else []), rows)
+
+
+@dataclass(frozen=True, kw_only=True)
 class VerificationDecision(Decision):
     """How the outputs of two models compare on the same seeded random inputs."""
 
@@ -8671,6 +8679,7 @@ class VerificationDecision(Decision):
     inner_different: int = 0
     constant_outputs: tuple[str, ...] = ()  # outputs that are the same whatever the inputs are
     notes: tuple[str, ...] = ()  # on what did not run
+    against: str = "the input model's"
     signal: float = 0.0  # sum of squares of all finite outputs of the original
     noise: float = 0.0  # sum of squared differences
     inferences: int = 0  # in a row
@@ -8690,10 +8699,10 @@ class VerificationDecision(Decision):
         inner = f" and {self.inner_tensors} inner tensors" if self.inner_tensors else ""
         if self.identical:
             what = f"all outputs of {self.inferences} inferences ({self.outputs} arrays){inner}"
-            lines = [f"Verified in {where}: {what} are bit-identical to the input model's."]
+            lines = [f"Verified in {where}: {what} are bit-identical to {self.against}."]
         elif self.different:
             what = f"{self.different} of {self.outputs} outputs of {self.inferences} inferences"
-            lines = [f"Compared in {where}: {what} differ from the input model's, SQNR {self.sqnr_db:.1f} dB."]
+            lines = [f"Compared in {where}: {what} differ from {self.against}, SQNR {self.sqnr_db:.1f} dB."]
         else:
             what = f"the outputs of {self.inferences} inferences are the same"
             lines = [
@@ -8950,6 +8959,9 @@ def verify_models(original: Bytes, changed: Bytes, seed: int = 0, timeout: float
             continue
         if runtime == TFLM and reasons:
             notes.append(f"{TFLM} does not run this model: {reasons[0]}")
+            continue
+        if runtime != TFLM and any(operator.kind == DECODE for _, operator in graphs[1].operators):
+            notes.append(f"{runtime} has no {DECODE}, with which the weights are compressed")
             continue
         if runtime == TFLM and any(first.tensors[i].is_completed for i in first.outputs):
             notes.append(f"the package of {TFLM} does not hand out outputs with a dimension that the file leaves open")
@@ -9412,8 +9424,13 @@ def decide_compression(
     )
 
 
-def decide_clustering(model: Snapshot, clusters: int, per_channel: bool) -> tuple[Snapshot, ClusteringDecision]:
+def decide_clustering(
+    model: Snapshot, clusters: int, per_channel: bool, min_sqnr: float | None = None
+) -> tuple[Snapshot, ClusteringDecision]:
     """At most so many distinct values in every weight matrix, biases untouched.
+
+    Args:
+        min_sqnr: if given, in every matrix the fewest that keep so many decibels; one that cannot stays as it is.
 
     Raises:
         ModelError: the weights lie on top of the file's tables.
@@ -9428,7 +9445,21 @@ def decide_clustering(model: Snapshot, clusters: int, per_channel: bool) -> tupl
         if values.dtype.kind == "f" and not np.isfinite(values).all():
             notes.append(f"{tensor.name} holds infinities or NaNs and stays as it is")
             continue
-        clustered, account = cluster_tensor(kind, tensor, values, clusters, per_channel)
+        found = cluster_tensor(kind, tensor, values, clusters, per_channel)
+        if min_sqnr is not None:
+            ways = {clusters: found}
+
+            def quality(n: int) -> float:
+                if n not in ways:  # noqa: B023 - not used after this turn
+                    ways[n] = cluster_tensor(kind, tensor, values, n, per_channel)  # noqa: B023
+                return ways[n][1].sqnr_db  # noqa: B023
+
+            fewest = bisect.bisect_left(range(2, clusters), min_sqnr, key=quality) + 2
+            found = ways[fewest] if quality(fewest) >= min_sqnr else found
+            if found[1].sqnr_db < min_sqnr:
+                notes.append(f"{tensor.name} stays as it is: {clusters} values have only {found[1].sqnr_db:.1f} dB")
+                continue
+        clustered, account = found
         contents[span] = encode_weights(tensor, clustered)
         accounts.append(account)
     after = model.with_weights(contents)
@@ -9439,6 +9470,7 @@ def decide_clustering(model: Snapshot, clusters: int, per_channel: bool) -> tupl
         seconds=start.spent,
         clusters=clusters,
         per_channel=per_channel,
+        min_sqnr=min_sqnr,
         weights=tuple(accounts),
         notes=tuple(notes),
     )
@@ -10123,17 +10155,20 @@ class TFLiteModel:
         """
         return verify_models(original.snapshot.data, self.snapshot.data, seed)
 
-    def cluster_weights(self, clusters: int, per_channel: bool = False) -> ClusteringDecision:
+    def cluster_weights(
+        self, clusters: int = LARGEST_CODEBOOK, per_channel: bool = False, min_sqnr: float | None = None
+    ) -> ClusteringDecision:
         """Give every weight matrix at most ``clusters`` distinct values, biases untouched.
 
         Args:
             per_channel: a code-book for every output channel, where the quantisation is per channel as well.
+            min_sqnr: decibels; every matrix gets the fewest values that keep them, or stays as it is.
 
         Raises:
             ValueError: fewer than one cluster.
             ModelError: the weights lie on top of the file's tables.
         """
-        self.snapshot, decision = self._clustered(clusters, per_channel)
+        self.snapshot, decision = self._clustered(clusters, per_channel, min_sqnr)
         return decision
 
     def compress_weights(self, more_ram: int | None = None, for_plan: bool = False) -> CompressionDecision:
@@ -10151,14 +10186,25 @@ class TFLiteModel:
         self.snapshot, decision = decide_compression(self.snapshot, more_ram, for_plan)
         return decision
 
-    def compare_clusterings(self, clusters: Sequence[int], per_channel: bool = False) -> list[ClusteringDecision]:
-        """What :meth:`cluster_weights` would give for each number of clusters; the model stays as it is."""
-        return [self._clustered(n, per_channel)[1] for n in clusters]
+    def compare_clusterings(
+        self, clusters: Sequence[int], per_channel: bool = False, compress: bool = False, more_ram: int | None = None
+    ) -> list[ClusteringDecision]:
+        """What :meth:`cluster_weights` would give for each number of clusters, and with ``compress``
+        :meth:`compress_weights` after it; the model stays as it is."""
+        decisions = []
+        for n in clusters:
+            clustered, decision = self._clustered(n, per_channel)
+            if compress:
+                decision = dataclasses.replace(decision, compression=decide_compression(clustered, more_ram, False)[1])
+            decisions.append(decision)
+        return decisions
 
-    def _clustered(self, clusters: int, per_channel: bool) -> tuple[Snapshot, ClusteringDecision]:
+    def _clustered(
+        self, clusters: int, per_channel: bool, min_sqnr: float | None = None
+    ) -> tuple[Snapshot, ClusteringDecision]:
         if clusters < 1:
             raise ValueError("the number of clusters must be at least 1")
-        return decide_clustering(self.snapshot, clusters, per_channel)
+        return decide_clustering(self.snapshot, clusters, per_channel, min_sqnr)
 
 
 ####################################################################################################
@@ -10197,6 +10243,10 @@ def _size(text: str) -> int:
 
 def _seconds(text: str) -> float:
     return _number(text, text, "a number of seconds")
+
+
+def _decibels(text: str) -> float:
+    return _number(text, text, "a number of decibels")
 
 
 def _percent(text: str) -> float:
@@ -10261,6 +10311,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="give every weight matrix at most N distinct values; several numbers, as in 4,8,16, only compare them",
     )
+    add("--min-sqnr", type=_decibels, metavar="DB", help="the fewest distinct values per matrix that keep this quality")
     add("--per-channel", action="store_true", help="cluster per output channel where the quantisation is per channel")
     add(
         "--compress", action="store_true", help="weights with few values as code-books that TFLM decodes (smaller file)"
@@ -10364,10 +10415,11 @@ def _steps(arguments: argparse.Namespace, original: Snapshot) -> list[tuple[int,
     steps: list[tuple[int, StepFunction]] = []
     if arguments.inline_buffers:
         steps += [(0, lambda model, _: [model.inline_buffers()])]
+    baseline = [original]  # what --verify compares with
     if arguments.clusters and len(arguments.clusters) > 1:
-        steps += [(0, lambda model, _: [*model.compare_clusterings(arguments.clusters, arguments.per_channel)])]
-    elif arguments.clusters:
-        steps += [(0, lambda model, _: [model.cluster_weights(arguments.clusters[0], arguments.per_channel)])]
+        steps += [(0, lambda model, _: _compare_clusterings(model, arguments))]
+    elif arguments.clusters or arguments.min_sqnr is not None:
+        steps += [(0, lambda model, _: [_cluster(model, arguments, baseline)])]
     if arguments.integer_io:
         steps += [(0, lambda model, _: [model.use_integer_ports()])]
     if arguments.lighten:
@@ -10376,14 +10428,32 @@ def _steps(arguments: argparse.Namespace, original: Snapshot) -> list[tuple[int,
         steps += [(3, lambda model, seconds: [_split(model, arguments, seconds)])]
     if arguments.optimize:
         steps += [(2, lambda model, seconds: [_optimize(model, seconds, arguments.plan)])]
-    if arguments.compress:
+    if arguments.compress and len(arguments.clusters or []) < 2:
         ram, is_planned = arguments.compress_ram, arguments.plan
         steps += [(0, lambda model, _: [model.compress_weights(ram, is_planned)])]
     if arguments.plan:
         steps += [(1, lambda model, seconds: [_plan(model, seconds, original, not arguments.no_in_place)])]
     if arguments.verify:
-        steps += [(0, lambda model, _: [verify_models(original.data, model.snapshot.data)])]
+        steps += [(0, lambda model, _: [_verify(model, baseline[0], original)])]
     return steps
+
+
+def _compare_clusterings(model: TFLiteModel, arguments: argparse.Namespace) -> list[Decision]:
+    ram = arguments.compress_ram
+    return [*model.compare_clusterings(arguments.clusters, arguments.per_channel, arguments.compress, ram)]
+
+
+def _cluster(model: TFLiteModel, arguments: argparse.Namespace, baseline: list[Snapshot]) -> ClusteringDecision:
+    most = arguments.clusters[0] if arguments.clusters else LARGEST_CODEBOOK
+    decision = model.cluster_weights(most, arguments.per_channel, arguments.min_sqnr)
+    if arguments.compress:  # which changes no bit of what comes after this
+        baseline[0] = model.snapshot
+    return decision
+
+
+def _verify(model: TFLiteModel, baseline: Snapshot, original: Snapshot) -> VerificationDecision:
+    decision = verify_models(baseline.data, model.snapshot.data)
+    return decision if baseline is original else dataclasses.replace(decision, against="the clustered model's")
 
 
 def _split(model: TFLiteModel, arguments: argparse.Namespace, seconds: float) -> SplitDecision:
@@ -10435,7 +10505,8 @@ def _run(arguments: argparse.Namespace) -> int:
     if Budget.is_interrupted:
         _say("interrupted: this is the best so far")
     is_verified = all(r.identical for r in results if isinstance(r, VerificationDecision))
-    if not is_verified and not arguments.clusters:
+    is_lossy = (arguments.clusters or arguments.min_sqnr is not None) and not arguments.compress
+    if not is_verified and not is_lossy:
         _say("check failed: the outputs differ, so no model was written")
         return CHECK_FAILED
     if files.output == STREAM:
@@ -10566,8 +10637,10 @@ def _resolve_files(arguments: argparse.Namespace) -> Files:
         raise UsageError("--compress-ram says what --compress may take: add --compress")
     if arguments.no_in_place and not arguments.plan:
         raise UsageError("--no-in-place says how to plan: add --plan")
-    if arguments.per_channel and not arguments.clusters:
+    if arguments.per_channel and not arguments.clusters and arguments.min_sqnr is None:
         raise UsageError("--per-channel says how to cluster: add --clusters N")
+    if arguments.clusters and arguments.min_sqnr is not None:
+        raise UsageError("--clusters and --min-sqnr both say how many values: give one of them")
     if arguments.csv and arguments.csv.exists() and not arguments.csv.is_dir():
         raise UsageError(f"{arguments.csv}: --csv needs a folder, and this is a file")
     return Files(output, json_file)
