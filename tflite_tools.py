@@ -8564,27 +8564,28 @@ class CompressionDecision(Decision):
     def lines(self) -> list[str]:
         if self.refusal or self.before is None or self.after is None:
             return [f"Not compressed: {self.refusal}."]
-        notes = listed("Not compressed:", self.notes)
+        lines = ["", *listed("Not compressed:", self.notes)]
         if self.left:
-            notes += [f"Not compressed: {self.left} more weights, whose decoding takes memory (--compress-ram BYTES)"]
+            lines += [f"Not compressed: {self.left} more weights, whose decoding takes memory (--compress-ram BYTES)"]
+        if self.weights:
+            rows = (
+                [shorten(name), f"{before:,} -> {after:,}", str(slices) if slices > 1 else ""]
+                for name, before, after, slices in self.weights
+            )
+            lines += [
+                text_table(["Compressed weights", "Bytes", "Slices"], rows, left=("Compressed weights",)),
+                f"Operator that TFLM has to register in addition: AddDecode() ({DECODE}, TFLM of 2026 or later)",
+                "TFLM decodes these weights whenever they are needed; LiteRT has no such operator",
+            ]
+        elif not self.left:
+            lines += ["No weights have so few values that code-books pay (--clusters N gives them few)"]
         if not self.changed:
-            why = "no weights have so few values that it pays (--clusters N gives them few)"
-            return ["", *notes, f"Not compressed: {'it takes more memory' if self.left else why}."]
-        rows = (
-            [shorten(name), f"{before:,} -> {after:,}", str(slices) if slices > 1 else ""]
-            for name, before, after, slices in self.weights
-        )
-        table = text_table(["Compressed weights", "Bytes", "Slices"], rows, left=("Compressed weights",))
-        head, kept = (f"{a:,} B -> {b:,} B" for a, b in ((self.head_before, self.head),
-                                                         (self.persistent_before, self.persistent)))  # fmt: skip
-        return [
-            "",
-            table,
-            *notes,
-            f"Operator that TFLM has to register in addition: AddDecode() ({DECODE}, TFLM of 2026 or later)",
-            "TFLM decodes these weights whenever they are needed; LiteRT has no such operator",
-            f"Compressed: file {saving(self.before, self.after)}; tensors and scratch {head}, persistent {kept}.",
-        ]
+            return [*lines, "Not compressed: the file would not be smaller."]
+        pairs = (self.head_before, self.head), (self.persistent_before, self.persistent)
+        head, kept = (f"{before:,} B -> {after:,} B" for before, after in pairs)
+        rest = "" if self.weights else " of lists that it had more than once or not needed"
+        memory = f"; tensors and scratch {head}, persistent {kept}" if self.weights else ""
+        return [*lines, f"Compressed: file {saving(self.before, self.after)}{rest}{memory}."]
 
     def json(self) -> dict[str, Any]:
         names = "name bytes_before bytes slices".split()
@@ -9371,7 +9372,7 @@ def decide_inlining(model: Snapshot) -> tuple[Snapshot, InliningDecision]:
 def decide_compression(
     model: Snapshot, more_ram: int | None, is_planned: bool, seconds: float = TIME_LIMIT
 ) -> tuple[Snapshot, CompressionDecision]:
-    """Weights with few values as code-books and indices.
+    """Weights with few values as code-books and indices, in a file written anew.
 
     Args:
         more_ram: bytes by which the arena to reserve may grow; None: no more tensors and scratch than now.
@@ -9381,8 +9382,10 @@ def decide_compression(
         ModelError: as for :class:`Extension` and :class:`Anew`.
     """
     start = Budget(seconds)
-    if why := why_not_rewritten(model.graph):
-        return model, CompressionDecision(refusal=why)
+    loops = looped_operators(model.graph)  # these get a new plan, since they need one
+    graph = dataclasses.replace(model.graph, plan=None) if loops and is_planned else model.graph
+    if is_compiled(model.graph) or (why := why_not_rewritten(graph)):
+        return model, CompressionDecision(refusal=COMPILED if is_compiled(model.graph) else why)
 
     def figures(graph: ModelGraph) -> tuple[int, int]:
         """(head, tail)"""
@@ -9403,8 +9406,11 @@ def decide_compression(
             chosen.remove(max(chosen, key=lambda part: (part.level, -part.saved)))
     except ArenaError as refusal:
         return model, CompressionDecision(refusal=str(refusal))
-    changed = model.rewritten(compression.rewrite(chosen)).anew() if chosen else model
-    changed = changed if len(changed.data) < len(model.data) else model
+    changed = (model.rewritten(compression.rewrite(chosen)) if chosen else model).anew()
+    if loops and chosen:
+        changed, _ = decide_plan(changed, start.share(0.5))
+    if len(changed.data) >= len(model.data):
+        changed, chosen = model, []
     tensors = model.graph.subgraphs[0].tensors
     return changed, CompressionDecision(
         before=len(model.data),
@@ -10174,7 +10180,8 @@ class TFLiteModel:
     def compress_weights(self, more_ram: int | None = None, for_plan: bool = False) -> CompressionDecision:
         """Store weights with few values as code-books and indices, which TFLM decodes as they are needed.
 
-        The file is smaller and the outputs are the same; only TFLM runs it.
+        The file is smaller and the outputs are the same; if there are such weights, only TFLM runs it. It is written
+        anew, which leaves out what is there twice.
 
         Args:
             more_ram: bytes by which the arena to reserve may grow; None: tensors and scratch take no more than now.

@@ -142,13 +142,21 @@ def test_weights_of_stripes_are_decoded_once():
     assert all(wheel_agrees([(before, model.to_bytes())]))
 
 
-def test_loops_share_memory_by_their_plan_and_stay_as_they_are():
+def test_models_with_loops_are_compressed_and_planned_anew():
     model = model_of("mobilenet")
-    model.cluster_weights(4)
+    model.cluster_weights(4, per_channel=True)
+    before = model.to_bytes()
     assert model.split_operators(stripes="loop").changed
-    decision = model.compress_weights()
-    assert not decision.changed
-    assert "loop" in decision.refusal
+    looped = model.arena
+    refused = model.compress_weights()
+    assert not refused.changed
+    assert "loop" in refused.refusal  # without a plan, they would take more memory than they save
+    decision = model.compress_weights(for_plan=True)
+    assert decision.weights
+    assert model.arena.has_plan
+    assert not model.arena.problems
+    assert model.arena.head <= looped.head
+    assert all(wheel_agrees([(before, model.to_bytes())]))
 
 
 # -- the choice --------------------------------------------------------------------------------------
@@ -201,7 +209,7 @@ def test_what_stays_as_it_is_is_told():
     last = net.window("CONV_2D", first, 64, (1, 1), 1, SAME)
     net.table.operators[-1].inputs[1] = other
     decision = TFLiteModel(net.build([x], [last])).compress_weights(PLENTY)
-    assert not decision.changed
+    assert not decision.weights
     assert all("other tensors have the same data" in note for note in decision.notes)
     assert len(decision.notes) == 2
 

@@ -58,7 +58,7 @@ def test_python_snippets(number: int, tmp_path: Path):
 def test_json_keys_are_those_of_the_table(tmp_path: Path):
     import tflite_tools
 
-    options = "--split --optimize --plan --clusters 8 --verify --inline-buffers --lighten --integer-io"
+    options = "--split --optimize --plan --clusters 8 --compress --verify --inline-buffers --lighten --integer-io"
     command = f"python tflite_tools.py -i tests/models/digits_mobilenet_int8.tflite {options}"
     report = json.loads(run(f"{command} --json - 2>/dev/null", tmp_path))
     rows = dict(re.findall(r"^\| (`.*?) \| (.*) \|$", (ROOT / "README.md").read_text(), re.MULTILINE))
@@ -76,7 +76,10 @@ def test_json_keys_are_those_of_the_table(tmp_path: Path):
     assert documented["`split`"] - {"null"} == of_split
     of_region = report["split"]["chosen"]["regions"][0].keys()
     assert documented["`split.…regions[]`"] == of_region
-    assert documented["`clustering[]`"] == report["clustering"][0].keys()
+    assert documented["`clustering[]`"] == report["clustering"][0].keys() | {"compression"}  # where that is compared
+    assert documented["`compression`"] == report["compression"].keys()
+    compressed = tflite_tools.CompressionDecision(weights=(("w", 4, 2, 1),)).json()["weights"][0]
+    assert documented["`compression.weights[]`"] == compressed.keys()
     assert documented["`lightening`"] == report["lightening"].keys()
     assert documented["`integer_io`"] == report["integer_io"].keys()
     port = tflite_tools.Port(

@@ -99,28 +99,59 @@ def time_models() -> None:
         print(f"{megabytes} MB {dtype.__name__} model, N = 16: {elapsed:.2f} s")
 
 
-def digits_accuracy() -> None:
+DIGITS = {"cnn": (4, 1), "cells": (4, 1), "mobilenet": (12, 3)}  # how the test images are scaled, and channels
+
+
+def accuracy(name: str, model: TFLiteModel) -> str:
+    """Of the 450 test images."""
     from ai_edge_litert.interpreter import Interpreter
 
     test = np.load(ROOT / "tests" / "models" / "digits_test.npz")
-    print("| model | original | " + " | ".join(f"N = {n}" for n in (32, 16, 8, 4, 2)) + " |")
-    print("|---|" + "---:|" * 6)
-    for name, factor, channels in (("cnn", 4, 1), ("cells", 4, 1), ("mobilenet", 12, 3)):
-        images = test["x"].repeat(factor, 1).repeat(factor, 2)[..., None].repeat(channels, 3)
-        inputs = np.clip(np.round(images / 0.003921568859368563 - 128), -128, 127).astype(np.int8)
+    factor, channels = DIGITS[name]
+    images = test["x"].repeat(factor, 1).repeat(factor, 2)[..., None].repeat(channels, 3)
+    inputs = np.clip(np.round(images / 0.003921568859368563 - 128), -128, 127).astype(np.int8)
+    interpreter = Interpreter(model_content=model.to_bytes(), num_threads=1)
+    interpreter.allocate_tensors()
+    correct = 0
+    for image, label in zip(inputs, test["y"], strict=True):
+        interpreter.set_tensor(interpreter.get_input_details()[0]["index"], image[None])
+        interpreter.invoke()
+        correct += int(np.argmax(interpreter.get_tensor(interpreter.get_output_details()[0]["index"])) == label)
+    return f"{100 * correct / len(inputs):.1f} %"
+
+
+def digits_accuracy() -> None:
+    """With one code-book per matrix; then with one per channel, compressed at the memory that the model has."""
+    ways = (None, 32, 16, 8, 4, 2)
+    print("| model | original | " + " | ".join(f"N = {n}" for n in ways[1:]) + " |")
+    print("|---|" + "---:|" * len(ways))
+    for name in DIGITS:
         row = []
-        for clusters in (None, 32, 16, 8, 4, 2):
+        for clusters in ways:
             model = TFLiteModel.load_from_file(ROOT / "tests" / "models" / f"digits_{name}_int8.tflite")
             if clusters:
                 model.cluster_weights(clusters)
-            interpreter = Interpreter(model_content=model.to_bytes(), num_threads=1)
-            interpreter.allocate_tensors()
-            correct = 0
-            for image, label in zip(inputs, test["y"], strict=True):
-                interpreter.set_tensor(interpreter.get_input_details()[0]["index"], image[None])
-                interpreter.invoke()
-                correct += int(np.argmax(interpreter.get_tensor(interpreter.get_output_details()[0]["index"])) == label)
-            row.append(f"{100 * correct / len(inputs):.1f} %")
+            row.append(accuracy(name, model))
+        print(f"| digits_{name}_int8 | " + " | ".join(row) + " |")
+    qualities = (30, 25, 20)
+    print(
+        "\n| model | original | "
+        + " | ".join([*(f"N = {n}" for n in ways[1:-1]), *(f"{db} dB" for db in qualities)])
+        + " |"
+    )
+    print("|---|" + "---:|" * (len(ways) - 1 + len(qualities)))
+    for name in DIGITS:
+        row = []
+        for clusters, quality in [*((n, None) for n in ways[:-1]), *((None, db) for db in qualities)]:
+            model = TFLiteModel.load_from_file(ROOT / "tests" / "models" / f"digits_{name}_int8.tflite")
+            if clusters:
+                model.cluster_weights(clusters, per_channel=True)
+            elif quality:
+                model.cluster_weights(per_channel=True, min_sqnr=quality)
+            percent = accuracy(name, model)  # compressed it computes the same, but not in LiteRT
+            if clusters or quality:
+                model.compress_weights()
+            row.append(f"{percent}, {len(model.to_bytes()):,} / {model.arena.reserve:,}")
         print(f"| digits_{name}_int8 | " + " | ".join(row) + " |")
 
 
