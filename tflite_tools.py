@@ -8574,7 +8574,7 @@ class CompressionDecision(Decision):
             )
             lines += [
                 text_table(["Compressed weights", "Bytes", "Slices"], rows, left=("Compressed weights",)),
-                f"Operator that TFLM has to register in addition: AddDecode() ({DECODE}, TFLM of 2026 or later)",
+                f"Operator that TFLM has to register in addition: AddDecode() ({DECODE}, TFLM from November 2025 or later)",
                 "TFLM decodes these weights whenever they are needed; LiteRT has no such operator",
             ]
         elif not self.left:
