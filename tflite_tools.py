@@ -7370,12 +7370,20 @@ class Compression:
             for position, t in enumerate(operator.inputs):
                 self.readers[t].append((operator.index, position))
         self.users = Counter(t.buffer for s in graph.subgraphs for t in s.tensors)
-        self.notes: list[str] = []
+        self.left_out: dict[str, list[str]] = defaultdict(list)  # names of weights, by the reason
         self.found = [c for tensor in self.subgraph.tensors if (c := self.compressible(tensor))]
 
     @property
     def peak(self) -> int:
         return max(self.needs, default=0)
+
+    @property
+    def notes(self) -> list[str]:
+        """What stays as it is, one sentence per reason."""
+        return [
+            f"{shorten(names[0])}{f' and {len(names) - 1} more' if len(names) > 1 else ''}: {why}"
+            for why, names in self.left_out.items()
+        ]
 
     def compressible(self, tensor: Tensor) -> Compressible | None:
         """The tensor as a whole, if that makes the file smaller."""
@@ -7384,7 +7392,7 @@ class Compression:
         if not is_weight or any(position not in kind_of(operators[o]).weights for o, position in readers):
             return None
         if why := self.why_not(tensor, {operators[o].kind for o, _ in readers}):
-            self.notes.append(f"{tensor.name} stays as it is: {why}")
+            self.left_out[why].append(tensor.name)
             return None
         payload = payload_of(self.values(tensor), self.axis(tensor))
         if payload is None:
@@ -8574,8 +8582,8 @@ class CompressionDecision(Decision):
             )
             lines += [
                 text_table(["Compressed weights", "Bytes", "Slices"], rows, left=("Compressed weights",)),
-                f"Operator that TFLM has to register in addition: AddDecode() ({DECODE}, TFLM from November 2025 or later)",
-                "TFLM decodes these weights whenever they are needed; LiteRT has no such operator",
+                f"Operator that TFLM has to register in addition: AddDecode(), for {DECODE}",
+                "TFLM has it since November 2025 and decodes these weights whenever they are needed; LiteRT has it not",
             ]
         elif not self.left:
             lines += ["No weights have so few values that code-books pay (--clusters N gives them few)"]
@@ -9353,6 +9361,11 @@ class SplitCandidate:
             no_loops=tuple(self.search.no_loops(best)),
             is_batch_fixed=any(0 in t.dynamic for t in graph.subgraphs[0].tensors),
         )
+
+
+####################################################################################################
+# Steps on data and weights
+####################################################################################################
 
 
 def decide_inlining(model: Snapshot) -> tuple[Snapshot, InliningDecision]:
@@ -10312,18 +10325,6 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="move data from outside of the FlatBuffer, where TFLM looks for it",
     )
-    add(
-        "--clusters",
-        type=_cluster_counts,
-        metavar="N",
-        help="give every weight matrix at most N distinct values; several numbers, as in 4,8,16, only compare them",
-    )
-    add("--min-sqnr", type=_decibels, metavar="DB", help="the fewest distinct values per matrix that keep this quality")
-    add("--per-channel", action="store_true", help="cluster per output channel where the quantisation is per channel")
-    add(
-        "--compress", action="store_true", help="weights with few values as code-books that TFLM decodes (smaller file)"
-    )
-    add("--compress-ram", type=_size, metavar="BYTES", help="--compress: the arena to reserve may grow by this")
     add("--integer-io", action="store_true", help="integer inputs and outputs, where the model converts floats itself")
     add("--lighten", action="store_true", help="operators with the same results that keep less memory in TFLM")
     add("--split", action="store_true", help="run regions of the model stripe by stripe where that needs less memory")
@@ -10342,8 +10343,24 @@ def _parser() -> argparse.ArgumentParser:
     add("--max-peak", type=_size, metavar="BYTES", help=peak)
     add("--optimize", action="store_true", help="reorder the operators for the smallest peak memory use")
     add("--time-limit", type=_seconds, metavar="SECONDS", help=f"for all searches together (default: {TIME_LIMIT:g})")
+    _add_weights(add)
     _add_reports(add)
     return parser
+
+
+def _add_weights(add: Callable[..., Any]) -> None:
+    add(
+        "--clusters",
+        type=_cluster_counts,
+        metavar="N",
+        help="give every weight matrix at most N distinct values; several numbers, as in 4,8,16, only compare them",
+    )
+    add("--min-sqnr", type=_decibels, metavar="DB", help="the fewest distinct values per matrix that keep this quality")
+    add("--per-channel", action="store_true", help="cluster per output channel where the quantisation is per channel")
+    add(
+        "--compress", action="store_true", help="weights with few values as code-books that TFLM decodes (smaller file)"
+    )
+    add("--compress-ram", type=_size, metavar="BYTES", help="--compress: the arena to reserve may grow by this")
 
 
 def _add_reports(add: Callable[..., Any]) -> None:
