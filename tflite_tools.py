@@ -453,7 +453,7 @@ class Node:
     @property
     def kernel(self) -> Tflm | None:
         """What runs it, if anything does."""
-        other = self.kind.ports.get(self.kernels.library)
+        other = self.kind.libraries.get(self.kernels.library)
         return self.kind.tflm._replace(**other) if self.kind.tflm and other else self.kind.tflm
 
     @property
@@ -547,7 +547,7 @@ class Kind:
     tflm: Tflm | None = PLAIN_KERNEL  # None: it has no kernel for it
     effect: tuple[str, bool] | None = None  # (what it touches besides its tensors, whether it changes that)
     is_safe_in_place: bool = False  # its output may lie where an input of the same shape, or the same bytes, ends
-    ports: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)  # by library, other Tflm fields
+    libraries: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)  # what differs there of tflm
 
     @cached_property
     def roles(self) -> tuple[str, ...]:
@@ -1025,7 +1025,7 @@ def _esp_softmax(node: Node) -> list[int]:
     return _requests(4 * sum(node["input"].shape[1:2]))  # the second dimension, whatever it is
 
 
-PORTS: dict[str, dict[str, dict[str, Any]]] = {  # kind -> library -> what is different of its kernel
+LIBRARY_KERNELS: dict[str, dict[str, dict[str, Any]]] = {  # kind -> library -> what is different of its kernel
     "CONV_2D": {
         "cmsis-nn": {"data": 60, "scratch": _cmsis_conv, "arrays": _cmsis_channels},
         "esp-nn": {"data": 60, "scratch": _esp_conv},
@@ -1360,8 +1360,8 @@ for _name in """ABS CEIL COS ELU EXP FLOOR HARD_SWISH LEAKY_RELU LOG LOGISTIC NE
     SQRT SQUARE TANH ADD DIV MAXIMUM MINIMUM MUL SQUARED_DIFFERENCE SUB EXPAND_DIMS RESHAPE SQUEEZE
     DYNAMIC_UPDATE_SLICE GATHER SELECT_V2 SLICE""".split():
     KINDS[_name] = dataclasses.replace(KINDS[_name], is_safe_in_place=True)
-for _name, _ports in PORTS.items():
-    KINDS[_name] = dataclasses.replace(KINDS[_name], ports=_ports)
+for _name, _kernels in LIBRARY_KERNELS.items():
+    KINDS[_name] = dataclasses.replace(KINDS[_name], libraries=_kernels)
 for _name, _table, *_callees in (  # what TFLM does not have
     ("CALL", "CallOptions", "Subgraph"),
     ("STABLEHLO_COMPOSITE", "StableHLOCompositeOptions", "DecompositionSubgraphIndex"),
@@ -3199,8 +3199,8 @@ def plan_optimally(intervals: Sequence[Interval], time_limit: float = TIME_LIMIT
     for seconds, key in itertools.product(PATIENCE, DECISION_ORDERS):
         plan = solved(plan, key, (plan.bound, plan.bound), min(seconds, patience.left))
     patience, given_up = budget.share(HALFWAY_SHARE), plan.bound
-    while plan.height - given_up > CLOSE * plan.bound and not patience.is_over:
-        height = align((plan.height + given_up) // 2)
+    while plan.height - given_up > max(CLOSE * plan.bound, ARENA_ALIGNMENT) and not patience.is_over:
+        height = (plan.height + given_up) // (2 * ARENA_ALIGNMENT) * ARENA_ALIGNMENT
         for key in DECISION_ORDERS:
             if plan.height > height:
                 plan = solved(plan, key, (height, height), min(HALFWAY_PATIENCE, patience.left))

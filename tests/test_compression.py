@@ -303,14 +303,14 @@ def test_the_corpus_can_be_written_anew():
         pytest.skip("needs ../shared")
     paths = [p for p in sorted(SHARED.rglob("*.tflite")) if p.stat().st_size < 300_000]
     written, refused = 0, []
-    for path in paths[::2]:
+    for path in paths[::8]:
         try:
             snapshot = Snapshot.read(path.read_bytes())
             snapshot.anew()
             written += 1
         except ModelError as error:
             refused.append(str(error))
-    assert written > 50
+    assert written > 15
     assert all("--inline-buffers" in why or "no subgraph" in why for why in refused)
 
 

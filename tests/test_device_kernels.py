@@ -45,7 +45,9 @@ def test_every_formula_is_asked():
         for name in NAMES:
             answers = {tuple(a[name]) for case, a in CASES if case["kind"] == kind}
             library = LIBRARIES[name].library
-            if "scratch" in tflite_tools.KINDS[kind].ports.get(library, {}) and any(any(sizes) for sizes in answers):
+            if "scratch" in tflite_tools.KINDS[kind].libraries.get(library, {}) and any(
+                any(sizes) for sizes in answers
+            ):
                 assert len(answers) > 3, (kind, name)
 
 
@@ -93,7 +95,7 @@ def test_structures_are_those_of_the_library():
 
 
 def test_float_convolutions_of_cmsis_nn_keep_nothing_per_channel():
-    net = tflite_tools.KINDS["CONV_2D"].ports["cmsis-nn"]["arrays"]
+    net = tflite_tools.KINDS["CONV_2D"].libraries["cmsis-nn"]["arrays"]
     shapes = [(1, 5, 5, 4), (8, 1, 1, 4), (1, 5, 5, 8)]
     for dtype, expected in (("FLOAT32", []), ("INT8", [32, 32])):
         case = {"kind": "CONV_2D", "dtypes": [dtype] * 2, "shapes": shapes, "options": {}, "scales": 1}

@@ -298,7 +298,7 @@ def test_models_that_reference_kernels_of_litert_lack_are_verified(name: str):
 def test_a_sample_of_the_corpus_is_verified():
     """tests/benchmarks/trust.py has all of it."""
     verified = 0
-    for path in [p for p in corpus() if p.stat().st_size < 9_000 and "huge" not in p.name][::10]:
+    for path in [p for p in corpus() if p.stat().st_size < 9_000 and "huge" not in p.name][::20]:
         original = path.read_bytes()
         try:
             model = TFLiteModel(original)
@@ -308,7 +308,7 @@ def test_a_sample_of_the_corpus_is_verified():
             verified += 1
         except (ModelError, ArenaError, VerificationError):
             continue
-    assert verified > 4
+    assert verified > 2
 
 
 @needs_shared
