@@ -7246,6 +7246,8 @@ def cluster_tensor(
     quantization = tensor.quantization
     if per_channel and quantization is not None and len(quantization.scales) > 1:
         axis = quantization.dimension
+        if not 0 <= axis < weights.ndim or weights.shape[axis] != len(quantization.scales):
+            raise ModelError(f"the file is damaged: {shorten(tensor.name)} has no such axis as its scales have")
         channels = [(*[np.s_[:]] * axis, c) for c in range(weights.shape[axis])]
     clustered = weights.copy()
     results = []
@@ -7347,10 +7349,25 @@ class Compressible(NamedTuple):
     payloads: tuple[Payload, ...]  # one, or one for each slice of the outputs of a FULLY_CONNECTED
     saved: int  # bytes of the file
     level: int  # bytes in use while it is there
+    kept: int  # bytes of persistent structures, about
 
     @property
     def slices(self) -> int:
         return len(self.payloads)
+
+
+def most_saved(parts: Sequence[Compressible], budget: int) -> Sequence[Compressible]:
+    """Those that save the most and keep no more than so many bytes together: by dynamic programming over what they
+    keep."""
+    if sum(part.kept for part in parts) <= budget:
+        return parts
+    ways: dict[int, tuple[int, tuple[Compressible, ...]]] = {0: (0, ())}  # by bytes kept: bytes saved, and by what
+    for part in parts:
+        for kept, (saved, chosen) in list(ways.items()):
+            more = kept + part.kept
+            if more <= budget and saved + part.saved > ways.get(more, (-1, ()))[0]:
+                ways[more] = saved + part.saved, (*chosen, part)
+    return max(ways.values(), key=lambda way: way[0])[1]
 
 
 class Compression:
@@ -7400,7 +7417,8 @@ class Compression:
         saved = (tensor.bytes or 0) - payload.size - DECODE_FILE_BYTES
         numbers = tuple(dict.fromkeys(operator for operator, _ in readers))
         level = max(self.needs[numbers[0] : numbers[-1] + 1]) + align(tensor.bytes or 0)
-        return Compressible(tensor.index, numbers, (payload,), saved, level) if saved > 0 else None
+        kept = node_persistent_bytes(Node(CUSTOM_KINDS[DECODE], (), (tensor,))) + 2 * BITS_32.tensor
+        return Compressible(tensor.index, numbers, (payload,), saved, level, kept) if saved > 0 else None
 
     def why_not(self, tensor: Tensor, kinds: set[str]) -> str:
         if other := kinds - COMPRESSED_KINDS:
@@ -7413,6 +7431,8 @@ class Compression:
             return "it does not fill its buffer"
         scales = tensor.quantization.scales if tensor.quantization else ()
         dimension = tensor.quantization.dimension if tensor.quantization else 0
+        if len(scales) > 1 and tensor.shape[dimension : dimension + 1] != (len(scales),):
+            return f"it has {len(scales)} scales along axis {dimension}"
         if dimension not in ((0, len(tensor.shape) - 1) if len(scales) > 1 else (0,)):
             return f"TFLM does not decode what is quantised along axis {dimension}"
         return ""
@@ -7445,37 +7465,38 @@ class Compression:
                 parts = np.split(self.values(tensor), count)
                 payloads = [payload for part in parts if (payload := payload_of(part, self.axis(tensor)))]
                 saved = (tensor.bytes or 0) - sum(p.size for p in payloads) - 2 * count * DECODE_FILE_BYTES
-                found = Compressible(whole.tensor, whole.readers, tuple(payloads), saved, level)
-                return found if saved > 0 and len(payloads) == count else None
+                if saved <= 0 or len(payloads) < count:
+                    return None
+                found = Compressible(whole.tensor, whole.readers, tuple(payloads), saved, level, 0)
+                after = persistent_bytes(with_rewrite(self.graph, self.rewrite([found]))).total
+                return found._replace(kept=after - persistent_bytes(self.graph).total)
         return None
 
-    def within(self, limit: int, most: int | None = None) -> list[Compressible]:
-        """What to compress with no more than so many bytes in use, and so many operators that decode: those that save
-        the most first. That is exact as long as no weights are read by several operators."""
+    def within(self, limit: int, budget: int | None = None) -> list[Compressible]:
+        """What saves the most with no more than so many bytes in use, and so many more bytes of structures. That is
+        exact as long as no weights are read by several operators."""
         fitting = []
         for whole in self.found:
             part = whole if whole.level <= limit else self.sliced(whole, limit)
             if part is not None:
                 fitting.append(part)
-        needs, chosen, left = list(self.needs), [], math.inf if most is None else most
-        for part in sorted(fitting, key=lambda c: -c.saved / c.slices):
-            size = part.level - max(self.needs[part.readers[0] : part.readers[-1] + 1])
+        needs, chosen = list(self.needs), []
+        for part in sorted(fitting if budget is None else most_saved(fitting, budget), key=lambda c: -c.saved):
             span = range(part.readers[0], part.readers[-1] + 1)
-            if part.slices <= left and all(needs[i] + size <= limit for i in span):
+            size = part.level - max(self.needs[i] for i in span)
+            if all(needs[i] + size <= limit for i in span):
                 for i in span:
                     needs[i] += size
                 chosen.append(part)
-                left -= part.slices
         return chosen
 
     def best(self, more_ram: int | None) -> list[Compressible]:
-        """What saves the most: without a higher peak, or with a peak and operators that take so many bytes more."""
+        """What saves the most: without a higher peak, or with a peak and structures that take so many bytes more."""
         if more_ram is None:
             return self.within(self.peak)
-        state = node_persistent_bytes(Node(CUSTOM_KINDS[DECODE], (), (A_PICTURE,))) + 2 * BITS_32.tensor
         limits = {self.peak, *(part.level for part in self.found)}
         spare = [(limit, more_ram - max(limit - self.peak, 0)) for limit in limits]
-        ways = [self.within(limit, left // state) for limit, left in spare if left >= 0]
+        ways = [self.within(limit, left) for limit, left in spare if left >= 0]
         return max(ways, key=lambda chosen: sum(part.saved for part in chosen), default=[])
 
     def rewrite(self, chosen: Iterable[Compressible]) -> Rewrite:
@@ -8220,7 +8241,12 @@ class Snapshot:
             ModelError: as for :class:`Anew`.
             BrokenCertificate: the copy is another model.
         """
-        copy = self.changed(Anew(self.data, self.graph).written())
+        try:
+            copy = self.changed(Anew(self.data, self.graph).written())
+        except (struct.error, IndexError, ValueError, TypeError, OverflowError, AttributeError) as error:
+            if isinstance(error, ModelError):
+                raise
+            raise ModelError("the file is damaged: it cannot be written anew") from error
         if copy.content != self.content:
             raise BrokenCertificate("the copy of the file is another model")
         return copy
@@ -9383,18 +9409,18 @@ def decide_inlining(model: Snapshot) -> tuple[Snapshot, InliningDecision]:
 
 
 def decide_compression(
-    model: Snapshot, more_ram: int | None, is_planned: bool, seconds: float = TIME_LIMIT
+    model: Snapshot, more_ram: int | None, is_planned: bool, budget: Budget, in_place: bool = True
 ) -> tuple[Snapshot, CompressionDecision]:
     """Weights with few values as code-books and indices, in a file written anew.
 
     Args:
         more_ram: bytes by which the arena to reserve may grow; None: no more tensors and scratch than now.
-        is_planned: the arena will be planned, so that what counts is the head of a plan.
+        is_planned: the arena will be planned, so that what counts is the head of a plan; ``in_place`` says how.
 
     Raises:
         ModelError: as for :class:`Extension` and :class:`Anew`.
     """
-    start = Budget(seconds)
+    start = Budget()
     loops = looped_operators(model.graph)  # these get a new plan, since they need one
     graph = dataclasses.replace(model.graph, plan=None) if loops and is_planned else model.graph
     if is_compiled(model.graph) or (why := why_not_rewritten(graph)):
@@ -9403,25 +9429,31 @@ def decide_compression(
     def figures(graph: ModelGraph) -> tuple[int, int]:
         """(head, tail)"""
         arena = analyse_arena(graph)
-        head = min(arena.head, plan_arena(arena, min(1.0, start.left)).height) if is_planned else arena.head
-        return head, arena.persistent
+        if not is_planned:
+            return arena.head, arena.persistent
+        return min(arena.head, plan_arena(arena, min(1.0, budget.left), in_place).height), arena.persistent
 
     try:
         compression = Compression(model.graph, model.data)
         before = figures(model.graph)
         chosen = compression.best(more_ram)
-        after = before
+        after, spare = before, more_ram
         while chosen:
             after = figures(with_rewrite(model.graph, compression.rewrite(chosen)))
-            is_too_much = after[0] > before[0] if more_ram is None else sum(after) > sum(before) + more_ram
-            if not is_too_much or start.is_over:
+            excess = after[0] - before[0] if more_ram is None else sum(after) - sum(before) - more_ram
+            if excess <= 0:
                 break
-            chosen.remove(max(chosen, key=lambda part: (part.level, -part.saved)))
+            if spare is None:
+                chosen.remove(max(chosen, key=lambda part: (part.level, -part.saved)))
+            else:
+                spare -= excess
+                chosen = compression.best(spare)
+            chosen = [] if budget.is_over else chosen
     except ArenaError as refusal:
         return model, CompressionDecision(refusal=str(refusal))
     changed = (model.rewritten(compression.rewrite(chosen)) if chosen else model).anew()
     if loops and chosen:
-        changed, _ = decide_plan(changed, start.share(0.5))
+        changed, _ = decide_plan(changed, budget, in_place)
     if len(changed.data) >= len(model.data):
         changed, chosen = model, []
     tensors = model.graph.subgraphs[0].tensors
@@ -10190,7 +10222,13 @@ class TFLiteModel:
         self.snapshot, decision = self._clustered(clusters, per_channel, min_sqnr)
         return decision
 
-    def compress_weights(self, more_ram: int | None = None, for_plan: bool = False) -> CompressionDecision:
+    def compress_weights(
+        self,
+        more_ram: int | None = None,
+        for_plan: bool = False,
+        time_limit: float = TIME_LIMIT,
+        in_place: bool = True,
+    ) -> CompressionDecision:
         """Store weights with few values as code-books and indices, which TFLM decodes as they are needed.
 
         The file is smaller and the outputs are the same; if there are such weights, only TFLM runs it. It is written
@@ -10198,12 +10236,13 @@ class TFLiteModel:
 
         Args:
             more_ram: bytes by which the arena to reserve may grow; None: tensors and scratch take no more than now.
-            for_plan: the arena will be planned.
+            for_plan: the arena will be planned, with ``in_place`` as in :meth:`plan_memory`.
 
         Raises:
             ModelError: the file cannot be written anew.
         """
-        self.snapshot, decision = decide_compression(self.snapshot, more_ram, for_plan)
+        budget = Budget(time_limit)
+        self.snapshot, decision = decide_compression(self.snapshot, more_ram, for_plan, budget, in_place)
         return decision
 
     def compare_clusterings(
@@ -10215,7 +10254,8 @@ class TFLiteModel:
         for n in clusters:
             clustered, decision = self._clustered(n, per_channel)
             if compress:
-                decision = dataclasses.replace(decision, compression=decide_compression(clustered, more_ram, False)[1])
+                compression = decide_compression(clustered, more_ram, False, Budget())[1]
+                decision = dataclasses.replace(decision, compression=compression)
             decisions.append(decision)
         return decisions
 
@@ -10453,10 +10493,10 @@ def _steps(arguments: argparse.Namespace, original: Snapshot) -> list[tuple[int,
     if arguments.optimize:
         steps += [(2, lambda model, seconds: [_optimize(model, seconds, arguments.plan)])]
     if arguments.compress and len(arguments.clusters or []) < 2:
-        ram, is_planned = arguments.compress_ram, arguments.plan
-        steps += [(0, lambda model, _: [model.compress_weights(ram, is_planned)])]
+        ram, plan, shares = arguments.compress_ram, arguments.plan, not arguments.no_in_place
+        steps += [(1, lambda model, seconds: [model.compress_weights(ram, plan, seconds, shares)])]
     if arguments.plan:
-        steps += [(1, lambda model, seconds: [_plan(model, seconds, original, not arguments.no_in_place)])]
+        steps += [(1, lambda model, seconds: [_plan(model, seconds, original, arguments)])]
     if arguments.verify:
         steps += [(0, lambda model, _: [_verify(model, baseline[0], original)])]
     return steps
@@ -10492,8 +10532,10 @@ def _optimize(model: TFLiteModel, seconds: float, for_arena: bool) -> OrderDecis
         return model.optimize_memory(seconds, for_arena, progress)
 
 
-def _plan(model: TFLiteModel, seconds: float, original: Snapshot, in_place: bool) -> PlanDecision:
-    decision = model.plan_memory(seconds, in_place)
+def _plan(model: TFLiteModel, seconds: float, original: Snapshot, arguments: argparse.Namespace) -> PlanDecision:
+    decision = model.plan_memory(seconds, not arguments.no_in_place)
+    if arguments.compress and decision.changed:  # without what the plan has left over
+        model.snapshot = model.snapshot.anew()
     with contextlib.suppress(ArenaError):
         return dataclasses.replace(decision, original=original.arena.head)
     return decision

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import random
@@ -173,7 +174,6 @@ def test_no_other_choice_saves_more(seed: int, more_ram: int):
     model = TFLiteModel(net.build([source], [x]))
     model.cluster_weights(rng.choice((2, 4, 16)))
     compression = Compression(model.graph, model.to_bytes())
-    persistent = 120  # of one more operator and its tensors: what a 32-bit target keeps
 
     def best(limit_of: object) -> int:
         subsets = itertools.chain.from_iterable(
@@ -181,9 +181,11 @@ def test_no_other_choice_saves_more(seed: int, more_ram: int):
         )
         return max(sum(part.saved for part in chosen) for chosen in subsets if limit_of(chosen))
 
+    assert {part.kept for part in compression.found} <= {120}  # of one more operator and its tensors
+
     levels = lambda chosen: max([compression.peak, *(part.level for part in chosen)])  # noqa: E731
     assert sum(p.saved for p in compression.best(None)) == best(lambda chosen: levels(chosen) == compression.peak)
-    expected = best(lambda chosen: levels(chosen) - compression.peak + persistent * len(chosen) <= more_ram)
+    expected = best(lambda chosen: levels(chosen) - compression.peak + 120 * len(chosen) <= more_ram)
     assert sum(p.saved for p in compression.best(more_ram)) == expected
 
 
@@ -212,6 +214,38 @@ def test_what_stays_as_it_is_is_told():
     assert not decision.weights
     assert len(decision.notes) == 1
     assert "and 1 more: other tensors have the same data" in decision.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("more_ram", "names"), [(1900, ["qconst1"]), (2000, ["qconst3"]), (2100, ["qconst1", "qconst3"])]
+)
+def test_slices_keep_more_than_one_operator(more_ram: int, names: list[str]):
+    model = model_of("cnn")
+    model.cluster_weights(4)
+    before = model.arena.reserve
+    decision = model.compress_weights(more_ram)
+    assert sorted(name[-7:] for name, *_ in decision.weights) == names
+    assert model.arena.reserve <= before + more_ram
+
+
+def test_no_limit_is_broken_for_lack_of_time():
+    for more_ram in (None, 2000):
+        model = model_of("cnn")
+        model.cluster_weights(4)
+        before = model.arena
+        model.compress_weights(more_ram, for_plan=True, time_limit=0)
+        assert model.arena.reserve <= before.reserve + (more_ram or PLENTY)
+        assert more_ram or model.arena.head <= before.head
+
+
+def test_damaged_files_are_refused():
+    data = bytearray(CNN.read_bytes())
+    quantization = tflite.Model.GetRootAs(bytes(data), 0).Subgraphs(0).Tensors(3).Quantization()
+    field = quantization._tab.Pos + quantization._tab.Offset(10)  # where the vector of zero points is
+    data[field : field + 4] = (len(data) - field - 4).to_bytes(4, "little")
+    snapshot = Snapshot.read(CNN.read_bytes())
+    with pytest.raises(ModelError, match="damaged"):
+        dataclasses.replace(snapshot, data=bytes(data)).anew()
 
 
 # -- read again --------------------------------------------------------------------------------------
