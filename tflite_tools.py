@@ -9817,6 +9817,197 @@ def write_csv(folder: Path, model: Snapshot, extras: Extras) -> None:
 
 
 ####################################################################################################
+# Firmware: a model -> C++ that a TFLM application includes
+####################################################################################################
+
+# How tensorflow/lite/micro/micro_mutable_op_resolver.h calls what it does not simply write in camel case.
+REGISTERED_AS = {
+    "BATCH_MATMUL": "BatchMatMul",
+    "CUMSUM": "CumSum",
+    "PADV2": "PadV2",
+    "UNIDIRECTIONAL_SEQUENCE_LSTM": "UnidirectionalSequenceLSTM",
+    "TFLite_Detection_PostProcess": "DetectionPostprocess",
+    "ethos-u": "EthosU",
+    DECODE: "Decode",
+}
+CPP_KEYWORDS = frozenset(
+    """alignas alignof and asm auto bool break case catch char class const constexpr continue
+    default delete do double else enum explicit export extern false float for friend goto if inline int long mutable
+    namespace new noexcept not nullptr operator or private protected public register return short signed sizeof static
+    struct switch template this throw true try typedef typeid typename union unsigned using virtual void volatile while
+    xor std tflite main""".split()
+)
+CPP_TYPES = {"FLOAT32": "float", "BOOL": "bool"}
+BYTES_PER_LINE = 16
+
+
+def cpp_name(text: str) -> str:
+    """A valid identifier that looks like the text."""
+    name = re.sub(r"[^A-Za-z0-9]+", "_", text).strip("_")
+    return f"model_{name}".rstrip("_") if not name or name[0].isdigit() or name in CPP_KEYWORDS else name
+
+
+def registration(kind: str, is_custom: bool) -> str:
+    """The call that registers an operator with a MicroMutableOpResolver.
+
+    Raises:
+        ValueError: TFLM has no kernel for it.
+    """
+    if is_custom and kind not in CUSTOM_KINDS:
+        return f'AddCustom("{kind}", Register_{cpp_name(kind)}())'
+    if (CUSTOM_KINDS if is_custom else KINDS).get(kind, UNKNOWN_KIND).tflm is None:
+        raise ValueError(f"TFLM has no kernel for {shorten(kind)}, so there is nothing to register")
+    plain = "".join(part.capitalize() if part.isupper() else part for part in kind.removeprefix("Signal").split("_"))
+    plain = re.sub(r"(\d)d$", r"\1D", plain)
+    return f"Add{'PCAN' if kind == 'SignalPCAN' else REGISTERED_AS.get(kind, plain)}()"
+
+
+def _port_lines(number: int, what: str, tensor: Tensor) -> list[str]:
+    dtype = CPP_TYPES.get(tensor.dtype, f"{tensor.dtype.lower()}_t")
+    name = printable(tensor.name).replace("\\", "/")
+    shape = ", ".join(map(str, tensor.shape))
+    lines = [f"// {what} {number}: {dtype}[{shape}], {name}"]
+    if tensor.shape:
+        lines += [f"constexpr int k{what}{number}Shape[] = {{{shape}}};"]
+    if tensor.quantization and len(tensor.quantization.scales) == 1:
+        scale, zero = tensor.quantization.scales[0], (*tensor.quantization.zero_points, 0)[0]
+        lines += [f"constexpr float k{what}{number}Scale = {float(scale)!r}f;  // real = scale * (value - zero point)"]
+        lines += [f"constexpr int k{what}{number}ZeroPoint = {zero};"]
+    return lines
+
+
+FIRMWARE_HEADER = """\
+// Written by tflite-tools {version}; changes will be lost.
+#ifndef {guard}
+#define {guard}
+
+#include <cstddef>
+#include <cstdint>
+
+#include "tensorflow/lite/micro/micro_mutable_op_resolver.h"
+{declared}
+namespace {name} {{
+
+extern const unsigned char kModel[];
+constexpr size_t kModelSize = {size};
+
+// Tensors and scratch {head:,} B, persistent structures {tail:,} B: a MicroInterpreter of 32 bits
+// with {kernels}.
+constexpr size_t kTensorArenaSize = {reserve};
+
+{ports}
+
+// The operators of the model, and no others.
+constexpr unsigned int kOperatorCount = {count};
+using OpResolver = tflite::MicroMutableOpResolver<kOperatorCount>;
+TfLiteStatus RegisterOperators(OpResolver& resolver);
+
+}}  // namespace {name}
+
+#endif  // {guard}
+"""
+
+FIRMWARE_SOURCE = """\
+// Written by tflite-tools {version}; changes will be lost.
+#include "{name}_model.h"
+
+namespace {name} {{
+
+TfLiteStatus RegisterOperators(OpResolver& resolver) {{
+{calls}
+  return kTfLiteOk;
+}}
+
+alignas(16) const unsigned char kModel[] = {{
+{content}
+}};
+
+}}  // namespace {name}
+"""
+
+FIRMWARE_EXAMPLE = """\
+// Written by tflite-tools {version}: how to run the model. Copy from here.
+#include "{name}_model.h"
+#include "tensorflow/lite/micro/micro_interpreter.h"
+{include}#include "tensorflow/lite/schema/schema_generated.h"
+
+alignas(16) static uint8_t arena[{name}::kTensorArenaSize];
+
+int main() {{
+  static {name}::OpResolver resolver;
+  if ({name}::RegisterOperators(resolver) != kTfLiteOk) return 1;
+  const tflite::Model* model = tflite::GetModel({name}::kModel);
+{interpreter}
+  if (interpreter.AllocateTensors() != kTfLiteOk) return 2;
+  // Fill interpreter.input(0) here, then:
+  if (interpreter.Invoke() != kTfLiteOk) return 3;
+  // Read interpreter.output(0) here.
+  return 0;
+}}
+"""
+PLAIN_INTERPRETER = """\
+  static tflite::MicroInterpreter interpreter(model, resolver, arena, {name}::kTensorArenaSize);"""
+WITH_VARIABLES = """\
+  tflite::MicroAllocator* allocator = tflite::MicroAllocator::Create(arena, {name}::kTensorArenaSize);
+  auto* variables = tflite::MicroResourceVariables::Create(allocator, {count});
+  static tflite::MicroInterpreter interpreter(model, resolver, allocator, variables);"""
+
+
+def firmware_files(model: Snapshot, title: str) -> dict[str, str]:
+    """By name of the file, C++17 for an application of TFLM: the model as an array with its arena and operators, and
+    an example of their use.
+
+    Raises:
+        ArenaError: nothing can be said about the arena.
+        ValueError: TFLM has no kernel for an operator.
+    """
+    graph, arena, name = model.graph, model.arena, cpp_name(title)
+    first, kinds = graph.subgraphs[0], sorted({(o.kind, o.is_custom) for _, o in graph.operators})
+    ports = [
+        line
+        for what, tensors in (("Input", first.inputs), ("Output", first.outputs))
+        for number, t in enumerate(tensors)
+        for line in _port_lines(number, what, first.tensors[t])
+    ]
+    own = [cpp_name(kind) for kind, is_custom in kinds if is_custom and kind not in CUSTOM_KINDS]
+    declared = "".join(f"\nTFLMRegistration* Register_{kind}();  // by the application" for kind in own)
+    calls = (f"  TF_LITE_ENSURE_STATUS(resolver.{registration(*kind)});" for kind in kinds)
+    lines = (model.data[i : i + BYTES_PER_LINE] for i in range(0, len(model.data), BYTES_PER_LINE))
+    fill = {"name": name, "version": __version__, "guard": f"{name.upper()}_MODEL_H_"}
+    variables = len(resource_variables(graph))
+    interpreter = (WITH_VARIABLES if variables else PLAIN_INTERPRETER).format(name=name, count=variables)
+    include = '#include "tensorflow/lite/micro/micro_resource_variable.h"\n' if variables else ""
+    return {
+        f"{name}_model.h": FIRMWARE_HEADER.format(
+            **fill,
+            declared=f"{declared}\n" if declared else "",
+            size=len(model.data),
+            head=arena.head,
+            tail=arena.persistent,
+            kernels=graph.kernels.title,
+            reserve=arena.reserve,
+            ports="\n".join(ports),
+            count=max(len(kinds), 1),
+        ),
+        f"{name}_model.cc": FIRMWARE_SOURCE.format(
+            **fill,
+            calls="\n".join(calls),
+            content="\n".join("  " + "".join(f"0x{byte:02x}," for byte in line) for line in lines),
+        ),
+        "example.cc": FIRMWARE_EXAMPLE.format(**fill, include=include, interpreter=interpreter),
+    }
+
+
+def write_firmware(folder: Path, model: Snapshot, title: str) -> None:
+    """Raises as :func:`firmware_files`, and OSError."""
+    files = firmware_files(model, title)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in files.items():
+        with replacing(folder / name, "w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+
+
+####################################################################################################
 # Pictures: bars per operator, the map of the arena, curves of alternatives
 ####################################################################################################
 
@@ -10076,6 +10267,16 @@ class TFLiteModel:
             OSError: the folder or a file cannot be written.
         """
         write_csv(Path(folder), self.snapshot, Extras(calc_macs, calc_size))
+
+    def write_firmware(self, folder: str | os.PathLike[str], name: str = "model") -> None:
+        """Write ``NAME_model.h``, ``NAME_model.cc`` and ``example.cc``: C++17 for an application of TFLM.
+
+        Raises:
+            ArenaError: as for :attr:`arena`.
+            ValueError: TFLM has no kernel for an operator.
+            OSError: a file cannot be written.
+        """
+        write_firmware(Path(folder), self.snapshot, name)
 
     def analysis(self) -> dict[str, Any]:
         """The analysis as JSON-ready data; README describes its keys."""
@@ -10410,6 +10611,7 @@ def _add_reports(add: Callable[..., Any]) -> None:
     add("--csv", type=Path, metavar="FOLDER", help="write the tables as CSV files into this folder")
     add("--json", metavar="FILE", help="write the analysis as JSON; '-' prints it instead of the tables")
     add("--plot", type=_picture, metavar="FILE", help="draw the memory use of every operator (png, svg or pdf)")
+    add("--firmware", type=Path, metavar="FOLDER", help="write the model as C++ for TFLM, with its arena and operators")
     add("--memory-map", type=_picture, metavar="FILE", help="draw TFLM's arena (png, svg or pdf)")
     add("--version", action="version", version=f"%(prog)s {__version__}")
 
@@ -10581,7 +10783,16 @@ def _run(arguments: argparse.Namespace) -> int:
     elif files.output:
         model.write_to_file(files.output)
         _say(f"wrote {files.output}")
-    elif results:
+    if arguments.firmware:
+        title = (files.output if files.output not in (None, STREAM) else arguments.input).stem
+        try:
+            model.write_firmware(arguments.firmware, title)
+        except ArenaError:
+            raise
+        except ValueError as error:
+            raise UsageError(f"no firmware written: {error}") from None
+        _say(f"wrote {arguments.firmware}")
+    elif results and not files.output:
         _say("nothing was written: give -o FILE to save this model")
     failures = _exceeded(model.arena, limits) if is_limited else []
     for failure in failures:
@@ -10707,8 +10918,9 @@ def _resolve_files(arguments: argparse.Namespace) -> Files:
         raise UsageError("--per-channel says how to cluster: add --clusters N")
     if arguments.clusters and arguments.min_sqnr is not None:
         raise UsageError("--clusters and --min-sqnr both say how many values: give one of them")
-    if arguments.csv and arguments.csv.exists() and not arguments.csv.is_dir():
-        raise UsageError(f"{arguments.csv}: --csv needs a folder, and this is a file")
+    for option, folder in (("--csv", arguments.csv), ("--firmware", arguments.firmware)):
+        if folder and folder.exists() and not folder.is_dir():
+            raise UsageError(f"{folder}: {option} needs a folder, and this is a file")
     return Files(output, json_file)
 
 
