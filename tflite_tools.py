@@ -84,6 +84,7 @@ __all__ = [
     "Arena",
     "ArenaError",
     "ClusteringDecision",
+    "ComparisonDecision",
     "CompressionDecision",
     "Decision",
     "InliningDecision",
@@ -1433,6 +1434,10 @@ def multiply_accumulates(subgraph: Subgraph, operator: Operator) -> int:
         return node.kind.macs(node)
     except LookupError:  # an input that it needs is missing
         return 0
+
+
+def model_macs(graph: ModelGraph) -> int:
+    return sum(multiply_accumulates(subgraph, operator) for subgraph, operator in graph.operators)
 
 
 def scratch_requests(subgraph: Subgraph, operator: Operator) -> list[int]:
@@ -8702,6 +8707,61 @@ def comparison_table(decisions: Sequence[ClusteringDecision]) -> str:
     return text_table(headers + (more if any(d.compression for d in decisions) else []), rows)
 
 
+class ModelFigures(NamedTuple):
+    """What two models are compared by; sizes in bytes."""
+
+    peak: int
+    reserve: int | None  # None: nothing can be said about the arena
+    head: int | None
+    persistent: int | None
+    file: int
+    parameters: int
+    macs: int | None  # None: there are loops, of which nobody knows the turns
+    operators: int
+    inputs: tuple[str, ...]  # type and shape of each
+    outputs: tuple[str, ...]
+    kinds: Mapping[str, int]  # so many operators of each
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComparisonDecision(Decision):
+    """Two models side by side; nothing is done to either."""
+
+    other_name: str
+    this: ModelFigures
+    other: ModelFigures
+
+    key = "comparison"
+
+    def lines(self) -> list[str]:
+        titles = "Peak memory usage (B),Arena to reserve (B),Tensors and scratch (B),Persistent structures (B),File (B)"
+        titles += ",Parameters (B),Multiply-accumulates,Operators"
+        rows: list[list[str]] = []
+        for title, mine, theirs in zip(titles.split(","), self.this, self.other, strict=False):
+            figures = [figure if isinstance(figure, int) else None for figure in (theirs, mine)]
+            before, after = figures
+            percent = f"{100 * (after / before - 1):+.1f} %" if before and after is not None else ""
+            rows.append([title, *("unknown" if n is None else f"{n:,}" for n in figures), percent])
+        for title, mine, theirs in (
+            ("Inputs", self.this.inputs, self.other.inputs),
+            ("Outputs", self.this.outputs, self.other.outputs),
+        ):
+            same = "the same" if mine == theirs else "different"
+            rows.append([title, ", ".join(theirs), ", ".join(mine), same])
+        kinds = sorted(self.this.kinds.keys() | self.other.kinds.keys())
+        counts = ((kind, self.other.kinds.get(kind, 0), self.this.kinds.get(kind, 0)) for kind in kinds)
+        rows += [[shorten(kind), f"{theirs}", f"{mine}", ""] for kind, theirs, mine in counts if theirs != mine]
+        table = text_table(["", shorten(self.other_name, 30), "This model", "Difference"], rows, left=("",))
+        return ["", "Compared with another model:", table]
+
+    def json(self) -> dict[str, Any]:
+        sides = {"this": self.this, "other": self.other}
+        return {"name": self.other_name} | {
+            side: {**f._asdict(), "inputs": list(f.inputs), "outputs": list(f.outputs), "kinds": dict(f.kinds)}
+            for side, f in sides.items()
+        }
+
+
 @dataclass(frozen=True, kw_only=True)
 class VerificationDecision(Decision):
     """How the outputs of two models compare on the same seeded random inputs."""
@@ -9394,6 +9454,35 @@ class SplitCandidate:
 ####################################################################################################
 
 
+def figures_of(model: Snapshot) -> ModelFigures:
+    graph, first = model.graph, model.graph.subgraphs[0]
+    arena: Arena | None = None
+    with contextlib.suppress(ArenaError):
+        arena = model.arena
+    inputs, outputs = (
+        tuple(f"{first.tensors[i].dtype} {first.tensors[i].shape}" for i in ports)
+        for ports in (first.inputs, first.outputs)
+    )
+    return ModelFigures(
+        peak=model.peak,
+        reserve=arena.reserve if arena else None,
+        head=arena.head if arena else None,
+        persistent=arena.persistent if arena else None,
+        file=len(model.data),
+        parameters=parameter_bytes(graph, graph.operators),
+        macs=None if any(is_loop(operator) for _, operator in graph.operators) else model_macs(graph),
+        operators=sum(1 for _ in graph.operators),
+        inputs=inputs,
+        outputs=outputs,
+        kinds=Counter(operator.kind for _, operator in graph.operators),
+    )
+
+
+def compare_models(model: Snapshot, other: Snapshot, name: str) -> ComparisonDecision:
+    """Two models side by side."""
+    return ComparisonDecision(other_name=name, this=figures_of(model), other=figures_of(other))
+
+
 def decide_inlining(model: Snapshot) -> tuple[Snapshot, InliningDecision]:
     """Data outside of the FlatBuffer, moved inside.
 
@@ -9640,10 +9729,6 @@ def schedule_table(graph: ModelGraph, schedule: Schedule, extras: Extras, is_ful
             rows.append(["..."] * len(headers))
     table = text_table(headers, rows, left=headers[:2])
     return table + ("\n(operators are left out; --full shows all)" if ["..."] * len(headers) in rows else "")
-
-
-def model_macs(graph: ModelGraph) -> int:
-    return sum(multiply_accumulates(subgraph, operator) for subgraph, operator in graph.operators)
 
 
 WORTH_TELLING = 0.02  # of the arena
@@ -10016,23 +10101,27 @@ MOST_LABELLED_BARS = 80  # more operators than this are numbered, not named
 MOST_PANELS = 6
 
 
-def plot_schedules(file: Path, schedules: Sequence[Schedule], split: SplitDecision | None = None) -> None:
+def plot_schedules(
+    file: Path, schedules: Sequence[Schedule], split: SplitDecision | None = None, other: Schedule | None = None
+) -> None:
     """Stacked bars per operator: inputs, outputs, other tensors in memory, in KB (1,024 B); the peak is marked.
 
-    Several subgraphs get a panel each, the MOST_PANELS largest, and so do the alternatives of partial execution. The
-    extension decides the format.
+    Several subgraphs get a panel each, the MOST_PANELS largest, and so do the alternatives of partial execution and a
+    model to compare with. The extension decides the format.
     """
     from matplotlib.figure import Figure
 
     shown = [s for s in schedules if s.steps] or list(schedules[:1])
     shown = sorted(sorted(shown, key=lambda s: -s.peak)[:MOST_PANELS], key=lambda s: s.subgraph.index)
-    longest = max(len(s.steps) for s in shown)
+    longest = max(len(s.steps) for s in [*shown, *([other] if other else [])])
     width = min(max(longest / 4, 7), 24)
-    panels = len(shown) + (split is not None)
+    panels = len(shown) + (split is not None) + (other is not None)
     figure = Figure(figsize=(width, 5.5 * panels), layout="constrained")
     columns = figure.subplots(panels, squeeze=False)[:, 0]
     for schedule, axes in zip(shown, columns, strict=False):
         _plot_schedule(axes, schedule, title=subgraph_title(schedule.subgraph) if len(schedules) > 1 else "")
+    if other is not None:
+        _plot_schedule(columns[len(shown)], other, title="Compared with")
     if split is not None:
         _plot_alternatives(columns[-1], split)
     _save(figure, file)
@@ -10282,16 +10371,19 @@ class TFLiteModel:
         """The analysis as JSON-ready data; README describes its keys."""
         return analysis_json(self.snapshot)
 
-    def plot_memory_usage(self, file: str | os.PathLike[str], split: SplitDecision | None = None) -> None:
+    def plot_memory_usage(
+        self, file: str | os.PathLike[str], split: SplitDecision | None = None, other: TFLiteModel | None = None
+    ) -> None:
         """Draw the working set of every operator; the extension of the file decides the format (png, svg, pdf).
 
         Args:
             split: what :meth:`split_operators` returned, whose alternatives are then drawn as well.
+            other: a model whose subgraph 0 is drawn below.
 
         Raises:
             OSError: the file cannot be written.
         """
-        plot_schedules(Path(file), self.schedules, split)
+        plot_schedules(Path(file), self.schedules, split, other.schedules[0] if other else None)
 
     def plot_memory_map(self, file: str | os.PathLike[str], before: Arena | None = None) -> None:
         """Draw TFLM's arena: time across, address up; beside the arena of ``before``, if given.
@@ -10406,6 +10498,10 @@ class TFLiteModel:
             VerificationError: no runtime is installed that runs the original, or one does not run this model.
         """
         return verify_models(original.snapshot.data, self.snapshot.data, seed)
+
+    def compare_with(self, other: TFLiteModel, name: str = "other") -> ComparisonDecision:
+        """This model and another side by side: memory, file, operators, inputs and outputs."""
+        return compare_models(self.snapshot, other.snapshot, name)
 
     def cluster_weights(
         self, clusters: int = LARGEST_CODEBOOK, per_channel: bool = False, min_sqnr: float | None = None
@@ -10610,6 +10706,7 @@ def _add_reports(add: Callable[..., Any]) -> None:
     add("--full", action="store_true", help="show all rows of the tables, however many they are")
     add("--csv", type=Path, metavar="FOLDER", help="write the tables as CSV files into this folder")
     add("--json", metavar="FILE", help="write the analysis as JSON; '-' prints it instead of the tables")
+    add("--compare", type=Path, metavar="OTHER", help="show the resulting model beside another (.tflite)")
     add("--plot", type=_picture, metavar="FILE", help="draw the memory use of every operator (png, svg or pdf)")
     add("--firmware", type=Path, metavar="FOLDER", help="write the model as C++ for TFLM, with its arena and operators")
     add("--memory-map", type=_picture, metavar="FILE", help="draw TFLM's arena (png, svg or pdf)")
@@ -10752,6 +10849,7 @@ def _run(arguments: argparse.Namespace) -> int:
         model = TFLiteModel(sys.stdin.buffer.read(), arguments.kernels)
     else:
         model = TFLiteModel.load_from_file(arguments.input, arguments.kernels)
+    other = _other_model(arguments)
     original = model.snapshot
     _ = model.schedules  # if calls of subgraphs have no end, better now than behind the first notes
     budget = Budget(TIME_LIMIT if arguments.time_limit is None else arguments.time_limit)
@@ -10766,7 +10864,7 @@ def _run(arguments: argparse.Namespace) -> int:
         _ = model.arena  # if it is not known, better now than with half of the outputs written
     try:
         with contextlib.redirect_stdout(sys.stderr) if files.output == STREAM else _standard_output():
-            _report(arguments, files, model, original, results)
+            _report(arguments, files, model, original, results, other)
     except OSError as error:
         if files.output != STREAM or error.filename:  # else only stderr has failed, which is for people
             raise
@@ -10800,6 +10898,18 @@ def _run(arguments: argparse.Namespace) -> int:
     return CHECK_FAILED if failures else DONE
 
 
+def _other_model(arguments: argparse.Namespace) -> TFLiteModel | None:
+    """What to compare with."""
+    if arguments.compare is None:
+        return None
+    try:
+        other = TFLiteModel.load_from_file(arguments.compare, arguments.kernels)
+        _ = other.arena if arguments.memory_map else other.schedules
+    except (ModelError, ArenaError) as error:
+        raise UsageError(f"{arguments.compare}: {error}") from None
+    return other
+
+
 def _exceeded(arena: Arena, limits: Sequence[int | None]) -> list[str]:
     """What does not hold of the limits on an arena, one sentence each: on what to reserve, and twice on its head."""
     failures = [f"the memory plan in the file is wrong: {fault}" for fault in arena.problems[:1]]
@@ -10818,7 +10928,12 @@ class Files(NamedTuple):
 
 
 def _report(
-    arguments: argparse.Namespace, files: Files, model: TFLiteModel, original: Snapshot, results: Sequence[Decision]
+    arguments: argparse.Namespace,
+    files: Files,
+    model: TFLiteModel,
+    original: Snapshot,
+    results: Sequence[Decision],
+    other: TFLiteModel | None,
 ) -> None:
     """Everything but the model itself: notes, tables, JSON, CSV, pictures."""
     clusterings = [r for r in results if isinstance(r, ClusteringDecision)]
@@ -10828,6 +10943,8 @@ def _report(
     with contextlib.suppress(ArenaError):
         for problem in model.arena.problems[:1]:
             _say(f"warning: the memory plan in the file is wrong: {problem}")
+    if other is not None:
+        results = [*results, model.compare_with(other, arguments.compare.name)]
     if arguments.json != "-":
         model.print_model_analysis(arguments.calc_macs, arguments.calc_size, arguments.full)
         if is_comparison:
@@ -10854,10 +10971,13 @@ def _report(
     if arguments.plot and is_comparison:
         plot_clusterings(arguments.plot, clusterings)
     elif arguments.plot:
-        model.plot_memory_usage(arguments.plot, next((r for r in results if isinstance(r, SplitDecision)), None))
+        split = next((r for r in results if isinstance(r, SplitDecision)), None)
+        model.plot_memory_usage(arguments.plot, split, other)
     if arguments.memory_map:
         before: Arena | None = None
-        if arguments.plan or arguments.optimize or arguments.split:
+        if other is not None:
+            before = other.arena
+        elif arguments.plan or arguments.optimize or arguments.split:
             with contextlib.suppress(ArenaError):
                 before = original.arena
         model.plot_memory_map(arguments.memory_map, before)

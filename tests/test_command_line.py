@@ -340,3 +340,29 @@ def test_corpus_is_analysed_or_refused(path: Path, tmp_path: Path, capsys: pytes
     else:
         assert (code, path.name) == (2, "0_subgraphs.bin.tflite")
         assert len(printed.err.strip().splitlines()) == 1
+
+
+def test_two_models_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    this, other = MODELS / "digits_mobilenet_int8.tflite", MODELS / "digits_cnn_int8.tflite"
+    report, plot, arena = tmp_path / "report.json", tmp_path / "plot.svg", tmp_path / "map.svg"
+    options = ["--compare", str(other), "--plot", str(plot), "--memory-map", str(arena)]
+    assert main(["-i", str(this), *options, "--json", str(report)]) == 0
+    comparison = json.loads(report.read_text())["comparison"]
+    for side, path in (("this", this), ("other", other)):
+        model = TFLiteModel.load_from_file(path)
+        assert comparison[side]["peak"] == model.peak_memory_usage()
+        assert (
+            comparison[side]["reserve"]
+            == model.arena.reserve
+            == sum(comparison[side][part] for part in ("head", "persistent"))
+            + (model.arena.reserve - model.arena.head - model.arena.persistent)
+        )
+        assert comparison[side]["file"] == path.stat().st_size
+        assert comparison[side]["operators"] == sum(comparison[side]["kinds"].values())
+    text = capsys.readouterr().out
+    assert re.search(r"DEPTHWISE_CONV_2D +\| +0 \| +\d+ \|", text)
+    assert re.search(r"Inputs .* different", text)
+    assert "Compared with" in plot.read_text() or plot.stat().st_size > 0
+    (tmp_path / "bad.tflite").write_bytes(b"nothing")
+    assert main(["-i", str(this), "--compare", str(tmp_path / "bad.tflite")]) == 2
+    assert "bad.tflite: not a TensorFlow Lite model" in capsys.readouterr().err
