@@ -9497,6 +9497,30 @@ def decide_inlining(model: Snapshot) -> tuple[Snapshot, InliningDecision]:
     )
 
 
+def _compressed_within(
+    compression: Compression,
+    more_ram: int | None,
+    figures: Callable[[ModelGraph], tuple[int, int]],
+    before: tuple[int, int],
+    budget: Budget,
+) -> tuple[list[Compressible], tuple[int, int]]:
+    """What to compress, such that the head does not grow, or head and tail only by so many bytes, as they are measured;
+    and what they are then."""
+    chosen, spare = compression.best(more_ram), more_ram
+    while chosen:
+        after = figures(with_rewrite(compression.graph, compression.rewrite(chosen)))
+        excess = after[0] - before[0] if more_ram is None else sum(after) - sum(before) - more_ram
+        if excess <= 0:
+            return chosen, after
+        if spare is None:
+            chosen.remove(max(chosen, key=lambda part: (part.level, -part.saved)))
+        else:
+            spare -= excess
+            chosen = compression.best(spare)
+        chosen = [] if budget.is_over else chosen
+    return [], before
+
+
 def decide_compression(
     model: Snapshot, more_ram: int | None, is_planned: bool, budget: Budget, in_place: bool = True
 ) -> tuple[Snapshot, CompressionDecision]:
@@ -9525,19 +9549,7 @@ def decide_compression(
     try:
         compression = Compression(model.graph, model.data)
         before = figures(model.graph)
-        chosen = compression.best(more_ram)
-        after, spare = before, more_ram
-        while chosen:
-            after = figures(with_rewrite(model.graph, compression.rewrite(chosen)))
-            excess = after[0] - before[0] if more_ram is None else sum(after) - sum(before) - more_ram
-            if excess <= 0:
-                break
-            if spare is None:
-                chosen.remove(max(chosen, key=lambda part: (part.level, -part.saved)))
-            else:
-                spare -= excess
-                chosen = compression.best(spare)
-            chosen = [] if budget.is_over else chosen
+        chosen, after = _compressed_within(compression, more_ram, figures, before, budget)
     except ArenaError as refusal:
         return model, CompressionDecision(refusal=str(refusal))
     changed = (model.rewritten(compression.rewrite(chosen)) if chosen else model).anew()
@@ -10158,8 +10170,12 @@ def _plot_schedule(axes: Any, schedule: Schedule, title: str) -> None:
     for (label, amounts), colour in zip(parts.items(), colours, strict=True):
         heights = np.array(amounts) / 1024
         if heights.any() or label != names[-1]:
-            axes.bar(x, heights, 1.0 if many else 0.8, bottom, color=colour, label=label)
-            bottom += heights
+            if many:  # one shape instead of thousands
+                edges = np.arange(len(steps) + 1) - 0.5
+                axes.stairs(bottom + heights, edges, baseline=bottom, fill=True, color=colour, label=label)
+            else:
+                axes.bar(x, heights, 0.8, bottom, color=colour, label=label)
+            bottom = bottom + heights
     axes.set_ylabel("Memory use (KB)")
     axes.set_title(escape_dollars(title), loc="left")
     if steps:
@@ -10210,6 +10226,7 @@ def plot_arenas(file: Path, arenas: Mapping[str, Arena]) -> None:
     Grey is memory that is reserved but holds nothing at that time. The extension decides the format.
     """
     from matplotlib import colormaps
+    from matplotlib.collections import PatchCollection
     from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
 
@@ -10220,16 +10237,18 @@ def plot_arenas(file: Path, arenas: Mapping[str, Arena]) -> None:
     top = max([arena.head for arena in arenas.values()] + [1]) / 1024
     for axes, (title, arena), steps in zip(panels, arenas.items(), times, strict=True):
         axes.add_patch(Rectangle((-1.5, 0), steps + 0.5, arena.head / 1024, facecolor="#e4e4e4", linewidth=0))
+        rectangles: dict[str | None, list[Any]] = defaultdict(list)  # by their hatch
         for number, (buffer, interval) in enumerate(arena.pieces):
             size, first, last, offset = interval
             x, width, y, height = first - 0.5, last - first + 1, (offset or 0) / 1024, size / 1024
             colour = colours[(number if buffer.tensor is None else buffer.tensor) % len(colours)]
             hatch = "///" if buffer.tensor is None else None
-            rectangle = Rectangle((x, y), width, height, fc=colour, ec="white", linewidth=0.4, hatch=hatch)
-            axes.add_patch(rectangle)
+            rectangles[hatch].append(Rectangle((x, y), width, height, fc=colour, ec="white", linewidth=0.4))
             if height > top / 45 and width > steps / 60:
                 label = "s" if buffer.tensor is None else str(buffer.tensor)
                 axes.text(x + width / 2, y + height / 2, label, ha="center", va="center", fontsize=7)
+        for hatch, patches in rectangles.items():
+            axes.add_collection(PatchCollection(patches, match_original=True, hatch=hatch))
         axes.set_xlim(-1.5, steps - 1)
         axes.set_ylim(0, top * 1.05)
         axes.axhline(arena.head / 1024, color="black", linewidth=0.8, linestyle="--")
@@ -10714,6 +10733,95 @@ def _add_reports(add: Callable[..., Any]) -> None:
 
 
 ####################################################################################################
+# Command line, the steps
+####################################################################################################
+
+
+StepFunction = Callable[[TFLiteModel, float], list[Decision]]  # gets a time limit in seconds
+
+
+def _steps(arguments: argparse.Namespace, original: Snapshot) -> list[tuple[int, StepFunction]]:
+    """What to do with the model, in order, each with its weight when the time is divided."""
+    steps: list[tuple[int, StepFunction]] = []
+    if arguments.inline_buffers:
+        steps += [(0, lambda model, _: [model.inline_buffers()])]
+    baseline = [original]  # what --verify compares with
+    if arguments.clusters and len(arguments.clusters) > 1:
+        steps += [(0, lambda model, _: _compare_clusterings(model, arguments))]
+    elif arguments.clusters or arguments.min_sqnr is not None:
+        steps += [(0, lambda model, _: [_cluster(model, arguments, baseline)])]
+    if arguments.integer_io:
+        steps += [(0, lambda model, _: [model.use_integer_ports()])]
+    if arguments.lighten:
+        steps += [(0, lambda model, _: [model.lighten_operators()])]
+    if arguments.split:
+        steps += [(3, lambda model, seconds: [_split(model, arguments, seconds)])]
+    if arguments.optimize:
+        steps += [(2, lambda model, seconds: [_optimize(model, seconds, arguments.plan)])]
+    if arguments.compress and len(arguments.clusters or []) < 2:
+        ram, plan, shares = arguments.compress_ram, arguments.plan, not arguments.no_in_place
+        steps += [(1, lambda model, seconds: [model.compress_weights(ram, plan, seconds, shares)])]
+    if arguments.plan:
+        steps += [(1, lambda model, seconds: [_plan(model, seconds, original, arguments)])]
+    if arguments.verify:
+        steps += [(0, lambda model, _: [_verify(model, baseline[0], original)])]
+    return steps
+
+
+def _compare_clusterings(model: TFLiteModel, arguments: argparse.Namespace) -> list[Decision]:
+    ram = arguments.compress_ram
+    return [*model.compare_clusterings(arguments.clusters, arguments.per_channel, arguments.compress, ram)]
+
+
+def _cluster(model: TFLiteModel, arguments: argparse.Namespace, baseline: list[Snapshot]) -> ClusteringDecision:
+    most = arguments.clusters[0] if arguments.clusters else LARGEST_CODEBOOK
+    decision = model.cluster_weights(most, arguments.per_channel, arguments.min_sqnr)
+    if arguments.compress:  # which changes no bit of what comes after this
+        baseline[0] = model.snapshot
+    return decision
+
+
+def _verify(model: TFLiteModel, baseline: Snapshot, original: Snapshot) -> VerificationDecision:
+    decision = verify_models(baseline.data, model.snapshot.data)
+    return decision if baseline is original else dataclasses.replace(decision, against="the clustered model's")
+
+
+@contextlib.contextmanager
+def _progress_bar() -> Iterator[Callable[[int, int, int], None]]:
+    """Show how far the search is, on a terminal and once it takes more than a moment."""
+    from tqdm import tqdm
+
+    with tqdm(desc="ordering", unit=" states", unit_scale=True, delay=1.0, disable=None, leave=False) as bar:
+
+        def progress(states: int, upper: int, lower: int) -> None:
+            bar.set_postfix_str(f"peak {upper:,} B, bound {lower:,} B", refresh=False)
+            bar.update(states - bar.n if states > bar.n else 0)
+
+        yield progress
+
+
+def _split(model: TFLiteModel, arguments: argparse.Namespace, seconds: float) -> SplitDecision:
+    percent = DEFAULT_MAX_MACS if arguments.max_macs is None else arguments.max_macs
+    can_loop = arguments.plan and not arguments.no_in_place  # in a loop, tensors share memory by a plan
+    stripes = (arguments.stripes or "auto") if can_loop else "unrolled"
+    return model.split_operators(percent, seconds, arguments.optimize, arguments.max_peak, stripes)
+
+
+def _optimize(model: TFLiteModel, seconds: float, for_arena: bool) -> OrderDecision:
+    with _progress_bar() as progress:
+        return model.optimize_memory(seconds, for_arena, progress)
+
+
+def _plan(model: TFLiteModel, seconds: float, original: Snapshot, arguments: argparse.Namespace) -> PlanDecision:
+    decision = model.plan_memory(seconds, not arguments.no_in_place)
+    if arguments.compress and decision.changed:  # without what the plan has left over
+        model.snapshot = model.snapshot.anew()
+    with contextlib.suppress(ArenaError):
+        return dataclasses.replace(decision, original=original.arena.head)
+    return decision
+
+
+####################################################################################################
 # Command line, the run: a loop over steps
 ####################################################################################################
 
@@ -10768,76 +10876,6 @@ def _standard_output() -> Iterator[None]:
         sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-StepFunction = Callable[[TFLiteModel, float], list[Decision]]  # gets a time limit in seconds
-
-
-def _steps(arguments: argparse.Namespace, original: Snapshot) -> list[tuple[int, StepFunction]]:
-    """What to do with the model, in order, each with its weight when the time is divided."""
-    steps: list[tuple[int, StepFunction]] = []
-    if arguments.inline_buffers:
-        steps += [(0, lambda model, _: [model.inline_buffers()])]
-    baseline = [original]  # what --verify compares with
-    if arguments.clusters and len(arguments.clusters) > 1:
-        steps += [(0, lambda model, _: _compare_clusterings(model, arguments))]
-    elif arguments.clusters or arguments.min_sqnr is not None:
-        steps += [(0, lambda model, _: [_cluster(model, arguments, baseline)])]
-    if arguments.integer_io:
-        steps += [(0, lambda model, _: [model.use_integer_ports()])]
-    if arguments.lighten:
-        steps += [(0, lambda model, _: [model.lighten_operators()])]
-    if arguments.split:
-        steps += [(3, lambda model, seconds: [_split(model, arguments, seconds)])]
-    if arguments.optimize:
-        steps += [(2, lambda model, seconds: [_optimize(model, seconds, arguments.plan)])]
-    if arguments.compress and len(arguments.clusters or []) < 2:
-        ram, plan, shares = arguments.compress_ram, arguments.plan, not arguments.no_in_place
-        steps += [(1, lambda model, seconds: [model.compress_weights(ram, plan, seconds, shares)])]
-    if arguments.plan:
-        steps += [(1, lambda model, seconds: [_plan(model, seconds, original, arguments)])]
-    if arguments.verify:
-        steps += [(0, lambda model, _: [_verify(model, baseline[0], original)])]
-    return steps
-
-
-def _compare_clusterings(model: TFLiteModel, arguments: argparse.Namespace) -> list[Decision]:
-    ram = arguments.compress_ram
-    return [*model.compare_clusterings(arguments.clusters, arguments.per_channel, arguments.compress, ram)]
-
-
-def _cluster(model: TFLiteModel, arguments: argparse.Namespace, baseline: list[Snapshot]) -> ClusteringDecision:
-    most = arguments.clusters[0] if arguments.clusters else LARGEST_CODEBOOK
-    decision = model.cluster_weights(most, arguments.per_channel, arguments.min_sqnr)
-    if arguments.compress:  # which changes no bit of what comes after this
-        baseline[0] = model.snapshot
-    return decision
-
-
-def _verify(model: TFLiteModel, baseline: Snapshot, original: Snapshot) -> VerificationDecision:
-    decision = verify_models(baseline.data, model.snapshot.data)
-    return decision if baseline is original else dataclasses.replace(decision, against="the clustered model's")
-
-
-def _split(model: TFLiteModel, arguments: argparse.Namespace, seconds: float) -> SplitDecision:
-    percent = DEFAULT_MAX_MACS if arguments.max_macs is None else arguments.max_macs
-    can_loop = arguments.plan and not arguments.no_in_place  # in a loop, tensors share memory by a plan
-    stripes = (arguments.stripes or "auto") if can_loop else "unrolled"
-    return model.split_operators(percent, seconds, arguments.optimize, arguments.max_peak, stripes)
-
-
-def _optimize(model: TFLiteModel, seconds: float, for_arena: bool) -> OrderDecision:
-    with _progress_bar() as progress:
-        return model.optimize_memory(seconds, for_arena, progress)
-
-
-def _plan(model: TFLiteModel, seconds: float, original: Snapshot, arguments: argparse.Namespace) -> PlanDecision:
-    decision = model.plan_memory(seconds, not arguments.no_in_place)
-    if arguments.compress and decision.changed:  # without what the plan has left over
-        model.snapshot = model.snapshot.anew()
-    with contextlib.suppress(ArenaError):
-        return dataclasses.replace(decision, original=original.arena.head)
-    return decision
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -11048,20 +11086,6 @@ def _same_file(a: Path, b: Path) -> bool:
     if STREAM in (a, b):
         return False
     return a.resolve() == b.resolve() or (a.exists() and b.exists() and a.samefile(b))
-
-
-@contextlib.contextmanager
-def _progress_bar() -> Iterator[Callable[[int, int, int], None]]:
-    """Show how far the search is, on a terminal and once it takes more than a moment."""
-    from tqdm import tqdm
-
-    with tqdm(desc="ordering", unit=" states", unit_scale=True, delay=1.0, disable=None, leave=False) as bar:
-
-        def progress(states: int, upper: int, lower: int) -> None:
-            bar.set_postfix_str(f"peak {upper:,} B, bound {lower:,} B", refresh=False)
-            bar.update(states - bar.n if states > bar.n else 0)
-
-        yield progress
 
 
 if __name__ == "__main__":
