@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 
 import numpy as np
 import pytest
@@ -143,6 +144,6 @@ def test_peaks_of_the_corpus_equal_the_truth():
         truth = {row["file"]: int(row["file_order_peak"]) for row in csv.DictReader(file)}
     assert len(truth) > 150
     for name, peak in truth.items():
-        if name not in exempt and "n3000" not in name:
+        if name not in exempt and not re.search("_n[13]000_", name):
             graph = read_model((SHARED / name).read_bytes())
             assert model_peak(schedule_model(graph)) == peak, name

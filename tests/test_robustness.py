@@ -51,13 +51,13 @@ def check(data: bytes, *flags: str, limit: float = 10.0) -> int | None:
     return run.code
 
 
-@settings(fuzz, max_examples=60)
+@settings(fuzz, max_examples=40)
 @given(st.sampled_from(list(BUILT)), byte_edits, any_flags)
 def test_damaged_bytes(name: str, edits: list[Edit], flags: tuple[str, ...]):
     check(damage(BUILT[name](), edits), *flags)
 
 
-@settings(fuzz, max_examples=60)
+@settings(fuzz, max_examples=40)
 @given(st.sampled_from(list(BUILT)), object_edits, any_flags)
 def test_damaged_objects(name: str, edits: list[tuple[str, int]], flags: tuple[str, ...]):
     check(rebuild(BUILT[name](), edits), *flags)
