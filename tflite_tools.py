@@ -5126,10 +5126,14 @@ class RegionEmitter:
 
 
 class ScratchOfCopies:
-    """Scratch memory of copies of operators of a subgraph, by the shapes of their tensors."""
+    """Scratch memory of copies of operators of a subgraph, by the shapes of their tensors.
 
-    def __init__(self, subgraph: Subgraph) -> None:
-        self.subgraph = subgraph
+    Args:
+        asking: numbers of the operators that may take some.
+    """
+
+    def __init__(self, subgraph: Subgraph, asking: Collection[int]) -> None:
+        self.subgraph, self.asking = subgraph, asking
         self.known: dict[tuple[Any, ...], int] = {}
 
     def __call__(self, like: int, shapes: tuple[tuple[int, ...] | None, ...], **options: Any) -> int:
@@ -5216,7 +5220,7 @@ class Meter(Emitter):
             self.glue[kind, len(inputs)] += 1
         else:
             self.copies[like] += 1
-            if self.scratch_of:
+            if self.scratch_of and like in self.scratch_of.asking:
                 shapes = tuple(self.shapes.get(t) for t in (*inputs, *outputs))
                 self.scratch[len(self.runs)] = self.scratch_of(like, shapes, **options)
         self.runs.append((inputs, outputs))
@@ -6246,9 +6250,16 @@ class SplitProblem:
         entering = Profile(i._replace(first=i.first + 1) for i in self.intervals.values())
         self.entering = [entering.at(position) for position in range(len(subgraph.operators) + 1)]
         self.steps = self.all_steps(graph)
-        # What has no scratch memory as a whole has none in stripes, with most kernels.
-        is_taken = subgraph.kernels is not REFERENCE or any(scratch_requests(subgraph, o) for o in subgraph.operators)
-        self.scratch = ScratchOfCopies(subgraph) if is_taken else None
+        # With the reference kernels, what has no scratch memory as a whole has none in stripes.
+        asking = {
+            step.operator.index
+            for step in self.steps
+            if isinstance(step.rule, RowRule)
+            and (node := node_of(subgraph, step.operator)).kernel
+            and node.kernel.scratch is not _no_scratch
+            and (subgraph.kernels is not REFERENCE or any(scratch_requests(subgraph, step.operator)))
+        }
+        self.scratch = ScratchOfCopies(subgraph, asking) if asking else None
         self.cut: dict[tuple[int, int, bool], Region] = {}
         self.ranges: dict[int, list[Range]] = defaultdict(list)  # by start, the shortest first
         for found in self.possible_ranges():
