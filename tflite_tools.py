@@ -4032,6 +4032,13 @@ class Arena:
         return [buffer.interval._replace(offset=None) for buffer in self.buffers]
 
 
+def _given(buffers: Sequence[ArenaBuffer], offsets: Mapping[tuple[int, int], int]) -> list[Interval]:
+    """When the buffers are there, and where, as far as the file fixes that."""
+    return [
+        b.interval._replace(offset=None if b.tensor is None else offsets.get((b.subgraph, b.tensor))) for b in buffers
+    ]
+
+
 def analyse_arena(graph: ModelGraph, target: Target = BITS_32) -> Arena:
     """What TFLM allocates for the file as it is, with the kernels that the graph names.
 
@@ -4042,9 +4049,7 @@ def analyse_arena(graph: ModelGraph, target: Target = BITS_32) -> Arena:
     """
     buffers = arena_buffers(graph)
     offsets = planned_offsets(graph)
-    given = [b.interval._replace(offset=offsets.get((b.subgraph, b.tensor)) if b.tensor is not None else None)
-             for b in buffers]  # fmt: skip
-    placed = place_greedily(given)
+    placed = place_greedily(_given(buffers, offsets))
     tail = persistent_bytes(graph, target)
     sharing = shared_places(graph, buffers)
     problems: list[str] = []
@@ -4072,6 +4077,15 @@ def analyse_arena(graph: ModelGraph, target: Target = BITS_32) -> Arena:
         planning=max(planning_bytes(graph, buffers, target, tail), align(tail.preparing)),
         sharing=sharing,
     )
+
+
+def reserve_on(graph: ModelGraph, kernels: Kernels) -> int:
+    """Bytes to reserve for the arena on other kernels, as :func:`analyse_arena` has it, without the rest."""
+    other = graph.on(kernels)
+    buffers, tail = arena_buffers(other), persistent_bytes(other)
+    head = Plan(place_greedily(_given(buffers, planned_offsets(other))), 0).height
+    planning = max(planning_bytes(other, buffers, BITS_32, tail), align(tail.preparing))
+    return Arena((), head, has_plan=False, persistent=tail.total, planning=planning).reserve
 
 
 def shared_in_loops(graph: ModelGraph, arena: Arena) -> Shared:
@@ -8197,7 +8211,7 @@ class Snapshot:
             ArenaError: as :func:`analyse_arena`.
         """
         names = ("cmsis-nn", "esp-nn") if self.graph.kernels is REFERENCE else ()
-        return {name: analyse_arena(self.graph.on(LIBRARIES[name])).reserve for name in names}
+        return {name: reserve_on(self.graph, LIBRARIES[name]) for name in names}
 
     @cached_property
     def ports(self) -> list[Port]:

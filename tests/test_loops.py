@@ -69,7 +69,7 @@ def looped(seed: int, dtype: str = "INT8") -> tuple[bytes, bytes]:
 # -- the same bits -----------------------------------------------------------------------------------
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.sampled_from(["INT8", "FLOAT32"]))
 def test_loops_give_the_same_bits_in_litert(seed: int, dtype: str):
     data = random_net(random.Random(seed), dtype)
@@ -221,7 +221,7 @@ def test_persistent_bytes_are_those_that_were_promised(seed: int):
         assert abs(persistent_bytes(read_model(after)).total - promised) <= 3 * BITS_32.tensor
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.sampled_from([*LIBRARIES]))
 def test_the_arena_is_about_the_one_that_was_promised(seed: int, kernels: str):
     """Exactly with a perfect layout; of small tensors, the numbers of a loop make some difference."""

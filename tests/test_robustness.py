@@ -51,26 +51,26 @@ def check(data: bytes, *flags: str, limit: float = 10.0) -> int | None:
     return run.code
 
 
-@settings(fuzz, max_examples=40)
+@settings(fuzz, max_examples=28)
 @given(st.sampled_from(list(BUILT)), byte_edits, any_flags)
 def test_damaged_bytes(name: str, edits: list[Edit], flags: tuple[str, ...]):
     check(damage(BUILT[name](), edits), *flags)
 
 
-@settings(fuzz, max_examples=40)
+@settings(fuzz, max_examples=28)
 @given(st.sampled_from(list(BUILT)), object_edits, any_flags)
 def test_damaged_objects(name: str, edits: list[tuple[str, int]], flags: tuple[str, ...]):
     check(rebuild(BUILT[name](), edits), *flags)
 
 
-@settings(fuzz, max_examples=20)
+@settings(fuzz, max_examples=14)
 @given(st.sampled_from(sorted(MODELS.glob("*.tflite"))), byte_edits, object_edits, any_flags)
 def test_damaged_shipped_models(path: Path, edits: list[Edit], changes: list, flags: tuple[str, ...]):
     check(damage(rebuild(path.read_bytes(), changes[:2]), edits[:1]), *flags)
 
 
 @needs_shared
-@settings(fuzz, max_examples=40)
+@settings(fuzz, max_examples=28)
 @given(st.data(), byte_edits, object_edits, any_flags)
 def test_damaged_corpus(choice: st.DataObject, edits: list[Edit], changes: list, flags: tuple[str, ...]):
     small = [p for p in sorted(SHARED.glob("models/**/*.tflite")) if 100 < p.stat().st_size < 10_000]

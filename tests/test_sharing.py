@@ -45,7 +45,7 @@ lives = st.tuples(st.integers(1, 5), st.integers(0, 8), st.integers(0, 4)).map(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.lists(lives, min_size=4, max_size=9), st.integers(0, 4))
 def test_blocks_keep_their_distance(intervals: list[Interval], gap: int):
     """Two intervals one above the other, and two in the same place that follow each other."""
@@ -266,7 +266,7 @@ def in_stripes(seed: int, dtype: str = "INT8") -> bytes:
     return split(data, search, region)
 
 
-@settings(max_examples=35, deadline=None)
+@settings(max_examples=22, deadline=None)
 @given(st.integers(0, 2**32 - 1))
 def test_plans_of_stripes_leave_intact_what_is_read(seed: int):
     model = TFLiteModel(in_stripes(seed))
@@ -280,7 +280,7 @@ def test_plans_of_stripes_leave_intact_what_is_read(seed: int):
     assert model.arena.head <= apart.arena.head
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.integers(0, 2**32 - 1))
 def test_a_plan_with_a_fault_is_not_taken_for_shared_memory(seed: int):
     """One tensor is moved; where that breaks something, it is told."""

@@ -115,7 +115,7 @@ def outputs_agree(data: bytes, search: SplitSearch, rewrite: Rewrite) -> bool:
     return all(before[i] == rows for i, rows in after.items() if i < len(subgraph.tensors))
 
 
-@settings(max_examples=35, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.integers(0, 2**32 - 1))
 def test_stripes_compute_every_row_from_the_right_rows(seed: int):
     rng = random.Random(seed)
@@ -125,7 +125,7 @@ def test_stripes_compute_every_row_from_the_right_rows(seed: int):
         assert outputs_agree(data, search, rewritten(search, region)), region
 
 
-@settings(max_examples=35, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.integers(0, 2**32 - 1))
 def test_one_row_off_is_noticed(seed: int):
     rng = random.Random(seed)
@@ -150,7 +150,7 @@ def test_one_row_off_is_noticed(seed: int):
         assert not agrees, region
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=28, deadline=None)
 @given(st.integers(0, 2**32 - 1))
 def test_cached_rows_are_computed_once(seed: int):
     data = random_net(random.Random(seed))
@@ -168,7 +168,7 @@ def test_cached_rows_are_computed_once(seed: int):
                     assert sum(b - a for a, b in ranges) == search.subgraph.tensors[output].shape[1]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=28, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.booleans())
 def test_rows_of_many_stripes_at_once_are_those_of_each(seed: int, is_cached: bool):
     data = random_net(random.Random(seed), steps=6)
@@ -195,7 +195,7 @@ def test_rows_of_many_stripes_at_once_are_those_of_each(seed: int, is_cached: bo
             place += count
 
 
-@settings(max_examples=35, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.booleans())
 def test_no_region_takes_less_than_its_outlook(seed: int, is_cached: bool):
     data = random_net(random.Random(seed), steps=6)
