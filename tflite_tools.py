@@ -329,6 +329,12 @@ class ModelGraph:
         spans = [self.buffers[buffer] for entry, buffer in self.metadata if entry == name]
         return spans[-1] if spans else None
 
+    @property
+    def used_buffers(self) -> set[int]:
+        """Buffers that tensors or metadata refer to, and that are there."""
+        named = {t.buffer for s in self.subgraphs for t in s.tensors} | {buffer for _, buffer in self.metadata}
+        return named.intersection(range(len(self.buffers)))
+
     def with_subgraphs(self, subgraphs: Iterable[Subgraph]) -> ModelGraph:
         """The model with other operators, without the memory plan, which was for the old ones."""
         return dataclasses.replace(self, subgraphs=tuple(subgraphs), plan=None)
@@ -436,8 +442,9 @@ HEIGHT = 1  # the axis of the rows of a picture
 ARENA_ALIGNMENT = 16  # bytes, of every buffer that TFLM plans
 
 
-def align(size: int) -> int:
-    return -(-size // ARENA_ALIGNMENT) * ARENA_ALIGNMENT
+def align(size: int, multiple: int = ARENA_ALIGNMENT) -> int:
+    """The size, rounded up."""
+    return -(-size // multiple) * multiple
 
 
 @dataclass(frozen=True)
@@ -451,7 +458,7 @@ class Node:
     custom_options: bytes = b""
     kernels: Kernels = REFERENCE
 
-    @property
+    @cached_property
     def kernel(self) -> Tflm | None:
         """What runs it, if anything does."""
         other = self.kind.libraries.get(self.kernels.library)
@@ -780,12 +787,12 @@ class Window(NamedTuple):
     padding: tuple[int, int]  # above and to the left
 
     @classmethod
-    def of(cls, node: Node, taps: Tensor) -> Window:
+    def of(cls, node: Node) -> Window:
         """Raises LookupError or ValueError: it has no such shape."""
         if node.output is None:
             raise LookupError("output")
         _, height, width, channels = node["input"].shape
-        _, *taken, _ = taps.shape
+        _, *taken, _ = node["weights"].shape
         _, *size, depth = node.output.shape
         stride = node.options["StrideH"], node.options["StrideW"]
         dilation = node.options.get("DilationHFactor", 1), node.options.get("DilationWFactor", 1)
@@ -822,7 +829,7 @@ def _cmsis_conv(node: Node) -> list[int]:
     dtype, core = node["input"].dtype, node.kernels.core
     if dtype not in ("INT8", "INT16"):
         return []
-    w = Window.of(node, node["weights"])
+    w = Window.of(node)
     is_grouped = w.input[2] != node["weights"].shape[3]
     if dtype == "INT16":
         return _requests(64 * -(-w.patch // 8) if core == "mve" else 4 * w.patch)
@@ -834,7 +841,7 @@ def _cmsis_conv(node: Node) -> list[int]:
 def _cmsis_depthwise(node: Node) -> list[int]:
     if node["input"].dtype != "INT8":
         return []
-    w, core, is_int4 = Window.of(node, node["weights"]), node.kernels.core, node["weights"].dtype == "INT4"
+    w, core, is_int4 = Window.of(node), node.kernels.core, node["weights"].dtype == "INT4"
     (_, _, channels), taps, (_, _, made) = w.input, math.prod(w.filter), w.output
     is_single = channels == made and node["input"].shape[0] == 1 and w.dilation == (1, 1)
     if core == "mve" and channels == 1 < made and not is_int4:
@@ -861,30 +868,30 @@ def _is_constant(tensor: Tensor | None) -> bool:
     return tensor is None or tensor.storage is Storage.CONSTANT
 
 
-def _cmsis_kernel_sums(node: Node) -> int:
-    """Bytes for sums over the weights of each output, with MVE: kept, if all is constant."""
-    if node.kernels.core != "mve" or node["input"].dtype != "INT8" or node["weights"].dtype != "INT8":
-        return 0
-    return 0 if _is_by_rows(node) else 4 * (node.output.shape[-1] if node.output else 0)
-
-
 def _is_by_rows(node: Node) -> bool:
     """Whether a matrix product runs as a convolution of 1 x 1."""
     rank = len(node.output.shape) if node.output else 0
     return node["input"].dtype == node["weights"].dtype == "INT8" and rank > 2 and node["weights"].shape[-1] % 4 == 0
 
 
+def _cmsis_sums(node: Node, is_kept: bool) -> list[int]:
+    """Bytes for sums over the weights of each output, with MVE: kept, if all is constant, otherwise scratch."""
+    is_used = node.kernels.core == "mve" and node["input"].dtype == node["weights"].dtype == "INT8"
+    is_constant = _is_constant(node["weights"]) and _is_constant(node.get("bias"))
+    if not is_used or not node.output or _is_by_rows(node) or is_kept != is_constant:
+        return []
+    return _requests(4 * node.output.shape[-1])
+
+
 def _cmsis_dense(node: Node) -> list[int]:
     if _is_by_rows(node):
         return [] if _per_scale(node, BITS_32) or not node.output else [8 * node.output.shape[-1]]
-    is_kept = _is_constant(node["weights"]) and _is_constant(node.get("bias"))
-    return [] if is_kept else _requests(_cmsis_kernel_sums(node))
+    return _cmsis_sums(node, is_kept=False)
 
 
 def _cmsis_dense_arrays(node: Node, target: Target) -> list[int]:
     scales = _per_scale(node, target) if node["input"].dtype == "INT8" else []
-    is_kept = _is_constant(node["weights"]) and _is_constant(node.get("bias"))
-    return scales + (_requests(_cmsis_kernel_sums(node)) if is_kept else [])
+    return scales + _cmsis_sums(node, is_kept=True)
 
 
 def _cmsis_channels(node: Node, target: Target) -> list[int]:
@@ -897,7 +904,7 @@ def _cmsis_average(node: Node) -> list[int]:
 
 
 def _cmsis_matmul(node: Node) -> list[int]:
-    is_used = node.kernels.core == "mve" and node["a"].dtype == "INT8" and node.output
+    is_used = node.kernels.core == "mve" and node["a"].dtype == "INT8"
     return [4 * node.output.shape[-1]] if is_used and node.output else []
 
 
@@ -921,16 +928,12 @@ def _esp_conv(node: Node) -> list[int]:
     if node["input"].dtype != "INT8":
         return []
     size = {"esp32s3": _esp_conv_s3, "esp32p4": _esp_conv_p4}.get(node.kernels.core, lambda w: 0)
-    return _int4_scratch(node) + _requests(size(Window.of(node, node["weights"])))
-
-
-def _round(size: int, multiple: int) -> int:
-    return -(-size // multiple) * multiple
+    return _int4_scratch(node) + _requests(size(Window.of(node)))
 
 
 def _esp_one_by_one(w: Window, guard: int) -> int:
     """Bytes for a convolution of 1 x 1: a picture and weights with more channels, and room for 16 elements."""
-    (height, width, channels), wide = w.input, _round(w.input[2], 8)
+    (height, width, channels), wide = w.input, align(w.input[2], 8)
     copy = height * width * wide if channels % 8 else 0
     return copy + wide * w.output[2] + (0 if height * width < 8 else 16 * wide) + guard
 
@@ -945,12 +948,12 @@ def _esp_conv_s3(w: Window) -> int:
         return _esp_one_by_one(w, 64)
     row = columns * channels
     if row < 16 <= w.patch:
-        return 4 * made + 16 + made * _round(w.patch, 16) + 16 + _round(w.patch, 16) + 64
+        return 4 * made + 16 + made * align(w.patch) + 16 + align(w.patch) + 64
     padded = (width + 2 * left) * (height + 2 * above) * channels if left or above else 0
     behind = max(0, made_width * right + columns - 1 - width)
     below = max(0, made_height * down + rows - 1 - height)
     wider = (width + behind) * (height + below) * channels if behind or below else 0
-    filters = rows * columns * _round(channels, 16) * made + _round(row, 16) * rows * made
+    filters = rows * columns * align(channels) * made + align(row) * rows * made
     return padded + filters + wider + 64 + 4 * made
 
 
@@ -963,16 +966,16 @@ def _esp_conv_p4(w: Window) -> int:
         return 20 * made + 64 if channels < 16 else _esp_one_by_one(w, 32)
     is_padded = left > 0 or above > 0
     if not is_padded and columns * channels >= 16:
-        return rows * columns * _round(channels, 16) * made + 32 + 4 * made
+        return rows * columns * align(channels) * made + 32 + 4 * made
     if w.patch >= 16:
         return 4 * made + w.patch + 32
-    wide = _round(-(-16 // columns), 16)
+    wide = align(-(-16 // columns))
     if not is_padded:
         return 4 * made + rows * columns * wide * made + width * height * wide + 32
     across = width + 2 * left
     picture = across * (height + 2 * above) * channels
     if picture + 4 * made <= ESP32P4_CACHE:
-        return picture + rows * columns * _round(channels, 16) * made + 32 + 4 * made
+        return picture + rows * columns * align(channels) * made + 32 + 4 * made
     filters, row, tiles = rows * columns * wide * made, across * wide, 1
     left_over = ESP32P4_CACHE - 4 * made - filters
     if 0 < rows * row <= left_over:
@@ -985,7 +988,7 @@ def _esp_depthwise(node: Node) -> list[int]:
         return []
     size = 0
     if node.kernels.core == "esp32s3":
-        w = Window.of(node, node["weights"])
+        w = Window.of(node)
         size = _esp_depthwise_s3(w, w.output[2] // max(w.input[2], 1))
     return _int4_scratch(node) + _requests(size)
 
@@ -1008,14 +1011,14 @@ def _esp_depthwise_s3(w: Window, multiplier: int) -> int:
             return weights + 16 + (copy if copy <= ESP32S3_TILE else (width + more[1]) * 3 * channels)
         if channels < 12:
             return words
-        wide = _round(channels, 16)
+        wide = align(channels)
         across, tall = width + 2 * left + max(0, behind), height + 2 * above + max(0, below)
         return 9 * wide + across * tall * wide + made_height * made_width * wide + 64
     if multiplier == 1 and channels > 3:
-        wide = _round(channels, 8)
-        weights_and_picture = _round(2 * rows * columns * wide, 16) + 2 * height * width * wide
-        made = _round(weights_and_picture, 16) + made_height * made_width * wide
-        return _round(made, 16) + 12 * wide + 16
+        wide = align(channels, 8)
+        weights_and_picture = align(2 * rows * columns * wide) + 2 * height * width * wide
+        made = align(weights_and_picture) + made_height * made_width * wide
+        return align(made) + 12 * wide + 16
     return words if multiplier % 4 == 0 else 32
 
 
@@ -3819,11 +3822,11 @@ def _loop_variables(
         is_consumed = operand is not None and ids[0] not in subgraph.outputs and buffers[operand].interval.last == over
         # One of several variables that begin alike may lie where the operand was, the others are copies.
         variable = LoopVariable(operand, output, tested, begin, end, is_consumed and copied[ids[0]] == 1)
-        is_same = variable.goes_through and operator.inputs.count(ids[0]) == 1
+        is_only_one = operator.inputs.count(ids[0]) == 1
         if (
             operand is None
             or not variable.goes_through
-            or (is_same and buffers[output].interval.last <= buffers[operand].interval.last)
+            or (is_only_one and buffers[output].interval.last <= buffers[operand].interval.last)
         ):
             yield variable
 
@@ -3898,7 +3901,7 @@ class Tail:
         """Pieces of (bytes, alignment)."""
         for size, alignment in pieces:
             if size:
-                self.size = -(-(self.size + size) // alignment) * alignment
+                self.size = align(self.size + size, alignment)
 
 
 class TailBytes(NamedTuple):
@@ -3965,12 +3968,14 @@ def _moment(node: Node, target: Target) -> int:
 
 
 def planning_bytes(graph: ModelGraph, buffers: Sequence[ArenaBuffer], target: Target, tail: TailBytes) -> int:
-    """What the arena must have while TFLM plans: all persistent structures but those of inputs and outputs, which come
-    later, and lists of requests, tensors and buffers. Of small models that is more than what they take in the end."""
+    """What the arena must have while TFLM prepares and plans: all persistent structures but those of inputs and
+    outputs, which come later, and lists of requests, tensors and buffers. Of small models that is more than what they
+    take in the end."""
     tensors = sum(len(subgraph.tensors) for subgraph in graph.subgraphs)
     lists = target.request * (REQUEST_SLOTS + tail.requests) + target.pointer * len(graph.subgraphs)
     lists += target.planned * (tensors + tail.requests)
-    return align(align(tail.while_planning) + align(lists) + PLANNER_BYTES * len(buffers))
+    planning = align(align(tail.while_planning) + align(lists) + PLANNER_BYTES * len(buffers))
+    return max(planning, align(tail.preparing))
 
 
 ####################################################################################################
@@ -4074,7 +4079,7 @@ def analyse_arena(graph: ModelGraph, target: Target = BITS_32) -> Arena:
         problems=tuple(problems),
         missing_operators=tuple(sorted({o.kind for _, o in graph.operators if kind_of(o).tflm is None})),
         persistent=tail.total,
-        planning=max(planning_bytes(graph, buffers, target, tail), align(tail.preparing)),
+        planning=planning_bytes(graph, buffers, target, tail),
         sharing=sharing,
     )
 
@@ -4084,7 +4089,7 @@ def reserve_on(graph: ModelGraph, kernels: Kernels) -> int:
     other = graph.on(kernels)
     buffers, tail = arena_buffers(other), persistent_bytes(other)
     head = Plan(place_greedily(_given(buffers, planned_offsets(other))), 0).height
-    planning = max(planning_bytes(other, buffers, BITS_32, tail), align(tail.preparing))
+    planning = planning_bytes(other, buffers, BITS_32, tail)
     return Arena((), head, has_plan=False, persistent=tail.total, planning=planning).reserve
 
 
@@ -6264,15 +6269,7 @@ class SplitProblem:
         entering = Profile(i._replace(first=i.first + 1) for i in self.intervals.values())
         self.entering = [entering.at(position) for position in range(len(subgraph.operators) + 1)]
         self.steps = self.all_steps(graph)
-        # With the reference kernels, what has no scratch memory as a whole has none in stripes.
-        asking = {
-            step.operator.index
-            for step in self.steps
-            if isinstance(step.rule, RowRule)
-            and (node := node_of(subgraph, step.operator)).kernel
-            and node.kernel.scratch is not _no_scratch
-            and (subgraph.kernels is not REFERENCE or any(scratch_requests(subgraph, step.operator)))
-        }
+        asking = {step.operator.index for step in self.steps if self.may_take_scratch(step)}
         self.scratch = ScratchOfCopies(subgraph, asking) if asking else None
         self.cut: dict[tuple[int, int, bool], Region] = {}
         self.ranges: dict[int, list[Range]] = defaultdict(list)  # by start, the shortest first
@@ -6323,6 +6320,13 @@ class SplitProblem:
     @property
     def macs(self) -> int:
         return sum(step.macs for step in self.steps)
+
+    def may_take_scratch(self, step: SplitStep) -> bool:
+        """In stripes. With the reference kernels, what takes none as a whole takes none then."""
+        kernel = node_of(self.subgraph, step.operator).kernel
+        if isinstance(step.rule, str) or kernel is None or kernel.scratch is _no_scratch:
+            return False
+        return self.subgraph.kernels is not REFERENCE or any(scratch_requests(self.subgraph, step.operator))
 
     def meter(self) -> Meter:
         return Meter(self.subgraph, self.element_bytes, self.row_bytes, self.scratch)
@@ -7307,6 +7311,20 @@ def cluster_tensor(
     return clustered, account
 
 
+def cluster_to_quality(
+    kind: str, tensor: Tensor, weights: np.ndarray, most: int, per_channel: bool, min_sqnr: float
+) -> tuple[np.ndarray, ClusteredWeights]:
+    """As :func:`cluster_tensor`, with the fewest clusters that keep so many decibels, or with ``most`` if none do."""
+
+    @cache
+    def clustered(count: int) -> tuple[np.ndarray, ClusteredWeights]:
+        return cluster_tensor(kind, tensor, weights, count, per_channel)
+
+    fewer = range(2, most)
+    place = bisect.bisect_left(fewer, min_sqnr, key=lambda count: clustered(count)[1].sqnr_db)
+    return clustered(fewer[place] if place < len(fewer) else most)
+
+
 ####################################################################################################
 # Compression: weights with few distinct values as code-books and indices, which TFLM decodes when they are needed
 ####################################################################################################
@@ -7334,22 +7352,17 @@ class Payload(NamedTuple):
 
 def payload_of(values: np.ndarray, axis: int | None) -> Payload | None:
     """Weights as code-books, one or one per index along an axis, and indices; None if there are too many values."""
-    plain = np.ascontiguousarray(values)
-    words = plain.view(f"u{plain.dtype.itemsize}")  # so that every NaN and zero is itself
-    if plain.dtype.kind == "i":
-        words = plain
-    rows = words.reshape(1, -1) if axis is None else np.moveaxis(words, axis, 0).reshape(words.shape[axis], -1)
+    words = np.ascontiguousarray(values)
+    if words.dtype.kind == "f":
+        words = words.view(f"u{words.dtype.itemsize}")  # so that every NaN and zero is itself
+    rows = words[np.newaxis] if axis is None else np.moveaxis(words, axis, 0)
     books, indices = zip(*(np.unique(row, return_inverse=True) for row in rows), strict=True)
     stride = max(map(len, books))
     if stride > LARGEST_CODEBOOK:
         return None
     bits = max(1, (stride - 1).bit_length())
-    codes = np.stack(indices).astype(np.uint8)
-    if axis is None:
-        codes = codes.reshape(words.shape)
-    else:
-        others = [size for i, size in enumerate(words.shape) if i != axis]
-        codes = np.moveaxis(codes.reshape(-1, *others), 0, axis)
+    codes = np.stack(indices).astype(np.uint8).reshape(rows.shape)
+    codes = np.moveaxis(codes, 0, axis or 0)
     packed = np.packbits(np.unpackbits(codes.reshape(-1, 1), axis=1)[:, 8 - bits :])
     tables = np.zeros((len(books), stride), dtype=words.dtype)
     for row, book in zip(tables, books, strict=True):
@@ -7357,18 +7370,6 @@ def payload_of(values: np.ndarray, axis: int | None) -> Payload | None:
     which = HAS_ONE_CODEBOOK if axis is None else axis
     header = bytes((0, 1, 0, 0, 1, which << 4 | bits, stride)).ljust(16, b"\0")
     return Payload(packed.tobytes(), header + tables.astype(words.dtype.newbyteorder("<")).tobytes())
-
-
-def decoded(payload: Payload, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
-    """The weights that a payload stands for, bit by bit as the kernel makes them."""
-    bits, stride, which = payload.ancillary[5] & 7, payload.ancillary[6], payload.ancillary[5] >> 4
-    stored = np.unpackbits(np.frombuffer(payload.encoded, np.uint8))[: math.prod(shape) * bits].reshape(-1, bits)
-    codes = (stored @ (1 << np.arange(bits)[::-1])).reshape(shape)
-    books = np.frombuffer(payload.ancillary[16:], dtype).reshape(-1, stride)
-    channel = np.zeros(1, int) if which == HAS_ONE_CODEBOOK else np.arange(shape[which])
-    position = [1] * len(shape)
-    position[0 if which == HAS_ONE_CODEBOOK else which] = -1
-    return books[channel.reshape(position), codes]
 
 
 class Compressible(NamedTuple):
@@ -7418,6 +7419,7 @@ class Compression:
                 self.readers[t].append((operator.index, position))
         self.users = Counter(t.buffer for s in graph.subgraphs for t in s.tensors)
         self.left_out: dict[str, list[str]] = defaultdict(list)  # names of weights, by the reason
+        self.in_slices: dict[tuple[int, int], Compressible | None] = {}  # by tensor and how many
         self.found = [c for tensor in self.subgraph.tensors if (c := self.compressible(tensor))]
 
     @property
@@ -7481,26 +7483,32 @@ class Compression:
         after the other."""
         operator, tensor = self.subgraph.operators[whole.readers[0]], self.subgraph.tensors[whole.tensor]
         output, bias = self.subgraph.tensors[operator.outputs[0]], operator.inputs[2:3]
-        is_constant = all(t < 0 or self.subgraph.tensors[t].storage is Storage.CONSTANT for t in bias)
+        is_constant = all(t < 0 or _is_constant(self.subgraph.tensors[t]) for t in bias)
         if operator.kind != "FULLY_CONNECTED" or len(whole.readers) > 1 or self.axis(tensor) not in (None, 0):
             return None
         if not is_constant or len(output.shape) < 2 or output.shape[-1] != tensor.shape[0]:
             return None
         need = self.needs[operator.index]
         for count in range(2, LONGEST_CONCATENATION + 1):
-            if tensor.shape[0] % count:
-                continue
             level = need + align((tensor.bytes or 0) // count) + count * ARENA_ALIGNMENT
-            if level <= limit:
-                parts = np.split(self.values(tensor), count)
-                payloads = [payload for part in parts if (payload := payload_of(part, self.axis(tensor)))]
-                saved = (tensor.bytes or 0) - sum(p.size for p in payloads) - 2 * count * DECODE_FILE_BYTES
-                if saved <= 0 or len(payloads) < count:
-                    return None
-                found = Compressible(whole.tensor, whole.readers, tuple(payloads), saved, level, 0)
-                after = persistent_bytes(with_rewrite(self.graph, self.rewrite([found]))).total
-                return found._replace(kept=after - persistent_bytes(self.graph).total)
+            if tensor.shape[0] % count == 0 and level <= limit:
+                key = tensor.index, count
+                if key not in self.in_slices:
+                    self.in_slices[key] = self.cut(whole, count, level)
+                return self.in_slices[key]
         return None
+
+    def cut(self, whole: Compressible, count: int, level: int) -> Compressible | None:
+        """The weights in so many slices, if that makes the file smaller."""
+        tensor = self.subgraph.tensors[whole.tensor]
+        parts = np.split(self.values(tensor), count)
+        payloads = [payload for part in parts if (payload := payload_of(part, self.axis(tensor)))]
+        saved = (tensor.bytes or 0) - sum(p.size for p in payloads) - 2 * count * DECODE_FILE_BYTES
+        if saved <= 0 or len(payloads) < count:
+            return None
+        found = Compressible(whole.tensor, whole.readers, tuple(payloads), saved, level, 0)
+        after = persistent_bytes(with_rewrite(self.graph, self.rewrite([found]))).total
+        return found._replace(kept=after - persistent_bytes(self.graph).total)
 
     def within(self, limit: int, budget: int | None = None) -> list[Compressible]:
         """What saves the most with no more than so many bytes in use, and so many more bytes of structures. That is
@@ -8021,10 +8029,9 @@ class Anew:
         self.builder = flatbuffers.Builder(len(data))
         self.known: dict[tuple[str, int], int] = {}  # what has been copied, by class and position
         self.vectors: dict[tuple[str, bytes], int] = {}  # by type and content, so that equal ones are there once
-        deprecated = [self.model.MetadataBuffer(i) for i in range(self.model.MetadataBufferLength())]
-        used = {t.buffer for s in graph.subgraphs for t in s.tensors} | {b for _, b in graph.metadata}
-        self.dead = {self.model.Buffers(i)._tab.Pos for i in {*range(len(graph.buffers))} - used - {*deprecated}}
-        self.dead -= {self.model.Buffers(i)._tab.Pos for i in used}
+        deprecated = map(self.model.MetadataBuffer, range(self.model.MetadataBufferLength()))
+        used = graph.used_buffers.union(deprecated)
+        self.kept = {self.model.Buffers(i)._tab.Pos for i in range(len(graph.buffers)) if i in used}
 
     def written(self) -> bytearray:
         self.builder.Finish(self.table(self.model), FILE_IDENTIFIER)
@@ -8045,7 +8052,8 @@ class Anew:
             raise ModelError(
                 f"the file uses a newer schema of {name} than this tool knows, so it cannot be written anew"
             )
-        values = {} if name == "Buffer" and table._tab.Pos in self.dead else {f: self.field(table, f) for f in add}
+        is_dead = name == "Buffer" and table._tab.Pos not in self.kept
+        values = {} if is_dead else {f: self.field(table, f) for f in add}
         getattr(tflite, f"{name}Start")(self.builder)
         for field, value in values.items():
             if value is not None:
@@ -8284,8 +8292,7 @@ class Snapshot:
     @property
     def content(self) -> Any:
         """All that the file says, wherever it is in there, to be compared."""
-        used = {t.buffer for s in self.graph.subgraphs for t in s.tensors} | {b for _, b in self.graph.metadata}
-        buffers = {i: bytes(self.graph.buffers[i].of(self.data)) for i in used if 0 <= i < len(self.graph.buffers)}
+        buffers = {i: bytes(self.graph.buffers[i].of(self.data)) for i in self.graph.used_buffers}
         subgraphs = tuple(dataclasses.replace(s, operator_vector=0) for s in self.graph.subgraphs)
         return repr((subgraphs, self.graph.metadata, self.graph.plan)), buffers  # NaN is not equal to itself
 
@@ -8757,16 +8764,23 @@ class ComparisonDecision(Decision):
     other: ModelFigures
 
     key = "comparison"
+    titles: ClassVar = {
+        "Peak memory usage (B)": "peak",
+        "Arena to reserve (B)": "reserve",
+        "Tensors and scratch (B)": "head",
+        "Persistent structures (B)": "persistent",
+        "File (B)": "file",
+        "Parameters (B)": "parameters",
+        "Multiply-accumulates": "macs",
+        "Operators": "operators",
+    }
 
     def lines(self) -> list[str]:
-        titles = "Peak memory usage (B),Arena to reserve (B),Tensors and scratch (B),Persistent structures (B),File (B)"
-        titles += ",Parameters (B),Multiply-accumulates,Operators"
         rows: list[list[str]] = []
-        for title, mine, theirs in zip(titles.split(","), self.this, self.other, strict=False):
-            figures = [figure if isinstance(figure, int) else None for figure in (theirs, mine)]
-            before, after = figures
+        for title, key in self.titles.items():
+            before, after = getattr(self.other, key), getattr(self.this, key)
             percent = f"{100 * (after / before - 1):+.1f} %" if before and after is not None else ""
-            rows.append([title, *("unknown" if n is None else f"{n:,}" for n in figures), percent])
+            rows.append([title, *("unknown" if n is None else f"{n:,}" for n in (before, after)), percent])
         for title, mine, theirs in (
             ("Inputs", self.this.inputs, self.other.inputs),
             ("Outputs", self.this.outputs, self.other.outputs),
@@ -9488,6 +9502,7 @@ def figures_of(model: Snapshot) -> ModelFigures:
         tuple(f"{first.tensors[i].dtype} {first.tensors[i].shape}" for i in ports)
         for ports in (first.inputs, first.outputs)
     )
+    kinds = Counter(operator.kind for _, operator in graph.operators)
     return ModelFigures(
         peak=model.peak,
         reserve=arena.reserve if arena else None,
@@ -9496,10 +9511,10 @@ def figures_of(model: Snapshot) -> ModelFigures:
         file=len(model.data),
         parameters=parameter_bytes(graph, graph.operators),
         macs=None if any(is_loop(operator) for _, operator in graph.operators) else model_macs(graph),
-        operators=sum(1 for _ in graph.operators),
+        operators=kinds.total(),
         inputs=inputs,
         outputs=outputs,
-        kinds=Counter(operator.kind for _, operator in graph.operators),
+        kinds=kinds,
     )
 
 
@@ -9561,8 +9576,8 @@ def decide_compression(
     start = Budget()
     loops = looped_operators(model.graph)  # these get a new plan, since they need one
     graph = dataclasses.replace(model.graph, plan=None) if loops and is_planned else model.graph
-    if is_compiled(model.graph) or (why := why_not_rewritten(graph)):
-        return model, CompressionDecision(refusal=COMPILED if is_compiled(model.graph) else why)
+    if why := COMPILED if is_compiled(model.graph) else why_not_rewritten(graph):
+        return model, CompressionDecision(refusal=why)
 
     def figures(graph: ModelGraph) -> tuple[int, int]:
         """(head, tail)"""
@@ -9581,7 +9596,7 @@ def decide_compression(
     if loops and chosen:
         changed, _ = decide_plan(changed, budget, in_place)
     if len(changed.data) >= len(model.data):
-        changed, chosen = model, []
+        changed, chosen, after = model, [], before
     tensors = model.graph.subgraphs[0].tensors
     return changed, CompressionDecision(
         before=len(model.data),
@@ -9594,9 +9609,9 @@ def decide_compression(
         ),
         left=len(compression.found) - len(chosen),
         head_before=before[0],
-        head=after[0] if chosen else before[0],
+        head=after[0],
         persistent_before=before[1],
-        persistent=after[1] if chosen else before[1],
+        persistent=after[1],
         notes=tuple(compression.notes),
     )
 
@@ -9622,21 +9637,13 @@ def decide_clustering(
         if values.dtype.kind == "f" and not np.isfinite(values).all():
             notes.append(f"{tensor.name} holds infinities or NaNs and stays as it is")
             continue
-        found = cluster_tensor(kind, tensor, values, clusters, per_channel)
-        if min_sqnr is not None:
-            ways = {clusters: found}
-
-            def quality(n: int) -> float:
-                if n not in ways:  # noqa: B023 - not used after this turn
-                    ways[n] = cluster_tensor(kind, tensor, values, n, per_channel)  # noqa: B023
-                return ways[n][1].sqnr_db  # noqa: B023
-
-            fewest = bisect.bisect_left(range(2, clusters), min_sqnr, key=quality) + 2
-            found = ways[fewest] if quality(fewest) >= min_sqnr else found
-            if found[1].sqnr_db < min_sqnr:
-                notes.append(f"{tensor.name} stays as it is: {clusters} values have only {found[1].sqnr_db:.1f} dB")
+        if min_sqnr is None:
+            clustered, account = cluster_tensor(kind, tensor, values, clusters, per_channel)
+        else:
+            clustered, account = cluster_to_quality(kind, tensor, values, clusters, per_channel, min_sqnr)
+            if account.sqnr_db < min_sqnr:
+                notes.append(f"{tensor.name} stays as it is: {clusters} values have only {account.sqnr_db:.1f} dB")
                 continue
-        clustered, account = found
         contents[span] = encode_weights(tensor, clustered)
         accounts.append(account)
     after = model.with_weights(contents)

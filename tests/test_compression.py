@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import math
 import random
 import types
 from pathlib import Path
@@ -17,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from nets import SAME, Net
 
+import tflite_tools
 from tflite_tools import (
     BITS_64,
     DECODE,
@@ -26,7 +28,6 @@ from tflite_tools import (
     Snapshot,
     TFLiteModel,
     analyse_arena,
-    decoded,
     main,
     payload_of,
 )
@@ -41,6 +42,18 @@ def model_of(name: str) -> TFLiteModel:
 
 
 # -- the payload -------------------------------------------------------------------------------------
+
+
+def decoded(payload: tflite_tools.Payload, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
+    """The weights that a payload stands for, bit by bit as the kernel makes them."""
+    bits, stride, which = payload.ancillary[5] & 7, payload.ancillary[6], payload.ancillary[5] >> 4
+    stored = np.unpackbits(np.frombuffer(payload.encoded, np.uint8))[: math.prod(shape) * bits].reshape(-1, bits)
+    codes = (stored @ (1 << np.arange(bits)[::-1])).reshape(shape)
+    books = np.frombuffer(payload.ancillary[16:], dtype).reshape(-1, stride)
+    channel = np.zeros(1, int) if which == 15 else np.arange(shape[which])
+    position = [1] * len(shape)
+    position[0 if which == 15 else which] = -1
+    return books[channel.reshape(position), codes]
 
 
 @settings(max_examples=60, deadline=None)
