@@ -89,6 +89,7 @@ __all__ = [
     "Decision",
     "InliningDecision",
     "LighteningDecision",
+    "MemoriesDecision",
     "ModelError",
     "ModelGraph",
     "OrderDecision",
@@ -3151,12 +3152,12 @@ FIRST_FIT_ORDERS: tuple[Key, ...] = (_by_size, _by_area, _by_life, _by_first_use
 DECISION_ORDERS: tuple[Key, ...] = (lambda b: _by_area(b)[0], _by_first_use, _by_life, _by_last_use)
 
 
-def plan_by_first_fit(intervals: Sequence[Interval], groups: Sequence[Block] = ()) -> Plan:
+def plan_by_first_fit(intervals: Sequence[Interval], groups: Sequence[Block] = (), enough: int = 0) -> Plan:
     """The lowest of some first-fit plans, in milliseconds: by size, by area, by length of life, by time.
 
-    The intervals of a group keep their distance.
+    The intervals of a group keep their distance. A plan of up to ``enough`` bytes is as good as any.
     """
-    bound = Profile(intervals).peak
+    bound = max(Profile(intervals).peak, enough)
     blocks = blocks_of(intervals, groups)
     hulls = [_hull(_members(intervals, block)) for block in blocks]
     best: Plan | None = None
@@ -3186,14 +3187,16 @@ CLOSE = 0.01  # of the bound: heights that are no further apart are not worth a 
 THOROUGH = 8  # workers of the constraint solver
 
 
-def plan_optimally(intervals: Sequence[Interval], time_limit: float = TIME_LIMIT, groups: Sequence[Block] = ()) -> Plan:
+def plan_optimally(
+    intervals: Sequence[Interval], time_limit: float = TIME_LIMIT, groups: Sequence[Block] = (), enough: int = 0
+) -> Plan:
     """The lowest plan: first fit if it meets the bound, else constraint programming, within ``time_limit`` seconds.
 
     The intervals are rectangles of fixed time and free address that must not overlap (NoOverlap2D). First the bound
     itself is tried as the height; where that fails, heights half-way between it and the best; then the bound by many
-    workers, and at last the height is minimised.
+    workers, and at last the height is minimised. ``enough`` is as for :func:`plan_by_first_fit`.
     """
-    plan = plan_by_first_fit(intervals, groups)
+    plan = plan_by_first_fit(intervals, groups, enough)
     budget = Budget(time_limit)
 
     def solved(plan: Plan, key: Key, heights: tuple[int, int], seconds: float, workers: int = 1) -> Plan:
@@ -3218,6 +3221,24 @@ def plan_optimally(intervals: Sequence[Interval], time_limit: float = TIME_LIMIT
     plan = solved(plan, DECISION_ORDERS[0], exact, budget.share(THOROUGH_SHARE).left, THOROUGH)
     lower = plan.bound, plan.height - ARENA_ALIGNMENT
     return solved(plan, DECISION_ORDERS[0], lower, budget.left, THOROUGH)
+
+
+def solve_constraints(model: Any, time_limit: float, workers: int) -> tuple[Any, Any]:
+    """CP-SAT with the values that it found, and its status; it ends early where the program is interrupted."""
+    from ortools.sat.python import cp_model
+
+    solver = cp_model.CpSolver()
+    solver.parameters.max_time_in_seconds = time_limit
+    solver.parameters.num_workers = workers
+    solver.parameters.random_seed = 1
+    solver.parameters.catch_sigint_signal = False  # it would not give Python's own handler back
+    with ThreadPoolExecutor(1) as executor:  # signals reach this thread only while it runs Python
+        solving = executor.submit(solver.solve, model)
+        while not solving.done():
+            wait([solving], timeout=0.2)
+            if Budget.is_interrupted:
+                solver.stop_search()
+        return solver, solving.result()
 
 
 def _solve_placement(
@@ -3256,18 +3277,7 @@ def _solve_placement(
     model.add_decision_strategy([starts[i] for i in order], cp_model.CHOOSE_LOWEST_MIN, cp_model.SELECT_MIN_VALUE)
     if height > least:
         model.minimize(top)
-    solver = cp_model.CpSolver()
-    solver.parameters.max_time_in_seconds = time_limit
-    solver.parameters.num_workers = workers
-    solver.parameters.random_seed = 1
-    solver.parameters.catch_sigint_signal = False  # it would not give Python's own handler back
-    with ThreadPoolExecutor(1) as executor:  # signals reach this thread only while it runs Python
-        solving = executor.submit(solver.solve, model)
-        while not solving.done():
-            wait([solving], timeout=0.2)
-            if Budget.is_interrupted:
-                solver.stop_search()
-        status = solving.result()
+    solver, status = solve_constraints(model, time_limit, workers)
     if status == cp_model.INFEASIBLE:
         return None, height + unit
     if status not in (cp_model.OPTIMAL, cp_model.FEASIBLE):
@@ -3509,6 +3519,20 @@ class Sharing:
             return old is not None and new is not None and old == new + place.above and is_beside
 
         return Sharing(tuple(filter(is_used, self.places)), self.pieces, tuple(filter(is_used, self.copies)))
+
+    def among(self, numbers: Sequence[int]) -> Sharing:
+        """That of some of the buffers, which then have the numbers 0, 1, 2, ..."""
+        new = {i: n for n, i in enumerate(numbers)}
+
+        def places(found: Iterable[Place]) -> tuple[Place, ...]:
+            return tuple(
+                Place(new[p.old], new[p.new], p.above, None if p.beside is None else new[p.beside])
+                for p in found
+                if p.old in new and p.new in new and (p.beside is None or p.beside in new)
+            )
+
+        pieces = {new[i]: found for i, found in self.pieces.items() if i in new}
+        return Sharing(places(self.places), pieces, places(self.copies))
 
 
 class Layout(NamedTuple):
@@ -4036,6 +4060,11 @@ class Arena:
         """The buffers without their places."""
         return [buffer.interval._replace(offset=None) for buffer in self.buffers]
 
+    def only(self, numbers: Sequence[int]) -> Arena:
+        """An arena of some of the buffers."""
+        buffers = tuple(self.buffers[i] for i in numbers)
+        return Arena(buffers, self.head, self.has_plan, sharing=self.sharing.among(numbers))
+
 
 def _given(buffers: Sequence[ArenaBuffer], offsets: Mapping[tuple[int, int], int]) -> list[Interval]:
     """When the buffers are there, and where, as far as the file fixes that."""
@@ -4133,11 +4162,12 @@ def buffer_name(graph: ModelGraph, buffer: ArenaBuffer) -> str:
     return f"tensor {buffer.tensor}" + (f" of subgraph {buffer.subgraph}" if len(graph.subgraphs) > 1 else "")
 
 
-def plan_arena(arena: Arena, time_limit: float = TIME_LIMIT, in_place: bool = True) -> Plan:
+def plan_arena(arena: Arena, time_limit: float = TIME_LIMIT, in_place: bool = True, enough: int = 0) -> Plan:
     """The lowest plan for a model's buffers that survives the runtime's own treatment of scratch.
 
     Args:
         in_place: also with buffers that share memory, as far as their operators allow it.
+        enough: bytes; a plan of up to that is as good as any.
     """
     intervals = arena.intervals
     layouts = [layout_of(intervals)]
@@ -4145,24 +4175,24 @@ def plan_arena(arena: Arena, time_limit: float = TIME_LIMIT, in_place: bool = Tr
         shared = layout_of(intervals, arena.sharing)
         roomy = with_room_for_scratch(shared, intervals, {i for i, b in enumerate(arena.buffers) if b.tensor is None})
         layouts = [shared, *([roomy] if roomy.intervals != shared.intervals else []), *layouts]
-    bound = Profile(layouts[0].intervals).peak
+    bound = max(Profile(layouts[0].intervals).peak, enough)
     best = Plan(place_greedily(intervals), bound)
     budget = Budget(time_limit)
     for i, layout in enumerate(layouts):
         if not best.optimal:
-            plan = _plan_layout(arena, layout, budget.share(1 / (len(layouts) - i)).left)
+            plan = _plan_layout(arena, layout, budget.share(1 / (len(layouts) - i)).left, enough)
             # Of layouts in which some buffers share memory and others do not, only the bytes alive are a bound.
             bound = plan.bound if len(layouts) == 1 else bound
             best = Plan(min(best, plan, key=lambda plan: plan.height).intervals, bound)
     return best
 
 
-def _plan_layout(arena: Arena, layout: Layout, time_limit: float) -> Plan:
+def _plan_layout(arena: Arena, layout: Layout, time_limit: float, enough: int) -> Plan:
     """TFLM takes offsets of tensors from the file but places scratch itself, after them. So a plan is only worth what
     the runtime's planner makes of it: that is what is returned."""
     best: Plan | None = None
     for solve in (plan_by_first_fit, partial(plan_optimally, time_limit=time_limit)):
-        plan = solve(layout.intervals, groups=layout.groups)
+        plan = solve(layout.intervals, groups=layout.groups, enough=enough)
         addresses = {
             layout.places[owner][0]: (interval.offset or 0) - above - layout.places[owner][1]
             for owner, above, interval in zip(layout.owners, layout.above, plan.intervals, strict=True)
@@ -4177,6 +4207,190 @@ def _plan_layout(arena: Arena, layout: Layout, time_limit: float) -> Plan:
             break
     assert best is not None
     return best
+
+
+####################################################################################################
+# Two memories: what stays in the fast one, and what goes to the slow one
+####################################################################################################
+
+# TFLM gets the slow memory as its arena, and a planner that puts what the file has below some address, and all scratch
+# memory, into the fast one instead. So a plan in the file is for both: addresses of the fast memory, then of the slow.
+
+MOST_DIVISIONS = 20  # that are tried, until one can be placed
+PLANNER_INDEX = 4  # bytes that the planner class takes for every buffer while TFLM plans, besides its own
+
+
+@dataclass(frozen=True)
+class Memories:
+    """Bytes of both, and the tensors that have to be in the fast one (True) or in the slow one, by name."""
+
+    fast: int
+    slow: int | None  # None: as much as is needed
+    pins: Mapping[str, bool]
+
+    def pinned(self, graph: ModelGraph, arena: Arena) -> dict[int, bool]:
+        """The buffers that have no choice; a name may also be a tensor's number in subgraph 0.
+
+        Raises:
+            ValueError: no tensor in the arena has that name.
+        """
+        found = {i: True for i, buffer in enumerate(arena.buffers) if buffer.tensor is None}
+        names = {
+            i: graph.subgraphs[b.subgraph].tensors[b.tensor].name
+            for i, b in enumerate(arena.buffers)
+            if b.tensor is not None
+        }
+        for name, is_fast in self.pins.items():
+            matches = [i for i, known in names.items() if known == name]
+            if not matches:
+                matches = [i for i, b in enumerate(arena.buffers) if b.subgraph == 0 and str(b.tensor) == name]
+            if not matches:
+                raise ValueError(f"no tensor in the arena has the name or number {shorten(name)}")
+            found |= dict.fromkeys(matches, is_fast)
+        return found
+
+
+def traffic(graph: ModelGraph, buffers: Sequence[ArenaBuffer]) -> list[int]:
+    """Bytes that an inference moves to and from each buffer: when it is made, and for each operator that reads it.
+
+    Scratch memory is written and read once; what a loop runs counts once.
+    """
+    readers = Counter((s.index, t) for s, operator in graph.operators for t in operator.reads)
+    return [b.bytes * (1 + (1 if b.tensor is None else readers[b.subgraph, b.tensor])) for b in buffers]
+
+
+class Claim(NamedTuple):
+    """What a buffer takes of the memory in which it is, unless another one is there too, in whose place it may lie."""
+
+    interval: Interval
+    owner: int
+    unless: int | None = None
+
+
+def claims_of(buffers: Sequence[Interval], sharing: Sharing) -> list[Claim]:
+    """All that they take, in whatever memory each of them is."""
+    layout = layout_of(buffers, sharing)
+    claims = [Claim(interval, owner) for interval, owner in zip(layout.intervals, layout.owners, strict=True)]
+    for old, new, *_ in sharing.places:
+        begins = sorted(piece.first for piece in sharing.pieces.get(new, (buffers[new],)))
+        for size, first, last, _ in sharing.pieces.get(old, (buffers[old],)):
+            begin = next((begin for begin in begins if first <= begin <= last), None)
+            if begin is not None:
+                claims.append(Claim(Interval(size, begin, last), old, unless=new))
+    return claims + [Claim(buffers[copy.new], copy.new, unless=copy.old) for copy in sharing.copies]
+
+
+def divide(
+    claims: Sequence[Claim],
+    values: Sequence[int],
+    limits: tuple[int, int],
+    pinned: Mapping[int, bool],
+    time_limit: float,
+) -> tuple[frozenset[int] | None, int]:
+    """(the buffers of the fast memory, if a way was found to keep within the limits of both at all times; the largest
+    sum of their values that may be possible). Whether they can be placed so is another question.
+
+    Args:
+        limits: bytes of the fast memory and of the slow one.
+        pinned: the buffers that have to be in the fast one (True), or must not be there.
+    """
+    from ortools.sat.python import cp_model
+
+    if time_limit <= 0:
+        return None, sum(values)
+    model = cp_model.CpModel()
+    is_fast: list[Any] = [model.new_bool_var("") for _ in values]
+    for i, where in pinned.items():
+        model.add(is_fast[i] == where)
+    begins = sorted({claim.interval.first for claim in claims})
+    is_slow: list[Any] = [literal.negated() for literal in is_fast]
+    for limit, is_here in zip(limits, (is_fast, is_slow), strict=True):
+        taken: dict[int, list[Any]] = defaultdict(list)  # by time, when something begins
+        for claim in claims:
+            (size, first, last, _), literal = claim.interval, is_here[claim.owner]
+            if claim.unless is not None:
+                literal = model.new_bool_var("")
+                model.add_bool_or(literal, is_here[claim.owner].negated(), is_here[claim.unless])
+            for begin in begins[bisect.bisect_left(begins, first) : bisect.bisect_right(begins, last)]:
+                taken[begin].append(size // ARENA_ALIGNMENT * literal)
+        for sizes in taken.values():
+            model.add(sum(sizes) <= limit // ARENA_ALIGNMENT)
+    model.maximize(sum(value * literal for value, literal in zip(values, is_fast, strict=True)))
+    solver, status = solve_constraints(model, time_limit, THOROUGH)
+    if status == cp_model.INFEASIBLE:
+        return None, -1
+    bound = min(int(solver.best_objective_bound + 0.5), sum(values))
+    if status not in (cp_model.OPTIMAL, cp_model.FEASIBLE):
+        return None, bound
+    return frozenset(i for i, literal in enumerate(is_fast) if solver.value(literal)), bound
+
+
+@dataclass(frozen=True)
+class Division:
+    """A plan for two memories; addresses from ``boundary`` up are those of the slow one. Bytes."""
+
+    plan: Plan
+    boundary: int
+    fast: frozenset[int]  # buffers
+    most: int = 0  # no plan has more traffic in the fast memory
+
+    def reserve(self, arena: Arena) -> int:
+        """Bytes of slow memory to reserve, for persistent structures and for planning as well."""
+        slow = self.plan.height - self.boundary
+        return max(align(slow + arena.persistent), align(arena.planning + PLANNER_INDEX * len(arena.buffers)))
+
+
+def plan_memories(
+    arena: Arena,
+    values: Sequence[int],
+    memories: Memories,
+    pinned: Mapping[int, bool],
+    time_limit: float = TIME_LIMIT,
+    in_place: bool = True,
+) -> Division | None:
+    """The plan with the most traffic in the fast memory; None if none was found.
+
+    First the buffers are divided such that both memories hold them at all times, which is proven in an instant, and
+    then they are placed. Where that does not succeed, they are divided anew for a little less memory.
+
+    Args:
+        values: bytes of traffic of each buffer.
+        pinned: as for :func:`divide`.
+    """
+    slow = HIGHEST_OFFSET if memories.slow is None else memories.slow
+    limits = memories.fast, max(slow - arena.persistent, 0)
+    claims = claims_of(arena.intervals, arena.sharing if in_place else NOTHING_SHARED)
+    budget, room, most = Budget(time_limit), limits, sum(values)
+    for attempt in range(MOST_DIVISIONS):
+        chosen, bound = divide(claims, values, room, pinned, budget.share(0.5).left)
+        most = most if attempt else bound
+        if chosen is None:
+            break
+        division, over = _place_apart(arena, chosen, limits, budget.share(0.5).left, in_place)
+        if not any(over):
+            break
+        room = room[0] - over[0], room[1] - over[1]
+    else:
+        chosen = None
+    if chosen is None:
+        division, over = _place_apart(arena, {i for i in pinned if pinned[i]}, limits, budget.left, in_place)
+    return None if any(over) or division.reserve(arena) > slow else dataclasses.replace(division, most=most)
+
+
+def _place_apart(
+    arena: Arena, fast: Collection[int], limits: tuple[int, int], time_limit: float, in_place: bool
+) -> tuple[Division, tuple[int, int]]:
+    """A plan with these buffers in the fast memory; by how many bytes it exceeds the limits of each memory."""
+    budget, boundary = Budget(time_limit), 0
+    intervals, over = arena.intervals, []
+    for limit, is_fast in zip(limits, (True, False), strict=True):
+        numbers = [i for i in range(len(intervals)) if (i in fast) is is_fast]
+        plan = plan_arena(arena.only(numbers), budget.share(0.5).left, in_place, enough=limit if is_fast else 0)
+        over.append(max(plan.height - limit, 0))
+        for i, interval in zip(numbers, plan.intervals, strict=True):
+            intervals[i] = interval._replace(offset=(interval.offset or 0) + boundary)
+        boundary = plan.height if is_fast else boundary
+    return Division(Plan(tuple(intervals), 0), boundary, frozenset(fast)), (over[0], over[1])
 
 
 ####################################################################################################
@@ -8515,8 +8729,59 @@ class PlanDecision(Decision):
         return {"head_before": self.before, "head": self.after} | own | super().json()
 
 
+@dataclass(frozen=True, kw_only=True)
+class MemoriesDecision(Decision):
+    """What a plan for two memories does: bytes that an inference moves ``before`` in all, ``after`` to and from the
+    slow one, of which none has less than ``bound``."""
+
+    fast: int = 0  # limits, as they were given
+    slow: int | None = None
+    fast_head: int = 0  # tensors and scratch memory
+    slow_head: int = 0  # tensors
+    required: int = 0  # in the fast one: scratch memory and what is pinned there
+    reserve: int = 0  # the arena, which is in the slow one, but if all fits into the fast one
+    one_arena: int = 0  # to reserve without the planner class
+    is_divided: bool = False  # else all fits into the fast one
+    tensors: tuple[tuple[str, int], ...] = ()  # of the slow one: name and bytes
+
+    key = "memories"
+
+    def lines(self) -> list[str]:
+        if self.refusal or self.before is None or self.after is None or self.bound is None:
+            return [f"Not planned for two memories: {self.refusal}."]
+        if not self.is_divided:
+            return [
+                f"Two memories: all of it fits into the fast one, an arena of {self.reserve:,} B of {self.fast:,} B."
+            ]
+        stays, most = (100 * (1 - n / self.before) for n in (self.after, self.bound))
+        verdict = "proven optimal" if self.optimal else f"no plan has more than {most:.1f} %"
+        largest = sorted(self.tensors, key=lambda item: -item[1])[:MOST_LISTED]
+        names = [f"{shorten(name, 40)} {size:,} B" for name, size in largest]
+        names += [f"{len(self.tensors) - len(largest):,} more"] if len(self.tensors) > len(largest) else []
+        limit = "" if self.slow is None else f" of {self.slow:,} B"
+        return [
+            f"Two memories: {stays:.1f} % of {self.before:,} B that an inference moves are in the fast one, {verdict}.",
+            f"Fast memory to reserve: {self.fast_head:,} B of {self.fast:,} B ({self.required:,} B have to be there:"
+            " scratch memory and what is pinned).",
+            f"Slow memory to reserve (kTensorArenaSize): {self.reserve:,} B{limit} (tensors {self.slow_head:,} B, and"
+            " all persistent structures).",
+            f"Tensors in the slow memory: {', '.join(names) or 'none'}.",
+            "The planner class that --firmware writes keeps them apart; without it the file runs in one arena of"
+            f" {self.one_arena:,} B.",
+        ]
+
+    def json(self) -> dict[str, Any]:
+        own = {
+            "bytes_moved": self.before,
+            "bytes_moved_slow": self.after,
+            "tensors_slow": [name for name, _ in self.tensors],
+        }
+        picks = "fast slow fast_head slow_head required reserve one_arena is_divided"
+        return own | picked(self, picks) | super().json()
+
+
 ####################################################################################################
-# Decisions on stripes, weights and outputs
+# Decisions on stripes
 ####################################################################################################
 
 
@@ -8616,6 +8881,11 @@ class SplitDecision(Decision):
         }
         keys = "is_complete is_reordered new_kinds max_peak bounded_by whole no_loops is_batch_fixed"
         return own | picked(self, f"{keys} changed seconds refusal")
+
+
+####################################################################################################
+# Decisions on weights and outputs
+####################################################################################################
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -9260,6 +9530,22 @@ def _smaller_in_the_arena(
     return second if heights[1] < heights[0] else first
 
 
+TOO_HIGH = "it would be {:,} B, but offsets in the file have 32 bits"
+
+
+def why_not_planned(model: Snapshot, in_place: bool) -> str:
+    """Why the tensors of a model have to stay where they are, if they have to. Raises ArenaError."""
+    if is_compiled(model.graph):
+        return COMPILED
+    if not in_place and looped_operators(model.graph):
+        return LOOPED
+    for buffer in model.arena.buffers:
+        if buffer.interval.first < 0 <= buffer.interval.last:
+            name = buffer_name(model.graph, buffer)
+            return f"{name} is read but never written, so the results depend on where it lies"
+    return ""
+
+
 def decide_plan(model: Snapshot, budget: Budget, in_place: bool = True) -> tuple[Snapshot, PlanDecision]:
     """The lowest arena layout, fixed in the file, if it is lower than what the file has.
 
@@ -9271,21 +9557,13 @@ def decide_plan(model: Snapshot, budget: Budget, in_place: bool = True) -> tuple
         arena = model.arena
     except ArenaError as refusal:
         return model, PlanDecision(refusal=str(refusal))
-    if is_compiled(model.graph):
-        return model, PlanDecision(before=arena.head, after=arena.head, refusal=COMPILED)
-    if not in_place and looped_operators(model.graph):
-        return model, PlanDecision(before=arena.head, after=arena.head, refusal=LOOPED)
-    for buffer in arena.buffers:
-        if buffer.interval.first < 0 <= buffer.interval.last:
-            why = (
-                f"{buffer_name(model.graph, buffer)} is read but never written, so the results depend on where it lies"
-            )
-            return model, PlanDecision(before=arena.head, after=arena.head, refusal=why)
+    if why := why_not_planned(model, in_place):
+        return model, PlanDecision(before=arena.head, after=arena.head, refusal=why)
     best = plan_arena(arena, budget.left, in_place)
     bound = best.bound if arena.problems else min(best.bound, arena.head)
     decision = PlanDecision(before=arena.head, after=arena.head, bound=bound)
     if best.height >= HIGHEST_OFFSET:
-        why = f"it would be {best.height:,} B, but offsets in the file have 32 bits"
+        why = TOO_HIGH.format(best.height)
         return model, dataclasses.replace(decision, refusal=why, seconds=budget.spent)
     changed = best.height < arena.head or bool(arena.problems)
     after = model.planned(best) if changed else model
@@ -9303,6 +9581,68 @@ def decide_plan(model: Snapshot, budget: Budget, in_place: bool = True) -> tuple
         loops=looped_operators(after.graph),
         is_planned=after.arena.has_plan,
     )
+
+
+def decide_memories(
+    model: Snapshot, memories: Memories, budget: Budget, in_place: bool = True
+) -> tuple[Snapshot, MemoriesDecision]:
+    """A plan for a fast memory and a slow one, in which most of what an inference moves stays in the fast one.
+
+    Where all fits into the fast one, persistent structures included, the plan is an ordinary one. Else those are in the
+    slow one, as the planner class has it.
+
+    Raises:
+        ValueError: no tensor has a name that is pinned.
+    """
+    decision = MemoriesDecision(fast=memories.fast, slow=memories.slow)
+    try:
+        arena, why = model.arena, why_not_planned(model, in_place)
+    except ArenaError as refusal:
+        return model, dataclasses.replace(decision, refusal=str(refusal))
+    pinned = memories.pinned(model.graph, arena)
+    if why:
+        return model, dataclasses.replace(decision, refusal=why)
+    moved = traffic(model.graph, arena.buffers)
+    decision = dataclasses.replace(decision, before=sum(moved))
+    if all(pinned.values()):
+        whole, _ = decide_plan(model, budget.share(0.3), in_place)
+        size = whole.arena.reserve
+        if size <= memories.fast:
+            done = dataclasses.replace(decision, after=0, bound=0, changed=whole is not model, seconds=budget.spent)
+            return whole, dataclasses.replace(done, fast_head=whole.arena.head, reserve=size, one_arena=size)
+    required = plan_arena(arena.only([i for i in pinned if pinned[i]]), budget.share(0.1).left, in_place).height
+    decision = dataclasses.replace(decision, required=required)
+    if required > memories.fast:
+        why = f"scratch memory and what is pinned take {required:,} B, more than the {memories.fast:,} B of fast memory"
+        return model, dataclasses.replace(decision, refusal=why, seconds=budget.spent)
+    found = plan_memories(arena, moved, memories, pinned, budget.left, in_place)
+    if found is None or found.plan.height >= HIGHEST_OFFSET:
+        room = HIGHEST_OFFSET if memories.slow is None else memories.slow
+        why = f"no plan was found that takes no more than {room:,} B of slow memory, persistent structures included"
+        return model, dataclasses.replace(decision, refusal=why, seconds=budget.spent)
+    after = model.planned(found.plan)
+    return after, dataclasses.replace(
+        decision,
+        after=sum(moved[i] for i in range(len(moved)) if i not in found.fast),
+        bound=sum(moved) - found.most,
+        changed=True,
+        seconds=budget.spent,
+        fast_head=found.boundary,
+        slow_head=found.plan.height - found.boundary,
+        reserve=found.reserve(arena),
+        one_arena=after.arena.reserve,
+        is_divided=True,
+        tensors=tuple(
+            (model.graph.subgraphs[b.subgraph].tensors[b.tensor or 0].name, b.bytes)
+            for i, b in enumerate(arena.buffers)
+            if i not in found.fast
+        ),
+    )
+
+
+####################################################################################################
+# Steps on operators
+####################################################################################################
 
 
 def decide_split(
@@ -10013,16 +10353,14 @@ FIRMWARE_HEADER = """\
 #include <cstddef>
 #include <cstdint>
 
-#include "tensorflow/lite/micro/micro_mutable_op_resolver.h"
+{include}#include "tensorflow/lite/micro/micro_mutable_op_resolver.h"
 {declared}
 namespace {name} {{
 
 extern const unsigned char kModel[];
 constexpr size_t kModelSize = {size};
 
-// Tensors and scratch {head:,} B, persistent structures {tail:,} B: a MicroInterpreter of 32 bits
-// with {kernels}.
-constexpr size_t kTensorArenaSize = {reserve};
+{arena}
 
 {ports}
 
@@ -10030,10 +10368,74 @@ constexpr size_t kTensorArenaSize = {reserve};
 constexpr unsigned int kOperatorCount = {count};
 using OpResolver = tflite::MicroMutableOpResolver<kOperatorCount>;
 TfLiteStatus RegisterOperators(OpResolver& resolver);
-
+{planner}
 }}  // namespace {name}
 
 #endif  // {guard}
+"""
+
+ONE_ARENA = """\
+// Tensors and scratch {head:,} B, persistent structures {tail:,} B: a MicroInterpreter of 32 bits
+// with {kernels}.
+constexpr size_t kTensorArenaSize = {reserve};"""
+TWO_MEMORIES = """\
+// Fast memory, for scratch and the tensors that are used most, with {kernels}.
+constexpr size_t kFastMemorySize = {fast};
+// Slow memory, which TFLM gets as its arena: other tensors {slow:,} B, persistent structures {tail:,} B.
+constexpr size_t kTensorArenaSize = {reserve};"""
+PLANNER_INCLUDE = """\
+#include "tensorflow/lite/micro/memory_planner/greedy_memory_planner.h"
+#include "tensorflow/lite/micro/memory_planner/micro_memory_planner.h"
+"""
+PLANNER = """
+// Puts what the plan in the model has below kFastMemorySize, and all scratch memory, into the fast memory.
+class Planner : public tflite::MicroMemoryPlanner {
+ public:
+  Planner(uint8_t* fast, uint8_t* arena) : away_(static_cast<int>(fast - arena)) {}
+
+  TfLiteStatus Init(unsigned char* scratch, int size) override {
+    const int most = size / static_cast<int>(sizeof(int) + tflite::GreedyMemoryPlanner::per_buffer_size());
+    const int own = most * static_cast<int>(sizeof(int));
+    places_ = reinterpret_cast<int*>(scratch);
+    most_ = most;
+    count_ = slow_ = 0;
+    return fast_.Init(scratch + own, size - own);
+  }
+  TfLiteStatus AddBuffer(int size, int first, int last) override {
+    TF_LITE_ENSURE_STATUS(fast_.AddBuffer(size, first, last));
+    places_[count_++] = -fast_.GetBufferCount();
+    return kTfLiteOk;
+  }
+  TfLiteStatus AddBuffer(int size, int first, int last, int offset) override {
+    const int place = offset - static_cast<int>(kFastMemorySize);
+    if (place < 0) {
+      TF_LITE_ENSURE_STATUS(fast_.AddBuffer(size, first, last, offset));
+      places_[count_++] = -fast_.GetBufferCount();
+      return kTfLiteOk;
+    }
+    if (count_ >= most_) return kTfLiteError;
+    places_[count_++] = place;
+    slow_ = place + size > slow_ ? place + size : slow_;
+    return kTfLiteOk;
+  }
+  size_t GetMaximumMemorySize() override { return static_cast<size_t>(slow_); }
+  int GetBufferCount() override { return count_; }
+  TfLiteStatus GetOffsetForBuffer(int buffer, int* offset) override {
+    *offset = places_[buffer];
+    if (*offset >= 0) return kTfLiteOk;
+    if (fast_.GetMaximumMemorySize() > kFastMemorySize) return kTfLiteError;  // kernels with more scratch memory
+    TF_LITE_ENSURE_STATUS(fast_.GetOffsetForBuffer(-1 - *offset, offset));
+    *offset += away_;
+    return kTfLiteOk;
+  }
+  bool preserves_all_tensors() const override { return false; }
+
+ private:
+  tflite::GreedyMemoryPlanner fast_;
+  int away_;  // from the arena to the fast memory
+  int* places_ = nullptr;  // by buffer: its address in the arena, or less than 0: -1 - its number among the fast ones
+  int most_ = 0, count_ = 0, slow_ = 0;
+};
 """
 
 FIRMWARE_SOURCE = """\
@@ -10060,7 +10462,7 @@ FIRMWARE_EXAMPLE = """\
 #include "tensorflow/lite/micro/micro_interpreter.h"
 {include}#include "tensorflow/lite/schema/schema_generated.h"
 
-alignas(16) static uint8_t arena[{name}::kTensorArenaSize];
+{arrays}
 
 int main() {{
   static {name}::OpResolver resolver;
@@ -10074,17 +10476,23 @@ int main() {{
   return 0;
 }}
 """
+ONE_ARRAY = "alignas(16) static uint8_t arena[{name}::kTensorArenaSize];"
+TWO_ARRAYS = """\
+alignas(16) static uint8_t fast[{name}::kFastMemorySize];
+// Move this one to the slow memory, with an attribute such as EXT_RAM_BSS_ATTR or a section of your linker script.
+alignas(16) static uint8_t arena[{name}::kTensorArenaSize];"""
 PLAIN_INTERPRETER = """\
   static tflite::MicroInterpreter interpreter(model, resolver, arena, {name}::kTensorArenaSize);"""
-WITH_VARIABLES = """\
-  tflite::MicroAllocator* allocator = tflite::MicroAllocator::Create(arena, {name}::kTensorArenaSize);
-  auto* variables = tflite::MicroResourceVariables::Create(allocator, {count});
-  static tflite::MicroInterpreter interpreter(model, resolver, allocator, variables);"""
+WITH_ALLOCATOR = """\
+  tflite::MicroAllocator* allocator = tflite::MicroAllocator::Create(arena, {name}::kTensorArenaSize{planner});{more}
+  static tflite::MicroInterpreter interpreter(model, resolver, allocator{variables});"""
+VARIABLES = """
+  auto* variables = tflite::MicroResourceVariables::Create(allocator, {count});"""
 
 
-def firmware_files(model: Snapshot, title: str) -> dict[str, str]:
+def firmware_files(model: Snapshot, title: str, memories: MemoriesDecision | None = None) -> dict[str, str]:
     """By name of the file, C++17 for an application of TFLM: the model as an array with its arena and operators, and
-    an example of their use.
+    an example of their use; with what two memories need, if that is how the model was planned.
 
     Raises:
         ArenaError: nothing can be said about the arena.
@@ -10103,18 +10511,27 @@ def firmware_files(model: Snapshot, title: str) -> dict[str, str]:
     calls = (f"  TF_LITE_ENSURE_STATUS(resolver.{registration(*kind)});" for kind in kinds)
     lines = (model.data[i : i + BYTES_PER_LINE] for i in range(0, len(model.data), BYTES_PER_LINE))
     fill = {"name": name, "version": __version__, "guard": f"{name.upper()}_MODEL_H_"}
-    variables = len(resource_variables(graph))
-    interpreter = (WITH_VARIABLES if variables else PLAIN_INTERPRETER).format(name=name, count=variables)
+    variables, is_divided = len(resource_variables(graph)), memories is not None and memories.is_divided
+    interpreter = (WITH_ALLOCATOR if variables or is_divided else PLAIN_INTERPRETER).format(
+        name=name,
+        planner=", &planner" if is_divided else "",
+        more=VARIABLES.format(count=variables) if variables else "",
+        variables=", variables" if variables else "",
+    )
+    if is_divided:
+        interpreter = f"  static {name}::Planner planner(fast, arena);\n{interpreter}"
     include = '#include "tensorflow/lite/micro/micro_resource_variable.h"\n' if variables else ""
+    figures = {"head": arena.head, "tail": arena.persistent, "reserve": arena.reserve, "kernels": graph.kernels.title}
+    if memories is not None and is_divided:
+        figures |= {"fast": memories.fast_head, "slow": memories.slow_head, "reserve": memories.reserve}
     return {
         f"{name}_model.h": FIRMWARE_HEADER.format(
             **fill,
             declared=f"{declared}\n" if declared else "",
             size=len(model.data),
-            head=arena.head,
-            tail=arena.persistent,
-            kernels=graph.kernels.title,
-            reserve=arena.reserve,
+            include=PLANNER_INCLUDE if is_divided else "",
+            arena=(TWO_MEMORIES if is_divided else ONE_ARENA).format(**figures),
+            planner=PLANNER if is_divided else "",
             ports="\n".join(ports),
             count=max(len(kinds), 1),
         ),
@@ -10123,13 +10540,18 @@ def firmware_files(model: Snapshot, title: str) -> dict[str, str]:
             calls="\n".join(calls),
             content="\n".join("  " + "".join(f"0x{byte:02x}," for byte in line) for line in lines),
         ),
-        "example.cc": FIRMWARE_EXAMPLE.format(**fill, include=include, interpreter=interpreter),
+        "example.cc": FIRMWARE_EXAMPLE.format(
+            **fill,
+            include=include,
+            arrays=(TWO_ARRAYS if is_divided else ONE_ARRAY).format(name=name),
+            interpreter=interpreter,
+        ),
     }
 
 
-def write_firmware(folder: Path, model: Snapshot, title: str) -> None:
+def write_firmware(folder: Path, model: Snapshot, title: str, memories: MemoriesDecision | None = None) -> None:
     """Raises as :func:`firmware_files`, and OSError."""
-    files = firmware_files(model, title)
+    files = firmware_files(model, title, memories)
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in files.items():
         with replacing(folder / name, "w", encoding="utf-8", newline="\n") as file:
@@ -10408,15 +10830,20 @@ class TFLiteModel:
         """
         write_csv(Path(folder), self.snapshot, Extras(calc_macs, calc_size))
 
-    def write_firmware(self, folder: str | os.PathLike[str], name: str = "model") -> None:
+    def write_firmware(
+        self, folder: str | os.PathLike[str], name: str = "model", memories: MemoriesDecision | None = None
+    ) -> None:
         """Write ``NAME_model.h``, ``NAME_model.cc`` and ``example.cc``: C++17 for an application of TFLM.
+
+        Args:
+            memories: what :meth:`plan_two_memories` returned, whose planner class is then written as well.
 
         Raises:
             ArenaError: as for :attr:`arena`.
             ValueError: TFLM has no kernel for an operator.
             OSError: a file cannot be written.
         """
-        write_firmware(Path(folder), self.snapshot, name)
+        write_firmware(Path(folder), self.snapshot, name, memories)
 
     def analysis(self) -> dict[str, Any]:
         """The analysis as JSON-ready data; README describes its keys."""
@@ -10542,6 +10969,34 @@ class TFLiteModel:
         self.snapshot, decision = decide_plan(self.snapshot, Budget(time_limit), in_place)
         return decision
 
+    def plan_two_memories(
+        self,
+        fast: int,
+        slow: int | None = None,
+        pins: Mapping[str, str] | None = None,
+        time_limit: float = TIME_LIMIT,
+        in_place: bool = True,
+    ) -> MemoriesDecision:
+        """Plan a fast memory for most of what an inference moves, and a slow one for the rest, in the file.
+
+        An application follows that plan with the planner class that :meth:`write_firmware` writes; for all others it is
+        one for a single arena.
+
+        Args:
+            fast: bytes for tensors and scratch memory.
+            slow: bytes for tensors and persistent structures.
+            pins: by name of a tensor ``"fast"`` or ``"slow"``, for what has to be there.
+            time_limit: as for :meth:`plan_memory`, and ``in_place``.
+
+        Raises:
+            ValueError: no tensor has a name that is pinned, or there is no such memory.
+        """
+        if unknown := set((pins or {}).values()) - {"fast", "slow"}:
+            raise ValueError(f"a tensor is pinned to fast or slow, not {min(unknown)!r}")
+        memories = Memories(fast, slow, {name: where == "fast" for name, where in (pins or {}).items()})
+        self.snapshot, decision = decide_memories(self.snapshot, memories, Budget(time_limit), in_place)
+        return decision
+
     def verify_against(self, original: TFLiteModel, seed: int = 0) -> VerificationDecision:
         """Run this model and another on the same random inputs, in TFLM and in LiteRT, and compare all bit by bit.
 
@@ -10625,6 +11080,10 @@ STREAM = Path("-")  # stdin or stdout in place of a file
 UNITS = {"K": 1024, "M": 1024**2, "G": 1024**3}
 
 
+class UsageError(ValueError):
+    """What the user asked for cannot be done; the message says why, in one line."""
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> Any:
         """One line, as for all other mistakes; --help has the rest."""
@@ -10647,6 +11106,20 @@ def _size(text: str) -> int:
     unit = UNITS.get(number[-1:], 1)
     number = number[:-1] if unit > 1 else number
     return int(_number(number, text, "a size such as 65536, 64KB or 0.5MB (KB: 1,024 bytes)") * unit)
+
+
+def _memories(text: str) -> dict[str, int]:
+    sizes = dict(part.split("=", 1) for part in text.split(",") if "=" in part)
+    if not sizes or sizes.keys() - {"fast", "slow"} or "fast" not in sizes or len(sizes) != text.count(",") + 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not like fast=256KB,slow=8MB")
+    return {name: _size(size) for name, size in sizes.items()}
+
+
+def _pin(text: str) -> tuple[str, str]:
+    name, _, where = text.rpartition("=")
+    if not name or where not in ("fast", "slow"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not like NAME=fast or NAME=slow")
+    return name, where
 
 
 def _seconds(text: str) -> float:
@@ -10694,6 +11167,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--in-place", action="store_true", help="write the resulting model over the input")
     add("--plan", action="store_true", help="fix the smallest arena layout in the file, for TensorFlow Lite Micro")
     add("--no-in-place", action="store_true", help="--plan: no two tensors share memory while both are alive")
+    add(
+        "--memories",
+        type=_memories,
+        metavar="fast=SIZE,slow=SIZE",
+        help="plan two memories: most of what an inference moves in the fast one, the rest in the slow one",
+    )
+    add("--pin", type=_pin, action="append", metavar="NAME=fast|slow", help="--memories: where a tensor has to be")
     add(
         "--verify",
         action="store_true",
@@ -10793,7 +11273,9 @@ def _steps(arguments: argparse.Namespace, original: Snapshot) -> list[tuple[int,
     if arguments.compress and len(arguments.clusters or []) < 2:
         ram, plan, shares = arguments.compress_ram, arguments.plan, not arguments.no_in_place
         steps += [(1, lambda model, seconds: [model.compress_weights(ram, plan, seconds, shares)])]
-    if arguments.plan:
+    if arguments.memories:
+        steps += [(1, lambda model, seconds: [_plan_apart(model, seconds, arguments)])]
+    elif arguments.plan:
         steps += [(1, lambda model, seconds: [_plan(model, seconds, original, arguments)])]
     if arguments.verify:
         steps += [(0, lambda model, _: [_verify(model, baseline[0], original)])]
@@ -10846,20 +11328,33 @@ def _optimize(model: TFLiteModel, seconds: float, for_arena: bool) -> OrderDecis
 
 def _plan(model: TFLiteModel, seconds: float, original: Snapshot, arguments: argparse.Namespace) -> PlanDecision:
     decision = model.plan_memory(seconds, not arguments.no_in_place)
-    if arguments.compress and decision.changed:  # without what the plan has left over
-        model.snapshot = model.snapshot.anew()
+    _tidy(model, decision, arguments)
     with contextlib.suppress(ArenaError):
         return dataclasses.replace(decision, original=original.arena.head)
     return decision
 
 
+def _plan_apart(model: TFLiteModel, seconds: float, arguments: argparse.Namespace) -> MemoriesDecision:
+    pins, sizes = dict(arguments.pin or []), arguments.memories
+    try:
+        decision = model.plan_two_memories(**sizes, pins=pins, time_limit=seconds, in_place=not arguments.no_in_place)
+    except ModelError:
+        raise
+    except ValueError as error:
+        raise UsageError(f"--pin: {error}") from None
+    _tidy(model, decision, arguments)
+    return decision
+
+
+def _tidy(model: TFLiteModel, decision: Decision, arguments: argparse.Namespace) -> None:
+    """Without what the plan has left over."""
+    if arguments.compress and decision.changed:
+        model.snapshot = model.snapshot.anew()
+
+
 ####################################################################################################
 # Command line, the run: a loop over steps
 ####################################################################################################
-
-
-class UsageError(ValueError):
-    """What the user asked for cannot be done; the message says why, in one line."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -10911,7 +11406,8 @@ def _standard_output() -> Iterator[None]:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    arguments.plan |= arguments.max_peak is not None  # without a plan it would hold by chance
+    # Without a plan, a limit on the peak would hold by chance.
+    arguments.plan |= arguments.max_peak is not None or arguments.memories is not None
     files = _resolve_files(arguments)
     if arguments.input == STREAM:
         if sys.stdin is None:
@@ -10945,6 +11441,25 @@ def _run(arguments: argparse.Namespace) -> int:
     if not is_verified and not is_lossy:
         _say("check failed: the outputs differ, so no model was written")
         return CHECK_FAILED
+    memories = next((r for r in results if isinstance(r, MemoriesDecision)), None)
+    if memories is not None and memories.refusal:
+        _say("check failed: there is no plan for these memories, so no model was written")
+        return CHECK_FAILED
+    _write(arguments, files, model, results, memories)
+    failures = _exceeded(model.arena, limits) if is_limited else []
+    for failure in failures:
+        _say(f"check failed: {failure}")
+    return CHECK_FAILED if failures else DONE
+
+
+def _write(
+    arguments: argparse.Namespace,
+    files: Files,
+    model: TFLiteModel,
+    results: Sequence[Decision],
+    memories: MemoriesDecision | None,
+) -> None:
+    """The model itself, as a file and as C++."""
     if files.output == STREAM:
         sys.stdout.buffer.write(model.to_bytes())
         sys.stdout.flush()
@@ -10954,7 +11469,7 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.firmware:
         title = (files.output if files.output not in (None, STREAM) else arguments.input).stem
         try:
-            model.write_firmware(arguments.firmware, title)
+            model.write_firmware(arguments.firmware, title, memories)
         except ArenaError:
             raise
         except ValueError as error:
@@ -10962,10 +11477,6 @@ def _run(arguments: argparse.Namespace) -> int:
         _say(f"wrote {arguments.firmware}")
     elif results and not files.output:
         _say("nothing was written: give -o FILE to save this model")
-    failures = _exceeded(model.arena, limits) if is_limited else []
-    for failure in failures:
-        _say(f"check failed: {failure}")
-    return CHECK_FAILED if failures else DONE
 
 
 def _other_model(arguments: argparse.Namespace) -> TFLiteModel | None:
@@ -11023,8 +11534,9 @@ def _report(
         for result in results:
             if not (is_comparison and isinstance(result, ClusteringDecision)):
                 print("\n".join(result.lines()))
+        is_divided = any(isinstance(result, MemoriesDecision) and result.is_divided for result in results)
         with contextlib.suppress(ArenaError):
-            if model.arena.reserve != original.arena.reserve:
+            if model.arena.reserve != original.arena.reserve and not is_divided:
                 print(f"Arena to reserve: {saving(original.arena.reserve, model.arena.reserve)}.")
     if arguments.json:
         document = model.analysis() | {result.key: result.json() for result in results}
@@ -11090,6 +11602,11 @@ def _resolve_files(arguments: argparse.Namespace) -> Files:
             raise UsageError(f"{arguments.csv / name}: --csv would write over the input")
     if len(arguments.clusters or []) > 1 and arguments.output:
         raise UsageError("several numbers of clusters are only compared: give one number to write a model")
+    limits = arguments.max_arena, arguments.max_head, arguments.max_peak
+    if arguments.memories and any(limit is not None for limit in limits):
+        raise UsageError("--memories has limits of its own: leave out --max-arena, --max-head and --max-peak")
+    if arguments.pin and not arguments.memories:
+        raise UsageError("--pin says in which memory a tensor has to be: add --memories")
     if arguments.stripes and not arguments.split:
         raise UsageError("--stripes says how to split: add --split")
     if arguments.stripes == "loop" and not arguments.plan:
