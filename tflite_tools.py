@@ -4216,7 +4216,7 @@ def _plan_layout(arena: Arena, layout: Layout, time_limit: float, enough: int) -
 # TFLM gets the slow memory as its arena, and a planner that puts what the file has below some address, and all scratch
 # memory, into the fast one instead. So a plan in the file is for both: addresses of the fast memory, then of the slow.
 
-MOST_DIVISIONS = 20  # that are tried, until one can be placed
+EXACT_DIVISIONS, MOST_DIVISIONS = 20, 40  # that are tried until one can be placed: for all memory, then for less
 PLANNER_INDEX = 4  # bytes that the planner class takes for every buffer while TFLM plans, besides its own
 
 
@@ -4285,6 +4285,7 @@ def divide(
     values: Sequence[int],
     limits: tuple[int, int],
     pinned: Mapping[int, bool],
+    apart: Sequence[Collection[int]],
     time_limit: float,
 ) -> tuple[frozenset[int] | None, int]:
     """(the buffers of the fast memory, if a way was found to keep within the limits of both at all times; the largest
@@ -4293,6 +4294,7 @@ def divide(
     Args:
         limits: bytes of the fast memory and of the slow one.
         pinned: the buffers that have to be in the fast one (True), or must not be there.
+        apart: sets of buffers that cannot all be in the fast one.
     """
     from ortools.sat.python import cp_model
 
@@ -4302,6 +4304,8 @@ def divide(
     is_fast: list[Any] = [model.new_bool_var("") for _ in values]
     for i, where in pinned.items():
         model.add(is_fast[i] == where)
+    for together in apart:
+        model.add(sum(is_fast[i] for i in together) < len(together))
     begins = sorted({claim.interval.first for claim in claims})
     is_slow: list[Any] = [literal.negated() for literal in is_fast]
     for limit, is_here in zip(limits, (is_fast, is_slow), strict=True):
@@ -4360,37 +4364,45 @@ def plan_memories(
     slow = HIGHEST_OFFSET if memories.slow is None else memories.slow
     limits = memories.fast, max(slow - arena.persistent, 0)
     claims = claims_of(arena.intervals, arena.sharing if in_place else NOTHING_SHARED)
-    budget, room, most = Budget(time_limit), limits, sum(values)
+    always = frozenset(i for i, is_fast in pinned.items() if is_fast)
+    budget, room, most, is_proven = Budget(time_limit), limits, sum(values), True
+    apart: list[frozenset[int]] = []
     for attempt in range(MOST_DIVISIONS):
-        chosen, bound = divide(claims, values, room, pinned, budget.share(0.5).left)
-        most = most if attempt else bound
+        chosen, bound = divide(claims, values, room, pinned, apart, budget.share(0.5).left)
         if chosen is None:
             break
-        division, over = _place_apart(arena, chosen, limits, budget.share(0.5).left, in_place)
+        most = bound if is_proven else most
+        division, heads = _place_apart(arena, chosen, limits, budget.share(0.5).left, in_place)
+        over = [max(head.height - limit, 0) for head, limit in zip(heads, limits, strict=True)]
         if not any(over):
             break
-        room = room[0] - over[0], room[1] - over[1]
+        is_proven &= heads[0].bound > limits[0] and not over[1]
+        apart += [chosen] if over[0] else []
+        if over[1] or attempt >= EXACT_DIVISIONS:
+            room = room[0] - over[0], room[1] - over[1]
     else:
         chosen = None
     if chosen is None:
-        division, over = _place_apart(arena, {i for i in pinned if pinned[i]}, limits, budget.left, in_place)
-    return None if any(over) or division.reserve(arena) > slow else dataclasses.replace(division, most=most)
+        division, heads = _place_apart(arena, always, limits, budget.left, in_place)
+    is_within = division.reserve(arena) <= slow and all(
+        h.height <= limit for h, limit in zip(heads, limits, strict=True)
+    )
+    return dataclasses.replace(division, most=most) if is_within else None
 
 
 def _place_apart(
-    arena: Arena, fast: Collection[int], limits: tuple[int, int], time_limit: float, in_place: bool
-) -> tuple[Division, tuple[int, int]]:
-    """A plan with these buffers in the fast memory; by how many bytes it exceeds the limits of each memory."""
-    budget, boundary = Budget(time_limit), 0
-    intervals, over = arena.intervals, []
-    for limit, is_fast in zip(limits, (True, False), strict=True):
-        numbers = [i for i in range(len(intervals)) if (i in fast) is is_fast]
-        plan = plan_arena(arena.only(numbers), budget.share(0.5).left, in_place, enough=limit if is_fast else 0)
-        over.append(max(plan.height - limit, 0))
-        for i, interval in zip(numbers, plan.intervals, strict=True):
-            intervals[i] = interval._replace(offset=(interval.offset or 0) + boundary)
-        boundary = plan.height if is_fast else boundary
-    return Division(Plan(tuple(intervals), 0), boundary, frozenset(fast)), (over[0], over[1])
+    arena: Arena, fast: frozenset[int], limits: tuple[int, int], time_limit: float, in_place: bool
+) -> tuple[Division, tuple[Plan, Plan]]:
+    """A plan with these buffers in the fast memory, and those of both memories, which may be higher than the limits."""
+    budget, numbers = Budget(time_limit), range(len(arena.buffers))
+    parts = [i for i in numbers if i in fast], [i for i in numbers if i not in fast]
+    first = plan_arena(arena.only(parts[0]), budget.share(0.5).left, in_place, enough=limits[0])
+    second = plan_arena(arena.only(parts[1]), budget.left, in_place)
+    intervals = arena.intervals
+    for part, plan, base in zip(parts, (first, second), (0, first.height), strict=True):
+        for i, interval in zip(part, plan.intervals, strict=True):
+            intervals[i] = interval._replace(offset=(interval.offset or 0) + base)
+    return Division(Plan(tuple(intervals), 0), first.height, fast), (first, second)
 
 
 ####################################################################################################

@@ -52,8 +52,60 @@ inline const Model* GetModel(const void* buffer) { return static_cast<const Mode
     "tensorflow/lite/micro/micro_resource_variable.h": """
 #pragma once
 namespace tflite {
-struct MicroAllocator { static MicroAllocator* Create(unsigned char*, unsigned long) { return nullptr; } };
+struct MicroMemoryPlanner;
+struct MicroAllocator {
+  static MicroAllocator* Create(unsigned char*, unsigned long, MicroMemoryPlanner* = nullptr) { return nullptr; }
+};
 struct MicroResourceVariables { static MicroResourceVariables* Create(MicroAllocator*, int) { return nullptr; } };
+}
+""",
+    "tensorflow/lite/micro/memory_planner/micro_memory_planner.h": """
+#pragma once
+#include <cstddef>
+#include "tensorflow/lite/micro/micro_mutable_op_resolver.h"
+namespace tflite {
+struct MicroMemoryPlanner {
+  virtual ~MicroMemoryPlanner() {}
+  virtual TfLiteStatus AddBuffer(int size, int first, int last) = 0;
+  virtual TfLiteStatus AddBuffer(int, int, int, int) { return kTfLiteError; }
+  virtual size_t GetMaximumMemorySize() = 0;
+  virtual int GetBufferCount() = 0;
+  virtual TfLiteStatus GetOffsetForBuffer(int buffer, int* offset) = 0;
+  virtual TfLiteStatus Init(unsigned char*, int) { return kTfLiteOk; }
+  virtual bool preserves_all_tensors() const = 0;
+};
+}
+""",
+    # All scratch memory at 0, which is enough to see where the class sends what.
+    "tensorflow/lite/micro/memory_planner/greedy_memory_planner.h": """
+#pragma once
+#include "tensorflow/lite/micro/memory_planner/micro_memory_planner.h"
+namespace tflite {
+struct GreedyMemoryPlanner : MicroMemoryPlanner {
+  TfLiteStatus Init(unsigned char* scratch, int size) override {
+    offsets = reinterpret_cast<int*>(scratch);
+    most = size / static_cast<int>(sizeof(int));
+    count = end = 0;
+    return kTfLiteOk;
+  }
+  TfLiteStatus AddBuffer(int size, int first, int last) override { return AddBuffer(size, first, last, 0); }
+  TfLiteStatus AddBuffer(int size, int, int, int offset) override {
+    if (count >= most) return kTfLiteError;
+    offsets[count++] = offset;
+    end = offset + size > end ? offset + size : end;
+    return kTfLiteOk;
+  }
+  size_t GetMaximumMemorySize() override { return static_cast<size_t>(end); }
+  int GetBufferCount() override { return count; }
+  TfLiteStatus GetOffsetForBuffer(int buffer, int* offset) override {
+    *offset = offsets[buffer];
+    return kTfLiteOk;
+  }
+  static size_t per_buffer_size() { return sizeof(int); }
+  bool preserves_all_tensors() const override { return false; }
+  int* offsets = nullptr;
+  int most = 0, count = 0, end = 0;
+};
 }
 """,
     "tensorflow/lite/micro/micro_interpreter.h": """
@@ -112,6 +164,12 @@ CASES = {
 }
 
 
+def write_stubs(folder: Path) -> None:
+    for name, text in STUBS.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_it_compiles_and_is_the_model(case: str, tmp_path: Path):
     data = CASES[case]()
@@ -131,9 +189,7 @@ def test_it_compiles_and_is_the_model(case: str, tmp_path: Path):
     assert ("MicroResourceVariables::Create(allocator, 1)" in example) == (case == "variable")
     if shutil.which("g++") is None:
         pytest.skip("needs g++")
-    for name, text in STUBS.items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(text)
+    write_stubs(tmp_path)
     own = '#include "tensorflow/lite/micro/micro_mutable_op_resolver.h"\n'
     own += "TFLMRegistration* Register_my_op() { return nullptr; }\n"
     (tmp_path / "out" / "own.cc").write_text(own)
@@ -142,6 +198,62 @@ def test_it_compiles_and_is_the_model(case: str, tmp_path: Path):
     done = subprocess.run(["g++", *options, *sources], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert subprocess.run([tmp_path / "run"]).returncode == 0
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
+@pytest.mark.parametrize("kernels", ["reference", "esp-nn"])
+def test_the_planner_class(kernels: str, tmp_path: Path):
+    """It sends every tensor to where the plan has it, and scratch memory to the fast one; and it refuses more of that
+    than there is room for."""
+    model = TFLiteModel((MODELS / "digits_mobilenet_int8.tflite").read_bytes(), kernels)
+    decision = model.plan_two_memories(40 << 10, 1 << 20)
+    model.write_firmware(tmp_path, "net", decision)
+    write_stubs(tmp_path)
+    arena = model.arena
+    rows = [(*b.interval[:3], -1 if b.tensor is None else b.interval.offset) for b in arena.buffers]
+    program = f"""
+#include <cstdio>
+#include "net_model.h"
+static uint8_t memory[100], work[1 << 16];
+static const int rows[][4] = {{{", ".join(f"{{{', '.join(map(str, row))}}}" for row in rows)}}};
+int main(int count, char**) {{
+  net::Planner planner(memory + 70, memory + 10);
+  for (int turn = 0; turn < 2; ++turn) {{
+    if (planner.Init(work, sizeof(work)) != kTfLiteOk) return 1;
+    for (auto& row : rows) {{
+      const bool is_scratch = row[3] < 0;
+      if ((is_scratch ? planner.AddBuffer(row[0], row[1], row[2])
+                      : planner.AddBuffer(row[0], row[1], row[2], row[3])) != kTfLiteOk) return 2;
+    }}
+  }}
+  if (count > 1 && planner.AddBuffer(1 << 20, 0, 0) != kTfLiteOk) return 3;
+  int at = 0;
+  for (int i = 0; i < {len(rows)}; ++i) {{
+    if (planner.GetOffsetForBuffer(i, &at) != kTfLiteOk) return 4;
+    std::printf("%d ", at);
+  }}
+  std::printf("%d %d\\n", planner.GetBufferCount(), static_cast<int>(planner.GetMaximumMemorySize()));
+}}"""
+    (tmp_path / "main.cc").write_text(program)
+    options = ["-std=c++17", "-Wall", "-Wextra", "-Werror", f"-I{tmp_path}"]
+    sources = [str(tmp_path / name) for name in ("main.cc", "net_model.cc")]
+    done = subprocess.run(["g++", *options, *sources, "-o", str(tmp_path / "run")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    *offsets, count, slow = map(int, subprocess.run([tmp_path / "run"], capture_output=True, text=True).stdout.split())
+    assert (count, slow) == (len(arena.buffers), decision.slow_head)
+    names = dict(decision.tensors)
+    for buffer, offset in zip(arena.buffers, offsets, strict=True):
+        at = buffer.interval.offset
+        if buffer.tensor is None:
+            assert offset == 60
+        else:
+            is_slow = model.graph.subgraphs[0].tensors[buffer.tensor].name in names
+            assert offset == (at - decision.fast_head if is_slow else at + 60)
+            assert is_slow == (at >= decision.fast_head)
+    assert subprocess.run([tmp_path / "run", "more"]).returncode == 4
+    example = subprocess.run(["g++", *options, "-c", str(tmp_path / "example.cc"), "-o", str(tmp_path / "o")],
+                             capture_output=True, text=True)  # fmt: skip
+    assert example.returncode == 0, example.stderr
 
 
 def test_every_kernel_has_its_function():
