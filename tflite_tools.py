@@ -1762,7 +1762,8 @@ class _Reader:
 
     def vector(self, table: Any, field: str) -> tuple[Any, ...]:
         """The numbers of a vector; a missing one is empty (the bindings return 0 for it)."""
-        self.spend(getattr(table, field + "Length")())
+        if not self.spend(getattr(table, field + "Length")()):
+            return ()
         vector = getattr(table, field + "AsNumpy")()
         return tuple(vector.tolist()) if isinstance(vector, np.ndarray) else ()
 
@@ -3295,6 +3296,11 @@ def _solve_placement(
 LONGEST_CLOCK = 100_000  # operators run, every call of a subgraph counted anew
 
 
+def all_requests(graph: ModelGraph) -> list[list[int]]:
+    """What the kernels of all operators ask for in scratch memory, bytes."""
+    return [scratch_requests(subgraph, operator) for subgraph, operator in graph.operators]
+
+
 @dataclass(frozen=True)
 class ArenaBuffer:
     """One buffer that TFLM plans: a tensor, or the scratch memory of an operator (then ``tensor`` is None)."""
@@ -4113,12 +4119,11 @@ def analyse_arena(graph: ModelGraph, target: Target = BITS_32) -> Arena:
     )
 
 
-def reserve_on(graph: ModelGraph, kernels: Kernels) -> int:
-    """Bytes to reserve for the arena on other kernels, as :func:`analyse_arena` has it, without the rest."""
-    other = graph.on(kernels)
-    buffers, tail = arena_buffers(other), persistent_bytes(other)
-    head = Plan(place_greedily(_given(buffers, planned_offsets(other))), 0).height
-    planning = planning_bytes(other, buffers, BITS_32, tail)
+def reserve_of(graph: ModelGraph) -> int:
+    """Bytes to reserve for the arena, as :func:`analyse_arena` has it, without the rest."""
+    buffers, tail = arena_buffers(graph), persistent_bytes(graph)
+    head = Plan(place_greedily(_given(buffers, planned_offsets(graph))), 0).height
+    planning = planning_bytes(graph, buffers, BITS_32, tail)
     return Arena((), head, has_plan=False, persistent=tail.total, planning=planning).reserve
 
 
@@ -4222,17 +4227,17 @@ PLANNER_INDEX = 4  # bytes that the planner class takes for every buffer while T
 
 @dataclass(frozen=True)
 class Memories:
-    """Bytes of both, and the tensors that have to be in the fast one (True) or in the slow one, by name."""
+    """Bytes of both, and the tensors that have to be in ``"fast"`` or ``"slow"`` memory, by name."""
 
     fast: int
-    slow: int | None  # None: as much as is needed
-    pins: Mapping[str, bool]
+    slow: int | None = None  # None: as much as is needed
+    pins: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def pinned(self, graph: ModelGraph, arena: Arena) -> dict[int, bool]:
         """The buffers that have no choice; a name may also be a tensor's number in subgraph 0.
 
         Raises:
-            ValueError: no tensor in the arena has that name.
+            ValueError: no tensor in the arena has that name, or there is no such memory.
         """
         found = {i: True for i, buffer in enumerate(arena.buffers) if buffer.tensor is None}
         names = {
@@ -4240,13 +4245,15 @@ class Memories:
             for i, b in enumerate(arena.buffers)
             if b.tensor is not None
         }
-        for name, is_fast in self.pins.items():
+        for name, where in self.pins.items():
+            if where not in ("fast", "slow"):
+                raise ValueError(f"a tensor is pinned to fast or slow, not {where!r}")
             matches = [i for i, known in names.items() if known == name]
             if not matches:
                 matches = [i for i, b in enumerate(arena.buffers) if b.subgraph == 0 and str(b.tensor) == name]
             if not matches:
                 raise ValueError(f"no tensor in the arena has the name or number {shorten(name)}")
-            found |= dict.fromkeys(matches, is_fast)
+            found |= dict.fromkeys(matches, where == "fast")
         return found
 
 
@@ -8445,7 +8452,12 @@ class Snapshot:
             ArenaError: as :func:`analyse_arena`.
         """
         names = ("cmsis-nn", "esp-nn") if self.graph.kernels is REFERENCE else ()
-        return {name: reserve_on(self.graph, LIBRARIES[name]) for name in names}
+        others = {name: self.graph.on(LIBRARIES[name]) for name in names}
+        own = all_requests(self.graph)
+        return {
+            name: self.arena.reserve if all_requests(other) == own else reserve_of(other)
+            for name, other in others.items()
+        }
 
     @cached_property
     def ports(self) -> list[Port]:
@@ -8568,6 +8580,19 @@ def listed(title: str, sentences: Sequence[str]) -> list[str]:
     lines = [f"{title} {sentence}" for sentence in sentences[:MOST_LISTED]]
     more = len(sentences) - MOST_LISTED
     return lines + ([f"{title} ... and {more:,} more reasons"] if more > 0 else [])
+
+
+def plain_names(names: Iterable[str]) -> dict[str, str]:
+    """The names without the folders that most of them share."""
+    names, prefix = list(names), ""
+    while True:
+        inside = [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
+        folders = Counter(name.split("/", 1)[0] for name in inside if "/" in name.split(";", 1)[0])
+        folder, count = next(iter(folders.most_common(1)), ("", 0))
+        if count <= len(names) / 2:
+            break
+        prefix += f"{folder}/"
+    return {name: name.removeprefix(prefix).replace(f";{prefix}", ";") if prefix else name for name in names}
 
 
 def registered(kinds: Sequence[str]) -> str:
@@ -8754,7 +8779,7 @@ class MemoriesDecision(Decision):
     reserve: int = 0  # the arena, which is in the slow one, but if all fits into the fast one
     one_arena: int = 0  # to reserve without the planner class
     is_divided: bool = False  # else all fits into the fast one
-    tensors: tuple[tuple[str, int], ...] = ()  # of the slow one: name and bytes
+    tensors: tuple[tuple[int, str, int], ...] = ()  # of the slow one: id, name and bytes
 
     key = "memories"
 
@@ -8767,8 +8792,11 @@ class MemoriesDecision(Decision):
             ]
         stays, most = (100 * (1 - n / self.before) for n in (self.after, self.bound))
         verdict = "proven optimal" if self.optimal else f"no plan has more than {most:.1f} %"
-        largest = sorted(self.tensors, key=lambda item: -item[1])[:MOST_LISTED]
-        names = [f"{shorten(name, 40)} {size:,} B" for name, size in largest]
+        largest, plain = (
+            sorted(self.tensors, key=lambda t: -t[2])[:MOST_LISTED],
+            plain_names(t[1] for t in self.tensors),
+        )
+        names = [f"{i} ({shorten(plain[name], 40)}) {size:,} B" for i, name, size in largest]
         names += [f"{len(self.tensors) - len(largest):,} more"] if len(self.tensors) > len(largest) else []
         limit = "" if self.slow is None else f" of {self.slow:,} B"
         return [
@@ -8786,7 +8814,7 @@ class MemoriesDecision(Decision):
         own = {
             "bytes_moved": self.before,
             "bytes_moved_slow": self.after,
-            "tensors_slow": [name for name, _ in self.tensors],
+            "tensors_slow": [name for _, name, _ in self.tensors],
         }
         picks = "fast slow fast_head slow_head required reserve one_arena is_divided"
         return own | picked(self, picks) | super().json()
@@ -9645,7 +9673,7 @@ def decide_memories(
         one_arena=after.arena.reserve,
         is_divided=True,
         tensors=tuple(
-            (model.graph.subgraphs[b.subgraph].tensors[b.tensor or 0].name, b.bytes)
+            (b.tensor or 0, model.graph.subgraphs[b.subgraph].tensors[b.tensor or 0].name, b.bytes)
             for i, b in enumerate(arena.buffers)
             if i not in found.fast
         ),
@@ -9977,9 +10005,12 @@ def decide_clustering(
         min_sqnr: if given, in every matrix the fewest that keep so many decibels; one that cannot stays as it is.
 
     Raises:
+        ValueError: fewer than one cluster.
         ModelError: the weights lie on top of the file's tables.
     """
     start = Budget()
+    if clusters < 1:
+        raise ValueError("the number of clusters must be at least 1")
     weights, notes = weight_tensors(model.graph)
     accounts = []
     contents = {}
@@ -10010,6 +10041,20 @@ def decide_clustering(
         weights=tuple(accounts),
         notes=tuple(notes),
     )
+
+
+def compare_clusterings(
+    model: Snapshot, clusters: Sequence[int], per_channel: bool, compress: bool, more_ram: int | None
+) -> list[ClusteringDecision]:
+    """What :func:`decide_clustering` does for each number of clusters, and :func:`decide_compression` after it."""
+    decisions = []
+    for n in clusters:
+        clustered, decision = decide_clustering(model, n, per_channel)
+        if compress:
+            compression = decide_compression(clustered, more_ram, False, Budget())[1]
+            decision = dataclasses.replace(decision, compression=compression)
+        decisions.append(decision)
+    return decisions
 
 
 ####################################################################################################
@@ -10577,31 +10622,45 @@ def write_firmware(folder: Path, model: Snapshot, title: str, memories: Memories
 INPUT_COLOUR, OUTPUT_COLOUR, OTHER_COLOUR, CALLEE_COLOUR = "#D95319", "#EDB120", "#0072BD", "#7E2F8E"
 MOST_LABELLED_BARS = 80  # more operators than this are numbered, not named
 MOST_PANELS = 6
+WORTH_A_PANEL = 0.01  # of the largest peak
+CHARACTER = 0.064  # inches, of a letter of 7 points
+MOST_NAMED_TENSORS = 25  # of a memory map
+MOST_TICKS = 14
 
 
 def plot_schedules(
-    file: Path, schedules: Sequence[Schedule], split: SplitDecision | None = None, other: Schedule | None = None
+    file: Path,
+    schedules: Sequence[Schedule],
+    split: SplitDecision | None = None,
+    other: Schedule | None = None,
+    room: int | None = None,
 ) -> None:
-    """Stacked bars per operator: inputs, outputs, other tensors in memory, in KB (1,024 B); the peak is marked.
+    """Stacked bars per operator: inputs, outputs, other tensors in memory, in KB (1,024 B); the peak is marked, and
+    ``room``, the bytes that there are for tensors.
 
     Several subgraphs get a panel each, the MOST_PANELS largest, and so do the alternatives of partial execution and a
     model to compare with. The extension decides the format.
     """
     from matplotlib.figure import Figure
 
-    shown = [s for s in schedules if s.steps] or list(schedules[:1])
+    peak = max((s.peak for s in schedules), default=0)
+    shown = [s for s in schedules if s.steps and s.peak >= WORTH_A_PANEL * peak] or list(schedules[:1])
     shown = sorted(sorted(shown, key=lambda s: -s.peak)[:MOST_PANELS], key=lambda s: s.subgraph.index)
-    longest = max(len(s.steps) for s in [*shown, *([other] if other else [])])
-    width = min(max(longest / 4, 7), 24)
-    panels = len(shown) + (split is not None) + (other is not None)
-    figure = Figure(figsize=(width, 5.5 * panels), layout="constrained")
-    columns = figure.subplots(panels, squeeze=False)[:, 0]
-    for schedule, axes in zip(shown, columns, strict=False):
-        _plot_schedule(axes, schedule, title=subgraph_title(schedule.subgraph) if len(schedules) > 1 else "")
-    if other is not None:
-        _plot_schedule(columns[len(shown)], other, title="Compared with")
+    drawn = [*shown, *([other] if other else [])]
+    longest = max(len(s.steps) for s in drawn)
+    panels = len(drawn) + (split is not None)
+    heights = [4.2 if len(s.steps) > MOST_LABELLED_BARS else 6.6 for s in drawn] + [4.5] * (split is not None)
+    size = min(max(longest / 4, 8), 24), sum(heights)
+    figure = Figure(figsize=size, layout="constrained")
+    columns = figure.subplots(panels, squeeze=False, height_ratios=heights)[:, 0]
+    for schedule, axes in zip(drawn, columns, strict=False):
+        title = subgraph_title(schedule.subgraph) if len(schedules) > 1 else ""
+        _plot_schedule(axes, schedule, "Compared with" if schedule is other else title, room)
     if split is not None:
         _plot_alternatives(columns[-1], split)
+    left_out = sum(bool(s.steps) for s in schedules) - len(shown)
+    if left_out > 0:
+        figure.supxlabel(f"{left_out} subgraphs that take less are left out", fontsize=8)
     _save(figure, file)
 
 
@@ -10617,57 +10676,69 @@ def escape_dollars(text: str) -> str:
     return text.replace("$", r"\$")
 
 
-def _plot_schedule(axes: Any, schedule: Schedule, title: str) -> None:
-    tensors, steps = schedule.subgraph.tensors, schedule.steps
-    x = np.arange(len(steps))
-    bottom = np.zeros(len(steps))
-    names = ("Operator inputs", "Operator outputs", "Other tensors", "Subgraphs it runs")
-    parts: dict[str, list[int]] = {name: [] for name in names}
-    for step in steps:
-        inputs = sum(tensors[i].ram_bytes for i in step.operator.reads if i in step.live)
-        outputs = sum(
-            tensors[i].ram_bytes for i in set(step.operator.writes) - set(step.operator.reads) if i in step.live
-        )
-        others = step.bytes - step.callee_bytes - inputs - outputs
-        for part, amount in zip(parts.values(), (inputs, outputs, others, step.callee_bytes), strict=True):
-            part.append(amount)
+def _mark(axes: Any, y: float, text: str, colour: str) -> None:
+    """A line across, named at its right end."""
+    axes.axhline(y, color=colour, linewidth=0.9, linestyle=":")
+    at = axes.get_xlim()[1], y
+    axes.annotate(text, at, (-4, 3), textcoords="offset points", ha="right", fontsize=8, color=colour)
+
+
+def _plot_schedule(axes: Any, schedule: Schedule, title: str, room: int | None) -> None:
+    subgraph, steps = schedule.subgraph, schedule.steps
     colours = (INPUT_COLOUR, OUTPUT_COLOUR, OTHER_COLOUR, CALLEE_COLOUR)
-    many = len(steps) > MOST_LABELLED_BARS
-    for (label, amounts), colour in zip(parts.items(), colours, strict=True):
+    names = ("Operator inputs", "Operator outputs", "Other tensors", "Subgraphs it runs")
+    many, bottom = len(steps) > MOST_LABELLED_BARS, np.zeros(len(steps))
+    for name, colour, amounts in zip(names, colours, _parts(schedule), strict=True):
         heights = np.array(amounts) / 1024
-        if heights.any() or label != names[-1]:
+        if heights.any() or name != names[-1]:
             if many:  # one shape instead of thousands
-                edges = np.arange(len(steps) + 1) - 0.5
-                axes.stairs(bottom + heights, edges, baseline=bottom, fill=True, color=colour, label=label)
+                edges = np.repeat(np.arange(len(steps) + 1) - 0.5, 2)[1:-1]
+                lower, upper = np.repeat(bottom, 2), np.repeat(bottom + heights, 2)
+                axes.fill_between(edges, lower, upper, color=colour, label=name, linewidth=0)
             else:
-                axes.bar(x, heights, 0.8, bottom, color=colour, label=label)
+                axes.bar(np.arange(len(steps)), heights, 0.8, bottom, color=colour, label=name)
             bottom = bottom + heights
     axes.set_ylabel("Memory use (KB)")
-    axes.set_title(escape_dollars(title), loc="left")
+    axes.set_title(escape_dollars(title), loc="left", pad=20 if title else 6)
+    axes.set_xlim(-0.6, max(len(steps) - 0.4, 0.6))
+    plain = plain_names(subgraph.output_name(operator) for operator in subgraph.operators)
+    titles = [f"{shorten(s.operator.kind, 20)} ({shorten(plain[subgraph.output_name(s.operator)], 30)})" for s in steps]
+    titles = [escape_dollars(text) for text in titles]
     if steps:
         top = max(range(len(steps)), key=lambda i: steps[i].bytes)
         peak = steps[top].bytes / 1024
         axes.axhline(peak, color="black", linewidth=0.8, linestyle="--")
-        name = escape_dollars(operator_title(schedule.subgraph, steps[top].operator, 40))
         to_left = top > len(steps) / 2
         axes.annotate(
-            f"peak {steps[top].bytes:,} B: {name}",
+            f"peak {steps[top].bytes:,} B at operator {top}: {titles[top]}",
             (top, peak),
             (-4 if to_left else 4, 5),
             textcoords="offset points",
             ha="right" if to_left else "left",
             fontsize=9,
+            bbox={"facecolor": "white", "alpha": 0.8, "linewidth": 0, "pad": 1},
         ).set_in_layout(False)  # a long name must not squeeze the bars
         axes.plot([top], [peak], marker="v", color="black", markersize=6)
+    if room is not None:
+        _mark(axes, room / 1024, f"room for tensors: {room:,} B", INPUT_COLOUR)
     if many:
         axes.set_xlabel("Operator number, in execution order")
     else:
-        titles = [escape_dollars(operator_title(schedule.subgraph, step.operator, 26)) for step in steps]
-        labels = [f"{title}  {number}" for number, title in enumerate(titles)]
-        axes.set_xticks(x, labels, rotation=90, fontsize=8)
-    axes.set_xlim(-0.6, max(len(steps) - 0.4, 0.6))
+        labels = [f"{text}  {number}" for number, text in enumerate(titles)]
+        axes.set_xticks(np.arange(len(steps)), labels, rotation=90, fontsize=8)
     axes.set_ylim(0, (axes.get_ylim()[1] or 1) * 1.12)
     axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=4, fontsize=8, frameon=False)
+
+
+def _parts(schedule: Schedule) -> list[list[int]]:
+    """Per operator the bytes of its inputs, of its outputs, of other tensors and of the subgraphs that it runs."""
+    tensors, parts = schedule.subgraph.tensors, []
+    for step in schedule.steps:
+        live, reads = set(step.live), step.operator.reads
+        inputs = sum(tensors[i].ram_bytes for i in reads if i in live)
+        outputs = sum(tensors[i].ram_bytes for i in set(step.operator.writes) - set(reads) if i in live)
+        parts.append((inputs, outputs, step.bytes - step.callee_bytes - inputs - outputs, step.callee_bytes))
+    return [[row[k] for row in parts] for k in range(4)]
 
 
 def _plot_alternatives(axes: Any, split: SplitDecision) -> None:
@@ -10686,42 +10757,107 @@ def _plot_alternatives(axes: Any, split: SplitDecision) -> None:
     axes.grid(alpha=0.3)
 
 
-def plot_arenas(file: Path, arenas: Mapping[str, Arena]) -> None:
-    """The arenas side by side: time across, address up, every buffer a rectangle with its tensor's id ("s": scratch).
+@dataclass(frozen=True)
+class MemoryMap:
+    """An arena to draw: what it is called, the addresses from which the slow memory begins, if there are two, and the
+    bytes that there are for tensors and scratch memory."""
+
+    title: str
+    model: Snapshot
+    boundary: int | None = None
+    room: int | None = None
+
+    @property
+    def steps(self) -> int:
+        return max((b.interval.last for b in self.model.arena.buffers), default=0) + 2
+
+
+def plot_arenas(file: Path, maps: Sequence[MemoryMap]) -> None:
+    """The arenas side by side: time across, address up, every buffer a rectangle with its tensor's id, the largest with
+    their names ("s": scratch memory). Tensors of other subgraphs than 0 have its number in front.
 
     Grey is memory that is reserved but holds nothing at that time. The extension decides the format.
     """
-    from matplotlib import colormaps
-    from matplotlib.collections import PatchCollection
     from matplotlib.figure import Figure
-    from matplotlib.patches import Rectangle
 
-    times = [max((b.interval.last for b in arena.buffers), default=0) + 2 for arena in arenas.values()]
-    figure = Figure(figsize=(min(max(max(times) / 6, 7), 13) * len(arenas), 7), layout="constrained")
-    panels = figure.subplots(1, len(arenas), squeeze=False, sharey=True)[0]
-    colours = [colormaps["tab20"](i) for i in range(20)]
-    top = max([arena.head for arena in arenas.values()] + [1]) / 1024
-    for axes, (title, arena), steps in zip(panels, arenas.items(), times, strict=True):
-        axes.add_patch(Rectangle((-1.5, 0), steps + 0.5, arena.head / 1024, facecolor="#e4e4e4", linewidth=0))
-        rectangles: dict[str | None, list[Any]] = defaultdict(list)  # by their hatch
-        for number, (buffer, interval) in enumerate(arena.pieces):
-            size, first, last, offset = interval
-            x, width, y, height = first - 0.5, last - first + 1, (offset or 0) / 1024, size / 1024
-            colour = colours[(number if buffer.tensor is None else buffer.tensor) % len(colours)]
-            hatch = "///" if buffer.tensor is None else None
-            rectangles[hatch].append(Rectangle((x, y), width, height, fc=colour, ec="white", linewidth=0.4))
-            if height > top / 45 and width > steps / 60:
-                label = "s" if buffer.tensor is None else str(buffer.tensor)
-                axes.text(x + width / 2, y + height / 2, label, ha="center", va="center", fontsize=7)
-        for hatch, patches in rectangles.items():
-            axes.add_collection(PatchCollection(patches, match_original=True, hatch=hatch))
-        axes.set_xlim(-1.5, steps - 1)
+    width = min(max(max(shown.steps for shown in maps) / 6, 7), 13)
+    figure = Figure(figsize=(width * len(maps), 7), layout="constrained")
+    panels = figure.subplots(1, len(maps), squeeze=False, sharey=True)[0]
+    heights = [max(shown.model.arena.head, shown.room or 0) for shown in maps]
+    top = max(*heights, 1) / 1024 if len(heights) > 1 else max(heights[0], 1) / 1024
+    for axes, shown in zip(panels, maps, strict=True):
+        axes.set_xlim(-2.5, shown.steps - 2)
         axes.set_ylim(0, top * 1.05)
-        axes.axhline(arena.head / 1024, color="black", linewidth=0.8, linestyle="--")
-        axes.set_title(f"{title}: {arena.head:,} B (to reserve in all: {arena.reserve:,} B)", loc="left")
-        axes.set_xlabel("Time (operators and subgraphs as they run, from 1; 0: the inputs are there)")
+        _plot_arena(axes, shown, inches=(width / shown.steps, 6.2 / top / 1.05))
     panels[0].set_ylabel("Address in the arena (KB)")
     _save(figure, file)
+
+
+def _plot_arena(axes: Any, shown: MemoryMap, inches: tuple[float, float]) -> None:
+    """One panel; ``inches`` that a unit of time and a KB take."""
+    from matplotlib import colormaps
+    from matplotlib.collections import PatchCollection
+    from matplotlib.patches import Rectangle
+
+    arena, graph = shown.model.arena, shown.model.graph
+    colours = [colormaps["tab20"](i) for i in range(20)]
+    axes.add_patch(Rectangle((-2.5, 0), shown.steps + 0.5, arena.head / 1024, facecolor="#e4e4e4", linewidth=0))
+    rectangles: dict[str | None, list[Any]] = defaultdict(list)  # by their hatch
+    pieces = arena.pieces
+    named = sorted(range(len(pieces)), key=lambda i: -pieces[i][1].size)[:MOST_NAMED_TENSORS]
+    titles = _buffer_titles(graph, arena)
+    for number, (buffer, (size, first, last, offset)) in enumerate(pieces):
+        x, width, y, height = first - 1.5, last - first + 1, (offset or 0) / 1024, size / 1024
+        colour = colours[(number if buffer.tensor is None else buffer.tensor) % len(colours)]
+        hatch = "///" if buffer.tensor is None else None
+        rectangles[hatch].append(Rectangle((x, y), width, height, fc=colour, ec="white", linewidth=0.4))
+        across, up = width * inches[0], height * inches[1]
+        name, label = ("", "s") if buffer.tensor is None else titles[buffer.subgraph, buffer.tensor]
+        is_upright = across < up and across < CHARACTER * (len(label) + 8)
+        room = int((up if is_upright else across) / CHARACTER) - len(label) - 2
+        if number in named and name and room >= 8 and min(across, up) > 0.13:
+            label = f"{label} {escape_dollars(shorten(name, room))}"
+        elif across < CHARACTER * len(label) or up < 0.13:
+            continue
+        else:
+            is_upright = False
+        middle = x + width / 2, y + height / 2
+        axes.text(*middle, label, ha="center", va="center", fontsize=7, rotation=90 if is_upright else 0)
+    for hatch, patches in rectangles.items():
+        axes.add_collection(PatchCollection(patches, match_original=True, hatch=hatch))
+    axes.axhline(arena.head / 1024, color="black", linewidth=0.8, linestyle="--")
+    if shown.boundary is not None:
+        _mark(axes, shown.boundary / 1024, "slow memory, from here up", "black")
+    if shown.room is not None:
+        _mark(axes, shown.room / 1024, f"room: {shown.room:,} B", INPUT_COLOUR)
+    told = f"{arena.head:,} B (to reserve in all: {arena.reserve:,} B)"
+    if shown.boundary is not None:
+        told = f"fast memory {shown.boundary:,} B, slow memory {arena.head - shown.boundary:,} B"
+    axes.set_title(f"{shown.title}: {told}", loc="left")
+    _number_operators(axes, graph)
+
+
+def _buffer_titles(graph: ModelGraph, arena: Arena) -> dict[tuple[int, int], tuple[str, str]]:
+    """(name, number) of tensors, with those that have the same content."""
+    keys = [(b.subgraph, -1 if b.tensor is None else b.tensor) for b in arena.buffers]
+    same: dict[tuple[int, int], list[tuple[int, int]]] = defaultdict(list)
+    for place in arena.used.copies:
+        same[keys[place.old]].append(keys[place.new])
+    names = {(s, t): graph.subgraphs[s].tensors[t].name for s, t in keys if t >= 0}
+    plain, titles = plain_names(names.values()), {}
+    for (s, t), name in names.items():
+        numbers = [f"{i}:{k}" if i else f"{k}" for i, k in ((s, t), *same[s, t])]
+        titles[s, t] = plain[name], "=".join(numbers)
+    return titles
+
+
+def _number_operators(axes: Any, graph: ModelGraph) -> None:
+    """The numbers of the operators of subgraph 0, where they begin, as the bars have them."""
+    runs = {o: begin for (s, o), (begin, _) in _times_on_the_clock(graph)[1].items() if s == 0}
+    rough = max(len(runs) / MOST_TICKS, 1)
+    step = next(n for k in range(10) for n in (10**k, 2 * 10**k, 5 * 10**k) if n >= rough)
+    axes.set_xticks([runs[o] - 1 for o in range(0, len(runs), step)], range(0, len(runs), step))
+    axes.set_xlabel("Operator number, in execution order (before 0, the inputs are there)")
 
 
 def plot_clusterings(file: Path, results: Sequence[ClusteringDecision]) -> None:
@@ -10781,8 +10917,7 @@ class TFLiteModel:
 
         Raises:
             OSError: the file cannot be read.
-            ValueError: no such kernels are known.
-            ModelError: it is not a TensorFlow Lite model, or a damaged one.
+            ValueError: as for :class:`TFLiteModel`, and ModelError.
         """
         with open(path, "rb") as file:
             if os.fstat(file.fileno()).st_size > MAPPED_FROM:
@@ -10845,10 +10980,8 @@ class TFLiteModel:
     def write_firmware(
         self, folder: str | os.PathLike[str], name: str = "model", memories: MemoriesDecision | None = None
     ) -> None:
-        """Write ``NAME_model.h``, ``NAME_model.cc`` and ``example.cc``: C++17 for an application of TFLM.
-
-        Args:
-            memories: what :meth:`plan_two_memories` returned, whose planner class is then written as well.
+        """Write ``NAME_model.h``, ``NAME_model.cc`` and ``example.cc``: C++17 for an application of TFLM; with
+        ``memories``, from :meth:`plan_two_memories`, the planner class as well.
 
         Raises:
             ArenaError: as for :attr:`arena`.
@@ -10862,28 +10995,41 @@ class TFLiteModel:
         return analysis_json(self.snapshot)
 
     def plot_memory_usage(
-        self, file: str | os.PathLike[str], split: SplitDecision | None = None, other: TFLiteModel | None = None
+        self,
+        file: str | os.PathLike[str],
+        split: SplitDecision | None = None,
+        other: TFLiteModel | None = None,
+        room: int | None = None,
     ) -> None:
         """Draw the working set of every operator; the extension of the file decides the format (png, svg, pdf).
 
         Args:
             split: what :meth:`split_operators` returned, whose alternatives are then drawn as well.
             other: a model whose subgraph 0 is drawn below.
+            room: bytes that there are for tensors, as a line.
 
         Raises:
             OSError: the file cannot be written.
         """
-        plot_schedules(Path(file), self.schedules, split, other.schedules[0] if other else None)
+        plot_schedules(Path(file), self.schedules, split, other.schedules[0] if other else None, room)
 
-    def plot_memory_map(self, file: str | os.PathLike[str], before: Arena | None = None) -> None:
-        """Draw TFLM's arena: time across, address up; beside the arena of ``before``, if given.
+    def plot_memory_map(
+        self,
+        file: str | os.PathLike[str],
+        before: TFLiteModel | None = None,
+        memories: MemoriesDecision | None = None,
+        room: int | None = None,
+    ) -> None:
+        """Draw TFLM's arena: time across, address up; beside that of ``before``, if given, with the boundary of
+        ``memories``, from :meth:`plan_two_memories`, and with ``room``, bytes for tensors and scratch memory, as a line.
 
         Raises:
             ArenaError: as for :attr:`arena`.
             OSError: the file cannot be written.
         """
-        arenas = {"arena": self.arena} if before is None else {"before": before, "after": self.arena}
-        plot_arenas(Path(file), arenas)
+        boundary = memories.fast_head if memories is not None and memories.is_divided else None
+        now = MemoryMap("arena" if before is None else "after", self.snapshot, boundary, room)
+        plot_arenas(Path(file), [now] if before is None else [MemoryMap("before", before.snapshot, None, room), now])
 
     def compute_best_peak_memory_usage(
         self, time_limit: float = TIME_LIMIT, progress: Progress = no_progress
@@ -10991,8 +11137,7 @@ class TFLiteModel:
     ) -> MemoriesDecision:
         """Plan a fast memory for most of what an inference moves, and a slow one for the rest, in the file.
 
-        An application follows that plan with the planner class that :meth:`write_firmware` writes; for all others it is
-        one for a single arena.
+        The planner class that :meth:`write_firmware` writes maps them; without it, they are one arena.
 
         Args:
             fast: bytes for tensors and scratch memory.
@@ -11003,9 +11148,7 @@ class TFLiteModel:
         Raises:
             ValueError: no tensor has a name that is pinned, or there is no such memory.
         """
-        if unknown := set((pins or {}).values()) - {"fast", "slow"}:
-            raise ValueError(f"a tensor is pinned to fast or slow, not {min(unknown)!r}")
-        memories = Memories(fast, slow, {name: where == "fast" for name, where in (pins or {}).items()})
+        memories = Memories(fast, slow, pins or {})
         self.snapshot, decision = decide_memories(self.snapshot, memories, Budget(time_limit), in_place)
         return decision
 
@@ -11034,7 +11177,7 @@ class TFLiteModel:
             ValueError: fewer than one cluster.
             ModelError: the weights lie on top of the file's tables.
         """
-        self.snapshot, decision = self._clustered(clusters, per_channel, min_sqnr)
+        self.snapshot, decision = decide_clustering(self.snapshot, clusters, per_channel, min_sqnr)
         return decision
 
     def compress_weights(
@@ -11065,21 +11208,7 @@ class TFLiteModel:
     ) -> list[ClusteringDecision]:
         """What :meth:`cluster_weights` would give for each number of clusters, and with ``compress``
         :meth:`compress_weights` after it; the model stays as it is."""
-        decisions = []
-        for n in clusters:
-            clustered, decision = self._clustered(n, per_channel)
-            if compress:
-                compression = decide_compression(clustered, more_ram, False, Budget())[1]
-                decision = dataclasses.replace(decision, compression=compression)
-            decisions.append(decision)
-        return decisions
-
-    def _clustered(
-        self, clusters: int, per_channel: bool, min_sqnr: float | None = None
-    ) -> tuple[Snapshot, ClusteringDecision]:
-        if clusters < 1:
-            raise ValueError("the number of clusters must be at least 1")
-        return decide_clustering(self.snapshot, clusters, per_channel, min_sqnr)
+        return compare_clusterings(self.snapshot, clusters, per_channel, compress, more_ram)
 
 
 ####################################################################################################
@@ -11562,19 +11691,46 @@ def _report(
                 file.write(text + "\n")
     if arguments.csv:
         model.output_model_analysis_to_csv(arguments.csv, arguments.calc_macs, arguments.calc_size)
-    if arguments.plot and is_comparison:
+    _draw(arguments, model, original, results, other)
+
+
+def _draw(
+    arguments: argparse.Namespace,
+    model: TFLiteModel,
+    original: Snapshot,
+    results: Sequence[Decision],
+    other: TFLiteModel | None,
+) -> None:
+    """The pictures."""
+    clusterings = [r for r in results if isinstance(r, ClusteringDecision)]
+    if arguments.plot and len(clusterings) > 1:
         plot_clusterings(arguments.plot, clusterings)
     elif arguments.plot:
-        split = next((r for r in results if isinstance(r, SplitDecision)), None)
-        model.plot_memory_usage(arguments.plot, split, other)
+        split, room = next((r for r in results if isinstance(r, SplitDecision)), None), None
+        with contextlib.suppress(ArenaError):
+            room = _room(arguments, model.arena)
+        model.plot_memory_usage(arguments.plot, split, other, room)
     if arguments.memory_map:
-        before: Arena | None = None
+        memories = next((r for r in results if isinstance(r, MemoriesDecision) and r.is_divided), None)
+        room = None if memories else _room(arguments, model.arena)
+        maps = [MemoryMap("arena", model.snapshot, memories.fast_head if memories else None, room)]
         if other is not None:
-            before = other.arena
-        elif arguments.plan or arguments.optimize or arguments.split:
+            maps = [dataclasses.replace(maps[0], title="this model"), MemoryMap(arguments.compare.name, other.snapshot)]
+        elif model.snapshot is not original:
             with contextlib.suppress(ArenaError):
-                before = original.arena
-        model.plot_memory_map(arguments.memory_map, before)
+                _ = original.arena
+                maps = [MemoryMap("before", original), dataclasses.replace(maps[0], title="after")]
+        plot_arenas(arguments.memory_map, maps)
+
+
+def _room(arguments: argparse.Namespace, arena: Arena) -> int | None:
+    """Bytes that a limit leaves for tensors and scratch memory, if there is one."""
+    if arguments.memories:
+        return int(arguments.memories["fast"])
+    limits = [arguments.max_head, arguments.max_peak]
+    limits += [arguments.max_arena - arena.persistent] if arguments.max_arena is not None else []
+    given = [max(limit, 0) for limit in limits if limit is not None]
+    return min(given, default=None)
 
 
 def _say(text: str) -> None:

@@ -44,7 +44,7 @@ def test_no_division_keeps_more(blocks: list[Interval], fast: int, slow: int, rn
     blocks = blocks[:6]
     values = [rng.randrange(1, 100) for _ in blocks]
     pinned = {i: rng.random() < 0.5 for i in range(len(blocks)) if rng.random() < 0.2}
-    memories = Memories(16 * fast, 16 * slow, {})
+    memories = Memories(16 * fast, 16 * slow)
     best = None
     for kept in itertools.product((False, True), repeat=len(blocks)):
         parts = [[b for b, k in zip(blocks, kept, strict=True) if k is here] for here in (True, False)]
@@ -73,7 +73,7 @@ def test_what_fits_at_all_times_and_cannot_be_placed():
     blocks = [Interval(*life) for life in TIGHT]
     values = [block.size for block in blocks]
     for fast, most in ((96, sum(values)), (80, sum(values) - 16)):
-        found = plan_memories(arena_of(blocks), values, Memories(fast, None, {}), {}, 10.0)
+        found = plan_memories(arena_of(blocks), values, Memories(fast), {}, 10.0)
         assert sum(values[i] for i in found.fast) == found.most == most
         assert found.boundary <= fast
         assert not plan_faults(found.plan.intervals, str)
@@ -90,7 +90,7 @@ def test_memory_is_shared_within_each(seed: int):
     values = traffic(model.graph, arena.buffers)
     fast = rng.randrange(arena.head // 16 + 2) * 16
     pinned = {i: True for i, b in enumerate(arena.buffers) if b.tensor is None}
-    found = plan_memories(arena, values, Memories(fast, None, {}), pinned, 5.0)
+    found = plan_memories(arena, values, Memories(fast), pinned, 5.0)
     free = [i for i in range(len(values)) if i not in pinned]
     best = -1
     for kept in itertools.product((False, True), repeat=len(free)):
@@ -151,7 +151,7 @@ def test_pins(where: str):
         model = TFLiteModel(chain())
         decision = model.plan_two_memories(1 << 20, pins={name: where, last: "slow" if where == "fast" else "fast"})
         assert decision.is_divided
-        assert [t for t, _ in decision.tensors] == [f"t{first}" if where == "slow" else last]
+        assert [name for _, name, _ in decision.tensors] == [f"t{first}" if where == "slow" else last]
         assert (decision.fast_head, decision.slow_head) == (1280, 1024)
 
 
