@@ -3509,12 +3509,14 @@ class Sharing:
     places: tuple[Place, ...] = ()
     pieces: Mapping[int, tuple[Interval, ...]] = dataclasses.field(default_factory=dict)  # of what is not needed whole
     copies: tuple[Place, ...] = ()  # ``new`` has the same content as ``old`` while it is there
+    instead: tuple[Place, ...] = ()  # other inputs on which the ``new`` one of a place may lie as well
 
     def __bool__(self) -> bool:
         return bool(self.places or self.pieces or self.copies)
 
     def __add__(self, other: Sharing) -> Sharing:
-        return Sharing(self.places + other.places, {**self.pieces, **other.pieces}, self.copies + other.copies)
+        places, copies = self.places + other.places, self.copies + other.copies
+        return Sharing(places, {**self.pieces, **other.pieces}, copies, self.instead + other.instead)
 
     def used_by(self, placed: Sequence[Interval]) -> Sharing:
         """That with the buffers that do lie on each other."""
@@ -3524,7 +3526,8 @@ class Sharing:
             is_beside = place.beside is None or placed[place.beside].offset == new
             return old is not None and new is not None and old == new + place.above and is_beside
 
-        return Sharing(tuple(filter(is_used, self.places)), self.pieces, tuple(filter(is_used, self.copies)))
+        places = tuple(filter(is_used, self.places + self.instead))
+        return Sharing(places, self.pieces, tuple(filter(is_used, self.copies)))
 
     def among(self, numbers: Sequence[int]) -> Sharing:
         """That of some of the buffers, which then have the numbers 0, 1, 2, ..."""
@@ -3538,7 +3541,7 @@ class Sharing:
             )
 
         pieces = {new[i]: found for i, found in self.pieces.items() if i in new}
-        return Sharing(places(self.places), pieces, places(self.copies))
+        return Sharing(places(self.places), pieces, places(self.copies), places(self.instead))
 
 
 class Layout(NamedTuple):
@@ -3679,9 +3682,9 @@ def shared_places(graph: ModelGraph, buffers: Sequence[ArenaBuffer]) -> Sharing:
             run[s][t] = i
     for s, here in run.items():
         subgraph = graph.subgraphs[s]
-        places = tuple(_places_in(subgraph, here, buffers, taken))
+        places, instead = _places_in(subgraph, here, buffers, taken)
         pieces = _read_by_slices(subgraph, here, buffers, runs) | _overwritten(subgraph, here, buffers, runs)
-        found += Sharing(places, pieces)
+        found += Sharing(places, pieces, instead=instead)
     next_place = {place.old: place.new for place in found.places if place.above == 0}
     sharing = reduce(Sharing.__add__, (variable.sharing(buffers, next_place) for variable in variables), found)
     return _without_clashes([buffer.interval for buffer in buffers], sharing)
@@ -3711,8 +3714,11 @@ def _without_clashes(intervals: Sequence[Interval], sharing: Sharing) -> Sharing
 
 def _places_in(
     subgraph: Subgraph, number: Mapping[int, int], buffers: Sequence[ArenaBuffer], taken: set[int]
-) -> Iterator[Place]:
-    """Inputs of operators that end there, and the output that may lie on them; each is ``taken`` once."""
+) -> tuple[tuple[Place, ...], tuple[Place, ...]]:
+    """Inputs of operators that end there, and the output that may lie on them, each ``taken`` once; and further inputs
+    on which that might lie instead."""
+    places: list[Place] = []
+    instead: list[Place] = []
     for operator in subgraph.operators:
         node = node_of(subgraph, operator)
         output = number.get(operator.writes[0]) if len(operator.writes) == 1 else None
@@ -3726,15 +3732,15 @@ def _places_in(
             and t not in subgraph.outputs
             and buffers[number[t]].interval.last == buffers[output].interval.first
         }
-        chosen = next((position for position in ends if may_lie_on(node, position)), None)
-        if chosen is None:
-            continue
-        found = [Place(ends[chosen], output)]
+        found = [Place(ends[position], output) for position in ends if may_lie_on(node, position)]
+        places += found[:1]
+        instead += [place for place in found[1:] if place.old != found[0].old]
         # The kernel copies the operand, where that is elsewhere, and would write over the update.
-        if operator.kind == "DYNAMIC_UPDATE_SLICE" and (block := updated_block(node)) and UPDATE in ends:
-            found.append(Place(ends[UPDATE], output, block[0], beside=ends[chosen]))
-        yield from found
-        taken.update(place.old for place in found)
+        if found and operator.kind == "DYNAMIC_UPDATE_SLICE" and (block := updated_block(node)) and UPDATE in ends:
+            places.append(Place(ends[UPDATE], output, block[0], beside=found[0].old))
+            taken.add(ends[UPDATE])
+        taken.update(place.old for place in found[:1])
+    return tuple(places), tuple(instead)
 
 
 def _overwritten(
@@ -4227,78 +4233,117 @@ PLANNER_INDEX = 4  # bytes that the planner class takes for every buffer while T
 
 @dataclass(frozen=True)
 class Memories:
-    """Bytes of both, and the tensors that have to be in ``"fast"`` or ``"slow"`` memory, by name."""
+    """Bytes of both, and the tensors that have to be in ``"fast"`` or ``"slow"`` memory, by name.
+
+    Raises:
+        ValueError: a size is no number of bytes.
+    """
 
     fast: int
     slow: int | None = None  # None: as much as is needed
     pins: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        for size in (self.fast, self.slow):
+            if size is not None and not (isinstance(size, int) and size >= 0):
+                raise ValueError(f"the size of a memory is a whole number of bytes, not {size!r}")
+
+    def limits(self, persistent: int) -> tuple[int, int]:
+        """Bytes that tensors and scratch may take in the fast memory, and tensors in the slow one."""
+        slow = HIGHEST_OFFSET if self.slow is None else min(self.slow, HIGHEST_OFFSET)
+        return min(self.fast, HIGHEST_OFFSET), max(slow - persistent, 0)
+
     def pinned(self, graph: ModelGraph, arena: Arena) -> dict[int, bool]:
-        """The buffers that have no choice; a name may also be a tensor's number in subgraph 0.
+        """The buffers that have no choice: True for the fast memory, as for scratch. A name may also be a tensor's
+        number in subgraph 0.
 
         Raises:
-            ValueError: no tensor in the arena has that name, or there is no such memory.
+            ValueError: no tensor in the arena has that name, it is pinned to both, or there is no such memory.
         """
         found = {i: True for i, buffer in enumerate(arena.buffers) if buffer.tensor is None}
-        names = {
-            i: graph.subgraphs[b.subgraph].tensors[b.tensor].name
-            for i, b in enumerate(arena.buffers)
-            if b.tensor is not None
-        }
+        tensors = {i: (b.subgraph, b.tensor) for i, b in enumerate(arena.buffers) if b.tensor is not None}
         for name, where in self.pins.items():
             if where not in ("fast", "slow"):
                 raise ValueError(f"a tensor is pinned to fast or slow, not {where!r}")
-            matches = [i for i, known in names.items() if known == name]
-            if not matches:
-                matches = [i for i, b in enumerate(arena.buffers) if b.subgraph == 0 and str(b.tensor) == name]
+            matches = [i for i, (s, t) in tensors.items() if graph.subgraphs[s].tensors[t].name == name]
+            matches = matches or [i for i, (s, t) in tensors.items() if s == 0 and str(t) == name]
             if not matches:
                 raise ValueError(f"no tensor in the arena has the name or number {shorten(name)}")
-            found |= dict.fromkeys(matches, where == "fast")
+            for i in matches:
+                if found.setdefault(i, where == "fast") != (where == "fast"):
+                    raise ValueError(f"{buffer_name(graph, arena.buffers[i])} is pinned to both memories")
         return found
 
 
 def traffic(graph: ModelGraph, buffers: Sequence[ArenaBuffer]) -> list[int]:
     """Bytes that an inference moves to and from each buffer: when it is made, and for each operator that reads it.
 
-    Scratch memory is written and read once; what a loop runs counts once.
+    Scratch memory is written and read once, what nobody touches never; what a loop runs counts once.
     """
     readers = Counter((s.index, t) for s, operator in graph.operators for t in operator.reads)
-    return [b.bytes * (1 + (1 if b.tensor is None else readers[b.subgraph, b.tensor])) for b in buffers]
+    times = (1 + (1 if b.tensor is None else readers[b.subgraph, b.tensor]) for b in buffers)
+    return [b.bytes * n if b.interval.last >= 0 else 0 for b, n in zip(buffers, times, strict=True)]
 
 
 class Claim(NamedTuple):
-    """What a buffer takes of the memory in which it is, unless another one is there too, in whose place it may lie."""
+    """What a buffer takes of the memory in which it is, unless a place (by number) is made use of."""
 
     interval: Interval
     owner: int
     unless: int | None = None
 
 
-def claims_of(buffers: Sequence[Interval], sharing: Sharing) -> list[Claim]:
-    """All that they take, in whatever memory each of them is."""
-    layout = layout_of(buffers, sharing)
-    claims = [Claim(interval, owner) for interval, owner in zip(layout.intervals, layout.owners, strict=True)]
-    for old, new, *_ in sharing.places:
-        begins = sorted(piece.first for piece in sharing.pieces.get(new, (buffers[new],)))
-        for size, first, last, _ in sharing.pieces.get(old, (buffers[old],)):
-            begin = next((begin for begin in begins if first <= begin <= last), None)
-            if begin is not None:
-                claims.append(Claim(Interval(size, begin, last), old, unless=new))
-    return claims + [Claim(buffers[copy.new], copy.new, unless=copy.old) for copy in sharing.copies]
+def claims_of(buffers: Sequence[Interval], sharing: Sharing) -> tuple[list[Claim], list[Place]]:
+    """All that they take, in whatever memory each of them is, and the places that they may share there."""
+    over = [*sharing.places, *sharing.instead]
+    places = [*over, *sharing.copies]
+    copy = {place.new: number for number, place in enumerate(places) if number >= len(over)}
+    takers: dict[int, list[int]] = defaultdict(list)  # places that end a buffer early
+    for number, place in enumerate(over):
+        takers[place.old].append(number)
+    claims = []
+    for i, buffer in enumerate(buffers):
+        for piece in sharing.pieces.get(i, (buffer,)):
+            if i in copy:
+                claims.append(Claim(piece, i, copy[i]))
+                continue
+            size, first, last, _ = piece
+            begins = [
+                (begin, number)
+                for number in takers[i]
+                for _, begin, *_ in sharing.pieces.get(places[number].new, (buffers[places[number].new],))
+                if first <= begin <= last
+            ]
+            begin, number = min(begins, default=(last + 1, -1))
+            if first < begin:
+                claims.append(Claim(Interval(size, first, begin - 1), i))
+            if begin <= last:
+                claims.append(Claim(Interval(size, begin, last), i, number))
+    return claims, places
+
+
+class Choice(NamedTuple):
+    """Which buffers are in the fast memory, and the numbers of the places that are made use of, in either memory."""
+
+    fast: frozenset[int]
+    used: frozenset[int]
 
 
 def divide(
     claims: Sequence[Claim],
+    places: Sequence[Place],
+    instead: Collection[Place],
     values: Sequence[int],
     limits: tuple[int, int],
     pinned: Mapping[int, bool],
     apart: Sequence[Collection[int]],
     time_limit: float,
-) -> tuple[frozenset[int] | None, int]:
-    """(the buffers of the fast memory, if a way was found to keep within the limits of both at all times; the largest
-    sum of their values that may be possible). Whether they can be placed so is another question.
+) -> tuple[Choice | None, int]:
+    """(a choice that keeps within the limits of both memories at all times, if one was found; the largest sum of values
+    in the fast memory that may be possible). Whether the buffers can be placed so is another question.
 
     Args:
+        instead: the places that exclude all others with the same new buffer.
         limits: bytes of the fast memory and of the slow one.
         pinned: the buffers that have to be in the fast one (True), or must not be there.
         apart: sets of buffers that cannot all be in the fast one.
@@ -4313,6 +4358,12 @@ def divide(
         model.add(is_fast[i] == where)
     for together in apart:
         model.add(sum(is_fast[i] for i in together) < len(together))
+    is_used: list[Any] = [model.new_bool_var("") for _ in places]
+    for used, place in zip(is_used, places, strict=True):
+        for other in (place.new, place.new if place.beside is None else place.beside):
+            model.add(is_fast[place.old] == is_fast[other]).only_enforce_if(used)
+    for new in {place.new for place in instead}:
+        model.add_at_most_one(used for used, place in zip(is_used, places, strict=True) if place.new == new)
     begins = sorted({claim.interval.first for claim in claims})
     is_slow: list[Any] = [literal.negated() for literal in is_fast]
     for limit, is_here in zip(limits, (is_fast, is_slow), strict=True):
@@ -4321,7 +4372,7 @@ def divide(
             (size, first, last, _), literal = claim.interval, is_here[claim.owner]
             if claim.unless is not None:
                 literal = model.new_bool_var("")
-                model.add_bool_or(literal, is_here[claim.owner].negated(), is_here[claim.unless])
+                model.add_bool_or(literal, is_here[claim.owner].negated(), is_used[claim.unless])
             for begin in begins[bisect.bisect_left(begins, first) : bisect.bisect_right(begins, last)]:
                 taken[begin].append(size // ARENA_ALIGNMENT * literal)
         for sizes in taken.values():
@@ -4333,7 +4384,10 @@ def divide(
     bound = min(int(solver.best_objective_bound + 0.5), sum(values))
     if status not in (cp_model.OPTIMAL, cp_model.FEASIBLE):
         return None, bound
-    return frozenset(i for i, literal in enumerate(is_fast) if solver.value(literal)), bound
+    fast, used = (
+        frozenset(i for i, literal in enumerate(found) if solver.value(literal)) for found in (is_fast, is_used)
+    )
+    return Choice(fast, used), bound
 
 
 @dataclass(frozen=True)
@@ -4362,54 +4416,62 @@ def plan_memories(
     """The plan with the most traffic in the fast memory; None if none was found.
 
     First the buffers are divided such that both memories hold them at all times, which is proven in an instant, and
-    then they are placed. Where that does not succeed, they are divided anew for a little less memory.
+    then they are placed. Where that does not succeed, they are divided anew, at last for a little less memory.
 
     Args:
         values: bytes of traffic of each buffer.
         pinned: as for :func:`divide`.
     """
-    slow = HIGHEST_OFFSET if memories.slow is None else memories.slow
-    limits = memories.fast, max(slow - arena.persistent, 0)
-    claims = claims_of(arena.intervals, arena.sharing if in_place else NOTHING_SHARED)
-    always = frozenset(i for i, is_fast in pinned.items() if is_fast)
+    sharing = arena.sharing if in_place else NOTHING_SHARED
+    claims, places = claims_of(arena.intervals, sharing)
+    limits = memories.limits(arena.persistent)
     budget, room, most, is_proven = Budget(time_limit), limits, sum(values), True
     apart: list[frozenset[int]] = []
+    if sharing.copies:  # which may be of each other where what all of them are copies of is elsewhere
+        free = [claim for claim in claims if claim.unless is None or places[claim.unless] not in sharing.copies]
+        _, most = divide(free, places, sharing.instead, values, room, pinned, apart, budget.share(0.2).left)
+        is_proven = False
     for attempt in range(MOST_DIVISIONS):
-        chosen, bound = divide(claims, values, room, pinned, apart, budget.share(0.5).left)
-        if chosen is None:
+        choice, bound = divide(claims, places, sharing.instead, values, room, pinned, apart, budget.share(0.5).left)
+        if choice is None:
             break
         most = bound if is_proven else most
-        division, heads = _place_apart(arena, chosen, limits, budget.share(0.5).left, in_place)
+        division, heads = _place_apart(arena, choice, sharing, limits, budget.share(0.5).left)
         over = [max(head.height - limit, 0) for head, limit in zip(heads, limits, strict=True)]
         if not any(over):
             break
-        is_proven &= heads[0].bound > limits[0] and not over[1]
-        apart += [chosen] if over[0] else []
+        is_proven &= heads[0].bound > limits[0] and not over[1] and not sharing
+        apart += [choice.fast] if over[0] else []
         if over[1] or attempt >= EXACT_DIVISIONS:
             room = room[0] - over[0], room[1] - over[1]
     else:
-        chosen = None
-    if chosen is None:
-        division, heads = _place_apart(arena, always, limits, budget.left, in_place)
-    is_within = division.reserve(arena) <= slow and all(
-        h.height <= limit for h, limit in zip(heads, limits, strict=True)
-    )
+        choice = None
+    if choice is None:
+        always = Choice(frozenset(i for i, is_fast in pinned.items() if is_fast), frozenset())
+        division, heads = _place_apart(arena, always, sharing, limits, budget.left)
+    is_within = division.boundary <= limits[0] and heads[1].height <= limits[1]
+    is_within &= memories.slow is None or division.reserve(arena) <= memories.slow
     return dataclasses.replace(division, most=most) if is_within else None
 
 
 def _place_apart(
-    arena: Arena, fast: frozenset[int], limits: tuple[int, int], time_limit: float, in_place: bool
+    arena: Arena, choice: Choice, sharing: Sharing, limits: tuple[int, int], time_limit: float
 ) -> tuple[Division, tuple[Plan, Plan]]:
-    """A plan with these buffers in the fast memory, and those of both memories, which may be higher than the limits."""
+    """A plan for a choice, and those of both memories, which may be higher than the limits."""
+    instead = [place for number, place in enumerate(sharing.instead, len(sharing.places)) if number in choice.used]
+    places = [place for place in sharing.places if place.new not in {other.new for other in instead}] + instead
+    sharing = dataclasses.replace(sharing, places=tuple(places), instead=())
+    apart = dataclasses.replace(arena, sharing=_without_clashes(arena.intervals, sharing))
     budget, numbers = Budget(time_limit), range(len(arena.buffers))
-    parts = [i for i in numbers if i in fast], [i for i in numbers if i not in fast]
-    first = plan_arena(arena.only(parts[0]), budget.share(0.5).left, in_place, enough=limits[0])
-    second = plan_arena(arena.only(parts[1]), budget.left, in_place)
+    parts = [i for i in numbers if i in choice.fast], [i for i in numbers if i not in choice.fast]
+    first = plan_arena(apart.only(parts[0]), budget.share(0.5).left, enough=limits[0])
+    second = plan_arena(apart.only(parts[1]), budget.left)
+    boundary = max(first.height, ARENA_ALIGNMENT)  # there are no arrays of no bytes
     intervals = arena.intervals
-    for part, plan, base in zip(parts, (first, second), (0, first.height), strict=True):
+    for part, plan, base in zip(parts, (first, second), (0, boundary), strict=True):
         for i, interval in zip(part, plan.intervals, strict=True):
             intervals[i] = interval._replace(offset=(interval.offset or 0) + base)
-    return Division(Plan(tuple(intervals), 0), first.height, fast), (first, second)
+    return Division(Plan(tuple(intervals), 0), boundary, choice.fast), (first, second)
 
 
 ####################################################################################################
@@ -8779,7 +8841,7 @@ class MemoriesDecision(Decision):
     reserve: int = 0  # the arena, which is in the slow one, but if all fits into the fast one
     one_arena: int = 0  # to reserve without the planner class
     is_divided: bool = False  # else all fits into the fast one
-    tensors: tuple[tuple[int, str, int], ...] = ()  # of the slow one: id, name and bytes
+    tensors: tuple[tuple[str, str, int], ...] = ()  # of the slow one: number, name and bytes
 
     key = "memories"
 
@@ -9650,15 +9712,18 @@ def decide_memories(
         if size <= memories.fast:
             done = dataclasses.replace(decision, after=0, bound=0, changed=whole is not model, seconds=budget.spent)
             return whole, dataclasses.replace(done, fast_head=whole.arena.head, reserve=size, one_arena=size)
-    required = plan_arena(arena.only([i for i in pinned if pinned[i]]), budget.share(0.1).left, in_place).height
+    claims, _ = claims_of(arena.intervals, arena.sharing if in_place else NOTHING_SHARED)
+    required = Profile(c.interval for c in claims if c.unless is None and pinned.get(c.owner)).peak
     decision = dataclasses.replace(decision, required=required)
-    if required > memories.fast:
+    if max(required, ARENA_ALIGNMENT) > memories.fast:
         why = f"scratch memory and what is pinned take {required:,} B, more than the {memories.fast:,} B of fast memory"
+        why = why if required else f"a fast memory of {memories.fast:,} B holds nothing"
         return model, dataclasses.replace(decision, refusal=why, seconds=budget.spent)
     found = plan_memories(arena, moved, memories, pinned, budget.left, in_place)
     if found is None or found.plan.height >= HIGHEST_OFFSET:
         room = HIGHEST_OFFSET if memories.slow is None else memories.slow
-        why = f"no plan was found that takes no more than {room:,} B of slow memory, persistent structures included"
+        why = f"no plan was found for {memories.fast:,} B of fast memory and {room:,} B of slow memory, in which"
+        why += f" persistent structures take {arena.persistent:,} B"
         return model, dataclasses.replace(decision, refusal=why, seconds=budget.spent)
     after = model.planned(found.plan)
     return after, dataclasses.replace(
@@ -9672,12 +9737,14 @@ def decide_memories(
         reserve=found.reserve(arena),
         one_arena=after.arena.reserve,
         is_divided=True,
-        tensors=tuple(
-            (b.tensor or 0, model.graph.subgraphs[b.subgraph].tensors[b.tensor or 0].name, b.bytes)
-            for i, b in enumerate(arena.buffers)
-            if i not in found.fast
-        ),
+        tensors=tuple(_named(model.graph, b) for i, b in enumerate(arena.buffers) if i not in found.fast),
     )
+
+
+def _named(graph: ModelGraph, buffer: ArenaBuffer) -> tuple[str, str, int]:
+    """Number, name and bytes of a tensor."""
+    number = f"{buffer.subgraph}:{buffer.tensor}" if buffer.subgraph else str(buffer.tensor)
+    return number, graph.subgraphs[buffer.subgraph].tensors[buffer.tensor or 0].name, buffer.bytes
 
 
 ####################################################################################################
@@ -10448,7 +10515,7 @@ PLANNER = """
 // Puts what the plan in the model has below kFastMemorySize, and all scratch memory, into the fast memory.
 class Planner : public tflite::MicroMemoryPlanner {
  public:
-  Planner(uint8_t* fast, uint8_t* arena) : away_(static_cast<int>(fast - arena)) {}
+  Planner(uint8_t* fast, uint8_t* arena) : away_(fast - arena) {}
 
   TfLiteStatus Init(unsigned char* scratch, int size) override {
     const int most = size / static_cast<int>(sizeof(int) + tflite::GreedyMemoryPlanner::per_buffer_size());
@@ -10480,16 +10547,18 @@ class Planner : public tflite::MicroMemoryPlanner {
   TfLiteStatus GetOffsetForBuffer(int buffer, int* offset) override {
     *offset = places_[buffer];
     if (*offset >= 0) return kTfLiteOk;
+    const int away = static_cast<int>(away_);
+    if (away != away_) return kTfLiteError;  // on a host: the memories are too far from each other
     if (fast_.GetMaximumMemorySize() > kFastMemorySize) return kTfLiteError;  // kernels with more scratch memory
     TF_LITE_ENSURE_STATUS(fast_.GetOffsetForBuffer(-1 - *offset, offset));
-    *offset += away_;
+    *offset += away;
     return kTfLiteOk;
   }
   bool preserves_all_tensors() const override { return false; }
 
  private:
   tflite::GreedyMemoryPlanner fast_;
-  int away_;  // from the arena to the fast memory
+  std::ptrdiff_t away_;  // from the arena to the fast memory
   int* places_ = nullptr;  // by buffer: its address in the arena, or less than 0: -1 - its number among the fast ones
   int most_ = 0, count_ = 0, slow_ = 0;
 };
@@ -11020,8 +11089,8 @@ class TFLiteModel:
         memories: MemoriesDecision | None = None,
         room: int | None = None,
     ) -> None:
-        """Draw TFLM's arena: time across, address up; beside that of ``before``, if given, with the boundary of
-        ``memories``, from :meth:`plan_two_memories`, and with ``room``, bytes for tensors and scratch memory, as a line.
+        """Draw TFLM's arena: time across, address up; beside that of ``before``, if given. What ``memories``, from
+        :meth:`plan_two_memories`, divides is a line, and so is ``room``: bytes for tensors and scratch memory.
 
         Raises:
             ArenaError: as for :attr:`arena`.
@@ -11231,13 +11300,13 @@ class _Parser(argparse.ArgumentParser):
         self.exit(BAD_INPUT, f"{self.prog}: error: {message}\n")
 
 
-def _number(text: str, shown: str, what: str) -> float:
-    """A number from 0 up, or a message that ``shown`` is not ``what`` it should be."""
+def _number(text: str, shown: str, what: str, most: float = math.inf) -> float:
+    """A number from 0 up to below ``most``, or a message that ``shown`` is not ``what`` it should be."""
     try:
         number = float(text)
     except ValueError:
         number = -1.0
-    if not 0 <= number < math.inf:
+    if not 0 <= number < most:
         raise argparse.ArgumentTypeError(f"{shown!r} is not {what}")
     return number
 
@@ -11246,7 +11315,9 @@ def _size(text: str) -> int:
     number = text.upper().removesuffix("B")
     unit = UNITS.get(number[-1:], 1)
     number = number[:-1] if unit > 1 else number
-    return int(_number(number, text, "a size such as 65536, 64KB or 0.5MB (KB: 1,024 bytes)") * unit)
+    return int(
+        _number(number, text, "a size such as 65536, 64KB or 0.5MB (KB: 1,024 bytes)", sys.maxsize / unit) * unit
+    )
 
 
 def _memories(text: str) -> dict[str, int]:
@@ -11477,6 +11548,9 @@ def _plan(model: TFLiteModel, seconds: float, original: Snapshot, arguments: arg
 
 def _plan_apart(model: TFLiteModel, seconds: float, arguments: argparse.Namespace) -> MemoriesDecision:
     pins, sizes = dict(arguments.pin or []), arguments.memories
+    for name, where in arguments.pin or []:
+        if pins[name] != where:
+            raise UsageError(f"--pin: {name} is pinned to both memories")
     try:
         decision = model.plan_two_memories(**sizes, pins=pins, time_limit=seconds, in_place=not arguments.no_in_place)
     except ModelError:
