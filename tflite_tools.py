@@ -8646,15 +8646,20 @@ def listed(title: str, sentences: Sequence[str]) -> list[str]:
 
 def plain_names(names: Iterable[str]) -> dict[str, str]:
     """The names without the folders that most of them share."""
-    names, prefix = list(names), ""
+    names = list(names)
+    shared = [""]
     while True:
-        inside = [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
+        inside = [name.removeprefix(shared[-1]) for name in names if name.startswith(shared[-1])]
         folders = Counter(name.split("/", 1)[0] for name in inside if "/" in name.split(";", 1)[0])
         folder, count = next(iter(folders.most_common(1)), ("", 0))
         if count <= len(names) / 2:
             break
-        prefix += f"{folder}/"
-    return {name: name.removeprefix(prefix).replace(f";{prefix}", ";") if prefix else name for name in names}
+        shared.append(f"{shared[-1]}{folder}/")
+
+    def plain(name: str) -> str:
+        return name.removeprefix(next(prefix for prefix in reversed(shared) if name.startswith(prefix)))
+
+    return {name: ";".join(map(plain, name.split(";"))) for name in names}
 
 
 def registered(kinds: Sequence[str]) -> str:
