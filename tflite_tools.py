@@ -10753,8 +10753,8 @@ def escape_dollars(text: str) -> str:
 def _mark(axes: Any, y: float, text: str, colour: str) -> None:
     """A line across, named at its right end."""
     axes.axhline(y, color=colour, linewidth=0.9, linestyle=":")
-    at = axes.get_xlim()[1], y
-    axes.annotate(text, at, (-4, 3), textcoords="offset points", ha="right", fontsize=8, color=colour)
+    at, box = (axes.get_xlim()[1], y), {"facecolor": "white", "alpha": 0.8, "linewidth": 0, "pad": 1}
+    axes.annotate(text, at, (-4, 4), textcoords="offset points", ha="right", fontsize=8, color=colour, bbox=box)
 
 
 def _plot_schedule(axes: Any, schedule: Schedule, title: str, room: int | None) -> None:
