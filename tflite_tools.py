@@ -4329,46 +4329,63 @@ class Choice(NamedTuple):
     used: frozenset[int]
 
 
-def divide(
-    claims: Sequence[Claim],
-    places: Sequence[Place],
-    instead: Collection[Place],
-    values: Sequence[int],
-    limits: tuple[int, int],
-    pinned: Mapping[int, bool],
-    apart: Sequence[Collection[int]],
-    time_limit: float,
-) -> tuple[Choice | None, int]:
-    """(a choice that keeps within the limits of both memories at all times, if one was found; the largest sum of values
-    in the fast memory that may be possible). Whether the buffers can be placed so is another question.
+@dataclass(frozen=True)
+class DivisionProblem:
+    """Which buffers are in the fast memory such that the sum of their values is the largest.
 
-    Args:
-        instead: the places that exclude all others with the same new buffer.
-        limits: bytes of the fast memory and of the slow one.
-        pinned: the buffers that have to be in the fast one (True), or must not be there.
-        apart: sets of buffers that cannot all be in the fast one.
+    Both memories have to hold theirs at all times; whether they can be placed so is another question.
     """
-    from ortools.sat.python import cp_model
 
-    if time_limit <= 0:
-        return None, sum(values)
-    model = cp_model.CpModel()
-    is_fast: list[Any] = [model.new_bool_var("") for _ in values]
-    for i, where in pinned.items():
-        model.add(is_fast[i] == where)
-    for together in apart:
-        model.add(sum(is_fast[i] for i in together) < len(together))
-    is_used: list[Any] = [model.new_bool_var("") for _ in places]
-    for used, place in zip(is_used, places, strict=True):
-        for other in (place.new, place.new if place.beside is None else place.beside):
-            model.add(is_fast[place.old] == is_fast[other]).only_enforce_if(used)
-    for new in {place.new for place in instead}:
-        model.add_at_most_one(used for used, place in zip(is_used, places, strict=True) if place.new == new)
-    begins = sorted({claim.interval.first for claim in claims})
-    is_slow: list[Any] = [literal.negated() for literal in is_fast]
-    for limit, is_here in zip(limits, (is_fast, is_slow), strict=True):
+    values: Sequence[int]
+    pinned: Mapping[int, bool]  # the buffers that have to be in the fast memory (True), or must not be there
+    claims: Sequence[Claim]
+    places: Sequence[Place]
+    instead: Collection[Place]  # those that exclude all others with the same new buffer
+
+    def without_copies(self, copies: Collection[Place]) -> DivisionProblem:
+        """Copies take nothing, wherever they are."""
+        claims = [claim for claim in self.claims if claim.unless is None or self.places[claim.unless] not in copies]
+        return dataclasses.replace(self, claims=claims)
+
+    def solve(
+        self, limits: tuple[int, int], apart: Sequence[Collection[int]], time_limit: float
+    ) -> tuple[Choice | None, int]:
+        """(the best choice, or that so far; None if there is none, or none was found. A bound on what any has.)
+
+        Args:
+            limits: bytes of the fast memory and of the slow one.
+            apart: sets of buffers that cannot all be in the fast one.
+        """
+        from ortools.sat.python import cp_model
+
+        if time_limit <= 0:
+            return None, sum(self.values)
+        model = cp_model.CpModel()
+        is_fast: list[Any] = [model.new_bool_var("") for _ in self.values]
+        is_used: list[Any] = [model.new_bool_var("") for _ in self.places]
+        for i, where in self.pinned.items():
+            model.add(is_fast[i] == where)
+        for together in apart:
+            model.add(sum(is_fast[i] for i in together) < len(together))
+        for used, place in zip(is_used, self.places, strict=True):
+            for other in (place.new, place.new if place.beside is None else place.beside):
+                model.add(is_fast[place.old] == is_fast[other]).only_enforce_if(used)
+        for new in {place.new for place in self.instead}:
+            model.add_at_most_one(used for used, place in zip(is_used, self.places, strict=True) if place.new == new)
+        is_slow: list[Any] = [literal.negated() for literal in is_fast]
+        for limit, is_here in zip(limits, (is_fast, is_slow), strict=True):
+            self._keep_within(model, limit, is_here, is_used)
+        model.maximize(sum(value * literal for value, literal in zip(self.values, is_fast, strict=True)))
+        solver, status = solve_constraints(model, time_limit, THOROUGH)
+        if status not in (cp_model.OPTIMAL, cp_model.FEASIBLE):
+            return None, sum(self.values)
+        fast, used = (frozenset(i for i, one in enumerate(every) if solver.value(one)) for every in (is_fast, is_used))
+        return Choice(fast, used), min(int(solver.best_objective_bound + 0.5), sum(self.values))
+
+    def _keep_within(self, model: Any, limit: int, is_here: Sequence[Any], is_used: Sequence[Any]) -> None:
+        begins = sorted({claim.interval.first for claim in self.claims})
         taken: dict[int, list[Any]] = defaultdict(list)  # by time, when something begins
-        for claim in claims:
+        for claim in self.claims:
             (size, first, last, _), literal = claim.interval, is_here[claim.owner]
             if claim.unless is not None:
                 literal = model.new_bool_var("")
@@ -4377,17 +4394,6 @@ def divide(
                 taken[begin].append(size // ARENA_ALIGNMENT * literal)
         for sizes in taken.values():
             model.add(sum(sizes) <= limit // ARENA_ALIGNMENT)
-    model.maximize(sum(value * literal for value, literal in zip(values, is_fast, strict=True)))
-    solver, status = solve_constraints(model, time_limit, THOROUGH)
-    if status == cp_model.INFEASIBLE:
-        return None, -1
-    bound = min(int(solver.best_objective_bound + 0.5), sum(values))
-    if status not in (cp_model.OPTIMAL, cp_model.FEASIBLE):
-        return None, bound
-    fast, used = (
-        frozenset(i for i, literal in enumerate(found) if solver.value(literal)) for found in (is_fast, is_used)
-    )
-    return Choice(fast, used), bound
 
 
 @dataclass(frozen=True)
@@ -4420,19 +4426,18 @@ def plan_memories(
 
     Args:
         values: bytes of traffic of each buffer.
-        pinned: as for :func:`divide`.
+        pinned: as for :class:`DivisionProblem`.
     """
     sharing = arena.sharing if in_place else NOTHING_SHARED
-    claims, places = claims_of(arena.intervals, sharing)
+    problem = DivisionProblem(values, pinned, *claims_of(arena.intervals, sharing), sharing.instead)
     limits = memories.limits(arena.persistent)
     budget, room, most, is_proven = Budget(time_limit), limits, sum(values), True
     apart: list[frozenset[int]] = []
     if sharing.copies:  # which may be of each other where what all of them are copies of is elsewhere
-        free = [claim for claim in claims if claim.unless is None or places[claim.unless] not in sharing.copies]
-        _, most = divide(free, places, sharing.instead, values, room, pinned, apart, budget.share(0.2).left)
+        _, most = problem.without_copies(sharing.copies).solve(room, apart, budget.share(0.2).left)
         is_proven = False
     for attempt in range(MOST_DIVISIONS):
-        choice, bound = divide(claims, places, sharing.instead, values, room, pinned, apart, budget.share(0.5).left)
+        choice, bound = problem.solve(room, apart, budget.share(0.5).left)
         if choice is None:
             break
         most = bound if is_proven else most
@@ -4465,7 +4470,7 @@ def _place_apart(
     budget, numbers = Budget(time_limit), range(len(arena.buffers))
     parts = [i for i in numbers if i in choice.fast], [i for i in numbers if i not in choice.fast]
     first = plan_arena(apart.only(parts[0]), budget.share(0.5).left, enough=limits[0])
-    second = plan_arena(apart.only(parts[1]), budget.left)
+    second = plan_arena(apart.only(parts[1]), budget.left if first.height <= limits[0] else 0)
     boundary = max(first.height, ARENA_ALIGNMENT)  # there are no arrays of no bytes
     intervals = arena.intervals
     for part, plan, base in zip(parts, (first, second), (0, boundary), strict=True):
