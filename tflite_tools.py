@@ -2950,9 +2950,29 @@ class Costs(NamedTuple):
 
     tensor: Callable[[Tensor], int]
     operator: Callable[[Subgraph, Operator], int]
+    over: Callable[[Subgraph, Operator], Sequence[int]] = (
+        lambda subgraph, operator: ()
+    )  # inputs: may its output be there?
 
 
 PLAIN_COSTS = Costs(lambda tensor: tensor.ram_bytes, lambda subgraph, operator: 0)
+
+
+def _common_buffers(subgraph: Subgraph, touched: Mapping[int, list[tuple[int, bool]]], costs: Costs) -> list[list[int]]:
+    """The tensors, those together that are one buffer in any order: an output with the input in whose place it may be,
+    if that has no other use."""
+    first = {tensor.index: tensor.index for tensor in subgraph.tensors}
+    for operator in subgraph.operators:
+        for source in costs.over(subgraph, operator):
+            *before, last = touched[source]
+            is_made_once = len(before) == 1 and before[0][1] if before else source in subgraph.inputs
+            if is_made_once and last == (operator.index, False) and source not in subgraph.outputs:
+                first[operator.writes[0]] = first[source]
+                break
+    groups: dict[int, list[int]] = defaultdict(list)
+    for tensor, root in first.items():
+        groups[root].append(tensor)
+    return [[root, *(i for i in group if i != root)] for root, group in groups.items()]
 
 
 def ordering_problem(
@@ -2961,14 +2981,14 @@ def ordering_problem(
     """The ordering problem of a subgraph: its operators are the tasks, its tensors in working memory the buffers."""
     buffers = []
     touched, inputs, outputs = accesses(subgraph), set(subgraph.inputs), set(subgraph.outputs)
-    for tensor in subgraph.tensors:
-        history = touched.get(tensor.index, [])
-        is_output = tensor.index in outputs
-        size = costs.tensor(tensor)
+    for tensors in _common_buffers(subgraph, touched, costs):
+        history = [access for tensor in tensors for access in touched.get(tensor, [])]
+        is_output = not outputs.isdisjoint(tensors)
+        size = costs.tensor(subgraph.tensors[tensors[0]])
         if size == 0 or not (history or is_output):
             continue
         operators = tuple(dict.fromkeys(operator for operator, _ in history))
-        is_written_first = bool(history) and history[0][1] and tensor.index not in inputs
+        is_written_first = bool(history) and history[0][1] and tensors[0] not in inputs
         producer, readers = (operators[0], operators[1:]) if is_written_first else (None, operators)
         buffers.append(Buffer(size, producer, readers, kept=is_output))
     transient = (
@@ -3418,6 +3438,18 @@ def may_lie_on(node: Node, position: int) -> bool:
     if node.kind is KINDS["QUANTIZE"]:
         return {source.dtype, output.dtype} == {"INT8", "UINT8"}
     return position == 0 and source.dtype == output.dtype
+
+
+def in_place_inputs(subgraph: Subgraph, operator: Operator) -> list[int]:
+    """Tensors of the size of the only output, which may be written where they are."""
+    node, tensors = node_of(subgraph, operator), subgraph.tensors
+    if len(operator.writes) != 1 or node.output is None:
+        return []
+    found = (t for i, t in enumerate(operator.inputs) if t >= 0 and may_lie_on(node, i))
+    return [t for t in found if tensors[t].bytes == node.output.bytes]
+
+
+IN_PLACE_COSTS = ARENA_COSTS._replace(over=in_place_inputs)
 
 
 def _moves_rows_up(node: Node, source: Tensor, output: Tensor) -> bool:
@@ -9596,11 +9628,16 @@ def _same(a: np.ndarray, b: np.ndarray) -> bool:
 
 
 def decide_order(
-    model: Snapshot, budget: Budget, for_arena: bool = False, progress: Progress = no_progress
+    model: Snapshot,
+    budget: Budget,
+    for_arena: bool = False,
+    in_place: bool = True,
+    progress: Progress = no_progress,
 ) -> tuple[Snapshot, OrderDecision]:
     """The order of the smallest peak, every subgraph for itself; the given one unless another is better.
 
-    With ``for_arena``, the order of the smallest arena bound instead, where TFLM can hold that in fewer bytes.
+    With ``for_arena``, the order of the smallest arena bound instead, or with ``in_place`` that of outputs in the place
+    of inputs, where TFLM can hold that in fewer bytes.
     """
     peak, graph = model.peak, model.graph
     try:
@@ -9610,8 +9647,11 @@ def decide_order(
     chosen = found
     if for_arena:
         with contextlib.suppress(ArenaError):
-            other = order_model(graph, budget.share(0.5).left, progress, ARENA_COSTS)
-            chosen = _smaller_in_the_arena(graph, found, other, budget)
+            others = [
+                order_model(graph, budget.share(0.4).left, progress, costs)
+                for costs in (ARENA_COSTS, IN_PLACE_COSTS)[: 1 + in_place]
+            ]
+            chosen = _smallest_in_the_arena(graph, [found, *others], budget, in_place)
     orders = tuple(ordering.order for ordering in chosen)
     changed = orders != tuple(tuple(range(len(s.operators))) for s in graph.subgraphs)
     after = model.reordered(orders) if changed else model
@@ -9628,18 +9668,22 @@ def decide_order(
     )
 
 
-def _smaller_in_the_arena(
-    graph: ModelGraph, first: tuple[Ordering, ...], second: tuple[Ordering, ...], budget: Budget
+def _smallest_in_the_arena(
+    graph: ModelGraph, candidates: Sequence[tuple[Ordering, ...]], budget: Budget, in_place: bool
 ) -> tuple[Ordering, ...]:
-    """The second set of orders if its plan is lower, else the first."""
-    if [o.order for o in first] == [o.order for o in second]:
-        return first
+    """The orders whose plan is the lowest, the first of those."""
+    first: dict[Any, tuple[Ordering, ...]] = {}
+    for orderings in candidates:
+        first.setdefault(tuple(ordering.order for ordering in orderings), orderings)
+    distinct = list(first.values())
+    if len(distinct) == 1:
+        return distinct[0]
     heights = []
-    for orderings, share in ((first, 0.5), (second, 1.0)):
+    for i, orderings in enumerate(distinct):
         reordered = (s.reordered(o.order) for s, o in zip(graph.subgraphs, orderings, strict=True))
         arena = analyse_arena(graph.with_subgraphs(reordered))
-        heights.append(plan_arena(arena, budget.share(share).left).height)
-    return second if heights[1] < heights[0] else first
+        heights.append(plan_arena(arena, budget.share(1 / (len(distinct) - i)).left, in_place).height)
+    return distinct[heights.index(min(heights))]
 
 
 TOO_HIGH = "it would be {:,} B, but offsets in the file have 32 bits"
@@ -11122,7 +11166,11 @@ class TFLiteModel:
         return decide_order(self.snapshot, Budget(time_limit), progress=progress)[1]
 
     def optimize_memory(
-        self, time_limit: float = TIME_LIMIT, for_arena: bool = False, progress: Progress = no_progress
+        self,
+        time_limit: float = TIME_LIMIT,
+        for_arena: bool = False,
+        in_place: bool = True,
+        progress: Progress = no_progress,
     ) -> OrderDecision:
         """Reorder the operators for the smallest peak; every subgraph for itself, callees first.
 
@@ -11131,9 +11179,10 @@ class TFLiteModel:
 
         Args:
             time_limit: as for :meth:`compute_best_peak_memory_usage`, and ``progress``.
-            for_arena: also look for an order whose tensors and scratch fit a smaller arena of TFLM, and prefer that.
+            for_arena: also look for an order whose tensors and scratch fit a smaller arena of TFLM, and prefer that;
+                ``in_place`` as for :meth:`plan_memory`.
         """
-        self.snapshot, decision = decide_order(self.snapshot, Budget(time_limit), for_arena, progress)
+        self.snapshot, decision = decide_order(self.snapshot, Budget(time_limit), for_arena, in_place, progress)
         return decision
 
     def split_operators(
@@ -11491,7 +11540,7 @@ def _steps(arguments: argparse.Namespace, original: Snapshot) -> list[tuple[int,
     if arguments.split:
         steps += [(3, lambda model, seconds: [_split(model, arguments, seconds)])]
     if arguments.optimize:
-        steps += [(2, lambda model, seconds: [_optimize(model, seconds, arguments.plan)])]
+        steps += [(2, lambda model, seconds: [_optimize(model, seconds, arguments)])]
     if arguments.compress and len(arguments.clusters or []) < 2:
         ram, plan, shares = arguments.compress_ram, arguments.plan, not arguments.no_in_place
         steps += [(1, lambda model, seconds: [model.compress_weights(ram, plan, seconds, shares)])]
@@ -11543,9 +11592,9 @@ def _split(model: TFLiteModel, arguments: argparse.Namespace, seconds: float) ->
     return model.split_operators(percent, seconds, arguments.optimize, arguments.max_peak, stripes)
 
 
-def _optimize(model: TFLiteModel, seconds: float, for_arena: bool) -> OrderDecision:
+def _optimize(model: TFLiteModel, seconds: float, arguments: argparse.Namespace) -> OrderDecision:
     with _progress_bar() as progress:
-        return model.optimize_memory(seconds, for_arena, progress)
+        return model.optimize_memory(seconds, arguments.plan, not arguments.no_in_place, progress)
 
 
 def _plan(model: TFLiteModel, seconds: float, original: Snapshot, arguments: argparse.Namespace) -> PlanDecision:

@@ -187,6 +187,7 @@ def test_it_compiles_and_is_the_model(case: str, tmp_path: Path):
     assert sorted(calls) == sorted({registration(o.kind, o.is_custom) for _, o in model.graph.operators})
     assert f"kOperatorCount = {len(calls)};" in header
     assert ("MicroResourceVariables::Create(allocator, 1)" in example) == (case == "variable")
+    assert ("by the application" in header) == (case == "own")
     if shutil.which("g++") is None:
         pytest.skip("needs g++")
     write_stubs(tmp_path)

@@ -19,6 +19,8 @@ from test_lighter import converting
 
 import tflite_tools
 from tflite_tools import (
+    ARENA_COSTS,
+    IN_PLACE_COSTS,
     KINDS,
     OFFLINE_PLAN,
     Interval,
@@ -28,9 +30,11 @@ from tflite_tools import (
     Storage,
     TFLiteModel,
     analyse_arena,
+    layout_of,
     main,
     may_lie_on,
     node_of,
+    ordering_problem,
     plan_by_first_fit,
     plan_faults,
     plan_optimally,
@@ -450,3 +454,45 @@ def test_ports_without_conversion_are_planned_in_place_too():
     model = TFLiteModel(converting(outer="UINT8"))
     assert model.plan_memory().in_place == {"LEAKY_RELU": 1, "QUANTIZE": 2}
     assert model.arena.head == 48
+
+
+# -- orders that make use of it ------------------------------------------------------------------------
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**32 - 1))
+def test_orders_know_what_certainly_shares_a_place(seed: int):
+    """In any order, bytes alive with outputs in the place of inputs that have no other use are no less than what is
+    shared in the arena, and no more than without."""
+    rng = random.Random(seed)
+    snapshot = TFLiteModel(random_net(rng, steps=8)).snapshot
+    graph, subgraph = snapshot.graph, snapshot.graph.subgraphs[0]
+    plain, shared = (ordering_problem(graph, subgraph, {}, costs) for costs in (ARENA_COSTS, IN_PLACE_COSTS))
+    order, waiting = [], list(range(plain.n))
+    while waiting:
+        ready = [t for t in waiting if not any(plain.predecessors[t] >> other & 1 for other in waiting)]
+        order.append(rng.choice(ready))
+        waiting.remove(order[-1])
+    arena = snapshot.reordered([order]).arena
+    alive = Profile(layout_of(arena.intervals, arena.sharing).intervals).peak
+    at_the_start = Profile(arena.intervals).at(0)  # an input that nobody reads is unknown to the problem
+    assert alive <= max(shared.peak(order), at_the_start)
+    assert shared.peak(order) <= plain.peak(order)
+    assert shared.ancestors == plain.ancestors
+
+
+@pytest.mark.parametrize(("in_place", "head"), [(True, 192), (False, 256)])
+def test_an_order_for_a_plan_in_place(in_place: bool, head: int):
+    """Without shared places all orders take the same, so that of the file stays; with them, the second sum, which can
+    lie on the first, comes before the other reader of the input."""
+    b = Builder()
+    x, a, total, other, y = (b.tensor((1, 16), "FLOAT32") for _ in range(5))
+    b.op("RELU", [x], [a])
+    b.op("ADD", [x, a], [total])
+    b.op("SOFTMAX", [x], [other])
+    b.op("ADD", [a, total], [y])
+    model = TFLiteModel(b.build([x], [other, y]))
+    decision = model.optimize_memory(for_arena=True, in_place=in_place)
+    assert decision.changed is in_place
+    assert model.plan_memory(in_place=in_place).after == head
+    assert is_intact(model.to_bytes())
