@@ -2945,34 +2945,46 @@ def precedence_pairs(graph: ModelGraph, subgraph: Subgraph) -> list[tuple[int, i
     return list(pairs)
 
 
+def nothing_in_place(subgraph: Subgraph, operator: Operator) -> Sequence[int]:
+    return ()
+
+
 class Costs(NamedTuple):
-    """What a tensor takes while it is alive and what an operator takes besides, in bytes."""
+    """What a tensor takes while it is alive and what an operator takes besides, in bytes; and the inputs on which the
+    only output of an operator may lie."""
 
     tensor: Callable[[Tensor], int]
     operator: Callable[[Subgraph, Operator], int]
-    over: Callable[[Subgraph, Operator], Sequence[int]] = (
-        lambda subgraph, operator: ()
-    )  # inputs: may its output be there?
+    in_place: Callable[[Subgraph, Operator], Sequence[int]] = nothing_in_place
 
 
 PLAIN_COSTS = Costs(lambda tensor: tensor.ram_bytes, lambda subgraph, operator: 0)
 
 
 def _common_buffers(subgraph: Subgraph, touched: Mapping[int, list[tuple[int, bool]]], costs: Costs) -> list[list[int]]:
-    """The tensors, those together that are one buffer in any order: an output with the input in whose place it may be,
-    if that has no other use."""
-    first = {tensor.index: tensor.index for tensor in subgraph.tensors}
+    """The tensors in groups, each of which is one buffer in any order, most of a single tensor.
+
+    An output is in the buffer of an input on which it may lie, if that has one origin and no other use, so that it ends
+    there, and if the output begins there.
+    """
+    root = {tensor.index: tensor.index for tensor in subgraph.tensors}
+
+    def ends_at(operator: Operator, source: int) -> bool:
+        *made, last = touched[source]
+        is_made_once = not made if source in subgraph.inputs else [changes for _, changes in made] == [True]
+        return is_made_once and last == (operator.index, False) and source not in subgraph.outputs
+
+    def begins_at(operator: Operator, output: int) -> bool:
+        return touched[output][0] == (operator.index, True) and output not in subgraph.inputs
+
     for operator in subgraph.operators:
-        for source in costs.over(subgraph, operator):
-            *before, last = touched[source]
-            is_made_once = len(before) == 1 and before[0][1] if before else source in subgraph.inputs
-            if is_made_once and last == (operator.index, False) and source not in subgraph.outputs:
-                first[operator.writes[0]] = first[source]
-                break
+        sources = [t for t in costs.in_place(subgraph, operator) if ends_at(operator, t)]
+        if sources and begins_at(operator, operator.writes[0]):
+            root[operator.writes[0]] = root[sources[0]]
     groups: dict[int, list[int]] = defaultdict(list)
-    for tensor, root in first.items():
-        groups[root].append(tensor)
-    return [[root, *(i for i in group if i != root)] for root, group in groups.items()]
+    for tensor, first in root.items():
+        groups[first].append(tensor)
+    return [[first, *(i for i in group if i != first)] for first, group in groups.items()]
 
 
 def ordering_problem(
@@ -3443,13 +3455,13 @@ def may_lie_on(node: Node, position: int) -> bool:
 def in_place_inputs(subgraph: Subgraph, operator: Operator) -> list[int]:
     """Tensors of the size of the only output, which may be written where they are."""
     node, tensors = node_of(subgraph, operator), subgraph.tensors
-    if len(operator.writes) != 1 or node.output is None:
+    if len(operator.writes) != 1 or node.output is None or node.output.storage is not Storage.ACTIVATION:
         return []
     found = (t for i, t in enumerate(operator.inputs) if t >= 0 and may_lie_on(node, i))
     return [t for t in found if tensors[t].bytes == node.output.bytes]
 
 
-IN_PLACE_COSTS = ARENA_COSTS._replace(over=in_place_inputs)
+IN_PLACE_COSTS = ARENA_COSTS._replace(in_place=in_place_inputs)
 
 
 def _moves_rows_up(node: Node, source: Tensor, output: Tensor) -> bool:
@@ -3541,7 +3553,9 @@ class Sharing:
     places: tuple[Place, ...] = ()
     pieces: Mapping[int, tuple[Interval, ...]] = dataclasses.field(default_factory=dict)  # of what is not needed whole
     copies: tuple[Place, ...] = ()  # ``new`` has the same content as ``old`` while it is there
-    instead: tuple[Place, ...] = ()  # other inputs on which the ``new`` one of a place may lie as well
+    instead: tuple[
+        Place, ...
+    ] = ()  # that exclude the one of ``places`` with the same ``new``; a layout has none of them
 
     def __bool__(self) -> bool:
         return bool(self.places or self.pieces or self.copies)
@@ -4263,6 +4277,11 @@ EXACT_DIVISIONS, MOST_DIVISIONS = 20, 40  # that are tried until one can be plac
 PLANNER_INDEX = 4  # bytes that the planner class takes for every buffer while TFLM plans, besides its own
 
 
+def tensor_number(subgraph: int, tensor: int) -> str:
+    """The number of a tensor, with that of the subgraph in front if it is not the first."""
+    return f"{subgraph}:{tensor}" if subgraph else f"{tensor}"
+
+
 @dataclass(frozen=True)
 class Memories:
     """Bytes of both, and the tensors that have to be in ``"fast"`` or ``"slow"`` memory, by name.
@@ -4283,11 +4302,10 @@ class Memories:
     def limits(self, persistent: int) -> tuple[int, int]:
         """Bytes that tensors and scratch may take in the fast memory, and tensors in the slow one."""
         slow = HIGHEST_OFFSET if self.slow is None else min(self.slow, HIGHEST_OFFSET)
-        return min(self.fast, HIGHEST_OFFSET), max(slow - persistent, 0)
+        return min(self.fast, HIGHEST_OFFSET), max(slow // ARENA_ALIGNMENT * ARENA_ALIGNMENT - persistent, 0)
 
     def pinned(self, graph: ModelGraph, arena: Arena) -> dict[int, bool]:
-        """The buffers that have no choice: True for the fast memory, as for scratch. A name may also be a tensor's
-        number in subgraph 0.
+        """The buffers that have no choice: True for the fast memory, as for scratch. A name may also be a number.
 
         Raises:
             ValueError: no tensor in the arena has that name, it is pinned to both, or there is no such memory.
@@ -4298,7 +4316,7 @@ class Memories:
             if where not in ("fast", "slow"):
                 raise ValueError(f"a tensor is pinned to fast or slow, not {where!r}")
             matches = [i for i, (s, t) in tensors.items() if graph.subgraphs[s].tensors[t].name == name]
-            matches = matches or [i for i, (s, t) in tensors.items() if s == 0 and str(t) == name]
+            matches = matches or [i for i, key in tensors.items() if tensor_number(*key) == name]
             if not matches:
                 raise ValueError(f"no tensor in the arena has the name or number {shorten(name)}")
             for i in matches:
@@ -4327,12 +4345,14 @@ class Claim(NamedTuple):
 
 def claims_of(buffers: Sequence[Interval], sharing: Sharing) -> tuple[list[Claim], list[Place]]:
     """All that they take, in whatever memory each of them is, and the places that they may share there."""
-    over = [*sharing.places, *sharing.instead]
-    places = [*over, *sharing.copies]
-    copy = {place.new: number for number, place in enumerate(places) if number >= len(over)}
-    takers: dict[int, list[int]] = defaultdict(list)  # places that end a buffer early
-    for number, place in enumerate(over):
-        takers[place.old].append(number)
+    places = [*sharing.places, *sharing.instead, *sharing.copies]
+    copy: dict[int, int] = {}  # by buffer, the place in which it takes nothing
+    takers: dict[int, list[int]] = defaultdict(list)  # by buffer, the places that end it early
+    for number, place in enumerate(places):
+        if place in sharing.copies:
+            copy[place.new] = number
+        else:
+            takers[place.old].append(number)
     claims = []
     for i, buffer in enumerate(buffers):
         for piece in sharing.pieces.get(i, (buffer,)):
@@ -4355,10 +4375,10 @@ def claims_of(buffers: Sequence[Interval], sharing: Sharing) -> tuple[list[Claim
 
 
 class Choice(NamedTuple):
-    """Which buffers are in the fast memory, and the numbers of the places that are made use of, in either memory."""
+    """Which buffers are in the fast memory, and the places that are made use of, in either memory."""
 
     fast: frozenset[int]
-    used: frozenset[int]
+    used: frozenset[Place]
 
 
 @dataclass(frozen=True)
@@ -4411,7 +4431,8 @@ class DivisionProblem:
         solver, status = solve_constraints(model, time_limit, THOROUGH)
         if status not in (cp_model.OPTIMAL, cp_model.FEASIBLE):
             return None, sum(self.values)
-        fast, used = (frozenset(i for i, one in enumerate(every) if solver.value(one)) for every in (is_fast, is_used))
+        fast = frozenset(i for i, literal in enumerate(is_fast) if solver.value(literal))
+        used = frozenset(place for place, literal in zip(self.places, is_used, strict=True) if solver.value(literal))
         return Choice(fast, used), min(int(solver.best_objective_bound + 0.5), sum(self.values))
 
     def _keep_within(self, model: Any, limit: int, is_here: Sequence[Any], is_used: Sequence[Any]) -> None:
@@ -4495,7 +4516,7 @@ def _place_apart(
     arena: Arena, choice: Choice, sharing: Sharing, limits: tuple[int, int], time_limit: float
 ) -> tuple[Division, tuple[Plan, Plan]]:
     """A plan for a choice, and those of both memories, which may be higher than the limits."""
-    instead = [place for number, place in enumerate(sharing.instead, len(sharing.places)) if number in choice.used]
+    instead = [place for place in sharing.instead if place in choice.used]
     places = [place for place in sharing.places if place.new not in {other.new for other in instead}] + instead
     sharing = dataclasses.replace(sharing, places=tuple(places), instead=())
     apart = dataclasses.replace(arena, sharing=_without_clashes(arena.intervals, sharing))
@@ -8681,11 +8702,14 @@ def listed(title: str, sentences: Sequence[str]) -> list[str]:
     return lines + ([f"{title} ... and {more:,} more reasons"] if more > 0 else [])
 
 
+MOST_FOLDERS = 20  # in a name
+
+
 def plain_names(names: Iterable[str]) -> dict[str, str]:
     """The names without the folders that most of them share."""
     names = list(names)
     shared = [""]
-    while True:
+    while len(shared) <= MOST_FOLDERS:
         inside = [name.removeprefix(shared[-1]) for name in names if name.startswith(shared[-1])]
         folders = Counter(name.split("/", 1)[0] for name in inside if "/" in name.split(";", 1)[0])
         folder, count = next(iter(folders.most_common(1)), ("", 0))
@@ -8870,10 +8894,18 @@ class PlanDecision(Decision):
         return {"head_before": self.before, "head": self.after} | own | super().json()
 
 
+class SlowTensor(NamedTuple):
+    """A tensor in the slow memory."""
+
+    number: str
+    name: str
+    bytes: int
+
+
 @dataclass(frozen=True, kw_only=True)
 class MemoriesDecision(Decision):
-    """What a plan for two memories does: bytes that an inference moves ``before`` in all, ``after`` to and from the
-    slow one, of which none has less than ``bound``."""
+    """What a plan for two memories does with what an inference moves: ``before`` are the bytes in all, ``after`` those
+    to and from the slow memory; no plan has less than ``bound`` of them there."""
 
     fast: int = 0  # limits, as they were given
     slow: int | None = None
@@ -8883,7 +8915,7 @@ class MemoriesDecision(Decision):
     reserve: int = 0  # the arena, which is in the slow one, but if all fits into the fast one
     one_arena: int = 0  # to reserve without the planner class
     is_divided: bool = False  # else all fits into the fast one
-    tensors: tuple[tuple[str, str, int], ...] = ()  # of the slow one: number, name and bytes
+    tensors: tuple[SlowTensor, ...] = ()  # of the slow one
 
     key = "memories"
 
@@ -8894,13 +8926,11 @@ class MemoriesDecision(Decision):
             return [
                 f"Two memories: all of it fits into the fast one, an arena of {self.reserve:,} B of {self.fast:,} B."
             ]
-        stays, most = (100 * (1 - n / self.before) for n in (self.after, self.bound))
+        stays, most = (100 * (1 - n / max(self.before, 1)) for n in (self.after, self.bound))
         verdict = "proven optimal" if self.optimal else f"no plan has more than {most:.1f} %"
-        largest, plain = (
-            sorted(self.tensors, key=lambda t: -t[2])[:MOST_LISTED],
-            plain_names(t[1] for t in self.tensors),
-        )
-        names = [f"{i} ({shorten(plain[name], 40)}) {size:,} B" for i, name, size in largest]
+        plain = plain_names(t.name for t in self.tensors)
+        largest = sorted(self.tensors, key=lambda t: -t.bytes)[:MOST_LISTED]
+        names = [f"{t.number} ({shorten(plain[t.name], 40)}) {t.bytes:,} B" for t in largest]
         names += [f"{len(self.tensors) - len(largest):,} more"] if len(self.tensors) > len(largest) else []
         limit = "" if self.slow is None else f" of {self.slow:,} B"
         return [
@@ -8918,7 +8948,7 @@ class MemoriesDecision(Decision):
         own = {
             "bytes_moved": self.before,
             "bytes_moved_slow": self.after,
-            "tensors_slow": [name for _, name, _ in self.tensors],
+            "tensors_slow": [t._asdict() for t in self.tensors],
         }
         picks = "fast slow fast_head slow_head required reserve one_arena is_divided"
         return own | picked(self, picks) | super().json()
@@ -9631,13 +9661,13 @@ def decide_order(
     model: Snapshot,
     budget: Budget,
     for_arena: bool = False,
-    in_place: bool = True,
     progress: Progress = no_progress,
+    in_place: bool = True,
 ) -> tuple[Snapshot, OrderDecision]:
     """The order of the smallest peak, every subgraph for itself; the given one unless another is better.
 
-    With ``for_arena``, the order of the smallest arena bound instead, or with ``in_place`` that of outputs in the place
-    of inputs, where TFLM can hold that in fewer bytes.
+    With ``for_arena``, the order among three whose plan is the lowest: that one, the one of the smallest arena, and
+    with ``in_place`` the one of the smallest arena whose outputs lie on inputs that certainly end there.
     """
     peak, graph = model.peak, model.graph
     try:
@@ -9647,10 +9677,8 @@ def decide_order(
     chosen = found
     if for_arena:
         with contextlib.suppress(ArenaError):
-            others = [
-                order_model(graph, budget.share(0.4).left, progress, costs)
-                for costs in (ARENA_COSTS, IN_PLACE_COSTS)[: 1 + in_place]
-            ]
+            kinds = [ARENA_COSTS, IN_PLACE_COSTS] if in_place else [ARENA_COSTS]
+            others = [order_model(graph, budget.share(0.4).left, progress, costs) for costs in kinds]
             chosen = _smallest_in_the_arena(graph, [found, *others], budget, in_place)
     orders = tuple(ordering.order for ordering in chosen)
     changed = orders != tuple(tuple(range(len(s.operators))) for s in graph.subgraphs)
@@ -9748,7 +9776,7 @@ def decide_memories(
     slow one, as the planner class has it.
 
     Raises:
-        ValueError: no tensor has a name that is pinned.
+        ValueError: as for :class:`Memories`.
     """
     decision = MemoriesDecision(fast=memories.fast, slow=memories.slow)
     try:
@@ -9791,14 +9819,14 @@ def decide_memories(
         reserve=found.reserve(arena),
         one_arena=after.arena.reserve,
         is_divided=True,
-        tensors=tuple(_named(model.graph, b) for i, b in enumerate(arena.buffers) if i not in found.fast),
+        tensors=tuple(
+            SlowTensor(
+                tensor_number(b.subgraph, b.tensor), model.graph.subgraphs[b.subgraph].tensors[b.tensor].name, b.bytes
+            )
+            for i, b in enumerate(arena.buffers)
+            if i not in found.fast and b.tensor is not None
+        ),
     )
-
-
-def _named(graph: ModelGraph, buffer: ArenaBuffer) -> tuple[str, str, int]:
-    """Number, name and bytes of a tensor."""
-    number = f"{buffer.subgraph}:{buffer.tensor}" if buffer.subgraph else str(buffer.tensor)
-    return number, graph.subgraphs[buffer.subgraph].tensors[buffer.tensor or 0].name, buffer.bytes
 
 
 ####################################################################################################
@@ -10580,18 +10608,19 @@ class Planner : public tflite::MicroMemoryPlanner {
     return fast_.Init(scratch + own, size - own);
   }
   TfLiteStatus AddBuffer(int size, int first, int last) override {
+    if (count_ >= most_) return kTfLiteError;
     TF_LITE_ENSURE_STATUS(fast_.AddBuffer(size, first, last));
     places_[count_++] = -fast_.GetBufferCount();
     return kTfLiteOk;
   }
   TfLiteStatus AddBuffer(int size, int first, int last, int offset) override {
+    if (count_ >= most_) return kTfLiteError;
     const int place = offset - static_cast<int>(kFastMemorySize);
     if (place < 0) {
       TF_LITE_ENSURE_STATUS(fast_.AddBuffer(size, first, last, offset));
       places_[count_++] = -fast_.GetBufferCount();
       return kTfLiteOk;
     }
-    if (count_ >= most_) return kTfLiteError;
     places_[count_++] = place;
     slow_ = place + size > slow_ ? place + size : slow_;
     return kTfLiteOk;
@@ -10642,9 +10671,8 @@ FIRMWARE_EXAMPLE = """\
 #include "tensorflow/lite/micro/micro_interpreter.h"
 {include}#include "tensorflow/lite/schema/schema_generated.h"
 
-{arrays}
-
 int main() {{
+{arrays}
   static {name}::OpResolver resolver;
   if ({name}::RegisterOperators(resolver) != kTfLiteOk) return 1;
   const tflite::Model* model = tflite::GetModel({name}::kModel);
@@ -10656,11 +10684,11 @@ int main() {{
   return 0;
 }}
 """
-ONE_ARRAY = "alignas(16) static uint8_t arena[{name}::kTensorArenaSize];"
+ONE_ARRAY = "  alignas(16) static uint8_t arena[{name}::kTensorArenaSize];"
 TWO_ARRAYS = """\
-alignas(16) static uint8_t fast[{name}::kFastMemorySize];
-// Move this one to the slow memory, with an attribute such as EXT_RAM_BSS_ATTR or a section of your linker script.
-alignas(16) static uint8_t arena[{name}::kTensorArenaSize];"""
+  alignas(16) static uint8_t fast[{name}::kFastMemorySize];
+  // Move this one to the slow memory, with an attribute such as EXT_RAM_BSS_ATTR or a section of your linker script.
+  alignas(16) static uint8_t arena[{name}::kTensorArenaSize];"""
 PLAIN_INTERPRETER = """\
   static tflite::MicroInterpreter interpreter(model, resolver, arena, {name}::kTensorArenaSize);"""
 WITH_ALLOCATOR = """\
@@ -10746,6 +10774,7 @@ INPUT_COLOUR, OUTPUT_COLOUR, OTHER_COLOUR, CALLEE_COLOUR = "#D95319", "#EDB120",
 MOST_LABELLED_BARS = 80  # more operators than this are numbered, not named
 MOST_PANELS = 6
 WORTH_A_PANEL = 0.01  # of the largest peak
+WORTH_A_LINE = 1.6  # of the peak: a limit that is higher is only told
 CHARACTER = 0.064  # inches, of a letter of 7 points
 MOST_NAMED_TENSORS = 25  # of a memory map
 MOST_TICKS = 14
@@ -10783,7 +10812,7 @@ def plot_schedules(
         _plot_alternatives(columns[-1], split)
     left_out = sum(bool(s.steps) for s in schedules) - len(shown)
     if left_out > 0:
-        figure.supxlabel(f"{left_out} subgraphs that take less are left out", fontsize=8)
+        figure.supxlabel(f"subgraphs that take less are left out ({left_out})", fontsize=8)
     _save(figure, file)
 
 
@@ -10799,10 +10828,14 @@ def escape_dollars(text: str) -> str:
     return text.replace("$", r"\$")
 
 
-def _mark(axes: Any, y: float, text: str, colour: str) -> None:
-    """A line across, named at its right end."""
-    axes.axhline(y, color=colour, linewidth=0.9, linestyle=":")
-    at, box = (axes.get_xlim()[1], y), {"facecolor": "white", "alpha": 0.8, "linewidth": 0, "pad": 1}
+def _mark(axes: Any, y: float, text: str, colour: str, top: float) -> None:
+    """A line across, named at its right end; only the name where it would be far above the ``top`` of what is drawn."""
+    box = {"facecolor": "white", "alpha": 0.8, "linewidth": 0, "pad": 1}
+    if y <= WORTH_A_LINE * top:
+        axes.axhline(y, color=colour, linewidth=0.9, linestyle=":")
+    else:
+        y, text = top, f"{text}, far above"
+    at = axes.get_xlim()[1], y
     axes.annotate(text, at, (-4, 4), textcoords="offset points", ha="right", fontsize=8, color=colour, bbox=box)
 
 
@@ -10843,7 +10876,7 @@ def _plot_schedule(axes: Any, schedule: Schedule, title: str, room: int | None) 
         ).set_in_layout(False)  # a long name must not squeeze the bars
         axes.plot([top], [peak], marker="v", color="black", markersize=6)
     if room is not None:
-        _mark(axes, room / 1024, f"room for tensors: {room:,} B", INPUT_COLOUR)
+        _mark(axes, room / 1024, f"room for tensors: {room:,} B", INPUT_COLOUR, schedule.peak / 1024)
     if many:
         axes.set_xlabel("Operator number, in execution order")
     else:
@@ -10895,6 +10928,16 @@ class MemoryMap:
         return max((b.interval.last for b in self.model.arena.buffers), default=0) + 2
 
 
+def maps_of(
+    now: Snapshot, before: Snapshot | None, memories: MemoriesDecision | None, room: int | None
+) -> list[MemoryMap]:
+    """The arena of a model, beside what it was before."""
+    boundary = memories.fast_head if memories is not None and memories.is_divided else None
+    room = room if boundary is None else None
+    after = MemoryMap("arena" if before is None else "after", now, boundary, room)
+    return [after] if before is None else [MemoryMap("before", before), after]
+
+
 def plot_arenas(file: Path, maps: Sequence[MemoryMap]) -> None:
     """The arenas side by side: time across, address up, every buffer a rectangle with its tensor's id, the largest with
     their names ("s": scratch memory). Tensors of other subgraphs than 0 have its number in front.
@@ -10906,8 +10949,9 @@ def plot_arenas(file: Path, maps: Sequence[MemoryMap]) -> None:
     width = min(max(max(shown.steps for shown in maps) / 6, 7), 13)
     figure = Figure(figsize=(width * len(maps), 7), layout="constrained")
     panels = figure.subplots(1, len(maps), squeeze=False, sharey=True)[0]
-    heights = [max(shown.model.arena.head, shown.room or 0) for shown in maps]
-    top = max(*heights, 1) / 1024 if len(heights) > 1 else max(heights[0], 1) / 1024
+    heads = [shown.model.arena.head for shown in maps]
+    rooms = [shown.room for shown, head in zip(maps, heads, strict=True) if (shown.room or 0) <= WORTH_A_LINE * head]
+    top = max([1, *heads, *(room for room in rooms if room is not None)]) / 1024
     for axes, shown in zip(panels, maps, strict=True):
         axes.set_xlim(-2.5, shown.steps - 2)
         axes.set_ylim(0, top * 1.05)
@@ -10950,13 +10994,13 @@ def _plot_arena(axes: Any, shown: MemoryMap, inches: tuple[float, float]) -> Non
         axes.add_collection(PatchCollection(patches, match_original=True, hatch=hatch))
     axes.axhline(arena.head / 1024, color="black", linewidth=0.8, linestyle="--")
     if shown.boundary is not None:
-        _mark(axes, shown.boundary / 1024, "slow memory, from here up", "black")
+        _mark(axes, shown.boundary / 1024, "slow memory, from here up", "black", arena.head / 1024)
     if shown.room is not None:
-        _mark(axes, shown.room / 1024, f"room: {shown.room:,} B", INPUT_COLOUR)
+        _mark(axes, shown.room / 1024, f"room: {shown.room:,} B", INPUT_COLOUR, arena.head / 1024)
     told = f"{arena.head:,} B (to reserve in all: {arena.reserve:,} B)"
     if shown.boundary is not None:
         told = f"fast memory {shown.boundary:,} B, slow memory {arena.head - shown.boundary:,} B"
-    axes.set_title(f"{shown.title}: {told}", loc="left")
+    axes.set_title(f"{escape_dollars(shorten(shown.title))}: {told}", loc="left")
     _number_operators(axes, graph)
 
 
@@ -10969,7 +11013,7 @@ def _buffer_titles(graph: ModelGraph, arena: Arena) -> dict[tuple[int, int], tup
     names = {(s, t): graph.subgraphs[s].tensors[t].name for s, t in keys if t >= 0}
     plain, titles = plain_names(names.values()), {}
     for (s, t), name in names.items():
-        numbers = [f"{i}:{k}" if i else f"{k}" for i, k in ((s, t), *same[s, t])]
+        numbers = [tensor_number(*key) for key in ((s, t), *same[s, t])]
         titles[s, t] = plain[name], "=".join(numbers)
     return titles
 
@@ -11150,9 +11194,7 @@ class TFLiteModel:
             ArenaError: as for :attr:`arena`.
             OSError: the file cannot be written.
         """
-        boundary = memories.fast_head if memories is not None and memories.is_divided else None
-        now = MemoryMap("arena" if before is None else "after", self.snapshot, boundary, room)
-        plot_arenas(Path(file), [now] if before is None else [MemoryMap("before", before.snapshot, None, room), now])
+        plot_arenas(Path(file), maps_of(self.snapshot, before.snapshot if before else None, memories, room))
 
     def compute_best_peak_memory_usage(
         self, time_limit: float = TIME_LIMIT, progress: Progress = no_progress
@@ -11169,8 +11211,8 @@ class TFLiteModel:
         self,
         time_limit: float = TIME_LIMIT,
         for_arena: bool = False,
-        in_place: bool = True,
         progress: Progress = no_progress,
+        in_place: bool = True,
     ) -> OrderDecision:
         """Reorder the operators for the smallest peak; every subgraph for itself, callees first.
 
@@ -11182,7 +11224,7 @@ class TFLiteModel:
             for_arena: also look for an order whose tensors and scratch fit a smaller arena of TFLM, and prefer that;
                 ``in_place`` as for :meth:`plan_memory`.
         """
-        self.snapshot, decision = decide_order(self.snapshot, Budget(time_limit), for_arena, in_place, progress)
+        self.snapshot, decision = decide_order(self.snapshot, Budget(time_limit), for_arena, progress, in_place)
         return decision
 
     def split_operators(
@@ -11268,13 +11310,13 @@ class TFLiteModel:
         The planner class that :meth:`write_firmware` writes maps them; without it, they are one arena.
 
         Args:
-            fast: bytes for tensors and scratch memory.
-            slow: bytes for tensors and persistent structures.
+            fast: bytes for tensors and scratch memory, or for the whole arena if that fits.
+            slow: bytes for other tensors and persistent structures.
             pins: by name of a tensor ``"fast"`` or ``"slow"``, for what has to be there.
             time_limit: as for :meth:`plan_memory`, and ``in_place``.
 
         Raises:
-            ValueError: no tensor has a name that is pinned, or there is no such memory.
+            ValueError: a size is no number of bytes, or a pin cannot be (no such tensor or memory, both memories).
         """
         memories = Memories(fast, slow, pins or {})
         self.snapshot, decision = decide_memories(self.snapshot, memories, Budget(time_limit), in_place)
@@ -11594,7 +11636,7 @@ def _split(model: TFLiteModel, arguments: argparse.Namespace, seconds: float) ->
 
 def _optimize(model: TFLiteModel, seconds: float, arguments: argparse.Namespace) -> OrderDecision:
     with _progress_bar() as progress:
-        return model.optimize_memory(seconds, arguments.plan, not arguments.no_in_place, progress)
+        return model.optimize_memory(seconds, arguments.plan, progress, not arguments.no_in_place)
 
 
 def _plan(model: TFLiteModel, seconds: float, original: Snapshot, arguments: argparse.Namespace) -> PlanDecision:
@@ -11611,11 +11653,11 @@ def _plan_apart(model: TFLiteModel, seconds: float, arguments: argparse.Namespac
         if pins[name] != where:
             raise UsageError(f"--pin: {name} is pinned to both memories")
     try:
-        decision = model.plan_two_memories(**sizes, pins=pins, time_limit=seconds, in_place=not arguments.no_in_place)
-    except ModelError:
-        raise
+        with contextlib.suppress(ArenaError):
+            Memories(**sizes, pins=pins).pinned(model.graph, model.arena)
     except ValueError as error:
         raise UsageError(f"--pin: {error}") from None
+    decision = model.plan_two_memories(**sizes, pins=pins, time_limit=seconds, in_place=not arguments.no_in_place)
     _tidy(model, decision, arguments)
     return decision
 
@@ -11715,7 +11757,7 @@ def _run(arguments: argparse.Namespace) -> int:
     if not is_verified and not is_lossy:
         _say("check failed: the outputs differ, so no model was written")
         return CHECK_FAILED
-    memories = next((r for r in results if isinstance(r, MemoriesDecision)), None)
+    memories = _first(results, MemoriesDecision)
     if memories is not None and memories.refusal:
         _say("check failed: there is no plan for these memories, so no model was written")
         return CHECK_FAILED
@@ -11733,13 +11775,7 @@ def _write(
     results: Sequence[Decision],
     memories: MemoriesDecision | None,
 ) -> None:
-    """The model itself, as a file and as C++."""
-    if files.output == STREAM:
-        sys.stdout.buffer.write(model.to_bytes())
-        sys.stdout.flush()
-    elif files.output:
-        model.write_to_file(files.output)
-        _say(f"wrote {files.output}")
+    """The model itself, as C++, which may be refused, and as a file."""
     if arguments.firmware:
         title = (files.output if files.output not in (None, STREAM) else arguments.input).stem
         try:
@@ -11749,7 +11785,13 @@ def _write(
         except ValueError as error:
             raise UsageError(f"no firmware written: {error}") from None
         _say(f"wrote {arguments.firmware}")
-    elif results and not files.output:
+    if files.output == STREAM:
+        sys.stdout.buffer.write(model.to_bytes())
+        sys.stdout.flush()
+    elif files.output:
+        model.write_to_file(files.output)
+        _say(f"wrote {files.output}")
+    elif results and not arguments.firmware:
         _say("nothing was written: give -o FILE to save this model")
 
 
@@ -11808,9 +11850,9 @@ def _report(
         for result in results:
             if not (is_comparison and isinstance(result, ClusteringDecision)):
                 print("\n".join(result.lines()))
-        is_divided = any(isinstance(result, MemoriesDecision) and result.is_divided for result in results)
+        memories = _first(results, MemoriesDecision)
         with contextlib.suppress(ArenaError):
-            if model.arena.reserve != original.arena.reserve and not is_divided:
+            if model.arena.reserve != original.arena.reserve and not (memories and memories.is_divided):
                 print(f"Arena to reserve: {saving(original.arena.reserve, model.arena.reserve)}.")
     if arguments.json:
         document = model.analysis() | {result.key: result.json() for result in results}
@@ -11839,21 +11881,28 @@ def _draw(
     if arguments.plot and len(clusterings) > 1:
         plot_clusterings(arguments.plot, clusterings)
     elif arguments.plot:
-        split, room = next((r for r in results if isinstance(r, SplitDecision)), None), None
+        room = None
         with contextlib.suppress(ArenaError):
             room = _room(arguments, model.arena)
-        model.plot_memory_usage(arguments.plot, split, other, room)
+        model.plot_memory_usage(arguments.plot, _first(results, SplitDecision), other, room)
     if arguments.memory_map:
-        memories = next((r for r in results if isinstance(r, MemoriesDecision) and r.is_divided), None)
-        room = None if memories else _room(arguments, model.arena)
-        maps = [MemoryMap("arena", model.snapshot, memories.fast_head if memories else None, room)]
+        before = None
+        with contextlib.suppress(ArenaError):
+            before = original if original.arena and model.snapshot is not original else None
+        maps = maps_of(model.snapshot, before, _first(results, MemoriesDecision), _room(arguments, model.arena))
         if other is not None:
-            maps = [dataclasses.replace(maps[0], title="this model"), MemoryMap(arguments.compare.name, other.snapshot)]
-        elif model.snapshot is not original:
-            with contextlib.suppress(ArenaError):
-                _ = original.arena
-                maps = [MemoryMap("before", original), dataclasses.replace(maps[0], title="after")]
+            maps = [
+                dataclasses.replace(maps[-1], title="this model"),
+                MemoryMap(arguments.compare.name, other.snapshot),
+            ]
         plot_arenas(arguments.memory_map, maps)
+
+
+D = TypeVar("D", bound=Decision)
+
+
+def _first(results: Iterable[Decision], kind: type[D]) -> D | None:
+    return next((result for result in results if isinstance(result, kind)), None)
 
 
 def _room(arguments: argparse.Namespace, arena: Arena) -> int | None:

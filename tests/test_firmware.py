@@ -242,7 +242,7 @@ int main(int count, char**) {{
     assert done.returncode == 0, done.stderr
     *offsets, count, slow = map(int, subprocess.run([tmp_path / "run"], capture_output=True, text=True).stdout.split())
     assert (count, slow) == (len(arena.buffers), decision.slow_head)
-    names = {name for _, name, _ in decision.tensors}
+    names = {tensor.name for tensor in decision.tensors}
     for buffer, offset in zip(arena.buffers, offsets, strict=True):
         at = buffer.interval.offset
         if buffer.tensor is None:

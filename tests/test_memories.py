@@ -151,7 +151,7 @@ def test_pins(where: str):
         model = TFLiteModel(chain())
         decision = model.plan_two_memories(1 << 20, pins={name: where, last: "slow" if where == "fast" else "fast"})
         assert decision.is_divided
-        assert [name for _, name, _ in decision.tensors] == [f"t{first}" if where == "slow" else last]
+        assert [tensor.name for tensor in decision.tensors] == [f"t{first}" if where == "slow" else last]
         assert (decision.fast_head, decision.slow_head) == (1280, 1024)
 
 
