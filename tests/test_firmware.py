@@ -208,19 +208,19 @@ def test_the_planner_class(kernels: str, tmp_path: Path):
     than there is room for."""
     model = TFLiteModel((MODELS / "digits_mobilenet_int8.tflite").read_bytes(), kernels)
     decision = model.plan_two_memories(40 << 10, 1 << 20)
-    model.write_firmware(tmp_path, "net", decision)
+    model.write_firmware(tmp_path, "fast", decision)
     write_stubs(tmp_path)
     arena = model.arena
     rows = [(*b.interval[:3], -1 if b.tensor is None else b.interval.offset) for b in arena.buffers]
     program = f"""
 #include <cstdio>
-#include "net_model.h"
+#include "fast_model.h"
 static uint8_t memory[100], work[1 << 16];
 static const int rows[][4] = {{{", ".join(f"{{{', '.join(map(str, row))}}}" for row in rows)}}};
 int main(int count, char**) {{
-  net::Planner planner(memory + 70, memory + 10);
+  fast::Planner planner(memory + 70, memory + 10);
   for (int turn = 0; turn < 2; ++turn) {{
-    if (planner.Init(work, sizeof(work)) != kTfLiteOk) return 1;
+    if (planner.Init(work, count > 2 ? 8 * (sizeof(rows) / sizeof(rows[0])) - 8 : sizeof(work)) != kTfLiteOk) return 1;
     for (auto& row : rows) {{
       const bool is_scratch = row[3] < 0;
       if ((is_scratch ? planner.AddBuffer(row[0], row[1], row[2])
@@ -237,7 +237,7 @@ int main(int count, char**) {{
 }}"""
     (tmp_path / "main.cc").write_text(program)
     options = ["-std=c++17", "-Wall", "-Wextra", "-Werror", f"-I{tmp_path}"]
-    sources = [str(tmp_path / name) for name in ("main.cc", "net_model.cc")]
+    sources = [str(tmp_path / name) for name in ("main.cc", "fast_model.cc")]
     done = subprocess.run(["g++", *options, *sources, "-o", str(tmp_path / "run")], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     *offsets, count, slow = map(int, subprocess.run([tmp_path / "run"], capture_output=True, text=True).stdout.split())
@@ -251,7 +251,8 @@ int main(int count, char**) {{
             is_slow = model.graph.subgraphs[0].tensors[buffer.tensor].name in names
             assert offset == (at - decision.fast_head if is_slow else at + 60)
             assert is_slow == (at >= decision.fast_head)
-    assert subprocess.run([tmp_path / "run", "more"]).returncode == 4
+    assert subprocess.run([tmp_path / "run", "more"]).returncode == 4  # more scratch than there is room for
+    assert subprocess.run([tmp_path / "run", "many", "buffers"]).returncode == 2  # more than its table holds
     example = subprocess.run(["g++", *options, "-c", str(tmp_path / "example.cc"), "-o", str(tmp_path / "o")],
                              capture_output=True, text=True)  # fmt: skip
     assert example.returncode == 0, example.stderr

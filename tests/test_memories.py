@@ -308,6 +308,19 @@ def test_pins_that_cannot_be():
     assert "holds nothing" in TFLiteModel(chain()).plan_two_memories(15).refusal
 
 
+def test_more_slow_memory_is_never_worse():
+    least = TFLiteModel(chain()).plan_two_memories(600).reserve
+    for slow in range(least - 20, least + 40, 5):
+        assert bool(TFLiteModel(chain()).plan_two_memories(600, slow).refusal) == (slow < least)
+
+
+def test_nothing_to_move():
+    b = Builder()
+    x = b.tensor((0,))
+    decision = TFLiteModel(b.build([x], [x])).plan_two_memories(16)
+    assert "100.0 % of 0 B" in decision.lines()[0]
+
+
 def test_what_nobody_touches_is_not_moved():
     net = Net()
     x = net.picture(4, 4, 2)

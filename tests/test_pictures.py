@@ -61,9 +61,19 @@ def test_both_pictures_count_operators_alike(tmp_path: Path):
 
 def test_a_limit_on_the_arena_leaves_room_for_its_head(tmp_path: Path):
     model = TFLiteModel(CELLS.read_bytes())
-    room = 64 * 1024 - model.arena.persistent
-    assert main(["-i", str(CELLS), "--plot", str(tmp_path / "bars.svg"), "--max-arena", "64KB"]) == 0
-    assert f"room for tensors: {room:,} B" in texts(tmp_path / "bars.svg")
+    for size, far in ((50, ""), (512, ", far above")):  # far above would leave no room for the bars
+        room = size * 1024 - model.arena.persistent
+        files = ["--plot", str(tmp_path / "bars.svg"), "--memory-map", str(tmp_path / "map.svg")]
+        assert main(["-i", str(CELLS), *files, "--max-arena", f"{size}KB"]) == 0
+        assert f"room for tensors: {room:,} B{far}" in texts(tmp_path / "bars.svg")
+        assert f"room: {room:,} B{far}" in texts(tmp_path / "map.svg")
+
+
+def test_dollars_are_no_formula(tmp_path: Path):
+    other = tmp_path / r"a$\frac{$.tflite"
+    other.write_bytes(CELLS.read_bytes())
+    assert main(["-i", str(CELLS), "--compare", str(other), "--memory-map", str(tmp_path / "map.svg")]) == 0
+    assert any("frac" in text for text in texts(tmp_path / "map.svg"))
 
 
 def test_two_memories_are_told_apart(tmp_path: Path):
@@ -85,7 +95,7 @@ def test_a_loop_is_drawn_with_the_numbers_of_the_first_subgraph(tmp_path: Path):
     assert any(re.match(r"2:\d+", text) for text in told)  # a tensor of the body
     assert any("=1:" in text for text in told)  # a tensor that has the content of another one
     model.plot_memory_usage(tmp_path / "bars.svg")
-    assert "1 subgraphs that take less are left out" in texts(tmp_path / "bars.svg")  # the condition
+    assert "subgraphs that take less are left out (1)" in texts(tmp_path / "bars.svg")  # the condition
 
 
 def test_many_operators_are_numbered(tmp_path: Path):

@@ -496,3 +496,32 @@ def test_an_order_for_a_plan_in_place(in_place: bool, head: int):
     assert decision.changed is in_place
     assert model.plan_memory(in_place=in_place).after == head
     assert is_intact(model.to_bytes())
+
+
+@pytest.mark.parametrize("case", ["variable", "written twice", "input"])
+def test_an_output_that_does_not_begin_there_is_no_such_buffer(case: str):
+    """It was read, or written, before the operator whose input it might lie on."""
+    b = Builder()
+    x, c, v, early, y = (b.tensor((1, 16), "FLOAT32") for _ in range(5))
+    if case == "variable":
+        b.table.tensors[v].isVariable = True
+    if case == "written twice":
+        b.op("SOFTMAX", [x], [v])
+    b.op("SOFTMAX", [v], [early])
+    b.op("SOFTMAX", [x], [c])
+    b.op("RELU", [c], [v])
+    parts = []
+    for _ in range(3):
+        wide, part = b.tensor((1, 64), "FLOAT32"), b.tensor((1, 16), "FLOAT32")
+        b.op("TILE", [x, b.constant(np.array([1, 4], np.int32))], [wide])
+        b.op("SLICE", [wide, *(b.constant(np.array(n, np.int32)) for n in ([0, 0], [1, 16]))], [part])
+        parts.append(part)
+    b.op("ADD_N", [early, v, *parts], [y])
+    data = b.build([x, v] if case == "input" else [x], [y])
+    problems = [
+        ordering_problem(g := read_model(data), g.subgraphs[0], {}, costs) for costs in (ARENA_COSTS, IN_PLACE_COSTS)
+    ]
+    assert problems[0] == problems[1]
+    model = TFLiteModel(data)
+    assert not model.optimize_memory(for_arena=True).refusal
+    assert model.plan_memory().after <= TFLiteModel(data).arena.head
