@@ -775,6 +775,7 @@ LIBRARIES = {
         Kernels("esp-nn:ansi", "ESP-NN in plain C", "esp-nn", "ansi"),
     )
 }
+USUAL_LIBRARIES = ("cmsis-nn", "esp-nn")  # what most devices run
 
 
 class Window(NamedTuple):
@@ -4318,7 +4319,9 @@ class Memories:
             matches = [i for i, (s, t) in tensors.items() if graph.subgraphs[s].tensors[t].name == name]
             matches = matches or [i for i, key in tensors.items() if tensor_number(*key) == name]
             if not matches:
-                raise ValueError(f"no tensor in the arena has the name or number {shorten(name)}")
+                raise ValueError(
+                    f"no tensor in the arena is {shorten(name)}: give the Id of the table, or the whole name of the CSV"
+                )
             for i in matches:
                 if found.setdefault(i, where == "fast") != (where == "fast"):
                     raise ValueError(f"{buffer_name(graph, arena.buffers[i])} is pinned to both memories")
@@ -8571,13 +8574,20 @@ class Snapshot:
         Raises:
             ArenaError: as :func:`analyse_arena`.
         """
-        names = ("cmsis-nn", "esp-nn") if self.graph.kernels is REFERENCE else ()
+        names = USUAL_LIBRARIES if self.graph.kernels is REFERENCE else ()
         others = {name: self.graph.on(LIBRARIES[name]) for name in names}
         own = all_requests(self.graph)
         return {
             name: self.arena.reserve if all_requests(other) == own else reserve_of(other)
             for name, other in others.items()
         }
+
+    @cached_property
+    def scratch_elsewhere(self) -> dict[str, int]:
+        """Bytes of scratch memory that the kernels take which most devices run, other than those of the model."""
+        names = [name for name in USUAL_LIBRARIES if LIBRARIES[name] is not self.graph.kernels]
+        found = {name: arena_buffers(self.graph.on(LIBRARIES[name])) for name in names}
+        return {name: Profile(b.interval for b in bs if b.tensor is None).peak for name, bs in found.items()}
 
     @cached_property
     def ports(self) -> list[Port]:
@@ -8913,6 +8923,8 @@ class MemoriesDecision(Decision):
     slow_head: int = 0  # tensors
     required: int = 0  # in the fast one: scratch memory and what is pinned there
     reserve: int = 0  # the arena, which is in the slow one, but if all fits into the fast one
+    persistent: int = 0  # of it, persistent structures; planning may take more for a moment
+    scratch_elsewhere: Mapping[str, int] = dataclasses.field(default_factory=dict)  # of other kernels, if more
     one_arena: int = 0  # to reserve without the planner class
     is_divided: bool = False  # else all fits into the fast one
     tensors: tuple[SlowTensor, ...] = ()  # of the slow one
@@ -8933,15 +8945,22 @@ class MemoriesDecision(Decision):
         names = [f"{t.number} ({shorten(plain[t.name], 40)}) {t.bytes:,} B" for t in largest]
         names += [f"{len(self.tensors) - len(largest):,} more"] if len(self.tensors) > len(largest) else []
         limit = "" if self.slow is None else f" of {self.slow:,} B"
+        moment = f"; for a moment, while it plans, {self.reserve:,} B"
+        moment = moment if self.reserve > align(self.slow_head + self.persistent) else ""
+        others = [
+            f"This plan is too small for {LIBRARIES[name].title}, with {size:,} B of scratch memory (see --kernels)."
+            for name, size in self.scratch_elsewhere.items()
+        ]
         return [
             f"Two memories: {stays:.1f} % of {self.before:,} B that an inference moves are in the fast one, {verdict}.",
             f"Fast memory to reserve: {self.fast_head:,} B of {self.fast:,} B ({self.required:,} B have to be there:"
             " scratch memory and what is pinned).",
-            f"Slow memory to reserve (kTensorArenaSize): {self.reserve:,} B{limit} (tensors {self.slow_head:,} B, and"
-            " all persistent structures).",
+            f"Slow memory to reserve (kTensorArenaSize): {self.reserve:,} B{limit} (tensors {self.slow_head:,} B,"
+            f" persistent structures {self.persistent:,} B{moment}).",
             f"Tensors in the slow memory: {', '.join(names) or 'none'}.",
             "The planner class that --firmware writes keeps them apart; without it the file runs in one arena of"
             f" {self.one_arena:,} B.",
+            *others,
         ]
 
     def json(self) -> dict[str, Any]:
@@ -8950,7 +8969,7 @@ class MemoriesDecision(Decision):
             "bytes_moved_slow": self.after,
             "tensors_slow": [t._asdict() for t in self.tensors],
         }
-        picks = "fast slow fast_head slow_head required reserve one_arena is_divided"
+        picks = "fast slow fast_head slow_head required reserve persistent one_arena is_divided scratch_elsewhere"
         return own | picked(self, picks) | super().json()
 
 
@@ -9804,28 +9823,36 @@ def decide_memories(
     found = plan_memories(arena, moved, memories, pinned, budget.left, in_place)
     if found is None or found.plan.height >= HIGHEST_OFFSET:
         room = HIGHEST_OFFSET if memories.slow is None else memories.slow
-        why = f"no plan was found for {memories.fast:,} B of fast memory and {room:,} B of slow memory, in which"
-        why += f" persistent structures take {arena.persistent:,} B"
+        free = plan_memories(arena, moved, Memories(memories.fast), pinned, 1.0, in_place)
+        why = f"no plan was found for {memories.fast:,} B of fast memory and {room:,} B of slow memory"
+        why += f"; {free.reserve(arena):,} B of slow memory are enough" if free else ""
         return model, dataclasses.replace(decision, refusal=why, seconds=budget.spent)
     after = model.planned(found.plan)
     return after, dataclasses.replace(
+        _divided(decision, model, found, moved), one_arena=after.arena.reserve, seconds=budget.spent
+    )
+
+
+def _divided(decision: MemoriesDecision, model: Snapshot, found: Division, moved: Sequence[int]) -> MemoriesDecision:
+    arena, graph = model.arena, model.graph
+    away = [i for i in range(len(moved)) if i not in found.fast]
+    tensors = (
+        (tensor_number(b.subgraph, b.tensor), graph.subgraphs[b.subgraph].tensors[b.tensor].name, b.bytes)
+        for b in (arena.buffers[i] for i in away)
+        if b.tensor is not None
+    )
+    return dataclasses.replace(
         decision,
-        after=sum(moved[i] for i in range(len(moved)) if i not in found.fast),
+        after=sum(moved[i] for i in away),
         bound=sum(moved) - found.most,
         changed=True,
-        seconds=budget.spent,
         fast_head=found.boundary,
         slow_head=found.plan.height - found.boundary,
         reserve=found.reserve(arena),
-        one_arena=after.arena.reserve,
+        persistent=arena.persistent,
+        scratch_elsewhere={name: size for name, size in model.scratch_elsewhere.items() if size > found.boundary},
         is_divided=True,
-        tensors=tuple(
-            SlowTensor(
-                tensor_number(b.subgraph, b.tensor), model.graph.subgraphs[b.subgraph].tensors[b.tensor].name, b.bytes
-            )
-            for i, b in enumerate(arena.buffers)
-            if i not in found.fast and b.tensor is not None
-        ),
+        tensors=tuple(SlowTensor(*tensor) for tensor in tensors),
     )
 
 
@@ -10324,8 +10351,8 @@ def schedule_table(graph: ModelGraph, schedule: Schedule, extras: Extras, is_ful
 WORTH_TELLING = 0.02  # of the arena
 
 
-def analysis_text(model: Snapshot, extras: Extras, is_full: bool = False) -> str:
-    """The report for people: two tables per subgraph, one peak for the model, and its arena."""
+def analysis_text(model: Snapshot, extras: Extras, is_full: bool = False, is_divided: bool = False) -> str:
+    """The report for people: two tables per subgraph, one peak for the model, and its arena, if that is one."""
     graph, schedules = model.graph, model.schedules
     lines = []
     for schedule in schedules:
@@ -10347,6 +10374,8 @@ def analysis_text(model: Snapshot, extras: Extras, is_full: bool = False) -> str
     if extras.size:
         lines += [f"Total weight size: {parameter_bytes(graph, graph.operators):,} B"]
     lines += listed("TFLM does not run this model:", model.refusals)
+    if is_divided:
+        return "\n".join(lines)
     try:
         lines += arena_lines(model)
         if model.saved_by_integer_ports > WORTH_TELLING * model.arena.reserve:
@@ -10587,11 +10616,13 @@ constexpr size_t kTensorArenaSize = {reserve};"""
 TWO_MEMORIES = """\
 // Fast memory, for scratch and the tensors that are used most, with {kernels}.
 constexpr size_t kFastMemorySize = {fast};
-// Slow memory, which TFLM gets as its arena: other tensors {slow:,} B, persistent structures {tail:,} B.
+// Slow memory, which TFLM gets as its arena: other tensors {slow:,} B, persistent structures {tail:,} B,
+// or what planning takes for a moment, where that is more.
 constexpr size_t kTensorArenaSize = {reserve};"""
 PLANNER_INCLUDE = """\
 #include "tensorflow/lite/micro/memory_planner/greedy_memory_planner.h"
 #include "tensorflow/lite/micro/memory_planner/micro_memory_planner.h"
+#include "tensorflow/lite/micro/micro_log.h"
 """
 PLANNER = """
 // Puts what the plan in the model has below kFastMemorySize, and all scratch memory, into the fast memory.
@@ -10630,9 +10661,15 @@ class Planner : public tflite::MicroMemoryPlanner {
   TfLiteStatus GetOffsetForBuffer(int buffer, int* offset) override {
     *offset = places_[buffer];
     if (*offset >= 0) return kTfLiteOk;
-    const int away = static_cast<int>(away_);
-    if (away != away_) return kTfLiteError;  // on a host: the memories are too far from each other
-    if (fast_.GetMaximumMemorySize() > kFastMemorySize) return kTfLiteError;  // kernels with more scratch memory
+    const int away = static_cast<int>(away_), taken = static_cast<int>(fast_.GetMaximumMemorySize());
+    if (taken > static_cast<int>(kFastMemorySize)) {
+      MicroPrintf("These kernels take %d bytes of fast memory: plan for them with --kernels", taken);
+      return kTfLiteError;
+    }
+    if (away != away_) {  // on a host
+      MicroPrintf("The two memories are too far from each other");
+      return kTfLiteError;
+    }
     TF_LITE_ENSURE_STATUS(fast_.GetOffsetForBuffer(-1 - *offset, offset));
     *offset += away;
     return kTfLiteOk;
@@ -10692,7 +10729,8 @@ TWO_ARRAYS = """\
 PLAIN_INTERPRETER = """\
   static tflite::MicroInterpreter interpreter(model, resolver, arena, {name}::kTensorArenaSize);"""
 WITH_ALLOCATOR = """\
-  tflite::MicroAllocator* allocator = tflite::MicroAllocator::Create(arena, {name}::kTensorArenaSize{planner});{more}
+  tflite::MicroAllocator* allocator = tflite::MicroAllocator::Create(arena, {name}::kTensorArenaSize{planner});
+  if (allocator == nullptr) return 2;{more}
   static tflite::MicroInterpreter interpreter(model, resolver, allocator{variables});"""
 VARIABLES = """
   auto* variables = tflite::MicroResourceVariables::Create(allocator, {count});"""
@@ -10807,7 +10845,12 @@ def plot_schedules(
     columns = figure.subplots(panels, squeeze=False, height_ratios=heights)[:, 0]
     for schedule, axes in zip(drawn, columns, strict=False):
         title = subgraph_title(schedule.subgraph) if len(schedules) > 1 else ""
-        _plot_schedule(axes, schedule, "Compared with" if schedule is other else title, room)
+        title = title if other is None else "Compared with" if schedule is other else f"This model {title}"
+        _plot_schedule(axes, schedule, title, room)
+    if other is not None:
+        highest = max(axes.get_ylim()[1] for axes in columns[: len(drawn)])
+        for axes in columns[: len(drawn)]:
+            axes.set_ylim(0, highest)
     if split is not None:
         _plot_alternatives(columns[-1], split)
     left_out = sum(bool(s.steps) for s in schedules) - len(shown)
@@ -10904,23 +10947,23 @@ def _plot_alternatives(axes: Any, split: SplitDecision) -> None:
     axes.plot(*points[split.taken], "o", color=INPUT_COLOUR, markersize=10, label="taken")
     for point, a in zip(points, split.alternatives, strict=True):
         label = f"{a.macs_percent:+.1f} % MACs" if a.regions else "not split"
-        axes.annotate(label, point, (5, 5), textcoords="offset points", fontsize=8)
+        axes.annotate(label, point, (0, 7), textcoords="offset points", fontsize=8, rotation=30)
     axes.set_xlabel("Peak (KB)")
     axes.set_ylabel("Peak + persistent structures (KB)")
     axes.margins(x=0.12)
-    axes.set_ylim(0, 1.12 * max(total for _, total in points) or 1)
+    axes.set_ylim(0, 1.3 * max(total for _, total in points) or 1)
     axes.legend(loc="lower right")
     axes.grid(alpha=0.3)
 
 
 @dataclass(frozen=True)
 class MemoryMap:
-    """An arena to draw: what it is called, the addresses from which the slow memory begins, if there are two, and the
-    bytes that there are for tensors and scratch memory."""
+    """An arena to draw: what it is called, how it is divided, if it is, and the bytes that there are for tensors and
+    scratch memory."""
 
     title: str
     model: Snapshot
-    boundary: int | None = None
+    memories: MemoriesDecision | None = None
     room: int | None = None
 
     @property
@@ -10932,9 +10975,8 @@ def maps_of(
     now: Snapshot, before: Snapshot | None, memories: MemoriesDecision | None, room: int | None
 ) -> list[MemoryMap]:
     """The arena of a model, beside what it was before."""
-    boundary = memories.fast_head if memories is not None and memories.is_divided else None
-    room = room if boundary is None else None
-    after = MemoryMap("arena" if before is None else "after", now, boundary, room)
+    divided = memories if memories is not None and memories.is_divided else None
+    after = MemoryMap("arena" if before is None else "after", now, divided, room)
     return [after] if before is None else [MemoryMap("before", before), after]
 
 
@@ -10993,13 +11035,15 @@ def _plot_arena(axes: Any, shown: MemoryMap, inches: tuple[float, float]) -> Non
     for hatch, patches in rectangles.items():
         axes.add_collection(PatchCollection(patches, match_original=True, hatch=hatch))
     axes.axhline(arena.head / 1024, color="black", linewidth=0.8, linestyle="--")
-    if shown.boundary is not None:
-        _mark(axes, shown.boundary / 1024, "slow memory, from here up", "black", arena.head / 1024)
+    memories = shown.memories
+    if memories is not None:
+        _mark(axes, memories.fast_head / 1024, "slow memory, from here up", "black", arena.head / 1024)
     if shown.room is not None:
         _mark(axes, shown.room / 1024, f"room: {shown.room:,} B", INPUT_COLOUR, arena.head / 1024)
     told = f"{arena.head:,} B (to reserve in all: {arena.reserve:,} B)"
-    if shown.boundary is not None:
-        told = f"fast memory {shown.boundary:,} B, slow memory {arena.head - shown.boundary:,} B"
+    if memories is not None:
+        told = f"fast memory {memories.fast_head:,} B, slow memory {memories.slow_head:,} B"
+        told += f" (to reserve there: {memories.reserve:,} B)"
     axes.set_title(f"{escape_dollars(shorten(shown.title))}: {told}", loc="left")
     _number_operators(axes, graph)
 
@@ -11305,15 +11349,13 @@ class TFLiteModel:
         time_limit: float = TIME_LIMIT,
         in_place: bool = True,
     ) -> MemoriesDecision:
-        """Plan a fast memory for most of what an inference moves, and a slow one for the rest, in the file.
-
-        The planner class that :meth:`write_firmware` writes maps them; without it, they are one arena.
+        """Plan a fast memory for most of what an inference moves, and a slow one for the rest, in the file. The planner
+        class that :meth:`write_firmware` writes maps them; without it, they are one arena.
 
         Args:
             fast: bytes for tensors and scratch memory, or for the whole arena if that fits.
             slow: bytes for other tensors and persistent structures.
             pins: by name of a tensor ``"fast"`` or ``"slow"``, for what has to be there.
-            time_limit: as for :meth:`plan_memory`, and ``in_place``.
 
         Raises:
             ValueError: a size is no number of bytes, or a pin cannot be (no such tensor or memory, both memories).
@@ -11478,20 +11520,22 @@ def _parser() -> argparse.ArgumentParser:
     add("-i", "--input", type=Path, required=True, metavar="FILE", help="the model to read (.tflite); '-' is stdin")
     add("-o", "--output", type=Path, metavar="FILE", help="write the resulting model here; '-' is stdout")
     add("--in-place", action="store_true", help="write the resulting model over the input")
-    add("--plan", action="store_true", help="fix the smallest arena layout in the file, for TensorFlow Lite Micro")
-    add("--no-in-place", action="store_true", help="--plan: no two tensors share memory while both are alive")
-    add(
-        "--memories",
-        type=_memories,
-        metavar="fast=SIZE,slow=SIZE",
-        help="plan two memories: most of what an inference moves in the fast one, the rest in the slow one",
-    )
-    add("--pin", type=_pin, action="append", metavar="NAME=fast|slow", help="--memories: where a tensor has to be")
     add(
         "--verify",
         action="store_true",
         help="compare the outputs with the input model's, bit by bit, in TFLM and LiteRT",
     )
+    add("--time-limit", type=_seconds, metavar="SECONDS", help=f"for all searches together (default: {TIME_LIMIT:g})")
+    add("--version", action="version", version=f"%(prog)s {__version__}")
+    _add_targets(parser.add_argument_group("the target").add_argument)
+    _add_operators(parser.add_argument_group("other operators, or another order").add_argument)
+    _add_plans(parser.add_argument_group("where tensors lie").add_argument)
+    _add_weights(parser.add_argument_group("weights").add_argument)
+    _add_reports(parser.add_argument_group("reports").add_argument)
+    return parser
+
+
+def _add_targets(add: Callable[..., Any]) -> None:
     add(
         "--kernels",
         choices=LIBRARIES,
@@ -11501,6 +11545,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--max-arena", type=_size, metavar="BYTES", help="exit with 1 if the arena to reserve exceeds this (as 64KB)")
     add("--max-head", type=_size, metavar="BYTES", help="the same for its part that is exact: tensors and scratch")
+
+
+def _add_operators(add: Callable[..., Any]) -> None:
     add(
         "--inline-buffers",
         action="store_true",
@@ -11523,10 +11570,24 @@ def _parser() -> argparse.ArgumentParser:
     peak = "--split and --plan: the least additional time that fits, or exit with 1"
     add("--max-peak", type=_size, metavar="BYTES", help=peak)
     add("--optimize", action="store_true", help="reorder the operators for the smallest peak memory use")
-    add("--time-limit", type=_seconds, metavar="SECONDS", help=f"for all searches together (default: {TIME_LIMIT:g})")
-    _add_weights(add)
-    _add_reports(add)
-    return parser
+
+
+def _add_plans(add: Callable[..., Any]) -> None:
+    add("--plan", action="store_true", help="fix the smallest arena layout in the file, for TensorFlow Lite Micro")
+    add("--no-in-place", action="store_true", help="--plan: no two tensors share memory while both are alive")
+    add(
+        "--memories",
+        type=_memories,
+        metavar="fast=SIZE[,slow=SIZE]",
+        help="plan two memories: most of what an inference moves in the fast one, the rest in the slow one",
+    )
+    add(
+        "--pin",
+        type=_pin,
+        action="append",
+        metavar="NAME=fast|slow",
+        help="--memories: where a tensor has to be, by Id or whole name; repeatable",
+    )
 
 
 def _add_weights(add: Callable[..., Any]) -> None:
@@ -11552,9 +11613,8 @@ def _add_reports(add: Callable[..., Any]) -> None:
     add("--json", metavar="FILE", help="write the analysis as JSON; '-' prints it instead of the tables")
     add("--compare", type=Path, metavar="OTHER", help="show the resulting model beside another (.tflite)")
     add("--plot", type=_picture, metavar="FILE", help="draw the memory use of every operator (png, svg or pdf)")
-    add("--firmware", type=Path, metavar="FOLDER", help="write the model as C++ for TFLM, with its arena and operators")
     add("--memory-map", type=_picture, metavar="FILE", help="draw TFLM's arena (png, svg or pdf)")
-    add("--version", action="version", version=f"%(prog)s {__version__}")
+    add("--firmware", type=Path, metavar="FOLDER", help="write the model as C++ for TFLM, with its arena and operators")
 
 
 ####################################################################################################
@@ -11759,7 +11819,7 @@ def _run(arguments: argparse.Namespace) -> int:
         return CHECK_FAILED
     memories = _first(results, MemoriesDecision)
     if memories is not None and memories.refusal:
-        _say("check failed: there is no plan for these memories, so no model was written")
+        _say(f"check failed: no model was written: {memories.refusal}")
         return CHECK_FAILED
     _write(arguments, files, model, results, memories)
     failures = _exceeded(model.arena, limits) if is_limited else []
@@ -11843,16 +11903,19 @@ def _report(
     if other is not None:
         results = [*results, model.compare_with(other, arguments.compare.name)]
     if arguments.json != "-":
-        model.print_model_analysis(arguments.calc_macs, arguments.calc_size, arguments.full)
+        memories = _first(results, MemoriesDecision)
+        is_divided = memories is not None and memories.is_divided
+        print(
+            analysis_text(model.snapshot, Extras(arguments.calc_macs, arguments.calc_size), arguments.full, is_divided)
+        )
         if is_comparison:
             title = "Weights clustered to at most N values each, for comparison:"
             print("", title, comparison_table(clusterings), sep="\n")
         for result in results:
             if not (is_comparison and isinstance(result, ClusteringDecision)):
                 print("\n".join(result.lines()))
-        memories = _first(results, MemoriesDecision)
         with contextlib.suppress(ArenaError):
-            if model.arena.reserve != original.arena.reserve and not (memories and memories.is_divided):
+            if model.arena.reserve != original.arena.reserve and not is_divided:
                 print(f"Arena to reserve: {saving(original.arena.reserve, model.arena.reserve)}.")
     if arguments.json:
         document = model.analysis() | {result.key: result.json() for result in results}
@@ -11907,8 +11970,6 @@ def _first(results: Iterable[Decision], kind: type[D]) -> D | None:
 
 def _room(arguments: argparse.Namespace, arena: Arena) -> int | None:
     """Bytes that a limit leaves for tensors and scratch memory, if there is one."""
-    if arguments.memories:
-        return int(arguments.memories["fast"])
     limits = [arguments.max_head, arguments.max_peak]
     limits += [arguments.max_arena - arena.persistent] if arguments.max_arena is not None else []
     given = [max(limit, 0) for limit in limits if limit is not None]

@@ -54,11 +54,15 @@ inline const Model* GetModel(const void* buffer) { return static_cast<const Mode
 namespace tflite {
 struct MicroMemoryPlanner;
 struct MicroAllocator {
-  static MicroAllocator* Create(unsigned char*, unsigned long, MicroMemoryPlanner* = nullptr) { return nullptr; }
+  static MicroAllocator* Create(unsigned char*, unsigned long, MicroMemoryPlanner* = nullptr) {
+    static MicroAllocator allocator;
+    return &allocator;
+  }
 };
 struct MicroResourceVariables { static MicroResourceVariables* Create(MicroAllocator*, int) { return nullptr; } };
 }
 """,
+    "tensorflow/lite/micro/micro_log.h": "template <typename... T> void MicroPrintf(const char*, T...) {}\n",
     "tensorflow/lite/micro/memory_planner/micro_memory_planner.h": """
 #pragma once
 #include <cstddef>

@@ -182,7 +182,7 @@ def test_what_does_not_fit_is_refused():
     scratch = [b.interval.size for b in TFLiteModel(DIGITS.read_bytes()).arena.buffers if b.tensor is None]
     assert f"take {sum(scratch)} B, more than the 100 B of fast memory" in refused(100).refusal  # of one operator
     assert "and 20,480 B of slow memory" in refused(32 << 10, 20 << 10).refusal
-    with pytest.raises(ValueError, match="no tensor in the arena has the name or number nothing"):
+    with pytest.raises(ValueError, match="no tensor in the arena is nothing"):
         TFLiteModel(chain()).plan_two_memories(1 << 20, pins={"nothing": "slow"})
     with pytest.raises(ValueError, match="not 'psram'"):
         TFLiteModel(chain()).plan_two_memories(1 << 20, pins={"t0": "psram"})
@@ -222,10 +222,12 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert told["bytes_moved"] > told["bytes_moved_slow"] > 0
     assert TFLiteModel(out.read_bytes()).arena.head == told["fast_head"] + told["slow_head"]
     assert picture.exists()
+    assert main([*run, "--memories", "fast=32KB"]) == 0
+    assert "Arena to reserve" not in capsys.readouterr().out  # which would be that without the class
     out.unlink()
     for flags, code, reason in (
-        (["--memories", "fast=32KB,slow=20KB"], 1, "there is no plan for these memories"),
-        (["--memories", "fast=100"], 1, "there is no plan"),
+        (["--memories", "fast=32KB,slow=20KB"], 1, "46,848 B of slow memory are enough"),
+        (["--memories", "fast=100"], 1, "no model was written: scratch memory and what is pinned take 544 B"),
         (["--memories", "slow=20KB"], 2, "not like fast=256KB,slow=8MB"),
         (["--memories", "fast=1,fast=2"], 2, "not like"),
         (["--memories", "fast=much"], 2, "not a size"),
@@ -312,6 +314,22 @@ def test_more_slow_memory_is_never_worse():
     least = TFLiteModel(chain()).plan_two_memories(600).reserve
     for slow in range(least - 20, least + 40, 5):
         assert bool(TFLiteModel(chain()).plan_two_memories(600, slow).refusal) == (slow < least)
+
+
+def test_kernels_that_do_not_fit_are_named():
+    decision = TFLiteModel(DIGITS.read_bytes()).plan_two_memories(32 << 10)
+    elsewhere = TFLiteModel(DIGITS.read_bytes(), "esp-nn").arena.buffers
+    most = max(b.interval.size for b in elsewhere if b.tensor is None)
+    assert dict(decision.scratch_elsewhere) == {"esp-nn": most}
+    assert any(f"too small for ESP-NN on ESP32-S3, with {most:,} B" in line for line in decision.lines())
+    assert not TFLiteModel(DIGITS.read_bytes(), "esp-nn").plan_two_memories(48 << 10).scratch_elsewhere
+
+
+def test_planning_is_told_where_it_takes_most():
+    model = TFLiteModel(looped())
+    decision = model.plan_two_memories(2048, in_place=True)
+    is_more = decision.reserve > -(-(decision.slow_head + decision.persistent) // 16) * 16
+    assert any("while it plans" in line for line in decision.lines()) == is_more
 
 
 def test_nothing_to_move():
