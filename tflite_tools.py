@@ -10813,7 +10813,8 @@ MOST_LABELLED_BARS = 80  # more operators than this are numbered, not named
 MOST_PANELS = 6
 WORTH_A_PANEL = 0.01  # of the largest peak
 WORTH_A_LINE = 1.6  # of the peak: a limit that is higher is only told
-CHARACTER = 0.064  # inches, of a letter of 7 points
+CHARACTER, LINE = 0.064, 0.13  # inches, of text of 7 points
+SHORTEST_NAME = 8  # letters that are worth writing
 MOST_NAMED_TENSORS = 25  # of a memory map
 MOST_TICKS = 14
 
@@ -11020,18 +11021,11 @@ def _plot_arena(axes: Any, shown: MemoryMap, inches: tuple[float, float]) -> Non
         colour = colours[(number if buffer.tensor is None else buffer.tensor) % len(colours)]
         hatch = "///" if buffer.tensor is None else None
         rectangles[hatch].append(Rectangle((x, y), width, height, fc=colour, ec="white", linewidth=0.4))
-        across, up = width * inches[0], height * inches[1]
         name, label = ("", "s") if buffer.tensor is None else titles[buffer.subgraph, buffer.tensor]
-        is_upright = across < up and across < CHARACTER * (len(label) + 8)
-        room = int((up if is_upright else across) / CHARACTER) - len(label) - 2
-        if number in named and name and room >= 8 and min(across, up) > 0.13:
-            label = f"{label} {escape_dollars(shorten(name, room))}"
-        elif across < CHARACTER * len(label) or up < 0.13:
-            continue
-        else:
-            is_upright = False
-        middle = x + width / 2, y + height / 2
-        axes.text(*middle, label, ha="center", va="center", fontsize=7, rotation=90 if is_upright else 0)
+        text, is_upright = _fitting(width * inches[0], height * inches[1], label, name if number in named else "")
+        middle, angle = (x + width / 2, y + height / 2), 90 if is_upright else 0
+        if text:
+            axes.text(*middle, text, ha="center", va="center", fontsize=7, rotation=angle)
     for hatch, patches in rectangles.items():
         axes.add_collection(PatchCollection(patches, match_original=True, hatch=hatch))
     axes.axhline(arena.head / 1024, color="black", linewidth=0.8, linestyle="--")
@@ -11046,6 +11040,15 @@ def _plot_arena(axes: Any, shown: MemoryMap, inches: tuple[float, float]) -> Non
         told += f" (to reserve there: {memories.reserve:,} B)"
     axes.set_title(f"{escape_dollars(shorten(shown.title))}: {told}", loc="left")
     _number_operators(axes, graph)
+
+
+def _fitting(across: float, up: float, label: str, name: str) -> tuple[str, bool]:
+    """What of a label and a name fits into a rectangle of so many inches, and whether it has to be written upright."""
+    is_upright = across < up and across < CHARACTER * (len(label) + SHORTEST_NAME)
+    room = int((up if is_upright else across) / CHARACTER) - len(label) - 2
+    if name and room >= SHORTEST_NAME and min(across, up) > LINE:
+        return f"{label} {escape_dollars(shorten(name, room))}", is_upright
+    return label if across >= CHARACTER * len(label) and up >= LINE else "", False
 
 
 def _buffer_titles(graph: ModelGraph, arena: Arena) -> dict[tuple[int, int], tuple[str, str]]:
