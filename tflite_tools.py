@@ -1569,6 +1569,13 @@ def is_loop(operator: Operator) -> bool:
     return operator.kind == "WHILE" and len(operator.callees) == 2
 
 
+def has_loops(graph: ModelGraph) -> bool:
+    return any(is_loop(operator) for _, operator in graph.operators)
+
+
+COUNTED_ONCE = "what a loop runs counted once"
+
+
 def looped_operators(graph: ModelGraph) -> int:
     """How many WHILE carry tensors that the plan in the file puts in one place, outside and in the body."""
     try:
@@ -8927,6 +8934,7 @@ class MemoriesDecision(Decision):
     scratch_elsewhere: Mapping[str, int] = dataclasses.field(default_factory=dict)  # of other kernels, if more
     one_arena: int = 0  # to reserve without the planner class
     is_divided: bool = False  # else all fits into the fast one
+    has_loops: bool = False  # of which what they run counts once
     tensors: tuple[SlowTensor, ...] = ()  # of the slow one
 
     key = "memories"
@@ -8944,7 +8952,10 @@ class MemoriesDecision(Decision):
         largest = sorted(self.tensors, key=lambda t: -t.bytes)[:MOST_LISTED]
         names = [f"{t.number} ({shorten(plain[t.name], 40)}) {t.bytes:,} B" for t in largest]
         names += [f"{len(self.tensors) - len(largest):,} more"] if len(self.tensors) > len(largest) else []
-        limit = "" if self.slow is None else f" of {self.slow:,} B"
+        limit, once = (
+            "" if self.slow is None else f" of {self.slow:,} B",
+            f" ({COUNTED_ONCE})" if self.has_loops else "",
+        )
         moment = f"; for a moment, while it plans, {self.reserve:,} B"
         moment = moment if self.reserve > align(self.slow_head + self.persistent) else ""
         others = [
@@ -8952,7 +8963,8 @@ class MemoriesDecision(Decision):
             for name, size in self.scratch_elsewhere.items()
         ]
         return [
-            f"Two memories: {stays:.1f} % of {self.before:,} B that an inference moves are in the fast one, {verdict}.",
+            f"Two memories: {stays:.1f} % of {self.before:,} B that an inference moves{once} are in the fast one,"
+            f" {verdict}.",
             f"Fast memory to reserve: {self.fast_head:,} B of {self.fast:,} B ({self.required:,} B have to be there:"
             " scratch memory and what is pinned).",
             f"Slow memory to reserve (kTensorArenaSize): {self.reserve:,} B{limit} (tensors {self.slow_head:,} B,"
@@ -8969,7 +8981,9 @@ class MemoriesDecision(Decision):
             "bytes_moved_slow": self.after,
             "tensors_slow": [t._asdict() for t in self.tensors],
         }
-        picks = "fast slow fast_head slow_head required reserve persistent one_arena is_divided scratch_elsewhere"
+        picks = (
+            "fast slow fast_head slow_head required reserve persistent one_arena is_divided has_loops scratch_elsewhere"
+        )
         return own | picked(self, picks) | super().json()
 
 
@@ -9797,7 +9811,7 @@ def decide_memories(
     Raises:
         ValueError: as for :class:`Memories`.
     """
-    decision = MemoriesDecision(fast=memories.fast, slow=memories.slow)
+    decision = MemoriesDecision(fast=memories.fast, slow=memories.slow, has_loops=has_loops(model.graph))
     try:
         arena, why = model.arena, why_not_planned(model, in_place)
     except ArenaError as refusal:
@@ -10066,7 +10080,7 @@ def figures_of(model: Snapshot) -> ModelFigures:
         persistent=arena.persistent if arena else None,
         file=len(model.data),
         parameters=parameter_bytes(graph, graph.operators),
-        macs=None if any(is_loop(operator) for _, operator in graph.operators) else model_macs(graph),
+        macs=None if has_loops(graph) else model_macs(graph),
         operators=kinds.total(),
         inputs=inputs,
         outputs=outputs,
@@ -10369,7 +10383,7 @@ def analysis_text(model: Snapshot, extras: Extras, is_full: bool = False, is_div
     if state := state_bytes(graph):
         lines += [f"State kept between inferences: {state:,} B (not part of the peak, but to be reserved)"]
     if extras.macs:
-        once = " (what a loop runs counted once)" if any(is_loop(operator) for _, operator in graph.operators) else ""
+        once = f" ({COUNTED_ONCE})" if has_loops(graph) else ""
         lines += [f"Total MACs: {model_macs(graph):,}{once}"]
     if extras.size:
         lines += [f"Total weight size: {parameter_bytes(graph, graph.operators):,} B"]

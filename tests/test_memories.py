@@ -328,6 +328,7 @@ def test_kernels_that_do_not_fit_are_named():
 def test_planning_is_told_where_it_takes_most():
     model = TFLiteModel(looped())
     decision = model.plan_two_memories(2048, in_place=True)
+    assert "what a loop runs counted once" in decision.lines()[0]
     is_more = decision.reserve > -(-(decision.slow_head + decision.persistent) // 16) * 16
     assert any("while it plans" in line for line in decision.lines()) == is_more
 
