@@ -8643,6 +8643,13 @@ class Snapshot:
             raise BrokenCertificate(f"the plan of {plan.height:,} B takes {planned.arena.head:,} B in the file")
         return planned
 
+    def without_wrong_plan(self) -> Snapshot:
+        """Without the plan in the file, if that is wrong: with it the runtime computes something else."""
+        with contextlib.suppress(ArenaError):
+            if self.arena.problems:
+                return self.changed(write_plan(self.data, self.graph, {}))
+        return self
+
     def rewritten(self, rewrite: Rewrite) -> Snapshot:
         """With the operators of subgraph 0 replaced."""
         return self.changed(rewrite_subgraph(self.data, self.graph, self.graph.subgraphs[0], rewrite))
@@ -10233,6 +10240,16 @@ def decide_clustering(
     )
 
 
+def decide_verification(
+    model: Snapshot, original: Snapshot, what: str = "the input", seed: int = 0
+) -> VerificationDecision:
+    """Whether the outputs are those of the original, as :func:`verify_models`, or if the plan in that is wrong, those
+    that it would have without. ``what`` says which model that is."""
+    meant = original.without_wrong_plan()
+    whose = f"{what} model's" + ("" if meant is original else " without the wrong memory plan")
+    return dataclasses.replace(verify_models(meant.data, model.data, seed), against=whose)
+
+
 def compare_clusterings(
     model: Snapshot, clusters: Sequence[int], per_channel: bool, compress: bool, more_ram: int | None
 ) -> list[ClusteringDecision]:
@@ -11387,7 +11404,7 @@ class TFLiteModel:
         Raises:
             VerificationError: no runtime is installed that runs the original, or one does not run this model.
         """
-        return verify_models(original.snapshot.data, self.snapshot.data, seed)
+        return decide_verification(self.snapshot, original.snapshot, seed=seed)
 
     def compare_with(self, other: TFLiteModel, name: str = "other") -> ComparisonDecision:
         """This model and another side by side: memory, file, operators, inputs and outputs."""
@@ -11686,8 +11703,7 @@ def _cluster(model: TFLiteModel, arguments: argparse.Namespace, baseline: list[S
 
 
 def _verify(model: TFLiteModel, baseline: Snapshot, original: Snapshot) -> VerificationDecision:
-    decision = verify_models(baseline.data, model.snapshot.data)
-    return decision if baseline is original else dataclasses.replace(decision, against="the clustered model's")
+    return decide_verification(model.snapshot, baseline, "the input" if baseline is original else "the clustered")
 
 
 @contextlib.contextmanager

@@ -322,3 +322,14 @@ def test_state_is_compared_over_several_inferences(tmp_path: Path):
     assert verification["identical"]
     assert verification["runtimes"] == [*INSTALLED]
     assert verification["outputs"] % len(INPUT_SCALES) == 0
+
+
+def test_outputs_are_those_without_a_wrong_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """With it, the runtime would compute something else, which no plan has to keep."""
+    pytest.importorskip("tflite_micro")
+    model = TFLiteModel(CELLS)
+    offsets = {(0, b.tensor): 0 for b in model.arena.buffers if b.tensor is not None}
+    path = tmp_path / "model.tflite"
+    path.write_bytes(tflite_tools.write_plan(model.to_bytes(), model.graph, offsets))
+    assert main(["-i", str(path), "--plan", "--verify", "-o", str(tmp_path / "out.tflite")]) == 0
+    assert "are bit-identical to the input model's without the wrong memory plan." in capsys.readouterr().out
