@@ -73,7 +73,7 @@ def lowest_height(blocks: list[Interval]) -> int:
     return next(height for height in range(0, most + 1, 16) if fits(blocks, height))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=35, deadline=None)
 @given(blocks_strategy.filter(lambda blocks: len(blocks) <= 6))
 def test_plans_are_optimal_and_valid(blocks: list[Interval]):
     plan = plan_optimally(blocks)

@@ -37,7 +37,7 @@ def arena_of(blocks: list[Interval]) -> Arena:
     return Arena(tuple(ArenaBuffer(block, 0, i) for i, block in enumerate(blocks)), 0, has_plan=False)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(blocks_strategy, st.integers(1, 12), st.integers(2, 24), st.randoms(use_true_random=False))
 def test_no_division_keeps_more(blocks: list[Interval], fast: int, slow: int, rng: random.Random):
     """All divisions are tried, each placed as low as can be."""
