@@ -4404,6 +4404,15 @@ class DivisionProblem:
     places: Sequence[Place]
     instead: Collection[Place]  # those that exclude all others with the same new buffer
 
+    @classmethod
+    def of(cls, arena: Arena, values: Sequence[int], pinned: Mapping[int, bool], sharing: Sharing) -> DivisionProblem:
+        return cls(values, pinned, *claims_of(arena.intervals, sharing), sharing.instead)
+
+    @property
+    def required(self) -> int:
+        """Bytes that the fast memory has to have, whatever else is there."""
+        return Profile(c.interval for c in self.claims if c.unless is None and self.pinned.get(c.owner)).peak
+
     def without_copies(self, copies: Collection[Place]) -> DivisionProblem:
         """Copies take nothing, wherever they are."""
         claims = [claim for claim in self.claims if claim.unless is None or self.places[claim.unless] not in copies]
@@ -4432,8 +4441,12 @@ class DivisionProblem:
         for used, place in zip(is_used, self.places, strict=True):
             for other in (place.new, place.new if place.beside is None else place.beside):
                 model.add(is_fast[place.old] == is_fast[other]).only_enforce_if(used)
-        for new in {place.new for place in self.instead}:
-            model.add_at_most_one(used for used, place in zip(is_used, self.places, strict=True) if place.new == new)
+        rivals: dict[int, list[Any]] = {place.new: [] for place in self.instead}
+        for used, place in zip(is_used, self.places, strict=True):
+            if place.new in rivals:
+                rivals[place.new].append(used)
+        for several in rivals.values():
+            model.add_at_most_one(several)
         is_slow: list[Any] = [literal.negated() for literal in is_fast]
         for limit, is_here in zip(limits, (is_fast, is_slow), strict=True):
             self._keep_within(model, limit, is_here, is_used)
@@ -4492,7 +4505,7 @@ def plan_memories(
         pinned: as for :class:`DivisionProblem`.
     """
     sharing = arena.sharing if in_place else NOTHING_SHARED
-    problem = DivisionProblem(values, pinned, *claims_of(arena.intervals, sharing), sharing.instead)
+    problem = DivisionProblem.of(arena, values, pinned, sharing)
     limits = memories.limits(arena.persistent)
     budget, room, most, is_proven = Budget(time_limit), limits, sum(values), True
     apart: list[frozenset[int]] = []
@@ -4527,7 +4540,8 @@ def _place_apart(
 ) -> tuple[Division, tuple[Plan, Plan]]:
     """A plan for a choice, and those of both memories, which may be higher than the limits."""
     instead = [place for place in sharing.instead if place in choice.used]
-    places = [place for place in sharing.places if place.new not in {other.new for other in instead}] + instead
+    taken = {place.new for place in instead}
+    places = [place for place in sharing.places if place.new not in taken] + instead
     sharing = dataclasses.replace(sharing, places=tuple(places), instead=())
     apart = dataclasses.replace(arena, sharing=_without_clashes(arena.intervals, sharing))
     budget, numbers = Budget(time_limit), range(len(arena.buffers))
@@ -8959,10 +8973,8 @@ class MemoriesDecision(Decision):
         largest = sorted(self.tensors, key=lambda t: -t.bytes)[:MOST_LISTED]
         names = [f"{t.number} ({shorten(plain[t.name], 40)}) {t.bytes:,} B" for t in largest]
         names += [f"{len(self.tensors) - len(largest):,} more"] if len(self.tensors) > len(largest) else []
-        limit, once = (
-            "" if self.slow is None else f" of {self.slow:,} B",
-            f" ({COUNTED_ONCE})" if self.has_loops else "",
-        )
+        limit = "" if self.slow is None else f" of {self.slow:,} B"
+        once = f" ({COUNTED_ONCE})" if self.has_loops else ""
         moment = f"; for a moment, while it plans, {self.reserve:,} B"
         moment = moment if self.reserve > align(self.slow_head + self.persistent) else ""
         others = [
@@ -9754,9 +9766,6 @@ def _smallest_in_the_arena(
     return distinct[heights.index(min(heights))]
 
 
-TOO_HIGH = "it would be {:,} B, but offsets in the file have 32 bits"
-
-
 def why_not_planned(model: Snapshot, in_place: bool) -> str:
     """Why the tensors of a model have to stay where they are, if they have to. Raises ArenaError."""
     if is_compiled(model.graph):
@@ -9787,7 +9796,7 @@ def decide_plan(model: Snapshot, budget: Budget, in_place: bool = True) -> tuple
     bound = best.bound if arena.problems else min(best.bound, arena.head)
     decision = PlanDecision(before=arena.head, after=arena.head, bound=bound)
     if best.height >= HIGHEST_OFFSET:
-        why = TOO_HIGH.format(best.height)
+        why = f"it would be {best.height:,} B, but offsets in the file have 32 bits"
         return model, dataclasses.replace(decision, refusal=why, seconds=budget.spent)
     changed = best.height < arena.head or bool(arena.problems)
     after = model.planned(best) if changed else model
@@ -9834,8 +9843,7 @@ def decide_memories(
         if size <= memories.fast:
             done = dataclasses.replace(decision, after=0, bound=0, changed=whole is not model, seconds=budget.spent)
             return whole, dataclasses.replace(done, fast_head=whole.arena.head, reserve=size, one_arena=size)
-    claims, _ = claims_of(arena.intervals, arena.sharing if in_place else NOTHING_SHARED)
-    required = Profile(c.interval for c in claims if c.unless is None and pinned.get(c.owner)).peak
+    required = DivisionProblem.of(arena, moved, pinned, arena.sharing if in_place else NOTHING_SHARED).required
     decision = dataclasses.replace(decision, required=required)
     if max(required, ARENA_ALIGNMENT) > memories.fast:
         why = f"scratch memory and what is pinned take {required:,} B, more than the {memories.fast:,} B of fast memory"
@@ -11024,8 +11032,10 @@ def plot_arenas(file: Path, maps: Sequence[MemoryMap]) -> None:
     figure = Figure(figsize=(width * len(maps), 7), layout="constrained")
     panels = figure.subplots(1, len(maps), squeeze=False, sharey=True)[0]
     heads = [shown.model.arena.head for shown in maps]
-    rooms = [shown.room for shown, head in zip(maps, heads, strict=True) if (shown.room or 0) <= WORTH_A_LINE * head]
-    top = max([1, *heads, *(room for room in rooms if room is not None)]) / 1024
+    rooms = [
+        shown.room or 0 for shown, head in zip(maps, heads, strict=True) if (shown.room or 0) <= WORTH_A_LINE * head
+    ]
+    top = max([1, *heads, *rooms]) / 1024
     for axes, shown in zip(panels, maps, strict=True):
         axes.set_xlim(-2.5, shown.steps - 2)
         axes.set_ylim(0, top * 1.05)
@@ -11833,7 +11843,7 @@ def _run(arguments: argparse.Namespace) -> int:
     for number, (weight, step) in enumerate(steps):
         still = sum(later for later, _ in steps[number:])
         results += step(model, budget.share(weight / still if still else 0).left)
-    limits = arguments.max_arena, arguments.max_head, arguments.max_peak
+    limits = _limits(arguments)
     is_limited = any(limit is not None for limit in limits)
     if arguments.memory_map or is_limited:
         _ = model.arena  # if it is not known, better now than with half of the outputs written
@@ -11900,8 +11910,13 @@ def _other_model(arguments: argparse.Namespace) -> TFLiteModel | None:
     return other
 
 
+def _limits(arguments: argparse.Namespace) -> tuple[int | None, int | None, int | None]:
+    """On the arena to reserve, and twice on its head."""
+    return arguments.max_arena, arguments.max_head, arguments.max_peak
+
+
 def _exceeded(arena: Arena, limits: Sequence[int | None]) -> list[str]:
-    """What does not hold of the limits on an arena, one sentence each: on what to reserve, and twice on its head."""
+    """What does not hold of the limits on an arena, one sentence each; they are as :func:`_limits` has them."""
     failures = [f"the memory plan in the file is wrong: {fault}" for fault in arena.problems[:1]]
     takes = ("arena to reserve", arena.reserve), ("head of the arena", arena.head), ("head of the arena", arena.head)
     for limit, (what, taken) in zip(limits, takes, strict=True):
@@ -12003,10 +12018,9 @@ def _first(results: Iterable[Decision], kind: type[D]) -> D | None:
 
 def _room(arguments: argparse.Namespace, arena: Arena) -> int | None:
     """Bytes that a limit leaves for tensors and scratch memory, if there is one."""
-    limits = [arguments.max_head, arguments.max_peak]
-    limits += [arguments.max_arena - arena.persistent] if arguments.max_arena is not None else []
-    given = [max(limit, 0) for limit in limits if limit is not None]
-    return min(given, default=None)
+    whole, *heads = _limits(arguments)
+    limits = [None if whole is None else whole - arena.persistent, *heads]
+    return min((max(limit, 0) for limit in limits if limit is not None), default=None)
 
 
 def _say(text: str) -> None:
@@ -12046,8 +12060,7 @@ def _resolve_files(arguments: argparse.Namespace) -> Files:
             raise UsageError(f"{arguments.csv / name}: --csv would write over the input")
     if len(arguments.clusters or []) > 1 and arguments.output:
         raise UsageError("several numbers of clusters are only compared: give one number to write a model")
-    limits = arguments.max_arena, arguments.max_head, arguments.max_peak
-    if arguments.memories and any(limit is not None for limit in limits):
+    if arguments.memories and any(limit is not None for limit in _limits(arguments)):
         raise UsageError("--memories has limits of its own: leave out --max-arena, --max-head and --max-peak")
     if arguments.pin and not arguments.memories:
         raise UsageError("--pin says in which memory a tensor has to be: add --memories")

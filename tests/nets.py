@@ -163,6 +163,17 @@ def random_net(
     return net.build([source], [t for t in alive if t not in read] or alive[-1:])
 
 
+def looped() -> bytes:
+    """Two convolutions, one after the other in a loop, with the plan that it needs."""
+    net = Net()
+    x = y = net.picture(24, 24, 4)
+    for channels in (16, 4):
+        y = net.window("CONV_2D", y, channels, (3, 3), 1, SAME)
+    model = tflite_tools.TFLiteModel(net.build([x], [y]))
+    assert model.split_operators(stripes="loop").changed
+    return model.to_bytes()
+
+
 def search_of(data: bytes, kernels: str = "reference") -> SplitSearch:
     graph = read_model(data, LIBRARIES[kernels])
     return SplitSearch(graph, graph.subgraphs[0], FOREVER)

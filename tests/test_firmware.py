@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from builder import Builder
 from conftest import MODELS
-from nets import SAME, Net
+from nets import looped
 
 from tflite_tools import CUSTOM_KINDS, KINDS, TFLiteModel, cpp_name, main, registration
 
@@ -146,16 +146,6 @@ def compressed() -> bytes:
     model = TFLiteModel((MODELS / "digits_cnn_int8.tflite").read_bytes())
     model.cluster_weights(4)
     model.compress_weights()
-    return model.to_bytes()
-
-
-def looped() -> bytes:
-    net = Net("INT8")
-    x = y = net.picture(24, 24, 4)
-    for channels in (16, 4):
-        y = net.window("CONV_2D", y, channels, (3, 3), 1, SAME)
-    model = TFLiteModel(net.build([x], [y]))
-    assert model.split_operators(stripes="loop").changed
     return model.to_bytes()
 
 

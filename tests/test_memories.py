@@ -12,7 +12,7 @@ from builder import Builder
 from conftest import MODELS, SHARED, needs_shared, wheel_agrees
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from nets import SAME, Net, random_net
+from nets import Net, looped, random_net
 from test_arena import TIGHT, blocks_strategy, lowest_height
 from test_sharing import is_intact, updated
 
@@ -186,16 +186,6 @@ def test_what_does_not_fit_is_refused():
         TFLiteModel(chain()).plan_two_memories(1 << 20, pins={"nothing": "slow"})
     with pytest.raises(ValueError, match="not 'psram'"):
         TFLiteModel(chain()).plan_two_memories(1 << 20, pins={"t0": "psram"})
-
-
-def looped() -> bytes:
-    net = Net()
-    x = y = net.picture(24, 24, 4)
-    for channels in (16, 4):
-        y = net.window("CONV_2D", y, channels, (3, 3), 1, SAME)
-    model = TFLiteModel(net.build([x], [y]))
-    assert model.split_operators(stripes="loop").changed
-    return model.to_bytes()
 
 
 @pytest.mark.parametrize("case", ["digits", "cells", "looped"])

@@ -10,7 +10,8 @@ import matplotlib as mpl
 import pytest
 from builder import Builder, worked_example
 from conftest import MODELS
-from test_memories import chain, looped
+from nets import looped
+from test_memories import chain
 
 from tflite_tools import TFLiteModel, main, plain_names
 
