@@ -3218,50 +3218,272 @@ def _hull(block: Sequence[Interval]) -> Interval:
     return Interval(max(i.size + (i.offset or 0) for i in block), first, last)
 
 
+####################################################################################################
+# Placement, bottom up: a search that learns at which moments it fails
+####################################################################################################
+
+FAR = 1 << 50  # bytes: above every address
+
+
+@dataclass(frozen=True)
+class Pile:
+    """Blocks (n rows) at the moments at which the most of them are alive (m columns), in bytes above their address."""
+
+    alive: np.ndarray  # n x m, of bool
+    low: np.ndarray  # n x m, and 0 where not alive, as the following
+    high: np.ndarray
+    sizes: np.ndarray  # of all intervals of a block that are alive
+    ends: np.ndarray  # 2 x n: the first and the last moment
+    above: np.ndarray  # n x n: how far the second is at least above the first where it comes later
+    life: np.ndarray  # n: operators from the first to the last
+    size: np.ndarray  # n: from the lowest byte to the highest
+
+    @classmethod
+    def of(cls, intervals: Sequence[Interval], blocks: Sequence[Block]) -> Pile:
+        size, first, last = np.array([interval[:3] for interval in intervals], dtype=np.int64).reshape(-1, 3).T
+        births, deaths = np.unique(first), np.sort(last)
+        nothing_dies = np.searchsorted(deaths, births) == np.searchsorted(deaths, np.append(births[1:], FAR))
+        moments = births[~nothing_dies]  # all that is alive at another is so at the next of these
+        low, high = np.full((2, len(blocks), len(moments)), [[[FAR]], [[0]]], dtype=np.int64)
+        sizes = np.zeros_like(low)
+        for row, block in enumerate(blocks):
+            for i, up in block.items():
+                at = slice(*np.searchsorted(moments, (first[i], last[i] + 1)))
+                low[row, at] = np.minimum(low[row, at], up)
+                high[row, at] = np.maximum(high[row, at], up + size[i])
+                sizes[row, at] += size[i]
+        alive = low < FAR
+        ends = np.array([alive.argmax(axis=1), len(moments) - 1 - alive[:, ::-1].argmax(axis=1)])
+        above = [
+            np.where(alive[:, a:b] & alive[row, a:b], high[row, a:b] - low[:, a:b], -FAR).max(axis=1)
+            for row, (a, b) in enumerate(zip(ends[0], ends[1] + 1, strict=True))
+        ]
+        hulls = [_hull(_members(intervals, block)) for block in blocks]
+        life, height = np.array([(hull.last - hull.first + 1, hull.size) for hull in hulls]).T
+        return cls(alive, np.where(alive, low, 0), high, sizes, ends, np.array(above), life, height)
+
+
+class Component(NamedTuple):
+    """Blocks that are placed without a look at others: none of them is alive with one that is not."""
+
+    blocks: np.ndarray  # the best to place first
+    rank: np.ndarray  # of every block: the least is the best, -1 for those of other components
+    moments: np.ndarray
+    members: np.ndarray  # the blocks that are alive at the first moment, then those at the second, ...
+    lows: np.ndarray  # of the members
+    starts: np.ndarray  # where those of each moment begin
+
+
+class Heap(NamedTuple):
+    """What some placed blocks leave, in bytes."""
+
+    lowest: np.ndarray  # for each block its lowest address above those that are placed; FAR if it is one of them
+    floor: np.ndarray  # for each moment, below which nothing more comes
+    waiting: np.ndarray  # for each moment, the sizes of all that is to be placed
+    level: int = 0  # the address of the last one; no other comes below it
+
+
+class Descent:
+    """A depth-first search for addresses with at most ``height`` bytes in all, which looks at ``heaps`` heaps.
+
+    Blocks are placed from low to high addresses, each right above others. What waits at a moment must fit above the
+    floor; nothing is placed that leaves a hole for what waits; what falls apart is placed one by one (M. D. Moffitt:
+    MiniMalloc, ASPLOS 2023). Of blocks of several intervals, not all placements are seen. ``weights`` says how much it
+    matters that what is alive at a moment comes first, and ``blame`` at which moments there was no room.
+    """
+
+    def __init__(self, pile: Pile, height: int, weights: np.ndarray, heaps: int, budget: Budget) -> None:
+        self.pile, self.height, self.weights, self.budget = pile, height, weights, budget
+        self.heaps_left = heaps
+        self.blame = np.zeros(len(weights))
+
+    def run(self) -> dict[int, int] | None:
+        """The address of every block, if it was found."""
+        blocks, moments = self.pile.alive.shape
+        heap = Heap(np.zeros(blocks, np.int64), np.zeros(moments, np.int64), self.pile.sizes.sum(axis=0))
+        return self._place_all(self._components(np.arange(blocks), heap), heap)
+
+    def _place_all(self, components: Iterable[Component], heap: Heap) -> dict[int, int] | None:
+        placed: dict[int, int] = {}
+        for component in components:
+            found = self._place(component, heap)
+            if found is None:
+                return None
+            placed |= found
+        return placed
+
+    def _place(self, component: Component, heap: Heap) -> dict[int, int] | None:
+        """The largest component of what is left goes on the stack: so calls nest no deeper than halves of halves."""
+        stack = [(component, self._choices(component, heap), dict[int, int]())]
+        while stack and self.heaps_left > 0:
+            component, choices, _ = stack[-1]
+            if (choice := next(choices, None)) is None:
+                stack.pop()
+                continue
+            block, heap = choice
+            components = self._components(component.blocks[heap.lowest[component.blocks] < FAR], heap, component)
+            if (placed := self._place_all(components[:-1], heap)) is None:
+                continue
+            placed[block] = heap.level
+            if not components:
+                for _, _, earlier in stack:
+                    placed |= earlier
+                return placed
+            stack.append((components[-1], self._choices(components[-1], heap, block), placed))
+        return None
+
+    def _components(self, blocks: np.ndarray, heap: Heap, whole: Component | None = None) -> list[Component]:
+        """What blocks of a component fall apart into, the smallest first; if they do not, their ranks stay."""
+        first, last = self.pile.ends[:, blocks]
+        count = len(self.weights)
+        going_on = np.cumsum(np.bincount(first, minlength=count) - np.bincount(last, minlength=count))
+        number = np.append(0, np.cumsum(going_on == 0))[first]
+        components = sorted((blocks[number == n] for n in np.unique(number)), key=len)
+        if whole is not None and len(components) == 1:
+            return [whole if 4 * len(blocks) > 3 * len(whole.blocks) else self._component(blocks, whole.rank)]
+        return [self._component(component, self._ranked(component, heap)) for component in components]
+
+    def _ranked(self, blocks: np.ndarray, heap: Heap) -> np.ndarray:
+        """Those first that are alive where the most waits, of these the longest lives, of these the largest."""
+        most = np.where(self.pile.alive[blocks], heap.waiting * self.weights, 0).max(axis=1)
+        life, size = self.pile.life[blocks], self.pile.size[blocks]
+        rank = np.full(len(self.pile.alive), -1)
+        rank[blocks[np.lexsort((blocks, -size, -life, -most))]] = np.arange(len(blocks))
+        return rank
+
+    def _component(self, blocks: np.ndarray, rank: np.ndarray) -> Component:
+        blocks = blocks[np.argsort(rank[blocks])]
+        when, which = np.nonzero(self.pile.alive[blocks].T)
+        moments, starts = np.unique(when, return_index=True)
+        members = blocks[which]
+        return Component(blocks, rank, moments, members, self.pile.low[members, when], starts)
+
+    def _choices(self, component: Component, heap: Heap, last: int | None = None) -> Iterator[tuple[int, Heap]]:
+        """The blocks that may follow, from low to high, each with the heap that it leaves."""
+        self.heaps_left = 0 if self.budget.is_over else self.heaps_left - 1
+        lowest = heap.lowest[component.blocks]
+        may = lowest >= heap.level
+        if last is not None:  # at one address in the order of their ranks
+            may &= (lowest > heap.level) | (component.rank[component.blocks] > component.rank[last])
+        hole = (
+            lowest + np.maximum(self.pile.size[component.blocks], 1)
+        ).min()  # from here up there is one for another block
+        blocks = component.blocks[may & (lowest < hole)]
+        blocks = blocks[np.argsort(heap.lowest[blocks], kind="stable")]
+        blame, is_stuck = np.zeros(len(component.moments)), True
+        for some in np.split(blocks, range(AT_ONCE, len(blocks), AT_ONCE)):
+            for block, after, full in self._heaps_after(component, heap, some):
+                is_stuck &= bool(full.any())
+                blame += full
+                if not full.any():
+                    yield block, after
+        if is_stuck:
+            self.blame[component.moments] += blame / max(len(blocks), 1)
+
+    def _heaps_after(
+        self, component: Component, heap: Heap, blocks: np.ndarray
+    ) -> Iterator[tuple[int, Heap, np.ndarray]]:
+        """For some blocks that may be placed next: each, the heap that it leaves, and at which moments that is full."""
+        pile, rows = self.pile, np.ix_(blocks, component.moments)
+        at = heap.lowest[blocks]
+        lowest = np.maximum(heap.lowest, at[:, None] + pile.above[blocks])
+        lowest[np.arange(len(blocks)), blocks] = FAR
+        floor = np.where(pile.alive[rows], at[:, None] + pile.high[rows], heap.floor[component.moments])
+        least = np.minimum.reduceat(lowest.take(component.members, axis=1) + component.lows, component.starts, axis=1)
+        floor = np.maximum(np.where(least < FAR, np.maximum(floor, least), floor), at[:, None])
+        full = floor + heap.waiting[component.moments] - pile.sizes[rows] > self.height
+        for row, block in enumerate(blocks.tolist()):
+            below = heap.floor.copy()
+            below[component.moments] = floor[row]
+            yield block, Heap(lowest[row], below, heap.waiting - pile.sizes[block], int(at[row])), full[row]
+
+
+MOST_BLOCKS = 2000  # above which tables of all pairs get too large
+AT_ONCE = 6  # blocks that are tried by one call of numpy: the first is often the right one
+FIRST_HEAPS, HEAPS = 5.0, 1.5  # per block: a search that has not come to an end by then is rather begun anew
+LEAST_HEAPS = 500  # in which a dozen blocks are often seen in all ways
+KEPT, LEARNT = 0.95, 0.5  # of the weights before, and of the moments that were to blame
+NOISE = 0.3  # of a weight, so that no two searches fail alike
+STEP = 0.25  # of the way down to the bound is asked at once
+FAILURES, MORE_HEAPS = 10, 1.2  # after so many in a row, half the step and so many times the heaps
+
+
+def plan_bottom_up(
+    intervals: Sequence[Interval], groups: Sequence[Block], plan: Plan, budget: Budget, heaps: float = FIRST_HEAPS
+) -> Plan:
+    """Lower and lower plans than a given one, until the bound is met, all was seen, or the budget is over.
+
+    Searches are short, and each knows where those before failed: what is alive there comes earlier (as with constraints
+    that often fail: F. Boussemart et al., Boosting Systematic Search by Weighting Constraints, ECAI 2004). The first
+    one tries the bound itself, with ``heaps`` per block.
+    """
+    blocks = blocks_of(intervals, groups)
+    if plan.optimal or len(blocks) > MOST_BLOCKS:
+        return plan
+    pile = Pile.of(intervals, blocks)
+    weights = np.ones(pile.alive.shape[1])
+    rng, failures = np.random.default_rng(0), 0
+    height = least = plan.bound  # of all that these searches can see
+    while plan.height > least and not budget.is_over:
+        noisy = weights * rng.uniform(1 - NOISE, 1 + NOISE, len(weights)) if failures else weights
+        descent = Descent(pile, height, noisy, max(LEAST_HEAPS, int(heaps * len(blocks))), budget)
+        if (found := descent.run()) is not None:
+            placed = list(intervals)
+            for block, at in found.items():
+                for i, above in blocks[block].items():
+                    placed[i] = placed[i]._replace(offset=at + above)
+            plan, failures = Plan(tuple(placed), plan.bound), 0
+        elif descent.heaps_left:
+            least = height + 1
+        elif descent.blame.any():
+            failures += 1
+            weights = KEPT * weights + LEARNT * descent.blame / descent.blame.mean()
+        heaps = HEAPS * MORE_HEAPS ** (failures // FAILURES)
+        step = STEP / 2 ** (failures // FAILURES) * (plan.height - least)
+        height = max(least, int(plan.height - max(step, 1)))
+    return plan
+
+
+####################################################################################################
+# Placement, proofs: constraint programming
+####################################################################################################
+
 # One worker with a fixed order of decisions is quick or lost, and which order is the right one is luck: so all of them
-# get a little time, then more, before many workers do without an order. Some height is often found in seconds where the
-# bound is not, and a search that minimises gets lost: so half-way heights come in between.
+# get a little time, then more, before many workers do without an order.
+AT_FIRST = 1.0  # seconds for a search bottom up, which often spares the constraint solver
 PATIENCE = (0.5, 2.0, 8.0)  # seconds for each order, of every round
-HALFWAY_PATIENCE = 4.0  # seconds for each order at one height
-ORDERS_SHARE, HALFWAY_SHARE, THOROUGH_SHARE = 0.4, 0.6, 0.5  # of the time that is left
-CLOSE = 0.01  # of the bound: heights that are no further apart are not worth a search
+BOTTOM_UP_SHARE, ORDERS_SHARE, THOROUGH_SHARE = 0.5, 0.4, 0.5  # of the time that is left
 THOROUGH = 8  # workers of the constraint solver
 
 
 def plan_optimally(
     intervals: Sequence[Interval], time_limit: float = TIME_LIMIT, groups: Sequence[Block] = (), enough: int = 0
 ) -> Plan:
-    """The lowest plan: first fit if it meets the bound, else constraint programming, within ``time_limit`` seconds.
+    """The lowest plan: first fit if it meets the bound, else by search and proof, within ``time_limit`` seconds.
 
-    The intervals are rectangles of fixed time and free address that must not overlap (NoOverlap2D). First the bound
-    itself is tried as the height; where that fails, heights half-way between it and the best; then the bound by many
-    workers, and at last the height is minimised. ``enough`` is as for :func:`plan_by_first_fit`.
+    :func:`plan_bottom_up` has a moment. Then constraint programming, which sees rectangles of fixed time and free
+    address that must not overlap (NoOverlap2D), tries the bound itself as the height. Where that fails soon, the search
+    comes as low as it can; then the bound is tried for longer, in the end by many workers, and at last the height is
+    minimised. ``enough`` is as for :func:`plan_by_first_fit`.
     """
-    plan = plan_by_first_fit(intervals, groups, enough)
     budget = Budget(time_limit)
+    plan = plan_by_first_fit(intervals, groups, enough)
+    plan = plan_bottom_up(intervals, groups, plan, Budget(min(AT_FIRST, time_limit)))
 
-    def solved(plan: Plan, key: Key, heights: tuple[int, int], seconds: float, workers: int = 1) -> Plan:
+    def solved(plan: Plan, key: Key, highest: int, seconds: float, workers: int = 1) -> Plan:
         if plan.optimal:
             return plan
-        found, proven = _solve_placement(intervals, groups, key, heights, seconds, workers)
+        found, proven = _solve_placement(intervals, groups, key, (plan.bound, highest), seconds, workers)
         plan = Plan(found or plan.intervals, plan.bound)
         return Plan(plan.intervals, max(plan.bound, min(proven, plan.height)))
 
-    patience = budget.share(ORDERS_SHARE)
+    orders = budget.share(ORDERS_SHARE)
     for seconds, key in itertools.product(PATIENCE, DECISION_ORDERS):
-        plan = solved(plan, key, (plan.bound, plan.bound), min(seconds, patience.left))
-    patience, given_up = budget.share(HALFWAY_SHARE), plan.bound
-    while plan.height - given_up > max(CLOSE * plan.bound, ARENA_ALIGNMENT) and not patience.is_over:
-        height = (plan.height + given_up) // (2 * ARENA_ALIGNMENT) * ARENA_ALIGNMENT
-        for key in DECISION_ORDERS:
-            if plan.height > height:
-                plan = solved(plan, key, (height, height), min(HALFWAY_PATIENCE, patience.left))
-        if plan.height > height:
-            given_up = height
-    exact = plan.bound, plan.bound
-    plan = solved(plan, DECISION_ORDERS[0], exact, budget.share(THOROUGH_SHARE).left, THOROUGH)
-    lower = plan.bound, plan.height - ARENA_ALIGNMENT
-    return solved(plan, DECISION_ORDERS[0], lower, budget.left, THOROUGH)
+        if seconds == PATIENCE[1] and key is DECISION_ORDERS[0]:
+            plan = plan_bottom_up(intervals, groups, plan, budget.share(BOTTOM_UP_SHARE), HEAPS)
+        plan = solved(plan, key, plan.bound, min(seconds, orders.left))
+    plan = solved(plan, DECISION_ORDERS[0], plan.bound, budget.share(THOROUGH_SHARE).left, THOROUGH)
+    return solved(plan, DECISION_ORDERS[0], plan.height - ARENA_ALIGNMENT, budget.left, THOROUGH)
 
 
 def solve_constraints(model: Any, time_limit: float, workers: int) -> tuple[Any, Any]:

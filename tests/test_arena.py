@@ -7,6 +7,7 @@ import io
 import itertools
 import json
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import flatbuffers
@@ -22,6 +23,7 @@ from tflite_tools import (
     BITS_64,
     OFFLINE_PLAN,
     ArenaError,
+    Budget,
     Interval,
     ModelError,
     Plan,
@@ -34,6 +36,7 @@ from tflite_tools import (
     conflicts,
     main,
     place_greedily,
+    plan_bottom_up,
     plan_by_first_fit,
     plan_faults,
     plan_optimally,
@@ -118,6 +121,55 @@ def test_a_known_instance_above_its_bound():
     plan = plan_optimally(blocks)
     assert Profile(blocks).peak == 80
     assert plan.height == plan.bound == lowest_height(blocks) == 96
+
+
+def tower(blocks: Iterable[Interval]) -> Plan:
+    """The worst of all plans that make sense: each block above those before it."""
+    blocks = list(blocks)
+    offsets = itertools.accumulate((block.size for block in blocks), initial=0)
+    placed = tuple(block._replace(offset=at) for block, at in zip(blocks, offsets, strict=False))
+    return Plan(placed, Profile(blocks).peak)
+
+
+@settings(max_examples=100, deadline=None)
+@given(blocks_strategy | st.permutations(TIGHT).map(lambda lives: [Interval(*life) for life in lives]))
+def test_the_search_from_the_bottom_sees_every_placement(blocks: list[Interval]):
+    """Alone, without first fit before it and a proof after it."""
+    plan = plan_bottom_up(blocks, (), tower(blocks), Budget())
+    assert [interval._replace(offset=None) for interval in plan.intervals] == blocks
+    assert not plan_faults(plan.intervals, str)
+    assert plan.height == plan.bound or not fits(blocks, plan.height - 16)
+
+
+@pytest.mark.parametrize("count", [30, 60])
+def test_the_search_from_the_bottom_fits_pieces_together(count: int):
+    """A rectangle that was cut into pieces is filled by them, which first fit fails to see."""
+    blocks = list(map(Interval._make, pieces(np.random.default_rng(count), count)))
+    plan = plan_bottom_up(blocks, (), tower(blocks), Budget())
+    assert not plan_faults(plan.intervals, str)
+    assert plan.height == plan.bound == 16 * 256 < plan_by_first_fit(blocks).height
+
+
+def pieces(rng: np.random.Generator, count: int) -> list[tuple[int, int, int, None]]:
+    """What 100 operators x 256 units fall into; the largest piece is always the next to be cut."""
+    rectangles = [(0, 100, 256)]  # first operator, operators, units
+    while len(rectangles) < count:
+        first, length, height = rectangles.pop(int(np.argmax([b * c for _, b, c in rectangles])))
+        at = int(rng.integers(1, max(length, height)))
+        if length * rng.random() > 100 / 256 * height * rng.random():
+            at = 1 + at % (length - 1)
+            rectangles += [(first, at, height), (first + at, length - at, height)]
+        else:
+            at = 1 + at % (height - 1)
+            rectangles += [(first, length, at), (first, length, height - at)]
+    return [(16 * height, first, first + length - 1, None) for first, length, height in rectangles]
+
+
+def test_the_search_from_the_bottom_ends_in_time():
+    plan = tower(Interval(16, 0, 1) for _ in range(3000))
+    assert plan_bottom_up(plan.intervals, (), Plan(plan.intervals, 0), Budget()) is not None  # too many to be looked at
+    few = tower(Interval(16 * n, n % 3, n % 3 + n) for n in range(9))
+    assert plan_bottom_up(few.intervals, (), few, Budget(0)) == few
 
 
 def test_no_time_still_gives_a_valid_plan():

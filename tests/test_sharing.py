@@ -23,8 +23,10 @@ from tflite_tools import (
     IN_PLACE_COSTS,
     KINDS,
     OFFLINE_PLAN,
+    Budget,
     Interval,
     Place,
+    Plan,
     Profile,
     Sharing,
     Storage,
@@ -35,6 +37,7 @@ from tflite_tools import (
     may_lie_on,
     node_of,
     ordering_problem,
+    plan_bottom_up,
     plan_by_first_fit,
     plan_faults,
     plan_optimally,
@@ -56,7 +59,11 @@ def test_blocks_keep_their_distance(intervals: list[Interval], gap: int):
     a = intervals[0]
     intervals[2:4] = Interval(32, 0, 3), Interval(48, 4, 9)
     groups = [{0: 0, 1: a.size + 16 * gap}, {2: 0, 3: 0}]
-    for plan in (plan_by_first_fit(intervals, groups), plan_optimally(intervals, 5, groups)):
+    first = plan_by_first_fit(intervals, groups)
+    raised = tuple(i._replace(offset=i.offset + 160) for i in first.intervals)
+    searched = plan_bottom_up(intervals, groups, Plan(raised, first.bound), Budget())
+    assert searched.height < first.height + 160
+    for plan in (first, searched, plan_optimally(intervals, 5, groups)):
         assert not plan_faults(plan.intervals, str)
         assert plan.intervals[1].offset - plan.intervals[0].offset == a.size + 16 * gap
         assert plan.intervals[2].offset == plan.intervals[3].offset
