@@ -7713,45 +7713,37 @@ class Ranked:
         return np.rint(means) if self.is_integer else means
 
     def best_borders(self, clusters: int) -> np.ndarray:
-        """The borders of the best intervals: positions 0 = b0 < b1 < ... < bk = number of values.
-
-        Layer by layer, ``best[e]`` is what the best intervals of values[:e] gain, and ``choices`` where their last one
-        starts.
-        """
+        """The borders of the best intervals: positions 0 = b0 < b1 < ... < bk = number of values."""
         size = len(self.values)
-        if clusters >= size:
-            return np.arange(size + 1)
-        positions = np.arange(size + 1)
-        table = self.gain(positions, positions[:, None]) if size <= TABLE_UP_TO else None
-        best = self.gain(np.zeros_like(positions), positions)
-        choices = []
-        for _ in range(clusters - 2):
-            choice, best = self.best_starts(best) if table is None else _best_in_table(best, table)
-            choices.append(choice)
-        borders = [size]
-        if clusters > 1:
-            borders.append(int(np.argmax(best + self.gain(positions, np.full_like(positions, size)))))
-        for choice in reversed(choices):
-            borders.append(int(choice[borders[-1]]))
-        return np.array([*borders, 0][::-1])
+        return np.arange(size + 1) if clusters >= size else self._chosen([np.arange(size + 1)] * (clusters - 1))
 
     def moved(self, borders: np.ndarray) -> np.ndarray:
         """The best borders not more than REACH values from the given ones, all of them moved together."""
-        size = len(self.values)
-        if len(borders) < 3:
-            return borders
-        columns = np.clip(borders[1:-1, None] + np.arange(-REACH, REACH + 1), 1, size - 1)
-        best = self.gain(np.zeros_like(columns[0]), columns[0])
-        choices = []
-        for before, column in itertools.pairwise(columns):
-            choice, best = _best_in_table(best, self.gain(before, column[:, None]))
+        near = borders[1:-1, None] + np.arange(-REACH, REACH + 1)
+        return self._chosen([*np.clip(near, 1, len(self.values) - 1)])
+
+    def _chosen(self, columns: Sequence[np.ndarray]) -> np.ndarray:
+        """The best borders, one from every column; a long column has to be all positions.
+
+        Column by column, ``best[e]`` is what the best intervals up to a border ``e`` gain, and ``choices`` where the
+        last of them starts.
+        """
+        ends = [np.array([0]), *columns, np.array([len(self.values)])]
+        best, table, choices = np.zeros(1), np.zeros(0), []
+        for before, column in itertools.pairwise(ends):
+            if min(len(before), len(column)) > TABLE_UP_TO:
+                choice, best = self.best_starts(best)
+            else:
+                if column is not before or table.size != len(column) ** 2:  # it stays where the column does
+                    table = self.gain(before, column[:, None])
+                choice = np.argmax(best + table, axis=1)
+                best = best[choice] + table[np.arange(len(column)), choice]
             choices.append(choice)
-        at = int(np.argmax(best + self.gain(columns[-1], np.full_like(columns[-1], size))))
-        found = [size, int(columns[-1][at])]
-        for column, choice in zip(columns[-2::-1], reversed(choices), strict=True):
+        at, borders = 0, []
+        for column, choice in zip(reversed(ends), reversed([choices[0], *choices]), strict=True):
+            borders.append(int(column[at]))
             at = int(choice[at])
-            found.append(int(column[at]))
-        return np.array([*found, 0][::-1])
+        return np.array(borders[::-1])
 
     def best_starts(self, best: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """For every end the start that maximises best[start] + gain(start, end), and that maximum.
@@ -7776,13 +7768,6 @@ class Ranked:
             choice[ends] = options[hits[np.searchsorted(hits, offsets)]]
             step //= 2
         return choice[:size], total
-
-
-def _best_in_table(best: np.ndarray, table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The same from the table of all gains: [end, start]."""
-    totals = best + table
-    choice = np.argmax(totals, axis=1)
-    return choice, totals[np.arange(len(best)), choice]
 
 
 ####################################################################################################

@@ -267,7 +267,7 @@ def test_both_ways_of_the_dynamic_programme_agree(seed: int, clusters: int, size
     values = np.unique(np.random.default_rng(seed).normal(size=size))
     ranked = tflite_tools.Ranked.of(values, np.ones(len(values)), is_integer=False)
     errors = []
-    for most in (0, 1000):
+    for most in (1, 1000):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(tflite_tools, "TABLE_UP_TO", most)
             borders = ranked.best_borders(clusters)
