@@ -510,14 +510,6 @@ BITS_32 = Target(4, (36, 44, 36, 8), 8, 12, 32, 20, 40, 12, request=12, planned=
 BITS_64 = Target(8, (104, 72, 272, 16), 24, 24, 64, 40, 64, 24, request=16, planned=32)
 
 
-def _nothing(node: Node) -> int:
-    return 0
-
-
-def _no_arrays(node: Node, target: Target) -> list[int]:
-    return []
-
-
 def _no_scratch(node: Node) -> list[int]:
     return []
 
@@ -538,7 +530,9 @@ class Tflm(NamedTuple):
     data: int = 0  # bytes of its own structure with pointers of 32 bits
     wider: tuple[int, int] = (0, 0)  # more of both with pointers of 64 bits
     scratch: Callable[[Node], list[int]] = _no_scratch  # bytes of each buffer that it requests, in its order
-    arrays: Callable[[Node, Target], list[int]] = _no_arrays  # bytes of each further piece of persistent memory
+    arrays: Callable[[Node, Target], list[int]] = (
+        lambda node, target: []
+    )  # bytes of each further piece of persistent memory
     needs: tuple[Callable[[Node], str], ...] = ()  # each says what stands against the operator, if anything does
 
 
@@ -551,7 +545,7 @@ class Kind:
 
     inputs: str = ""  # their roles, in order; those with a star are weight matrices if they are constant
     options: Options = NO_OPTIONS
-    macs: Callable[[Node], int] = _nothing  # approximate multiply-accumulates
+    macs: Callable[[Node], int] = lambda node: 0  # approximate multiply-accumulates
     rows: str = ""  # how it works along the height of a picture: a key of ROW_PATTERNS; empty: only as a whole
     tflm: Tflm | None = PLAIN_KERNEL  # None: it has no kernel for it
     effect: tuple[str, bool] | None = None  # (what it touches besides its tensors, whether it changes that)
@@ -988,19 +982,17 @@ def _esp_conv_p4(w: Window) -> int:
 def _esp_depthwise(node: Node) -> list[int]:
     if node["input"].dtype != "INT8":
         return []
-    size = 0
-    if node.kernels.core == "esp32s3":
-        w = Window.of(node)
-        size = _esp_depthwise_s3(w, w.output[2] // max(w.input[2], 1))
+    size = _esp_depthwise_s3(Window.of(node)) if node.kernels.core == "esp32s3" else 0
     return _int4_scratch(node) + _requests(size)
 
 
 ESP32S3_TILE, ESP32S3_WORDS = 40960, 49152  # bytes up to which a depthwise convolution copies a picture as a whole
 
 
-def _esp_depthwise_s3(w: Window, multiplier: int) -> int:
+def _esp_depthwise_s3(w: Window) -> int:
     """Bytes, most of them for a copy of the picture: with its padding, or of 16 bits, or with more channels."""
-    (height, width, channels), (rows, columns), (made_height, made_width, _), (down, right), _, (above, left) = w
+    (height, width, channels), (rows, columns), (made_height, made_width, made), (down, right), _, (above, left) = w
+    multiplier = made // max(channels, 1)
     weights, picture = w.patch * multiplier, height * width * channels
     words = 2 * (weights + picture) + 32
     if multiplier == 1 and channels % 8 == 0:
@@ -1221,7 +1213,7 @@ BLOCKS = Tflm(SMALL, 4, arrays=_output_shape, needs=PICTURES)
 FRACTION = (2**-15, 0)  # what int16 outputs between -1 and 1 are quantised with
 
 # fmt: off
-KINDS: dict[str, Kind] = {
+KINDS: dict[str, Kind] = {name: kind for names, kind in {
     # windows over pictures, matrix products
     "CONV_2D": Kind(FILTER, CONV, _by_weights(4, 1, 4), "convolution",
         Tflm("f32/f32 i8/i8 i8/i4 i16/i8/i32|i64", 28, 56, (0, 24), _int4_scratch, _per_channel, QUANTIZED_FILTER)),
@@ -1243,19 +1235,18 @@ KINDS: dict[str, Kind] = {
     "EMBEDDING_LOOKUP": Kind("indices *table", tflm=Tflm("i32/f32>f32 i32/i8>f32|i8", arrays=_lookup_arrays)),
     "GATHER": Kind("*table indices", Options("GatherOptions", ("Axis", "BatchDims")), rows="gathered",
         tflm=Tflm(EXTREME, 8, arrays=_output_shape)),
+    "GATHER_ND": Kind("table indices", tflm=Tflm(EXTREME, arrays=_output_shape)),
     "SVDF": Kind("input *feature *time bias state", Options("SVDFOptions", ("Rank",)), _recurrent_macs,
         tflm=Tflm("f32/f32/f32/f32/f32 i8/i8/i8/i32/i8 i8/i8/i16/i32/i16", 12, 36, scratch=_svdf_scratch,
         needs=(_svdf_output,))),
-    "RNN": Kind(RECURRENT, macs=_recurrent_macs, tflm=None),
-    "UNIDIRECTIONAL_SEQUENCE_RNN": Kind(RECURRENT, macs=_recurrent_macs, tflm=None),
+    "RNN UNIDIRECTIONAL_SEQUENCE_RNN": Kind(RECURRENT, macs=_recurrent_macs, tflm=None),
     "BIDIRECTIONAL_SEQUENCE_RNN": Kind(BIDIRECTIONAL, tflm=None),
     "LSTM": Kind(LSTM, macs=_recurrent_macs, tflm=None),
     "UNIDIRECTIONAL_SEQUENCE_LSTM": Kind(LSTM, macs=_recurrent_macs, tflm=Tflm("f32/f32 i8/i8 i16/i8", 16, 688, (0, 0),
         _lstm_scratch, needs=(_without(*f"{_PEEPHOLES} projection projection_bias {_NORMS}".split()),))),
     "BIDIRECTIONAL_SEQUENCE_LSTM": Kind(BIDIRECTIONAL_LSTM, tflm=None),
     # element by element
-    "ABS": Kind(UNARY, rows="unary", tflm=Tflm(REAL, data=28)),
-    "RSQRT": Kind(UNARY, rows="unary", tflm=Tflm(REAL, data=28)),
+    "ABS RSQRT": Kind(UNARY, rows="unary", tflm=Tflm(REAL, data=28)),
     "QUANTIZE": Kind(UNARY, rows="unary",
         tflm=Tflm("f32>i8|i16 i8>i8|i16|i32|u8 i16>i8|i16|i32 i32>i8|i16 u8>i8", data=32, needs=(_scaled("output"),))),
     "DEQUANTIZE": Kind(UNARY, rows="unary", tflm=Tflm("i8|i16|u8>f32", data=32)),
@@ -1276,13 +1267,23 @@ KINDS: dict[str, Kind] = {
     "SQUARED_DIFFERENCE": Kind(BINARY, rows="binary",
         tflm=Tflm("f32/f32 i8/i8 i16/i16 i32/i32", data=112, needs=(_symmetric,))),
     "PRELU": Kind(BINARY, rows="binary", tflm=Tflm("f32/f32 i8/i8 i16/i8", data=28, needs=(_rank(1, 4),))),
+    "CEIL COS EXP FLOOR LOG NEG ROUND SIN SQRT SQUARE": Kind(UNARY, rows="unary", tflm=Tflm(FLOAT)),
+    "ELU": Kind(UNARY, rows="unary", tflm=Tflm(SMALL, data=256)),
+    "MAXIMUM MINIMUM": Kind(BINARY, rows="binary", tflm=Tflm("f32 i8 i16 i32 i64")),
+    "EQUAL NOT_EQUAL": Kind(BINARY, tflm=Tflm("f32 i8 i32 i64 bool", data=32)),
+    "LESS LESS_EQUAL GREATER_EQUAL": Kind(BINARY, tflm=Tflm("f32 i8 i32 i64", data=32)),
+    "GREATER": Kind(BINARY, tflm=Tflm("f32 i8 i16 i32 i64", data=32)),
+    "CAST": Kind(tflm=Tflm("f32|i8|i16|i32|u32|bool>f32|i8|i16|i32|u32|bool", 8)),
+    "FLOOR_DIV FLOOR_MOD": Kind(tflm=Tflm(FLOAT)),
+    "LOGICAL_NOT": Kind(tflm=Tflm("bool")),
+    "LOGICAL_AND LOGICAL_OR": Kind(),
+    "SELECT_V2": Kind(tflm=Tflm("bool/f32/f32 bool/i8/i8 bool/i16/i16", data=1)),
+    "ZEROS_LIKE": Kind(tflm=Tflm("f32 i8 i32 i64")),
     # along axes
     "MEAN": Kind(REDUCED, macs=lambda n: n["input"].elements, rows="reduced",
         tflm=Tflm(REDUCIBLE, 1, 44, (0, 0), _sum_scratch)),
     "SUM": Kind(REDUCED, rows="reduced", tflm=Tflm(REDUCIBLE, 1, 44, (0, 0), _sum_scratch)),
-    "REDUCE_MAX": Kind(REDUCED, rows="reduced",
-        tflm=Tflm(EXTREME, 1, 44, (0, 0), _reduce_scratch, needs=(_alike("INT8"),))),
-    "REDUCE_MIN": Kind(REDUCED, rows="reduced",
+    "REDUCE_MAX REDUCE_MIN": Kind(REDUCED, rows="reduced",
         tflm=Tflm(EXTREME, 1, 44, (0, 0), _reduce_scratch, needs=(_alike("INT8"),))),
     "REDUCE_ALL": Kind(REDUCED, tflm=Tflm("bool/i32", 1, 44, (0, 0), _reduce_scratch)),
     "SOFTMAX": Kind(UNARY, Options("SoftmaxOptions", ("Beta",)), rows="unary",
@@ -1290,6 +1291,9 @@ KINDS: dict[str, Kind] = {
         needs=(_quantized(INT8=(2**-8, -128), INT16=FRACTION), _steep))),
     "LOG_SOFTMAX": Kind(UNARY, rows="unary",
         tflm=Tflm(SMALL, arrays=_if_quantized(28, 12), needs=(_quantized(INT8=(2**-4, 127)),))),
+    "ARG_MAX ARG_MIN": Kind("input axis", rows="reduced", tflm=Tflm("f32/i32>i32 i8/i32>i32", 4)),
+    "CUMSUM": Kind(tflm=Tflm("f32/i32 i8/i32", 2, arrays=_if_quantized(36))),
+    "L2_NORMALIZATION": Kind(UNARY, rows="unary", tflm=Tflm(SMALL, 4, 4, needs=(_rank(0, 4),))),
     # moving data
     "CONCATENATION": Kind("", Options("ConcatenationOptions", ("Axis",)), rows="join",
         tflm=Tflm("f32 i8 i16 i32 i64 bool", 8, 24, (0, 56), needs=(_joined, _alike("INT8"), _symmetric))),
@@ -1313,6 +1317,16 @@ KINDS: dict[str, Kind] = {
     "EXPAND_DIMS": Kind("input axis", tflm=Tflm("f32|i8|i16/i32", needs=(_constant("axis"),))),
     "BROADCAST_TO": Kind("input shape", tflm=Tflm("*/i32|i64", needs=(_constant("shape"), _rank(0, 5)))),
     "FILL": Kind("dims value", tflm=Tflm("i8|i16|i32|i64/f32|i8|i32", needs=(_constant("dims"),))),
+    "BATCH_TO_SPACE_ND": Kind(tflm=Tflm(SMALL, needs=(_rank(3, 4),))),
+    "SPACE_TO_BATCH_ND": Kind(tflm=Tflm(SMALL, data=4, needs=(_rank(3, 4),))),
+    "DEPTH_TO_SPACE": Kind(UNARY, Options("DepthToSpaceOptions", ("BlockSize",)), rows="block", tflm=BLOCKS),
+    "SPACE_TO_DEPTH": Kind(UNARY, Options("SpaceToDepthOptions", ("BlockSize",)), rows="block", tflm=BLOCKS),
+    "BROADCAST_ARGS": Kind(tflm=Tflm("i32/i32 i64/i64")),
+    "DYNAMIC_UPDATE_SLICE": Kind(tflm=Tflm("f32|i8|i16|i32/_/i32|i64")),
+    "SQUEEZE": Kind("input", tflm=Tflm(options=36)),
+    "REVERSE_V2": Kind(tflm=Tflm("f32|i8|i16|i32|i64|u8|bool/i32")),
+    "SHAPE": Kind(tflm=Tflm("*>i32", 4)),
+    "UNPACK": Kind(tflm=Tflm(NUMBER, 8)),
     # subgraphs, state, side effects
     "IF": Kind(options=Options("IfOptions", callees=("ThenSubgraphIndex", "ElseSubgraphIndex")),
         tflm=Tflm("bool", 8, 8)),
@@ -1324,43 +1338,10 @@ KINDS: dict[str, Kind] = {
         tflm=Tflm(options=8, data=4, wider=(8, 0))),
     "READ_VARIABLE": Kind("handle", tflm=Tflm("resource"), effect=(VARIABLE, False)),
     "ASSIGN_VARIABLE": Kind("handle value", tflm=Tflm("resource|i32", wider=(0, 4)), effect=(VARIABLE, True)),
-    "HASHTABLE": Kind(effect=(HASH_TABLES, True), tflm=None),
-    "HASHTABLE_IMPORT": Kind(effect=(HASH_TABLES, True), tflm=None),
-    "HASHTABLE_FIND": Kind(effect=(HASH_TABLES, False), tflm=None),
-    "HASHTABLE_SIZE": Kind(effect=(HASH_TABLES, False), tflm=None),
-    "RANDOM_UNIFORM": Kind(effect=(RANDOM_NUMBERS, True), tflm=None),
-    "RANDOM_STANDARD_NORMAL": Kind(effect=(RANDOM_NUMBERS, True), tflm=None),
-    "MULTINOMIAL": Kind(effect=(RANDOM_NUMBERS, True), tflm=None),
-}
-for _names, _kind in (
-    ("CEIL COS EXP FLOOR LOG NEG ROUND SIN SQRT SQUARE", Kind(UNARY, rows="unary", tflm=Tflm(FLOAT))),
-    ("ELU", Kind(UNARY, rows="unary", tflm=Tflm(SMALL, data=256))),
-    ("MAXIMUM MINIMUM", Kind(BINARY, rows="binary", tflm=Tflm("f32 i8 i16 i32 i64"))),
-    ("EQUAL NOT_EQUAL", Kind(BINARY, tflm=Tflm("f32 i8 i32 i64 bool", data=32))),
-    ("LESS LESS_EQUAL GREATER_EQUAL", Kind(BINARY, tflm=Tflm("f32 i8 i32 i64", data=32))),
-    ("GREATER", Kind(BINARY, tflm=Tflm("f32 i8 i16 i32 i64", data=32))),
-    ("ARG_MAX ARG_MIN", Kind("input axis", rows="reduced", tflm=Tflm("f32/i32>i32 i8/i32>i32", 4))),
-    ("BATCH_TO_SPACE_ND", Kind(tflm=Tflm(SMALL, needs=(_rank(3, 4),)))),
-    ("SPACE_TO_BATCH_ND", Kind(tflm=Tflm(SMALL, data=4, needs=(_rank(3, 4),)))),
-    ("DEPTH_TO_SPACE", Kind(UNARY, Options("DepthToSpaceOptions", ("BlockSize",)), rows="block", tflm=BLOCKS)),
-    ("SPACE_TO_DEPTH", Kind(UNARY, Options("SpaceToDepthOptions", ("BlockSize",)), rows="block", tflm=BLOCKS)),
-    ("BROADCAST_ARGS", Kind(tflm=Tflm("i32/i32 i64/i64"))),
-    ("CAST", Kind(tflm=Tflm("f32|i8|i16|i32|u32|bool>f32|i8|i16|i32|u32|bool", 8))),
-    ("CUMSUM", Kind(tflm=Tflm("f32/i32 i8/i32", 2, arrays=_if_quantized(36)))),
-    ("DYNAMIC_UPDATE_SLICE", Kind(tflm=Tflm("f32|i8|i16|i32/_/i32|i64"))),
-    ("FLOOR_DIV FLOOR_MOD", Kind(tflm=Tflm(FLOAT))),
-    ("GATHER_ND", Kind("table indices", tflm=Tflm(EXTREME, arrays=_output_shape))),
-    ("L2_NORMALIZATION", Kind(UNARY, rows="unary", tflm=Tflm(SMALL, 4, 4, needs=(_rank(0, 4),)))),
-    ("LOGICAL_NOT", Kind(tflm=Tflm("bool"))),
-    ("LOGICAL_AND LOGICAL_OR", Kind()),
-    ("SQUEEZE", Kind("input", tflm=Tflm(options=36))),
-    ("REVERSE_V2", Kind(tflm=Tflm("f32|i8|i16|i32|i64|u8|bool/i32"))),
-    ("SELECT_V2", Kind(tflm=Tflm("bool/f32/f32 bool/i8/i8 bool/i16/i16", data=1))),
-    ("SHAPE", Kind(tflm=Tflm("*>i32", 4))),
-    ("UNPACK", Kind(tflm=Tflm(NUMBER, 8))),
-    ("ZEROS_LIKE", Kind(tflm=Tflm("f32 i8 i32 i64"))),
-):
-    KINDS |= dict.fromkeys(_names.split(), _kind)
+    "HASHTABLE HASHTABLE_IMPORT": Kind(effect=(HASH_TABLES, True), tflm=None),
+    "HASHTABLE_FIND HASHTABLE_SIZE": Kind(effect=(HASH_TABLES, False), tflm=None),
+    "RANDOM_UNIFORM RANDOM_STANDARD_NORMAL MULTINOMIAL": Kind(effect=(RANDOM_NUMBERS, True), tflm=None),
+}.items() for name in names.split()}
 # Those that read an element before they write it, in the reference kernels as well as in CMSIS-NN and ESP-NN.
 for _name in """ABS CEIL COS ELU EXP FLOOR HARD_SWISH LEAKY_RELU LOG LOGISTIC NEG QUANTIZE RELU RELU6 ROUND RSQRT SIN
     SQRT SQUARE TANH ADD DIV MAXIMUM MINIMUM MUL SQUARED_DIFFERENCE SUB EXPAND_DIMS RESHAPE SQUEEZE
@@ -2436,9 +2417,10 @@ class CutNetwork:
         self.force_in = self.flow.add_arcs_with_capacity(np.full(n, self.source), tasks, zeros)
         self.force_out = self.flow.add_arcs_with_capacity(tasks, np.full(n, self.sink), zeros)
 
-    def cheapest(self, inside: int, outside: int) -> tuple[int, int]:
-        """(live bytes, S) of the cheapest down-set S that contains ``inside`` and nothing of ``outside``."""
-        for arcs, chosen in ((self.force_in, inside), (self.force_out, outside)):
+    def bound(self, task: int) -> tuple[int, int]:
+        """(least bytes in use while ``task`` runs, in any order; the set executed before it where that is so): what is
+        alive behind the cheapest down-set with all that the task needs and without itself."""
+        for arcs, chosen in ((self.force_in, self.problem.predecessors[task]), (self.force_out, 1 << task)):
             capacities = np.zeros(self.problem.n, dtype=np.int64)
             capacities[list(members(chosen))] = self.infinite
             self.flow.set_arcs_capacity(arcs, capacities)
@@ -2447,12 +2429,8 @@ class CutNetwork:
         side = np.zeros(self.source, dtype=bool)
         nodes = np.array(self.flow.get_source_side_min_cut())
         side[nodes[nodes < self.source]] = True
-        return self.flow.optimal_flow(), int.from_bytes(np.packbits(side, bitorder="little").tobytes(), "little")
-
-    def bound(self, task: int) -> tuple[int, int]:
-        """(least bytes in use while ``task`` runs, in any order; the set executed before it where that is so)."""
-        live, executed = self.cheapest(self.problem.predecessors[task], 1 << task)
-        return live + self.problem.demand[task], executed
+        executed = int.from_bytes(np.packbits(side, bitorder="little").tobytes(), "little")
+        return self.flow.optimal_flow() + self.problem.demand[task], executed
 
 
 def largest_bound(
@@ -2806,9 +2784,6 @@ class Search:
                 if not self.is_done and self.attempt(budget, SWEEP_STATES, sweep.levels(budget, width)):
                     improving = True
 
-    def recurse_along_cuts(self) -> None:
-        self.adopt(order_by_cuts(self.problem, self.budget))
-
     def prove(self) -> None:
         """Close the gap: sweeps at one byte less than the best order, turn about with beams, each time larger."""
 
@@ -2828,13 +2803,13 @@ class Search:
 
 
 # What to do with every piece, the one with the largest peak first, until nothing is left to gain.
-STAGES: tuple[Callable[[Search], None], ...] = (
+STAGES: tuple[Callable[[Search], object], ...] = (
     lambda search: search.tighten(GLANCE),
     lambda search: search.beam(BEAMS[0]),
     lambda search: search.tighten(),
     lambda search: search.beam(BEAMS[1]),
-    lambda search: search.recurse_along_cuts(),
-    lambda search: search.prove(),
+    lambda search: search.adopt(order_by_cuts(search.problem, search.budget)),
+    Search.prove,
 )
 
 
@@ -2953,17 +2928,13 @@ def precedence_pairs(graph: ModelGraph, subgraph: Subgraph) -> list[tuple[int, i
     return list(pairs)
 
 
-def nothing_in_place(subgraph: Subgraph, operator: Operator) -> Sequence[int]:
-    return ()
-
-
 class Costs(NamedTuple):
     """What a tensor takes while it is alive and what an operator takes besides, in bytes; and the inputs on which the
     only output of an operator may lie."""
 
     tensor: Callable[[Tensor], int]
     operator: Callable[[Subgraph, Operator], int]
-    in_place: Callable[[Subgraph, Operator], Sequence[int]] = nothing_in_place
+    in_place: Callable[[Subgraph, Operator], Sequence[int]] = lambda subgraph, operator: ()
 
 
 PLAIN_COSTS = Costs(lambda tensor: tensor.ram_bytes, lambda subgraph, operator: 0)
@@ -4048,6 +4019,7 @@ def _read_by_slices(
     buffers: Sequence[ArenaBuffer],
     runs: Mapping[tuple[int, int], tuple[int, int]],
 ) -> dict[int, tuple[Interval, ...]]:
+    """By buffer: pieces that end as soon as no SLICE reads them any longer, from the lowest address up."""
     readers: dict[int, list[Operator]] = defaultdict(list)
     for operator in subgraph.operators:
         for t in operator.reads:
@@ -4056,10 +4028,17 @@ def _read_by_slices(
     for t, i in number.items():
         if all(operator.kind != "SLICE" for operator in readers[t]):
             continue
-        ends = [(operator, runs[subgraph.index, operator.index][1]) for operator in readers[t]]
-        found = _pieces_read(subgraph, subgraph.tensors[t], ends, buffers[i].interval)
-        if len(found) > 1 and t not in subgraph.outputs:
-            pieces[i] = found
+        interval = buffers[i].interval
+        last = np.full(interval.size // ARENA_ALIGNMENT, interval.first)
+        for operator in readers[t]:
+            start, end = _bytes_read(subgraph, operator, subgraph.tensors[t])
+            last[start // ARENA_ALIGNMENT : -(-end // ARENA_ALIGNMENT)] = runs[subgraph.index, operator.index][1]
+        edges = [0, *(np.flatnonzero(np.diff(last)) + 1).tolist(), len(last)]
+        if len(edges) > 2 and t not in subgraph.outputs:
+            pieces[i] = tuple(
+                Interval((b - a) * ARENA_ALIGNMENT, interval.first, int(last[a]), a * ARENA_ALIGNMENT)
+                for a, b in itertools.pairwise(edges)
+            )
     return pieces
 
 
@@ -4141,22 +4120,6 @@ def _loop_variables(
             or (is_only_one and buffers[output].interval.last <= buffers[operand].interval.last)
         ):
             yield variable
-
-
-def _pieces_read(
-    subgraph: Subgraph, tensor: Tensor, readers: Iterable[tuple[Operator, int]], interval: Interval
-) -> tuple[Interval, ...]:
-    """A tensor in pieces that end as soon as no SLICE reads them any longer, from the lowest address up."""
-    blocks = interval.size // ARENA_ALIGNMENT
-    last = np.full(blocks, interval.first)
-    for operator, until in readers:
-        start, end = _bytes_read(subgraph, operator, tensor)
-        last[start // ARENA_ALIGNMENT : -(-end // ARENA_ALIGNMENT)] = until
-    edges = [0, *(np.flatnonzero(np.diff(last)) + 1).tolist(), blocks]
-    return tuple(
-        Interval((b - a) * ARENA_ALIGNMENT, interval.first, int(last[a]), a * ARENA_ALIGNMENT)
-        for a, b in itertools.pairwise(edges)
-    )
 
 
 ####################################################################################################
