@@ -4587,11 +4587,15 @@ class DivisionProblem:
     pinned: Mapping[int, bool]  # the buffers that have to be in the fast memory (True), or must not be there
     claims: Sequence[Claim]
     places: Sequence[Place]
-    instead: Collection[Place]  # those that exclude all others with the same new buffer
+    sharing: Sharing
 
     @classmethod
-    def of(cls, arena: Arena, values: Sequence[int], pinned: Mapping[int, bool], sharing: Sharing) -> DivisionProblem:
-        return cls(values, pinned, *claims_of(arena.intervals, sharing), sharing.instead)
+    def of(
+        cls, arena: Arena, values: Sequence[int], pinned: Mapping[int, bool], in_place: bool = True
+    ) -> DivisionProblem:
+        """Of buffers with these bytes of traffic."""
+        sharing = arena.sharing if in_place else NOTHING_SHARED
+        return cls(values, pinned, *claims_of(arena.intervals, sharing), sharing)
 
     @property
     def required(self) -> int:
@@ -4626,7 +4630,7 @@ class DivisionProblem:
         for used, place in zip(is_used, self.places, strict=True):
             for other in (place.new, place.new if place.beside is None else place.beside):
                 model.add(is_fast[place.old] == is_fast[other]).only_enforce_if(used)
-        rivals: dict[int, list[Any]] = {place.new: [] for place in self.instead}
+        rivals: dict[int, list[Any]] = {place.new: [] for place in self.sharing.instead}
         for used, place in zip(is_used, self.places, strict=True):
             if place.new in rivals:
                 rivals[place.new].append(used)
@@ -4673,26 +4677,15 @@ class Division:
 
 
 def plan_memories(
-    arena: Arena,
-    values: Sequence[int],
-    memories: Memories,
-    pinned: Mapping[int, bool],
-    time_limit: float = TIME_LIMIT,
-    in_place: bool = True,
+    arena: Arena, problem: DivisionProblem, memories: Memories, time_limit: float = TIME_LIMIT
 ) -> Division | None:
     """The plan with the most traffic in the fast memory; None if none was found.
 
     First the buffers are divided such that both memories hold them at all times, which is proven in an instant, and
     then they are placed. Where that does not succeed, they are divided anew, at last for a little less memory.
-
-    Args:
-        values: bytes of traffic of each buffer.
-        pinned: as for :class:`DivisionProblem`.
     """
-    sharing = arena.sharing if in_place else NOTHING_SHARED
-    problem = DivisionProblem.of(arena, values, pinned, sharing)
-    limits = memories.limits(arena.persistent)
-    budget, room, most, is_proven = Budget(time_limit), limits, sum(values), True
+    sharing, limits = problem.sharing, memories.limits(arena.persistent)
+    budget, room, most, is_proven = Budget(time_limit), limits, sum(problem.values), True
     apart: list[frozenset[int]] = []
     if sharing.copies:  # which may be of each other where what all of them are copies of is elsewhere
         _, most = problem.without_copies(sharing.copies).solve(room, apart, budget.share(0.2).left)
@@ -4713,7 +4706,7 @@ def plan_memories(
     else:
         choice = None
     if choice is None:
-        always = Choice(frozenset(i for i, is_fast in pinned.items() if is_fast), frozenset())
+        always = Choice(frozenset(i for i, is_fast in problem.pinned.items() if is_fast), frozenset())
         division, heads = _place_apart(arena, always, sharing, limits, budget.left)
     is_within = division.boundary <= limits[0] and heads[1].height <= limits[1]
     is_within &= memories.slow is None or division.reserve(arena) <= memories.slow
@@ -5566,13 +5559,6 @@ class Emitter:
         output = self.rows(like, Rows(rows[0].first, rows[-1].behind)) if target is None else target
         return self.emit("CONCATENATION", parts, output, Axis=HEIGHT)
 
-    def pad(self, operator: Operator, rule: RowRule, tensor: int, height: int, pads: Sequence[int]) -> int:
-        """The rows with the padding around them that the operator itself would have put there."""
-        if rule.columns == NO_PADS and not any(pads):
-            return tensor
-        is_max = kind_of(operator).rows == "maximum"
-        return self.padded(rule.sources[0], tensor, height, pads, rule.columns, is_max)
-
     def padded(
         self, like: int, tensor: int, height: int, rows: Sequence[int], columns: Pads, is_max: bool = False
     ) -> int:
@@ -5591,8 +5577,9 @@ class Emitter:
         height = self.subgraph.tensors[rule.sources[0]].shape[HEIGHT]
         first, behind, *pads = rule.span(rows[0], rows[1], height)
         made = Rows(*rule.made(rows, (first, behind), height))
-        if is_unpadded(operator, rule):
-            chosen[0] = self.pad(operator, rule, chosen[0], behind - first, pads)
+        if is_unpadded(operator, rule) and (any(pads) or any(rule.columns)):
+            is_max = kind_of(operator).rows == "maximum"
+            chosen[0] = self.padded(rule.sources[0], chosen[0], behind - first, pads, rule.columns, is_max)
         results = {output: self.rows(output, made) for output in operator.outputs}
         self.copy(operator, rule, chosen, results.values(), (behind - first, made.height), pads)
         return {output: self.slice(result, output, made, rows) for output, result in results.items()}
@@ -5907,10 +5894,6 @@ class Loop:
         track, height = self.tracks[t], self.region.heights[t]
         return all(row % track.rows_per_turn == 0 for row in (track.row(0), track.rows, height))
 
-    def rows_in_all(self, output: int) -> int:
-        """That are computed of an output in all turns."""
-        return self.turns * self.tracks[output].rows
-
 
 class LoopPads(NamedTuple):
     """The padding around a tensor that its readers want; ``above`` and ``below`` if that is more than 0 rows."""
@@ -6115,23 +6098,6 @@ def padding_element(tensor: Tensor, is_max: bool) -> bytes:
     return struct.pack("<" + {"FLOAT32": "f", "INT8": "b", "INT16": "h"}.get(tensor.dtype, "i"), zero)
 
 
-def laid_over_input(subgraph: Subgraph, loop: Loop) -> Loop:
-    """The loop with its output where its first source is, if no row is overwritten that a later turn reads."""
-    if len(loop.written) != 1:
-        return loop
-    source, output = (subgraph.tensors[t] for t in (loop.sources[0], *loop.written))
-    old, new = (t.elements // t.shape[HEIGHT] for t in (source, output))
-    if source.dtype != output.dtype or output.elements > source.elements:
-        return loop
-    tracks, begin = loop.tracks, loop.written[output.index]
-    rows = tracks[output.index].rows
-    for turn in range(loop.turns):
-        fetched = tracks[source.index].row(turn + 1)
-        if fetched < source.shape[HEIGHT] and (max(begin + turn * rows, 0) + rows) * new > fetched * old:
-            return loop
-    return dataclasses.replace(loop, is_over_input=True)
-
-
 ####################################################################################################
 # Loops as operators, a turn: the body of WHILE, as plain data
 ####################################################################################################
@@ -6154,7 +6120,6 @@ class TurnEmitter:
         self.rings: dict[int, int] = {}  # the same once the new rows are there
         self.fresh: dict[int, int] = {}  # by tensor, its new rows
         self.handed: dict[int, int] = {}  # by tensor of the body: what takes its place, where nobody else reads it
-        self.selected: int | None = None
 
     def run(self) -> None:
         """All that the body does."""
@@ -6275,12 +6240,10 @@ class TurnEmitter:
         body.emit("SLICE", (masks, selector, body.integers(*shape, shape=(len(shape),))), mask)
         return self.overwritten(t, rows, mask, count)
 
-    @property
+    @cached_property
     def selector(self) -> int:
         """Where a mask of several rows begins in the table of those of all turns."""
-        if self.selected is None:
-            self.selected = self.looked_up_at(0, np.arange(self.loop.turns))
-        return self.selected
+        return self.looked_up_at(0, np.arange(self.loop.turns))
 
     def with_columns(self, t: int, rows: int) -> int:
         """The rows, with padding in their columns of it."""
@@ -6783,10 +6746,6 @@ class Range(NamedTuple):
     loop_bound: int  # the same as a loop
     copies: int  # bytes of persistent memory that a second stripe takes
 
-    @property
-    def can_be_unrolled(self) -> bool:
-        return self.bound < self.unsplit
-
 
 class Forms(NamedTuple):
     """What stripes may become: operators of their own, or turns of a loop."""
@@ -6835,13 +6794,11 @@ class SplitProblem:
         self.scratch = ScratchOfCopies(subgraph, asking) if asking else None
         self.cut: dict[tuple[int, int, bool], Region] = {}
         self.ranges: dict[int, list[Range]] = defaultdict(list)  # by start, the shortest first
+        self.starts: dict[int, set[int]] = defaultdict(set)  # by end, of those that can pay written out
         for found in self.possible_ranges():
             self.ranges[found.start].append(found)
-        self.starts: dict[int, set[int]] = defaultdict(set)  # by end
-        for start, ranges in self.ranges.items():
-            for found in ranges:
-                if found.can_be_unrolled:
-                    self.starts[found.end].add(start)
+            if found.bound < found.unsplit:
+                self.starts[found.end].add(found.start)
 
     def all_steps(self, graph: ModelGraph) -> list[SplitStep]:
         subgraph = self.subgraph
@@ -7109,10 +7066,22 @@ class LoopProblem(SplitProblem):
         return str(self.families[start, end]) if is_none else ""
 
     def over_input(self, loop: Loop, end: int) -> Loop:
-        """With its output over its input, where that is not needed after the region."""
-        source = loop.sources[0]
-        is_consumed = source in self.intervals and self.intervals[source].last < end
-        return laid_over_input(self.subgraph, loop) if is_consumed else loop
+        """With its output where its first source is, if that is not needed after the region, and no row of it is
+        overwritten that a later turn reads."""
+        first = loop.sources[0]
+        if len(loop.written) != 1 or first not in self.intervals or self.intervals[first].last >= end:
+            return loop
+        source, output = (self.subgraph.tensors[t] for t in (first, *loop.written))
+        old, new = (t.elements // t.shape[HEIGHT] for t in (source, output))
+        if source.dtype != output.dtype or output.elements > source.elements:
+            return loop
+        tracks, begin = loop.tracks, loop.written[output.index]
+        rows = tracks[output.index].rows
+        for turn in range(loop.turns):
+            fetched = tracks[source.index].row(turn + 1)
+            if fetched < source.shape[HEIGHT] and (max(begin + turn * rows, 0) + rows) * new > fetched * old:
+                return loop
+        return dataclasses.replace(loop, is_over_input=True)
 
     def loop(self, start: int, end: int, pace: int, is_wide: bool) -> Loop | None:
         """The loop that carries the least, if there is one."""
@@ -7144,7 +7113,8 @@ class LoopProblem(SplitProblem):
     def carried_bytes(self, loop: Loop) -> int:
         """What a loop carries, its inputs apart."""
         outputs = 0 if loop.is_over_input else sum(self.sizes[output] for output in loop.written)
-        return self.ring_bytes(loop) + outputs + LOOP_NUMBERS
+        rings = sum(self.one_ring(t, track) for t, track in loop.tracks.items() if track.is_ring)
+        return rings + outputs + LOOP_NUMBERS
 
     def least_of_loop(self, start: int, end: int, pace: int, is_wide: bool) -> int:
         """Bytes that a loop takes at least."""
@@ -7182,9 +7152,6 @@ class LoopProblem(SplitProblem):
         is_port = t in self.subgraph.inputs or t in self.subgraph.outputs
         return not is_port and all(start <= number < end for number in (*self.readers[t], *makers))
 
-    def ring_bytes(self, loop: Loop) -> int:
-        return sum(self.one_ring(t, track) for t, track in loop.tracks.items() if track.is_ring)
-
     def one_ring(self, t: int, track: Track) -> int:
         width = self.subgraph.tensors[t].shape[2]
         return align(track.height * self.row_bytes[t] * (width + sum(track.columns)) // width)
@@ -7192,7 +7159,7 @@ class LoopProblem(SplitProblem):
     def loop_macs(self, loop: Loop) -> int:
         parts, heights = loop.region.parts, loop.region.heights
         return sum(
-            self.steps[number].macs * loop.rows_in_all(outputs[0]) // heights[outputs[0]]
+            self.steps[number].macs * loop.turns * loop.tracks[outputs[0]].rows // heights[outputs[0]]
             for number, (outputs, _) in parts.items()
         )
 
@@ -8306,19 +8273,6 @@ def _shift_absolute_offsets(data: bytearray, shift: int) -> None:
 ####################################################################################################
 
 
-def rewrite_subgraph(data: Bytes, graph: ModelGraph, subgraph: Subgraph, rewrite: Rewrite) -> bytearray:
-    """The file with a new schedule of one subgraph.
-
-    Tensors keep their numbers, so that inputs, outputs and signatures stay as they are: new ones take the places of
-    those that nothing uses any longer, then further ones. Weights are shared, options as well wherever they are the
-    same. A memory plan is dropped, since it was for the old tensors.
-
-    Raises:
-        ModelError: as for :class:`Extension`.
-    """
-    return SubgraphWriter(data, graph, subgraph, rewrite).write()
-
-
 def _code_version(kind: str, dtype: str) -> int:
     """The version that the operator code of a new operator must have, for LiteRT."""
     if kind == "FULLY_CONNECTED":
@@ -8331,7 +8285,23 @@ def _code_version(kind: str, dtype: str) -> int:
 LAST_SHORT_CODE = 127  # what the one byte of the deprecated code holds for all later operators
 
 
+@cache
+def declared_fields(table: str) -> list[str]:
+    """The fields of a table that the bindings can add."""
+    prefix = f"{table}Add"
+    return [name.removeprefix(prefix) for name in dir(tflite) if name.startswith(prefix)]
+
+
 class SubgraphWriter:
+    """Writes the file with a new schedule of one subgraph.
+
+    Weights are shared, options as well wherever they are the same. A memory plan is dropped, since it was for the old
+    tensors.
+
+    Raises:
+        ModelError: as for :class:`Extension`.
+    """
+
     def __init__(self, data: Bytes, graph: ModelGraph, subgraph: Subgraph, rewrite: Rewrite) -> None:
         self.graph, self.subgraph, self.rewrite = graph, subgraph, rewrite
         self.extension = Extension(data)
@@ -8493,8 +8463,7 @@ class SubgraphWriter:
         name, content = KINDS[new.kind].options.table, like.BuiltinOptions()
         old = getattr(tflite, name)()
         old.Init(content.Bytes, content.Pos)
-        fields = (f.removeprefix(f"{name}Add") for f in dir(tflite) if f.startswith(f"{name}Add"))
-        options = {field: getattr(old, field)() for field in fields} | dict(new.options)
+        options = {field: getattr(old, field)() for field in declared_fields(name)} | dict(new.options)
         return code, options_type, self.written_options(name, options)
 
     def code(self, kind: str, version: int) -> int:
@@ -8509,27 +8478,26 @@ class SubgraphWriter:
             if max(there.BuiltinCode(), short) == builtin and there.Version() >= version:
                 break
         else:
-            tflite.OperatorCodeStart(self.builder)
-            tflite.OperatorCodeAddDeprecatedBuiltinCode(self.builder, min(builtin, LAST_SHORT_CODE))
-            tflite.OperatorCodeAddBuiltinCode(self.builder, builtin)
-            tflite.OperatorCodeAddVersion(self.builder, version)
-            self.codes.append(tflite.OperatorCodeEnd(self.builder))
-            index = len(self.codes) - 1
+            index = self.new_code(builtin, version)
         self.known_codes[kind, version] = index
         return index
 
     def custom_code(self, kind: str) -> int:
         """The index of the code of a custom operator."""
         if (kind, 1) not in self.known_codes:
-            name = self.builder.CreateString(kind)
-            tflite.OperatorCodeStart(self.builder)
-            tflite.OperatorCodeAddDeprecatedBuiltinCode(self.builder, tflite.BuiltinOperator.CUSTOM)
-            tflite.OperatorCodeAddBuiltinCode(self.builder, tflite.BuiltinOperator.CUSTOM)
-            tflite.OperatorCodeAddCustomCode(self.builder, name)
-            tflite.OperatorCodeAddVersion(self.builder, 1)
-            self.codes.append(tflite.OperatorCodeEnd(self.builder))
-            self.known_codes[kind, 1] = len(self.codes) - 1
+            self.known_codes[kind, 1] = self.new_code(tflite.BuiltinOperator.CUSTOM, 1, kind)
         return self.known_codes[kind, 1]
+
+    def new_code(self, builtin: int, version: int, custom: str = "") -> int:
+        name = self.builder.CreateString(custom) if custom else None
+        tflite.OperatorCodeStart(self.builder)
+        tflite.OperatorCodeAddDeprecatedBuiltinCode(self.builder, min(builtin, LAST_SHORT_CODE))
+        tflite.OperatorCodeAddBuiltinCode(self.builder, builtin)
+        if name is not None:
+            tflite.OperatorCodeAddCustomCode(self.builder, name)
+        tflite.OperatorCodeAddVersion(self.builder, version)
+        self.codes.append(tflite.OperatorCodeEnd(self.builder))
+        return len(self.codes) - 1
 
     def written_options(self, name: str, fields: Mapping[str, Any]) -> int:
         """A table of options; equal ones are written once."""
@@ -8592,7 +8560,7 @@ class Anew:
         return self.known[key]
 
     def new_table(self, name: str, table: Any) -> int:
-        add = {field: getattr(tflite, f"{name}Add{field}") for field in self.fields(name)}
+        add = {field: getattr(tflite, f"{name}Add{field}") for field in declared_fields(name)}
         start = _Start()
         getattr(tflite, f"{name}Start")(start)
         if any(field_place(table, slot) for slot in range(start.slots, start.slots + 16)):
@@ -8606,12 +8574,6 @@ class Anew:
             if value is not None:
                 add[field](self.builder, value)
         return int(getattr(tflite, f"{name}End")(self.builder))
-
-    @staticmethod
-    @cache
-    def fields(name: str) -> list[str]:
-        prefix = f"{name}Add"
-        return [f.removeprefix(prefix) for f in dir(tflite) if f.startswith(prefix)]
 
     def field(self, table: Any, field: str) -> Any:
         """A number as it is, or what has been copied; None where nothing is."""
@@ -8836,7 +8798,7 @@ class Snapshot:
 
     def rewritten(self, rewrite: Rewrite) -> Snapshot:
         """With the operators of subgraph 0 replaced."""
-        return self.changed(rewrite_subgraph(self.data, self.graph, self.graph.subgraphs[0], rewrite))
+        return self.changed(SubgraphWriter(self.data, self.graph, self.graph.subgraphs[0], rewrite).write())
 
     def anew(self) -> Snapshot:
         """The same model in a file of its own, without bytes that nothing refers to.
@@ -10013,16 +9975,17 @@ def decide_memories(
         if size <= memories.fast:
             done = dataclasses.replace(decision, after=0, bound=0, changed=whole is not model, seconds=budget.spent)
             return whole, dataclasses.replace(done, fast_head=whole.arena.head, reserve=size, one_arena=size)
-    required = DivisionProblem.of(arena, moved, pinned, arena.sharing if in_place else NOTHING_SHARED).required
+    problem = DivisionProblem.of(arena, moved, pinned, in_place)
+    required = problem.required
     decision = dataclasses.replace(decision, required=required)
     if max(required, ARENA_ALIGNMENT) > memories.fast:
         why = f"scratch memory and what is pinned take {required:,} B, more than the {memories.fast:,} B of fast memory"
         why = why if required else f"a fast memory of {memories.fast:,} B holds nothing"
         return model, dataclasses.replace(decision, refusal=why, seconds=budget.spent)
-    found = plan_memories(arena, moved, memories, pinned, budget.left, in_place)
+    found = plan_memories(arena, problem, memories, budget.left)
     if found is None or found.plan.height >= HIGHEST_OFFSET:
         room = HIGHEST_OFFSET if memories.slow is None else memories.slow
-        free = plan_memories(arena, moved, Memories(memories.fast), pinned, 1.0, in_place)
+        free = plan_memories(arena, problem, Memories(memories.fast), 1.0)
         why = f"no plan was found for {memories.fast:,} B of fast memory and {room:,} B of slow memory"
         why += f"; {free.reserve(arena):,} B of slow memory are enough" if free else ""
         return model, dataclasses.replace(decision, refusal=why, seconds=budget.spent)
@@ -10208,7 +10171,7 @@ class SplitCandidate:
         graph, data, cost = self.model.graph, self.model.data, composition.cost
         rewrite, macs = self.search.rewrite(composition), self.search.macs
         arena = analyse_arena(with_rewrite(graph, rewrite))
-        written = rewrite_subgraph(data, graph, graph.subgraphs[0], rewrite) if composition.regions else data
+        written = SubgraphWriter(data, graph, graph.subgraphs[0], rewrite).write() if composition.regions else data
         exact = cost._replace(persistent=arena.persistent, operators=len(rewrite.operators))
         return SplitAlternative(
             composition.regions,

@@ -21,8 +21,8 @@ from tflite_tools import (
     Rewrite,
     SplitRegion,
     SplitSearch,
+    SubgraphWriter,
     read_model,
-    rewrite_subgraph,
 )
 
 FOREVER = Budget(math.inf)
@@ -195,4 +195,4 @@ def rewritten(search: SplitSearch, *chosen: SplitRegion) -> Rewrite:
 
 def split(data: bytes, search: SplitSearch, *chosen: SplitRegion) -> bytes:
     """The model with these regions in stripes."""
-    return bytes(rewrite_subgraph(data, read_model(data), search.subgraph, rewritten(search, *chosen)))
+    return bytes(SubgraphWriter(data, read_model(data), search.subgraph, rewritten(search, *chosen)).write())

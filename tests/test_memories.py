@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,8 @@ from test_sharing import is_intact, updated
 from tflite_tools import (
     Arena,
     ArenaBuffer,
+    Division,
+    DivisionProblem,
     Interval,
     Memories,
     MemoriesDecision,
@@ -31,6 +34,12 @@ from tflite_tools import (
 )
 
 DIGITS = MODELS / "digits_mobilenet_int8.tflite"
+
+
+def divided(
+    arena: Arena, values: Sequence[int], memories: Memories, pinned: dict[int, bool], time_limit: float = 60.0
+) -> Division | None:
+    return plan_memories(arena, DivisionProblem.of(arena, values, pinned), memories, time_limit)
 
 
 def arena_of(blocks: list[Interval]) -> Arena:
@@ -52,7 +61,7 @@ def test_no_division_keeps_more(blocks: list[Interval], fast: int, slow: int, rn
             continue
         if all(lowest_height(part) <= 16 * size for part, size in zip(parts, (fast, slow), strict=True)):
             best = max(best or 0, sum(v for v, k in zip(values, kept, strict=True) if k))
-    found = plan_memories(arena_of(blocks), values, memories, pinned)
+    found = divided(arena_of(blocks), values, memories, pinned)
     if best is None:
         assert found is None
         return
@@ -73,7 +82,7 @@ def test_what_fits_at_all_times_and_cannot_be_placed():
     blocks = [Interval(*life) for life in TIGHT]
     values = [block.size for block in blocks]
     for fast, most in ((96, sum(values)), (80, sum(values) - 16)):
-        found = plan_memories(arena_of(blocks), values, Memories(fast), {}, 10.0)
+        found = divided(arena_of(blocks), values, Memories(fast), {}, 10.0)
         assert sum(values[i] for i in found.fast) == found.most == most
         assert found.boundary <= fast
         assert not plan_faults(found.plan.intervals, str)
@@ -90,7 +99,7 @@ def test_memory_is_shared_within_each(seed: int):
     values = traffic(model.graph, arena.buffers)
     fast = rng.randrange(1, arena.head // 16 + 2) * 16
     pinned = {i: True for i, b in enumerate(arena.buffers) if b.tensor is None}
-    found = plan_memories(arena, values, Memories(fast), pinned, 5.0)
+    found = divided(arena, values, Memories(fast), pinned, 5.0)
     free = [i for i in range(len(values)) if i not in pinned]
     best = -1
     for kept in itertools.product((False, True), repeat=len(free)):
