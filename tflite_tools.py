@@ -3184,6 +3184,12 @@ def plan_by_first_fit(intervals: Sequence[Interval], groups: Sequence[Block] = (
     return best
 
 
+def unit_of(intervals: Sequence[Interval], groups: Sequence[Block]) -> int:
+    """Bytes of which all sizes and distances are multiples, and so the height of the lowest plan."""
+    sizes = (interval.size for interval in intervals)
+    return math.gcd(*sizes, *(above for group in groups for above in group.values())) or ARENA_ALIGNMENT
+
+
 def _hull(block: Sequence[Interval]) -> Interval:
     first, last = min(i.first for i in block), max(i.last for i in block)
     return Interval(max(i.size + (i.offset or 0) for i in block), first, last)
@@ -3210,11 +3216,17 @@ class Pile:
     size: np.ndarray  # n: from the lowest byte to the highest
 
     @classmethod
-    def of(cls, intervals: Sequence[Interval], blocks: Sequence[Block]) -> Pile:
+    def of(cls, intervals: Sequence[Interval], blocks: Sequence[Block]) -> Pile | None:
+        """None if it is too large to be searched."""
         size, first, last = np.array([interval[:3] for interval in intervals], dtype=np.int64).reshape(-1, 3).T
         births, deaths = np.unique(first), np.sort(last)
         nothing_dies = np.searchsorted(deaths, births) == np.searchsorted(deaths, np.append(births[1:], FAR))
         moments = births[~nothing_dies]  # all that is alive at another is so at the next of these
+        hulls = [_hull(_members(intervals, block)) for block in blocks]
+        born, dead = np.array([(hull.first, hull.last + 1) for hull in hulls]).T
+        ends = np.searchsorted(moments, [born, dead])
+        if len(blocks) * (ends[1] - ends[0]).sum() > MOST_PAIRS:
+            return None
         low, high = np.full((2, len(blocks), len(moments)), [[[FAR]], [[0]]], dtype=np.int64)
         sizes = np.zeros_like(low)
         for row, block in enumerate(blocks):
@@ -3224,14 +3236,12 @@ class Pile:
                 high[row, at] = np.maximum(high[row, at], up + size[i])
                 sizes[row, at] += size[i]
         alive = low < FAR
-        ends = np.array([alive.argmax(axis=1), len(moments) - 1 - alive[:, ::-1].argmax(axis=1)])
         above = [
             np.where(alive[:, a:b] & alive[row, a:b], high[row, a:b] - low[:, a:b], -FAR).max(axis=1)
-            for row, (a, b) in enumerate(zip(ends[0], ends[1] + 1, strict=True))
+            for row, (a, b) in enumerate(ends.T)
         ]
-        hulls = [_hull(_members(intervals, block)) for block in blocks]
-        life, height = np.array([(hull.last - hull.first + 1, hull.size) for hull in hulls]).T
-        return cls(alive, np.where(alive, low, 0), high, sizes, ends, np.array(above), life, height)
+        height = np.array([hull.size for hull in hulls])
+        return cls(alive, np.where(alive, low, 0), high, sizes, ends - [[0], [1]], np.array(above), dead - born, height)
 
 
 class Component(NamedTuple):
@@ -3331,7 +3341,7 @@ class Descent:
 
     def _choices(self, component: Component, heap: Heap, last: int | None = None) -> Iterator[tuple[int, Heap]]:
         """The blocks that may follow, from low to high, each with the heap that it leaves."""
-        self.heaps_left = 0 if self.budget.is_over else self.heaps_left - 1
+        self.heaps_left -= 1
         lowest = heap.lowest[component.blocks]
         may = lowest >= heap.level
         if last is not None:  # at one address in the order of their ranks
@@ -3343,6 +3353,9 @@ class Descent:
         blocks = blocks[np.argsort(heap.lowest[blocks], kind="stable")]
         blame, is_stuck = np.zeros(len(component.moments)), True
         for some in np.split(blocks, range(AT_ONCE, len(blocks), AT_ONCE)):
+            if self.budget.is_over:
+                self.heaps_left = 0
+                return
             for block, after, full in self._heaps_after(component, heap, some):
                 is_stuck &= bool(full.any())
                 blame += full
@@ -3369,7 +3382,7 @@ class Descent:
             yield block, Heap(lowest[row], below, heap.waiting - pile.sizes[block], int(at[row])), full[row]
 
 
-MOST_BLOCKS = 2000  # above which tables of all pairs get too large
+MOST_PAIRS = 50_000_000  # of blocks and moments of blocks: above, a search takes too much memory
 AT_ONCE = 6  # blocks that are tried by one call of numpy: the first is often the right one
 FIRST_HEAPS, HEAPS = 5.0, 1.5  # per block: a search that has not come to an end by then is rather begun anew
 LEAST_HEAPS = 500  # in which a dozen blocks are often seen in all ways
@@ -3389,9 +3402,9 @@ def plan_bottom_up(
     one tries the bound itself, with ``heaps`` per block.
     """
     blocks = blocks_of(intervals, groups)
-    if plan.optimal or len(blocks) > MOST_BLOCKS:
+    if plan.optimal or budget.is_over or (pile := Pile.of(intervals, blocks)) is None:
         return plan
-    pile = Pile.of(intervals, blocks)
+    unit = unit_of(intervals, groups)
     weights = np.ones(pile.alive.shape[1])
     rng, failures = np.random.default_rng(0), 0
     height = least = plan.bound  # of all that these searches can see
@@ -3405,13 +3418,14 @@ def plan_bottom_up(
                     placed[i] = placed[i]._replace(offset=at + above)
             plan, failures = Plan(tuple(placed), plan.bound), 0
         elif descent.heaps_left:
-            least = height + 1
-        elif descent.blame.any():
+            least = (height // unit + 1) * unit
+        else:
             failures += 1
-            weights = KEPT * weights + LEARNT * descent.blame / descent.blame.mean()
+            if descent.blame.any():
+                weights = KEPT * weights + LEARNT * descent.blame / descent.blame.mean()
         heaps = HEAPS * MORE_HEAPS ** (failures // FAILURES)
         step = STEP / 2 ** (failures // FAILURES) * (plan.height - least)
-        height = max(least, int(plan.height - max(step, 1)))
+        height = max(least, int(plan.height - max(step, unit)) // unit * unit)
     return plan
 
 
@@ -3490,7 +3504,7 @@ def _solve_placement(
         return None, 0
     from ortools.sat.python import cp_model
 
-    unit = math.gcd(*(interval.size for interval in intervals), *(above for g in groups for above in g.values()))
+    unit = unit_of(intervals, groups)
     model = cp_model.CpModel()
     top = model.new_int_var(least // unit, height // unit, "height")
     starts, times, addresses = [], [], []  # no hint from first fit: it makes the search up to 600 times slower
@@ -3513,7 +3527,7 @@ def _solve_placement(
         model.minimize(top)
     solver, status = solve_constraints(model, time_limit, workers)
     if status == cp_model.INFEASIBLE:
-        return None, height + unit
+        return None, (height // unit + 1) * unit
     if status not in (cp_model.OPTIMAL, cp_model.FEASIBLE):
         return None, 0
     proven = int(solver.best_objective_bound) * unit if height > least else 0
