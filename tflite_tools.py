@@ -366,6 +366,7 @@ def picked(source: object, keys: str) -> dict[str, Any]:
 
 
 LONGEST_NAME = 60  # characters of a name in a table or message; CSV and JSON have it whole
+MOST_LISTED = 5  # sentences or names of one kind in a report
 
 
 def printable(text: str) -> str:
@@ -1477,9 +1478,6 @@ def _advice(node: Node) -> str:
     return " (quantise to int8)" if "UINT8" in dtypes else ""
 
 
-MOST_NAMED = 5  # operators that have the same fault
-
-
 def numbered(places: Sequence[str], most: int | None = None) -> str:
     """``operators 3, 5 and 2 more``, of which the first ``most`` are named."""
     more = f" and {len(places) - most} more" if most is not None and len(places) > most else ""
@@ -1496,7 +1494,7 @@ def refusals(graph: ModelGraph) -> list[str]:
         if why := operator_refusal(subgraph, operator):
             where = f" of subgraph {subgraph.index}" if subgraph.index else ""
             found[operator.kind, why].append(f"{operator.index}{where}")
-    reasons = [f"{shorten(kind)}: {why} ({numbered(places, MOST_NAMED)})" for (kind, why), places in found.items()]
+    reasons = [f"{shorten(kind)}: {why} ({numbered(places, MOST_LISTED)})" for (kind, why), places in found.items()]
     tensors = [tensor for subgraph in graph.subgraphs for tensor in subgraph.tensors]
     unsized = sorted({tensor.dtype for tensor in tensors if tensor.element.tflm_bytes is None})
     reasons += [f"it has tensors of type {dtype}" for dtype in unsized]
@@ -8750,13 +8748,6 @@ class Snapshot:
         }
 
     @cached_property
-    def scratch_elsewhere(self) -> dict[str, int]:
-        """Bytes of scratch memory that the kernels take which most devices run, other than those of the model."""
-        names = [name for name in USUAL_LIBRARIES if LIBRARIES[name] is not self.graph.kernels]
-        found = {name: arena_buffers(self.graph.on(LIBRARIES[name])) for name in names}
-        return {name: Profile(b.interval for b in bs if b.tensor is None).peak for name, bs in found.items()}
-
-    @cached_property
     def ports(self) -> list[Port]:
         """Inputs and outputs that the application can convert itself."""
         return [] if why_not_rewritten(self.graph) else convertible_ports(self.graph.subgraphs[0])
@@ -8874,9 +8865,6 @@ def saving(before: int, after: int) -> str:
     """``1,000 B -> 750 B (25.0 % less)``."""
     percent = 100 * (1 - after / before) if before else 0.0
     return f"{before:,} B -> {after:,} B ({abs(percent):.1f} % {'less' if percent >= 0 else 'more'})"
-
-
-MOST_LISTED = 5  # sentences or names of one kind in a report
 
 
 def listed(title: str, sentences: Sequence[str]) -> list[str]:
@@ -9436,11 +9424,8 @@ class ComparisonDecision(Decision):
         return ["", "Compared with another model:", table]
 
     def json(self) -> dict[str, Any]:
-        sides = {"this": self.this, "other": self.other}
-        return {"name": self.other_name} | {
-            side: {**f._asdict(), "inputs": list(f.inputs), "outputs": list(f.outputs), "kinds": dict(f.kinds)}
-            for side, f in sides.items()
-        }
+        this, other = (picked(figures, " ".join(figures._fields)) for figures in (self.this, self.other))
+        return {"name": self.other_name, "this": this, "other": other}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -9726,7 +9711,9 @@ def verify_models(original: Bytes, changed: Bytes, seed: int = 0, timeout: float
     meant = [[_as_before(i, array, ports) for i, array in zip(second.inputs, arrays, strict=False)] for arrays in given]
     # LiteRT's optimised kernels sum floats in an order that depends on the number of rows; TFLM's and the reference
     # kernels do not.
-    kernels = KERNELS[_is_split(*graphs) and _has_floats(graphs[0])]
+    counts = {len(list(graph.operators)) for graph in graphs}
+    written = {s.tensors[t].dtype for s, operator in graphs[0].operators for t in operator.writes}
+    kernels = KERNELS[len(counts) > 1 and "FLOAT32" in written]
     notes, comparisons = [], {}
     reasons = refusals(graphs[0])
     for runtime, (module, package) in PACKAGES.items():
@@ -9790,15 +9777,6 @@ def _run_as_before(run: Run, subgraph: Subgraph, ports: Mapping[int, Port]) -> R
         for name, results in run.signatures.items()
     }
     return Run(outputs, signatures, run.inner)
-
-
-def _is_split(original: ModelGraph, changed: ModelGraph) -> bool:
-    return len(list(original.operators)) != len(list(changed.operators))
-
-
-def _has_floats(graph: ModelGraph) -> bool:
-    tensors = (subgraph.tensors[i] for subgraph, operator in graph.operators for i in operator.writes)
-    return any(tensor.dtype == "FLOAT32" for tensor in tensors)
 
 
 def _compare(
@@ -10011,6 +9989,9 @@ def decide_memories(
 
 def _divided(decision: MemoriesDecision, model: Snapshot, found: Division, moved: Sequence[int]) -> MemoriesDecision:
     arena, graph = model.arena, model.graph
+    others = {name: graph.on(LIBRARIES[name]) for name in USUAL_LIBRARIES if LIBRARIES[name] is not graph.kernels}
+    buffers = {name: arena_buffers(other) for name, other in others.items()}
+    scratch = {name: Profile(b.interval for b in bs if b.tensor is None).peak for name, bs in buffers.items()}
     away = [i for i in range(len(moved)) if i not in found.fast]
     tensors = (
         (tensor_number(b.subgraph, b.tensor), graph.subgraphs[b.subgraph].tensors[b.tensor].name, b.bytes)
@@ -10026,7 +10007,7 @@ def _divided(decision: MemoriesDecision, model: Snapshot, found: Division, moved
         slow_head=found.plan.height - found.boundary,
         reserve=found.reserve(arena),
         persistent=arena.persistent,
-        scratch_elsewhere={name: size for name, size in model.scratch_elsewhere.items() if size > found.boundary},
+        scratch_elsewhere={name: size for name, size in scratch.items() if size > found.boundary},
         is_divided=True,
         tensors=tuple(SlowTensor(*tensor) for tensor in tensors),
     )
@@ -10250,11 +10231,6 @@ def figures_of(model: Snapshot) -> ModelFigures:
     )
 
 
-def compare_models(model: Snapshot, other: Snapshot, name: str) -> ComparisonDecision:
-    """Two models side by side."""
-    return ComparisonDecision(other_name=name, this=figures_of(model), other=figures_of(other))
-
-
 def decide_inlining(model: Snapshot) -> tuple[Snapshot, InliningDecision]:
     """Data outside of the FlatBuffer, moved inside.
 
@@ -10305,7 +10281,6 @@ def decide_compression(
     Raises:
         ModelError: as for :class:`Extension` and :class:`Anew`.
     """
-    start = Budget()
     loops = looped_operators(model.graph)  # these get a new plan, since they need one
     graph = dataclasses.replace(model.graph, plan=None) if loops and is_planned else model.graph
     if why := COMPILED if is_compiled(model.graph) else why_not_rewritten(graph):
@@ -10334,7 +10309,7 @@ def decide_compression(
         before=len(model.data),
         after=len(changed.data),
         changed=changed is not model,
-        seconds=start.spent,
+        seconds=budget.spent,
         weights=tuple(
             (tensors[c.tensor].name, tensors[c.tensor].bytes or 0, sum(p.size for p in c.payloads), c.slices)
             for c in chosen
@@ -10405,20 +10380,6 @@ def decide_verification(
     return dataclasses.replace(verify_models(meant.data, model.data, seed), against=whose)
 
 
-def compare_clusterings(
-    model: Snapshot, clusters: Sequence[int], per_channel: bool, compress: bool, more_ram: int | None
-) -> list[ClusteringDecision]:
-    """What :func:`decide_clustering` does for each number of clusters, and :func:`decide_compression` after it."""
-    decisions = []
-    for n in clusters:
-        clustered, decision = decide_clustering(model, n, per_channel)
-        if compress:
-            compression = decide_compression(clustered, more_ram, False, Budget())[1]
-            decision = dataclasses.replace(decision, compression=compression)
-        decisions.append(decision)
-    return decisions
-
-
 ####################################################################################################
 # Reports: an analysis -> tables, CSV, JSON
 ####################################################################################################
@@ -10459,11 +10420,6 @@ def _umask() -> int:
     mask = os.umask(0o022)
     os.umask(mask)
     return mask
-
-
-def operator_title(subgraph: Subgraph, operator: Operator, limit: int = LONGEST_NAME) -> str:
-    """``KIND (name of its output)``."""
-    return f"{shorten(operator.kind, limit)} ({shorten(subgraph.output_name(operator), limit)})"
 
 
 def subgraph_title(subgraph: Subgraph) -> str:
@@ -10527,7 +10483,8 @@ def schedule_table(graph: ModelGraph, schedule: Schedule, extras: Extras, is_ful
             more = [f"{len(step.live) - len(live)} more"] if len(live) < len(step.live) else []
             figures = [f"{figure:,}" for figure in extras.figures(graph, schedule.subgraph, step.operator)]
             ids = f"[{', '.join([*map(str, live), *more])}]"
-            rows.append([operator_title(schedule.subgraph, step.operator), ids, f"{step.bytes:,}", *figures])
+            title = f"{shorten(step.operator.kind)} ({shorten(schedule.subgraph.output_name(step.operator))})"
+            rows.append([title, ids, f"{step.bytes:,}", *figures])
         elif rows[-1][0] != "...":
             rows.append(["..."] * len(headers))
     table = text_table(headers, rows, left=headers[:2])
@@ -10981,15 +10938,6 @@ def firmware_files(model: Snapshot, title: str, memories: MemoriesDecision | Non
     }
 
 
-def write_firmware(folder: Path, model: Snapshot, title: str, memories: MemoriesDecision | None = None) -> None:
-    """Raises as :func:`firmware_files`, and OSError."""
-    files = firmware_files(model, title, memories)
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, text in files.items():
-        with replacing(folder / name, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-
-
 ####################################################################################################
 # Pictures: bars per operator, the map of the arena, curves of alternatives
 ####################################################################################################
@@ -11390,7 +11338,11 @@ class TFLiteModel:
             ValueError: TFLM has no kernel for an operator.
             OSError: a file cannot be written.
         """
-        write_firmware(Path(folder), self.snapshot, name, memories)
+        files = firmware_files(self.snapshot, name, memories)
+        os.makedirs(folder, exist_ok=True)
+        for file_name, text in files.items():
+            with replacing(Path(folder, file_name), "w", encoding="utf-8", newline="\n") as file:
+                file.write(text)
 
     def analysis(self) -> dict[str, Any]:
         """The analysis as JSON-ready data; README describes its keys."""
@@ -11565,7 +11517,8 @@ class TFLiteModel:
 
     def compare_with(self, other: TFLiteModel, name: str = "other") -> ComparisonDecision:
         """This model and another side by side: memory, file, operators, inputs and outputs."""
-        return compare_models(self.snapshot, other.snapshot, name)
+        this, others = figures_of(self.snapshot), figures_of(other.snapshot)
+        return ComparisonDecision(other_name=name, this=this, other=others)
 
     def cluster_weights(
         self, clusters: int = LARGEST_CODEBOOK, per_channel: bool = False, min_sqnr: float | None = None
@@ -11611,7 +11564,14 @@ class TFLiteModel:
     ) -> list[ClusteringDecision]:
         """What :meth:`cluster_weights` would give for each number of clusters, and with ``compress``
         :meth:`compress_weights` after it; the model stays as it is."""
-        return compare_clusterings(self.snapshot, clusters, per_channel, compress, more_ram)
+        decisions = []
+        for n in clusters:
+            clustered, decision = decide_clustering(self.snapshot, n, per_channel)
+            if compress:
+                compression = decide_compression(clustered, more_ram, False, Budget())[1]
+                decision = dataclasses.replace(decision, compression=compression)
+            decisions.append(decision)
+        return decisions
 
 
 ####################################################################################################
@@ -11823,7 +11783,8 @@ def _steps(arguments: argparse.Namespace, original: Snapshot) -> list[tuple[int,
         steps += [(0, lambda model, _: [model.inline_buffers()])]
     baseline = [original]  # what --verify compares with
     if arguments.clusters and len(arguments.clusters) > 1:
-        steps += [(0, lambda model, _: _compare_clusterings(model, arguments))]
+        how = arguments.clusters, arguments.per_channel, arguments.compress, arguments.compress_ram
+        steps += [(0, lambda model, _: [*model.compare_clusterings(*how)])]
     elif arguments.clusters or arguments.min_sqnr is not None:
         steps += [(0, lambda model, _: [_cluster(model, arguments, baseline)])]
     if arguments.integer_io:
@@ -11844,11 +11805,6 @@ def _steps(arguments: argparse.Namespace, original: Snapshot) -> list[tuple[int,
     if arguments.verify:
         steps += [(0, lambda model, _: [_verify(model, baseline[0], original)])]
     return steps
-
-
-def _compare_clusterings(model: TFLiteModel, arguments: argparse.Namespace) -> list[Decision]:
-    ram = arguments.compress_ram
-    return [*model.compare_clusterings(arguments.clusters, arguments.per_channel, arguments.compress, ram)]
 
 
 def _cluster(model: TFLiteModel, arguments: argparse.Namespace, baseline: list[Snapshot]) -> ClusteringDecision:
@@ -11941,7 +11897,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _run(arguments)
     except UsageError as error:
         message = str(error)
-    except ModelError as error:
+    except (ModelError, ArithmeticError) as error:
         message = f"{name}: {error}"
     except ArenaError as error:
         message = f"{name}: the arena of TFLM is not known, since {error}"
@@ -11951,8 +11907,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except VerificationError as error:
         _say(f"tflite-tools: check failed: {name}: not verified: {error}")
         return CHECK_FAILED
-    except ArithmeticError as error:
-        message = f"{name}: {error}"
     except MemoryError:
         message = f"{name}: not enough memory for this model"
     except KeyboardInterrupt:
@@ -11974,7 +11928,7 @@ def _standard_output() -> Iterator[None]:
 def _run(arguments: argparse.Namespace) -> int:
     # Without a plan, a limit on the peak would hold by chance.
     arguments.plan |= arguments.max_peak is not None or arguments.memories is not None
-    files = _resolve_files(arguments)
+    arguments.output = _resolve_output(arguments)
     if arguments.input == STREAM:
         if sys.stdin is None:
             raise UsageError("standard input is closed")
@@ -11995,10 +11949,10 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.memory_map or is_limited:
         _ = model.arena  # if it is not known, better now than with half of the outputs written
     try:
-        with contextlib.redirect_stdout(sys.stderr) if files.output == STREAM else _standard_output():
-            _report(arguments, files, model, original, results, other)
+        with contextlib.redirect_stdout(sys.stderr) if arguments.output == STREAM else _standard_output():
+            _report(arguments, model, original, results, other)
     except OSError as error:
-        if files.output != STREAM or error.filename:  # else only stderr has failed, which is for people
+        if arguments.output != STREAM or error.filename:  # else only stderr has failed, which is for people
             raise
     if Budget.is_interrupted:
         _say("interrupted: this is the best so far")
@@ -12011,7 +11965,7 @@ def _run(arguments: argparse.Namespace) -> int:
     if memories is not None and memories.refusal:
         _say(f"check failed: no model was written: {memories.refusal}")
         return CHECK_FAILED
-    _write(arguments, files, model, results, memories)
+    _write(arguments, model, results, memories)
     failures = _exceeded(model.arena, limits) if is_limited else []
     for failure in failures:
         _say(f"check failed: {failure}")
@@ -12020,14 +11974,13 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def _write(
     arguments: argparse.Namespace,
-    files: Files,
     model: TFLiteModel,
     results: Sequence[Decision],
     memories: MemoriesDecision | None,
 ) -> None:
     """The model itself, as C++, which may be refused, and as a file."""
     if arguments.firmware:
-        title = (files.output if files.output not in (None, STREAM) else arguments.input).stem
+        title = (arguments.output if arguments.output not in (None, STREAM) else arguments.input).stem
         try:
             model.write_firmware(arguments.firmware, title, memories)
         except ArenaError:
@@ -12035,12 +11988,12 @@ def _write(
         except ValueError as error:
             raise UsageError(f"no firmware written: {error}") from None
         _say(f"wrote {arguments.firmware}")
-    if files.output == STREAM:
+    if arguments.output == STREAM:
         sys.stdout.buffer.write(model.to_bytes())
         sys.stdout.flush()
-    elif files.output:
-        model.write_to_file(files.output)
-        _say(f"wrote {files.output}")
+    elif arguments.output:
+        model.write_to_file(arguments.output)
+        _say(f"wrote {arguments.output}")
     elif results and not arguments.firmware:
         _say("nothing was written: give -o FILE to save this model")
 
@@ -12072,16 +12025,8 @@ def _exceeded(arena: Arena, limits: Sequence[int | None]) -> list[str]:
     return failures
 
 
-class Files(NamedTuple):
-    """Where the results of a command go."""
-
-    output: Path | None
-    json: Path | None  # None also for stdout
-
-
 def _report(
     arguments: argparse.Namespace,
-    files: Files,
     model: TFLiteModel,
     original: Snapshot,
     results: Sequence[Decision],
@@ -12117,10 +12062,10 @@ def _report(
         if clusterings:
             document[ClusteringDecision.key] = [clustering.json() for clustering in clusterings]
         text = json.dumps(document, indent=2)
-        if files.json is None:
+        if arguments.json == "-":
             print(text)
         else:
-            with replacing(files.json, "w", encoding="utf-8") as file:
+            with replacing(Path(arguments.json), "w", encoding="utf-8") as file:
                 file.write(text + "\n")
     if arguments.csv:
         model.output_model_analysis_to_csv(arguments.csv, arguments.calc_macs, arguments.calc_size)
@@ -12139,15 +12084,12 @@ def _draw(
     if arguments.plot and len(clusterings) > 1:
         plot_clusterings(arguments.plot, clusterings)
     elif arguments.plot:
-        room = None
-        with contextlib.suppress(ArenaError):
-            room = _room(arguments, model.arena)
-        model.plot_memory_usage(arguments.plot, _first(results, SplitDecision), other, room)
+        model.plot_memory_usage(arguments.plot, _first(results, SplitDecision), other, _room(arguments, model))
     if arguments.memory_map:
         before = None
         with contextlib.suppress(ArenaError):
             before = original if original.arena and model.snapshot is not original else None
-        maps = maps_of(model.snapshot, before, _first(results, MemoriesDecision), _room(arguments, model.arena))
+        maps = maps_of(model.snapshot, before, _first(results, MemoriesDecision), _room(arguments, model))
         if other is not None:
             maps = [
                 dataclasses.replace(maps[-1], title="this model"),
@@ -12156,17 +12098,14 @@ def _draw(
         plot_arenas(arguments.memory_map, maps)
 
 
-D = TypeVar("D", bound=Decision)
-
-
-def _first(results: Iterable[Decision], kind: type[D]) -> D | None:
+def _first(results: Iterable[Decision], kind: type[T]) -> T | None:
     return next((result for result in results if isinstance(result, kind)), None)
 
 
-def _room(arguments: argparse.Namespace, arena: Arena) -> int | None:
+def _room(arguments: argparse.Namespace, model: TFLiteModel) -> int | None:
     """Bytes that a limit leaves for tensors and scratch memory, if there is one."""
     whole, *heads = _limits(arguments)
-    limits = [None if whole is None else whole - arena.persistent, *heads]
+    limits = [None if whole is None else whole - model.arena.persistent, *heads]
     return min((max(limit, 0) for limit in limits if limit is not None), default=None)
 
 
@@ -12178,8 +12117,8 @@ def _say(text: str) -> None:
         print(shorten(text, 1000), file=sys.stderr)  # on one line, whatever names it holds
 
 
-def _resolve_files(arguments: argparse.Namespace) -> Files:
-    """Refuse what would overwrite the input or another output, before any work is done."""
+def _resolve_output(arguments: argparse.Namespace) -> Path | None:
+    """Where the model goes; refuse what would overwrite the input or another output, before any work is done."""
     output = arguments.output
     if arguments.in_place:
         if arguments.output and not _same_file(arguments.output, arguments.input):
@@ -12232,7 +12171,7 @@ def _resolve_files(arguments: argparse.Namespace) -> Files:
     for option, folder in (("--csv", arguments.csv), ("--firmware", arguments.firmware)):
         if folder and folder.exists() and not folder.is_dir():
             raise UsageError(f"{folder}: {option} needs a folder, and this is a file")
-    return Files(output, json_file)
+    return output
 
 
 def _same_file(a: Path, b: Path) -> bool:
