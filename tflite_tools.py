@@ -3169,7 +3169,7 @@ def plan_by_first_fit(intervals: Sequence[Interval], groups: Sequence[Block] = (
     """
     bound = max(Profile(intervals).peak, enough)
     blocks = blocks_of(intervals, groups)
-    hulls = [_hull(_members(intervals, block)) for block in blocks]
+    hulls = [_hull(intervals, block) for block in blocks]
     best: Plan | None = None
     for key in FIRST_FIT_ORDERS:
         order = sorted(range(len(blocks)), key=lambda i: key(hulls[i]))
@@ -3188,9 +3188,10 @@ def unit_of(intervals: Sequence[Interval], groups: Sequence[Block]) -> int:
     return math.gcd(*sizes, *(above for group in groups for above in group.values())) or ARENA_ALIGNMENT
 
 
-def _hull(block: Sequence[Interval]) -> Interval:
-    first, last = min(i.first for i in block), max(i.last for i in block)
-    return Interval(max(i.size + (i.offset or 0) for i in block), first, last)
+def _hull(intervals: Sequence[Interval], block: Block) -> Interval:
+    members = _members(intervals, block)
+    first, last = min(i.first for i in members), max(i.last for i in members)
+    return Interval(max(i.size + (i.offset or 0) for i in members), first, last)
 
 
 ####################################################################################################
@@ -3198,6 +3199,14 @@ def _hull(block: Sequence[Interval]) -> Interval:
 ####################################################################################################
 
 FAR = 1 << 50  # bytes: above every address
+MOST_PAIRS = 50_000_000  # of blocks and moments of blocks: above, a search takes too much memory
+AT_ONCE = 6  # blocks that are tried by one call of numpy: the first is often the right one
+FIRST_HEAPS, HEAPS = 5.0, 1.5  # per block: a search that has not come to an end by then is rather begun anew
+LEAST_HEAPS = 500  # in which a dozen blocks are often seen in all ways
+KEPT, LEARNT = 0.95, 0.5  # of the weights before, and of the moments that were to blame
+NOISE = 0.3  # of a weight, so that no two searches fail alike
+STEP = 0.25  # of the way down to the bound is asked at once
+FAILURES, MORE_HEAPS = 10, 1.2  # after so many in a row, half the step and so many times the heaps
 
 
 @dataclass(frozen=True)
@@ -3220,7 +3229,7 @@ class Pile:
         births, deaths = np.unique(first), np.sort(last)
         nothing_dies = np.searchsorted(deaths, births) == np.searchsorted(deaths, np.append(births[1:], FAR))
         moments = births[~nothing_dies]  # all that is alive at another is so at the next of these
-        hulls = [_hull(_members(intervals, block)) for block in blocks]
+        hulls = [_hull(intervals, block) for block in blocks]
         born, dead = np.array([(hull.first, hull.last + 1) for hull in hulls]).T
         ends = np.searchsorted(moments, [born, dead])
         if len(blocks) * (ends[1] - ends[0]).sum() > MOST_PAIRS:
@@ -3378,16 +3387,6 @@ class Descent:
             below = heap.floor.copy()
             below[component.moments] = floor[row]
             yield block, Heap(lowest[row], below, heap.waiting - pile.sizes[block], int(at[row])), full[row]
-
-
-MOST_PAIRS = 50_000_000  # of blocks and moments of blocks: above, a search takes too much memory
-AT_ONCE = 6  # blocks that are tried by one call of numpy: the first is often the right one
-FIRST_HEAPS, HEAPS = 5.0, 1.5  # per block: a search that has not come to an end by then is rather begun anew
-LEAST_HEAPS = 500  # in which a dozen blocks are often seen in all ways
-KEPT, LEARNT = 0.95, 0.5  # of the weights before, and of the moments that were to blame
-NOISE = 0.3  # of a weight, so that no two searches fail alike
-STEP = 0.25  # of the way down to the bound is asked at once
-FAILURES, MORE_HEAPS = 10, 1.2  # after so many in a row, half the step and so many times the heaps
 
 
 def plan_bottom_up(
