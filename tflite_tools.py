@@ -10379,6 +10379,15 @@ def decide_verification(
     return dataclasses.replace(verify_models(meant.data, model.data, seed), against=whose)
 
 
+def decide_trial(
+    model: Snapshot, clusters: int, per_channel: bool, compress: bool, more_ram: int | None
+) -> ClusteringDecision:
+    """What :func:`decide_clustering` does, and :func:`decide_compression` after it."""
+    clustered, decision = decide_clustering(model, clusters, per_channel)
+    compression = decide_compression(clustered, more_ram, False, Budget())[1] if compress else None
+    return dataclasses.replace(decision, compression=compression)
+
+
 ####################################################################################################
 # Reports: an analysis -> tables, CSV, JSON
 ####################################################################################################
@@ -10937,6 +10946,13 @@ def firmware_files(model: Snapshot, title: str, memories: MemoriesDecision | Non
     }
 
 
+def write_firmware(folder: Path, files: Mapping[str, str]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in files.items():
+        with replacing(folder / name, "w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+
+
 ####################################################################################################
 # Pictures: bars per operator, the map of the arena, curves of alternatives
 ####################################################################################################
@@ -11337,11 +11353,7 @@ class TFLiteModel:
             ValueError: TFLM has no kernel for an operator.
             OSError: a file cannot be written.
         """
-        files = firmware_files(self.snapshot, name, memories)
-        os.makedirs(folder, exist_ok=True)
-        for file_name, text in files.items():
-            with replacing(Path(folder, file_name), "w", encoding="utf-8", newline="\n") as file:
-                file.write(text)
+        write_firmware(Path(folder), firmware_files(self.snapshot, name, memories))
 
     def analysis(self) -> dict[str, Any]:
         """The analysis as JSON-ready data; README describes its keys."""
@@ -11516,8 +11528,7 @@ class TFLiteModel:
 
     def compare_with(self, other: TFLiteModel, name: str = "other") -> ComparisonDecision:
         """This model and another side by side: memory, file, operators, inputs and outputs."""
-        this, others = figures_of(self.snapshot), figures_of(other.snapshot)
-        return ComparisonDecision(other_name=name, this=this, other=others)
+        return ComparisonDecision(other_name=name, this=figures_of(self.snapshot), other=figures_of(other.snapshot))
 
     def cluster_weights(
         self, clusters: int = LARGEST_CODEBOOK, per_channel: bool = False, min_sqnr: float | None = None
@@ -11563,14 +11574,7 @@ class TFLiteModel:
     ) -> list[ClusteringDecision]:
         """What :meth:`cluster_weights` would give for each number of clusters, and with ``compress``
         :meth:`compress_weights` after it; the model stays as it is."""
-        decisions = []
-        for n in clusters:
-            clustered, decision = decide_clustering(self.snapshot, n, per_channel)
-            if compress:
-                compression = decide_compression(clustered, more_ram, False, Budget())[1]
-                decision = dataclasses.replace(decision, compression=compression)
-            decisions.append(decision)
-        return decisions
+        return [decide_trial(self.snapshot, n, per_channel, compress, more_ram) for n in clusters]
 
 
 ####################################################################################################
