@@ -531,9 +531,7 @@ class Tflm(NamedTuple):
     data: int = 0  # bytes of its own structure with pointers of 32 bits
     wider: tuple[int, int] = (0, 0)  # more of both with pointers of 64 bits
     scratch: Callable[[Node], list[int]] = _no_scratch  # bytes of each buffer that it requests, in its order
-    arrays: Callable[[Node, Target], list[int]] = (
-        lambda node, target: []
-    )  # bytes of each further piece of persistent memory
+    arrays: Callable[[Node, Target], list[int]] = lambda node, target: []  # bytes of each more that it keeps
     needs: tuple[Callable[[Node], str], ...] = ()  # each says what stands against the operator, if anything does
 
 
@@ -3353,10 +3351,8 @@ class Descent:
         may = lowest >= heap.level
         if last is not None:  # at one address in the order of their ranks
             may &= (lowest > heap.level) | (component.rank[component.blocks] > component.rank[last])
-        hole = (
-            lowest + np.maximum(self.pile.size[component.blocks], 1)
-        ).min()  # from here up there is one for another block
-        blocks = component.blocks[may & (lowest < hole)]
+        tops = lowest + np.maximum(self.pile.size[component.blocks], 1)
+        blocks = component.blocks[may & (lowest < tops.min())]  # those above would leave a hole for another block
         blocks = blocks[np.argsort(heap.lowest[blocks], kind="stable")]
         blame, is_stuck = np.zeros(len(component.moments)), True
         for some in np.split(blocks, range(AT_ONCE, len(blocks), AT_ONCE)):
@@ -3459,11 +3455,15 @@ def plan_optimally(
         plan = Plan(found or plan.intervals, plan.bound)
         return Plan(plan.intervals, max(plan.bound, min(proven, plan.height)))
 
-    orders = budget.share(ORDERS_SHARE)
-    for seconds, key in itertools.product(PATIENCE, DECISION_ORDERS):
-        if seconds == PATIENCE[1] and key is DECISION_ORDERS[0]:
-            plan = plan_bottom_up(intervals, groups, plan, budget.share(BOTTOM_UP_SHARE), HEAPS)
-        plan = solved(plan, key, plan.bound, min(seconds, orders.left))
+    def at_the_bound(plan: Plan, rounds: Iterable[float]) -> Plan:
+        orders = budget.share(ORDERS_SHARE)
+        for seconds, key in itertools.product(rounds, DECISION_ORDERS):
+            plan = solved(plan, key, plan.bound, min(seconds, orders.left))
+        return plan
+
+    plan = at_the_bound(plan, PATIENCE[:1])
+    plan = plan_bottom_up(intervals, groups, plan, budget.share(BOTTOM_UP_SHARE), HEAPS)
+    plan = at_the_bound(plan, PATIENCE[1:])
     plan = solved(plan, DECISION_ORDERS[0], plan.bound, budget.share(THOROUGH_SHARE).left, THOROUGH)
     return solved(plan, DECISION_ORDERS[0], plan.height - ARENA_ALIGNMENT, budget.left, THOROUGH)
 
