@@ -50,6 +50,7 @@ import dataclasses
 import enum
 import graphlib
 import heapq
+import io
 import itertools
 import json
 import math
@@ -62,6 +63,7 @@ import sys
 import tempfile
 import time
 import warnings
+import zipfile
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -69,6 +71,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache, cached_property, partial, reduce
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import flatbuffers
@@ -278,7 +281,6 @@ class Subgraph:
     operators: tuple[Operator, ...]
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
-    operator_vector: int  # position in the file of the first element of the operator vector
     kernels: Kernels = REFERENCE  # that run it
 
     def output_name(self, operator: Operator) -> str:
@@ -1626,7 +1628,6 @@ DTYPES = tuple(ELEMENT_TYPES)
 NO_DATA = BufferSpan(0, 0)
 # Slots of tables for which the bindings' own functions do not do.
 BUFFER_DATA, BUFFER_OFFSET, FULL_OPERATOR_CODE, EXTERNAL_BUFFER = 0, 1, 3, 10
-SUBGRAPH_TENSORS, SUBGRAPH_INPUTS, SUBGRAPH_OUTPUTS, SUBGRAPH_OPERATORS, SUBGRAPH_FIELDS = 0, 1, 2, 3, 6
 
 T = TypeVar("T")
 
@@ -1805,8 +1806,7 @@ class _Reader:
         for i, tensor in enumerate(tensors):
             if shapes[i] != stored[i]:
                 tensors[i] = dataclasses.replace(tensor, is_completed=True)
-        vector = table._tab.Vector(field_place(table, SUBGRAPH_OPERATORS)) if operators else 0
-        return Subgraph(index, self.text(table.Name()), tuple(tensors), operators, inputs, outputs, vector)
+        return Subgraph(index, self.text(table.Name()), tuple(tensors), operators, inputs, outputs)
 
     def tensor(
         self, table: tflite.Tensor, index: int, shape: tuple[int, ...], is_input: bool, is_handle: bool
@@ -2997,9 +2997,6 @@ def order_model(
         raise OrderingRefusal(f"the operators stay in place: {why}")
     if graph.metadata_buffer(CONTROL_DEPENDENCIES) is not None:
         raise OrderingRefusal(f"the operators stay in place: metadata {CONTROL_DEPENDENCIES!r} refers to their numbers")
-    vectors = [subgraph.operator_vector for subgraph in graph.subgraphs if subgraph.operators]
-    if len(set(vectors)) < len(vectors):
-        raise OrderingRefusal("the operators stay in place: two subgraphs of the file share them")
     budget = Budget(time_limit)
     orderings: dict[int, Ordering] = {}
     peaks: dict[int, int] = {}
@@ -4759,6 +4756,7 @@ class NewTensor(NamedTuple):
     like: int | None = None
     values: bytes | None = None
     has_content: bool = False  # it has that of ``like``, in another shape
+    is_carried: bool = False  # it lies where another one is
     channels: tuple[int, int] | None = None  # it is quantised as these channels of ``like`` only
     dtype: str = "INT32"  # where it is not like another
 
@@ -4859,7 +4857,7 @@ def with_rewrite(graph: ModelGraph, rewrite: Rewrite) -> ModelGraph:
 def _as_subgraph(like: Subgraph, new: NewSubgraph, index: int) -> Subgraph:
     tensors = tuple(_as_tensor(like, tensor, i) for i, tensor in enumerate(new.tensors))
     operators = tuple(_as_operator(like, operator, i, {}) for i, operator in enumerate(new.operators))
-    return Subgraph(index, new.name, tensors, operators, new.inputs, new.outputs, 0, like.kernels)
+    return Subgraph(index, new.name, tensors, operators, new.inputs, new.outputs, like.kernels)
 
 
 def _as_tensor(subgraph: Subgraph, new: NewTensor, index: int) -> Tensor:
@@ -4950,7 +4948,8 @@ class RowRule:
     repeat: int = 1
     width: int = 1  # columns that a window reads
     columns: Pads = NO_PADS  # of padding, on the left and right
-    channels: Pads = NO_PADS
+    # Of its inputs, what says how many rows: (input, entry, which of the values in Emitter.copy).
+    constants: tuple[tuple[int, int, str], ...] = dataclasses.field(default=(), compare=False)
 
     def whole(self, first: int, behind: int) -> tuple[int, int]:
         """The rows, extended to what can be computed by itself."""
@@ -4960,20 +4959,13 @@ class RowRule:
         """The rows that the operator makes of all rows that it reads for these, of an input of that height."""
         return rows
 
-    def span(self, first: int, behind: int, height: int) -> tuple[int, int, int, int]:
+    def span(self, first: Any, behind: Any, height: int) -> tuple[Any, Any, Any, Any]:
         """(the first and the one behind the last row, of an input of that height, that these output rows read; how many
         rows of padding there are above and below them)."""
         start = first // self.repeat * self.stride - self.above
         end = (behind - 1) // self.repeat * self.stride - self.above + self.extent
-        above = -start if start < 0 else 0  # much faster than max()
-        below = end - height if end > height else 0
+        above, below = (start < 0) * -start, (end > height) * (end - height)
         return start + above, end - below, above, below
-
-    def spans(self, first: np.ndarray, behind: np.ndarray, height: int) -> tuple[np.ndarray, np.ndarray]:
-        """The same for many ranges at once, without the padding."""
-        start = first // self.repeat * self.stride - self.above
-        end = (behind - 1) // self.repeat * self.stride - self.above + self.extent
-        return np.maximum(start, 0), np.minimum(end, height)
 
 
 @dataclass(frozen=True)
@@ -4992,6 +4984,15 @@ class CutRule(RowRule):
         return read[0] * self.pace, (read[1] - 1) * self.pace + self.last
 
 
+def _least(a: Any, b: int) -> Any:
+    """The smaller one; a may be an array."""
+    return a + (b < a) * (b - a)
+
+
+def _most(a: Any, b: int) -> Any:
+    return a + (b > a) * (b - a)
+
+
 @dataclass(frozen=True)
 class MirrorRule(CutRule):
     """MIRROR_PAD, at an end of the input with all its padding there, which repeats the rows next to it."""
@@ -4999,16 +5000,11 @@ class MirrorRule(CutRule):
     below: int = 0
     skipped: int = 0  # rows at the very end, which are not repeated
 
-    def span(self, first: int, behind: int, height: int) -> tuple[int, int, int, int]:
-        starts, ends = self.spans(np.array([first]), np.array([behind]), height)
-        start, end = int(starts[0]), int(ends[0])
-        return start, end, self.above if start == 0 else 0, self.below if end == height else 0
-
-    def spans(self, first: np.ndarray, behind: np.ndarray, height: int) -> tuple[np.ndarray, np.ndarray]:
+    def span(self, first: Any, behind: Any, height: int) -> tuple[Any, Any, Any, Any]:
         # Never more than the mirror at either end needs, so that later stripes do not go back behind earlier ones.
-        start = np.minimum(np.maximum(first - self.above, 0), height - self.below - self.skipped - 1)
-        end = np.maximum(np.minimum(behind - self.above, height), self.above + self.skipped + 1)
-        return start, end
+        start = _least(_most(first - self.above, 0), height - self.below - self.skipped - 1)
+        end = _most(_least(behind - self.above, height), self.above + self.skipped + 1)
+        return start, end, (start == 0) * self.above, (end == height) * self.below
 
     def made(self, rows: Pair, read: Pair, height: Any) -> Pair:
         start, end = read
@@ -5138,7 +5134,7 @@ def _mirror_rule(node: Node, inputs: Sequence[Tensor], output: Tensor) -> RowRul
         return "its output does not have the size that its padding makes"
     if source.shape[HEIGHT] < above + below + 2 * skipped + 2:
         return "its padding is as high as its input"
-    return MirrorRule((source.index,), above=above, below=below, skipped=skipped)
+    return MirrorRule((source.index,), above=above, below=below, skipped=skipped, constants=ROWS_OF_PADDING)
 
 
 def _slice_rule(node: Node, inputs: Sequence[Tensor], output: Tensor) -> RowRule | str:
@@ -5148,7 +5144,7 @@ def _slice_rule(node: Node, inputs: Sequence[Tensor], output: Tensor) -> RowRule
     (first, rows), height = (values[HEIGHT] for values in bounds), source.shape[HEIGHT]
     if first < 0 or rows != output.shape[HEIGHT] or first + rows > height or len(output.shape) != len(source.shape):
         return "its output does not have the size that it cuts"
-    return RowRule((source.index,), above=-first)
+    return RowRule((source.index,), above=-first, constants=((1, HEIGHT, ""), (2, HEIGHT, "made")))
 
 
 def _strided_rule(node: Node, inputs: Sequence[Tensor], output: Tensor) -> RowRule | str:
@@ -5165,7 +5161,7 @@ def _strided_rule(node: Node, inputs: Sequence[Tensor], output: Tensor) -> RowRu
     end = height if options["EndMask"] >> HEIGHT & 1 else end + height if end < 0 else min(end, height)
     if step < 1 or -(-(end - first) // step) != output.shape[HEIGHT]:
         return "its output does not have the size that it cuts"
-    return RowRule((source.index,), stride=step, above=-first)
+    return RowRule((source.index,), stride=step, above=-first, constants=((1, HEIGHT, ""), (2, HEIGHT, "read")))
 
 
 def _block_rule(node: Node, inputs: Sequence[Tensor], output: Tensor) -> RowRule | str:
@@ -5192,7 +5188,8 @@ def _scattered_rule(node: Node, inputs: Sequence[Tensor], output: Tensor) -> Row
     above = (size - 1 - pad) // stride
     below = (stride - 1 + pad) // stride
     last = stride if is_same else size
-    return CutRule((source.index,), 1, above + 1 + below, above, repeat=stride, pace=stride, last=last)
+    rows = ((0, HEIGHT, "made"),)
+    return CutRule((source.index,), 1, above + 1 + below, above, stride, constants=rows, pace=stride, last=last)
 
 
 def _dense_rule(node: Node, inputs: Sequence[Tensor], output: Tensor) -> RowRule | str:
@@ -5200,6 +5197,9 @@ def _dense_rule(node: Node, inputs: Sequence[Tensor], output: Tensor) -> RowRule
     if source.shape[:-1] != output.shape[:-1] or not node.options.get("KeepNumDims"):
         return "it makes one vector of a whole picture"
     return RowRule((source.index,))
+
+
+ROWS_OF_PADDING = ((1, 2, "above"), (1, 3, "below"))
 
 
 def _pad_rule(node: Node, inputs: Sequence[Tensor], output: Tensor) -> RowRule | str:
@@ -5210,7 +5210,7 @@ def _pad_rule(node: Node, inputs: Sequence[Tensor], output: Tensor) -> RowRule |
     padded = tuple(d + sum(pads) for d, pads in zip(source.shape, (batch, rows, columns, channels), strict=True))
     if any(batch) or min(values) < 0 or padded != output.shape:
         return "it pads the batch, or its output does not have the size that its padding makes"
-    return RowRule((source.index,), above=rows.before, columns=columns, channels=channels)
+    return RowRule((source.index,), above=rows.before, constants=ROWS_OF_PADDING)
 
 
 def _upsampling_rule(node: Node, inputs: Sequence[Tensor], output: Tensor) -> RowRule | str:
@@ -5220,7 +5220,7 @@ def _upsampling_rule(node: Node, inputs: Sequence[Tensor], output: Tensor) -> Ro
     factor = output.shape[HEIGHT] // source.shape[HEIGHT]
     if factor * source.shape[HEIGHT] != output.shape[HEIGHT] or factor not in UPSAMPLING:
         return "it does not enlarge by a power of 2"
-    return RowRule((source.index,), repeat=factor)
+    return RowRule((source.index,), repeat=factor, constants=((1, 0, "made"),))
 
 
 def _interpolation_rule(node: Node, inputs: Sequence[Tensor], output: Tensor) -> RowRule | str:
@@ -5234,7 +5234,8 @@ def _interpolation_rule(node: Node, inputs: Sequence[Tensor], output: Tensor) ->
         return "it does not enlarge by a power of 2"
     above = int(options["HalfPixelCenters"])
     last = 1 if options["AlignCorners"] else factor
-    return CutRule((source.index,), 1, above + 2, above, repeat=factor, pace=factor, last=last)
+    rows = ((1, 0, "made"),)
+    return CutRule((source.index,), 1, above + 2, above, factor, constants=rows, pace=factor, last=last)
 
 
 ROW_PATTERNS: dict[str, Callable[[Node, Sequence[Tensor], Tensor], RowRule | str]] = {
@@ -5325,44 +5326,6 @@ class NoStripes(ValueError):
     """A region cannot be cut into that many stripes."""
 
 
-def stripe_rows(region: Region, stripes: int) -> Iterator[Stripe]:
-    """The row algebra of a region: who computes what in which stripe.
-
-    Raises:
-        NoStripes: one of them would consist of padding.
-    """
-    done = dict.fromkeys(region.parts, 0)  # rows that exist or have existed, by operator
-    for stripe in range(1, stripes + 1):
-        computed: dict[int, Rows] = {}
-        wanted: dict[int, Rows] = {}
-        for operator, (outputs, rule) in reversed(region.parts.items()):
-            ranges = []
-            for output in outputs:
-                first, behind = wanted.get(output, (done[operator], done[operator]))
-                if output in region.escaping:
-                    first = min(first, done[operator])
-                    if stripe == stripes or output not in region.read_inside:
-                        behind = max(behind, region.heights[output] * stripe // stripes)
-                wanted[output] = Rows(*rule.whole(first, behind))
-                ranges.append(wanted[output])
-            first, behind = min(rows[0] for rows in ranges), max(rows[1] for rows in ranges)
-            if region.is_cached:
-                first = max(first, done[operator])
-            done[operator] = max(done[operator], behind)
-            if first >= behind:
-                continue
-            computed[operator] = Rows(first, behind)
-            for source in rule.sources:
-                start, end, _, _ = rule.span(first, behind, region.heights[source])
-                if start >= end:
-                    raise NoStripes
-                before = wanted.get(source)
-                if before is not None:
-                    start, end = min(before[0], start), max(before[1], end)
-                wanted[source] = Rows(start, end)
-        yield Stripe(computed, wanted)
-
-
 class Stripings:
     """All stripes of several ways to cut, one after the other, as arrays: for 2 and for 3 stripes
 
@@ -5416,9 +5379,8 @@ class RowArrays(NamedTuple):
 
 
 def rows_at_once(region: Region, ways: Stripings) -> Iterator[RowArrays]:
-    """:func:`stripe_rows` for several numbers of stripes at once, the last operator first.
-
-    What an operator does is the same in all regions with the same end.
+    """The row algebra of a region: who computes what in which stripe, for several numbers of stripes at once, the last
+    operator first. What an operator does is the same in all regions with the same end.
     """
     wanted: dict[int, Pair] = {}
     nobody = np.full(len(ways.stripes), MANY_ROWS), np.full(len(ways.stripes), -1)
@@ -5444,7 +5406,7 @@ def rows_at_once(region: Region, ways: Stripings) -> Iterator[RowArrays]:
         is_empty = np.zeros(len(ways.stripes), dtype=bool)
         read = {}
         for source in rule.sources:
-            start, end = read[source] = rule.spans(first, behind, region.heights[source])
+            start, end = read[source] = rule.span(first, behind, region.heights[source])[:2]
             is_empty |= runs & (start >= end)
             least, most = wanted.get(source, nobody)
             wanted[source] = (
@@ -5454,6 +5416,26 @@ def rows_at_once(region: Region, ways: Stripings) -> Iterator[RowArrays]:
         height = region.heights[rule.sources[0]]
         made = rule.made((first, behind), read[rule.sources[0]], height)
         yield RowArrays(operator, (first, behind), all_wanted, read, made, is_empty)
+
+
+def stripe_rows(region: Region, stripes: int) -> list[Stripe]:
+    """What each of so many stripes does.
+
+    Raises:
+        NoStripes: one of them would consist of padding.
+    """
+    operators = list(rows_at_once(region, Stripings([stripes])))
+    if any(operator.is_empty.any() for operator in operators):
+        raise NoStripes
+    found = [Stripe({}, {}) for _ in range(stripes)]
+    for operator in operators:
+        for stripe, first, behind in zip(found, *(rows.tolist() for rows in operator.computed), strict=True):
+            if first < behind:
+                stripe.computed[operator.operator] = Rows(first, behind)
+        for output, wanted in operator.wanted.items():
+            for stripe, first, behind in zip(found, *(rows.tolist() for rows in wanted), strict=True):
+                stripe.wanted[output] = Rows(first, behind)
+    return found
 
 
 ####################################################################################################
@@ -5487,7 +5469,7 @@ class Emitter:
 
     def carried(self, like: int | None, shape: tuple[int, ...]) -> int:
         """A tensor that lies where another one is; of int32, where it is like no other."""
-        return self.add(NewTensor("in place", shape, like))
+        return self.add(NewTensor("in place", shape, like, is_carried=True))
 
     def number(self, dtype: str, *shape: int) -> int:
         return self.add(NewTensor("number", shape, dtype=dtype))
@@ -5605,29 +5587,17 @@ class Emitter:
         pads: Sequence[int] = NO_PADS,
     ) -> None:
         """The operator on other tensors, with rows of these heights: of those that it reads, of those that it makes."""
-        pattern = kind_of(operator).rows
-        if pattern == "pad":
-            chosen[1] = self.integers(0, 0, *pads, *rule.columns, *rule.channels, shape=(4, 2))
-        elif pattern == "mirror":
-            chosen[1] = self.changed(chosen[1], {2: pads[0], 3: pads[1]}, shape=(4, 2))
-        elif pattern in ("upsample", "interpolate"):
-            chosen[1] = self.changed(chosen[1], {0: heights[1]})
-        elif pattern == "scattered":
-            chosen[0] = self.changed(chosen[0], {HEIGHT: heights[1]})
-        elif pattern == "slice":
-            chosen[1:] = self.changed(chosen[1], {HEIGHT: 0}), self.changed(chosen[2], {HEIGHT: heights[1]})
-        elif pattern == "strided":
-            chosen[1] = self.changed(chosen[1], {HEIGHT: 0})
-            chosen[2] = self.changed(chosen[2], {HEIGHT: heights[0]})
+        values = {"": 0, "read": heights[0], "made": heights[1], "above": pads[0], "below": pads[1]}
+        for position in {position for position, _, _ in rule.constants}:
+            entries = {entry: values[name] for where, entry, name in rule.constants if where == position}
+            chosen[position] = self.changed(chosen[position], entries)
         changes = {"Padding": tflite.Padding.VALID} if is_unpadded(operator, rule) else {}
         self.emit(operator.kind, chosen, *results, like=operator.index, **changes)
 
-    def changed(self, tensor: int, entries: Mapping[int, int], shape: tuple[int, ...] | None = None) -> int:
+    def changed(self, tensor: int, entries: Mapping[int, int]) -> int:
         """A constant of integers with other values in some places."""
-        values = list(self.subgraph.tensors[tensor].values or ())
-        for place, value in entries.items():
-            values[place] = value
-        return self.integers(*values, shape=shape or (len(values),))
+        old = self.subgraph.tensors[tensor]
+        return self.integers(*(entries.get(i, value) for i, value in enumerate(old.values or ())), shape=old.shape)
 
 
 def is_unpadded(operator: Operator, rule: RowRule) -> bool:
@@ -5732,83 +5702,26 @@ class ScratchOfCopies:
         return self.known[key]
 
 
-class Meter(Emitter):
-    """Only counts what an :class:`Emitter` would write, for a search that has no use for more.
+class Bill:
+    """What takes memory of all that has been emitted."""
 
-    Args:
-        element_bytes: of each tensor of the subgraph.
-        row_bytes: the same of a row, 0 if it has none.
-        scratch: what tells the scratch memory of copies of operators, if they take any.
-    """
-
-    def __init__(
-        self,
-        subgraph: Subgraph,
-        element_bytes: Sequence[int],
-        row_bytes: Sequence[int],
-        scratch: ScratchOfCopies | None = None,
-    ) -> None:
-        super().__init__(subgraph)
-        self.element_bytes, self.row_bytes, self.scratch_of = element_bytes, row_bytes, scratch
-        self.shapes: dict[int, tuple[int, ...]] = {}  # of the new tensors, for that
-        self.scratch: dict[int, int] = {}  # bytes, by the number of the run
-        self.sizes: list[int] = []  # of the new tensors, as TFLM aligns them; constants take none
-        self.runs: list[tuple[Sequence[int], Sequence[int]]] = []  # inputs and outputs of each operator
-        self.copies: dict[int, int] = defaultdict(int)  # of operators, by number
-        self.glue: dict[tuple[str, int], int] = defaultdict(int)  # by kind and number of inputs
-        self.old = len(subgraph.tensors)
-
-    def tensor(self, like: int, shape: tuple[int, ...], label: str) -> int:
-        return self.shaped(self.new(math.prod(shape) * self.element_bytes[like]), shape)
-
-    def rows(self, like: int, rows: Rows) -> int:
-        new = self.new((rows[1] - rows[0]) * self.row_bytes[like])
-        return self.shaped(new, self.shape(like, rows.height)) if self.scratch_of else new
-
-    def carried(self, like: int | None, shape: tuple[int, ...]) -> int:
-        return self.shaped(self.new(0), shape)
-
-    def shaped(self, new: int, shape: tuple[int, ...]) -> int:
-        if self.scratch_of:
-            self.shapes[new] = shape
-        return new
-
-    def number(self, dtype: str, *shape: int) -> int:
-        return self.new(math.prod(shape) * (ELEMENT_TYPES[dtype].tflm_bytes or 0))
-
-    def table(
-        self, content: Callable[[], bytes], shape: tuple[int, ...], dtype: str = "INT32", like: int | None = None
-    ) -> int:
-        return self.new(0)
-
-    def callee(self) -> Meter:
-        return Meter(self.subgraph, self.element_bytes, self.row_bytes, self.scratch_of)
-
-    def enclose(self, callee: Emitter, name: str, inputs: Sequence[int], outputs: Sequence[int]) -> int:
-        return 0
-
-    def new(self, size: int) -> int:
-        self.sizes.append(align(size))
-        return self.old + len(self.sizes) - 1
-
-    def new_constant(self, values: Content, shape: tuple[int, ...], like: int | None) -> int:
-        return self.new(0)
-
-    def emit(self, kind: str, inputs: Sequence[int], *outputs: int, like: int | None = None, **options: Any) -> int:
-        if like is None:
-            self.glue[kind, len(inputs)] += 1
-        else:
-            self.copies[like] += 1
-            if self.scratch_of and like in self.scratch_of.asking:
-                shapes = tuple(self.shapes.get(t) for t in (*inputs, *outputs))
-                self.scratch[len(self.runs)] = self.scratch_of(like, shapes, **options)
-        self.runs.append((inputs, outputs))
-        return outputs[0]
-
-    @property
-    def requests(self) -> Iterator[tuple[int, int, int]]:
-        """Scratch memory: bytes, and the run that has it, first and last."""
-        return ((size, number, number) for number, size in self.scratch.items())
+    def __init__(self, emitter: Emitter, scratch: ScratchOfCopies | None = None) -> None:
+        subgraph, operators = emitter.subgraph, emitter.operators
+        self.old = old = len(subgraph.tensors)
+        of_old = [t.element.tflm_bytes or 0 for t in subgraph.tensors]
+        self.sizes = [  # of the new tensors, as TFLM aligns them
+            0 if t.values is not None or t.is_carried
+            else align(math.prod(t.shape) * (ELEMENT_TYPES[t.dtype].tflm_bytes or 0 if t.like is None else of_old[t.like]))
+            for t in emitter.tensors
+        ]  # fmt: skip
+        self.runs = [(operator.inputs, operator.outputs) for operator in operators]
+        self.copies = Counter(o.like for o in operators if o.like is not None)
+        self.glue = Counter((o.kind, len(o.inputs)) for o in operators if o.like is None)
+        self.requests: list[tuple[int, int, int]] = []  # scratch memory: bytes, and the run that has it, first and last
+        for number, o in enumerate(operators if scratch else ()):
+            if o.like in scratch.asking:
+                shapes = tuple(emitter.tensors[t - old].shape if t >= old else None for t in (*o.inputs, *o.outputs))
+                self.requests.append((scratch(o.like, shapes, **dict(o.options)), number, number))
 
 
 ####################################################################################################
@@ -5826,15 +5739,12 @@ class Meter(Emitter):
 # kind has one place in the arena, in which all steps of the loop update it (see "Shared places").
 
 LOOP_DTYPES = ("FLOAT32", "INT8")  # that the kernel of GATHER takes
-LOOP_PATTERNS = frozenset("convolution maximum average dense unary binary join parted gathered reduced pad upsample "
-                          "slice strided".split())  # fmt: skip
 WINDOWS = ("convolution", "maximum", "average")
 # Those that make more columns of an input with more columns, and all others as before.
 WIDENED = frozenset("convolution maximum average dense unary".split())
 WIDE = 4096  # bytes of new rows
 # Bytes of persistent memory, more or less: of a ring, of a mask, of a mask or source whose turns are not aligned.
 RING_BYTES, MASK_BYTES, UNEVEN_BYTES = 400, 120, 60
-LEADS = (0, -1, -2)  # rows of the first input in front of the picture with which a loop may begin
 POSITION = 4  # entries of a table per turn, at least: as many as a position has axes
 
 
@@ -5956,7 +5866,7 @@ class Loops:
         sources = {t for _, rule in self.region.parts.values() for t in rule.sources}
         for number, (outputs, rule) in self.region.parts.items():
             operator = self.subgraph.operators[number]
-            if kind_of(operator).rows not in LOOP_PATTERNS or isinstance(rule, CutRule):
+            if isinstance(rule, CutRule):
                 raise NoLoop(f"{operator.kind} does not do the same in every turn")
             if "value" in kind_of(operator).roles:
                 raise NoLoop(f"{operator.kind} pads with a value of its own")
@@ -5985,99 +5895,64 @@ class Loops:
         all_pads: dict[int, LoopPads] = {}
         for number, (outputs, rule) in self.region.parts.items():
             operator, source = self.subgraph.operators[number], rule.sources[0]
-            is_pad, is_max = (kind_of(operator).rows == pattern for pattern in ("pad", "maximum"))
+            is_max, is_pad = kind_of(operator).rows == "maximum", rule.constants == ROWS_OF_PADDING
             height = self.region.heights[source]
             below = (
                 (self.region.heights[outputs[0]] // rule.repeat - 1) * rule.stride - rule.above + rule.extent - height
             )
-            columns = NO_PADS if is_pad else rule.columns
-            if not (is_pad or is_unpadded(operator, rule)) or (rule.above <= 0 >= below and columns == NO_PADS):
+            if not (is_pad or is_unpadded(operator, rule)) or (rule.above <= 0 >= below and rule.columns == NO_PADS):
                 continue
             element = padding_element(self.subgraph.tensors[source], is_max)
             old = all_pads.get(source, LoopPads(element=element))
             if old.element != element:
                 raise NoLoop("the readers of a tensor want different padding")
-            wider = Pads(*map(max, old.columns, columns))
+            wider = Pads(*map(max, old.columns, rule.columns))
             all_pads[source] = LoopPads(wider, max(old.above, rule.above), max(old.below, below), element)
         return all_pads
 
-    def loop(self, pace: int, lead: int, is_wide: bool = False, is_fetched: bool = False) -> Loop:
-        """The loop with so many rows of the first source per turn, from row ``lead`` on.
+    def loop(self, pace: int, is_soon: bool = False, is_wide: bool = False, is_fetched: bool = False) -> Loop:
+        """The loop with so many rows of the first source per turn.
 
-        With ``is_wide``, many bytes of new rows are made where they belong in the ring, padding included. With
+        With ``is_soon``, row 0 of the first source is among those of turn 0, so that the output can follow it. With
+        ``is_wide``, many bytes of new rows are made where they belong in the ring, padding included. With
         ``is_fetched``, sources have no rings: their rows are fetched as often as they are read.
         """
         counts = {t: rows * pace // self.step for t, rows in self.rows.items()}
-        starts, first = self.earliest(lead)
-        heights = self.region.heights
-        due = {output: first[output] // counts[output] * counts[output] for output in self.region.escaping}
-        turns = max((heights[output] - row) // counts[output] for output, row in due.items())
-        written = {output: heights[output] - turns * counts[output] for output in due}
-        halos = self.delay(starts, first, counts, written)
+        heights, escaping = self.region.heights, self.region.escaping
+        first, wanted = self.latest(counts)
+        # So many turns earlier, that no row is left out that a later turn reads.
+        early = max([0, *(-(-first[t] // counts[t]) for t in first if wanted[t] < first[t])])
+        turns = heights[escaping[0]] // counts[escaping[0]] + early
+        written = {output: -early * counts[output] for output in escaping}
         tracks = {}
         for t, rows in counts.items():
-            pads, halo = self.pads[t], halos[t]
-            is_outside = first[t] + turns * rows > heights[t]
+            pads, start, oldest = self.pads[t], first[t] - early * rows, wanted[t] - early * rows
+            if is_soon and t == self.sources[0]:
+                start = max(start, 0)
+            halo = max(start - oldest, 0)
             comes_again = is_fetched and t in self.sources
-            earliest = first[t] - halo if comes_again else first[t]
-            is_masked = (pads.above > 0 and earliest < 0) or (pads.below > 0 and is_outside)
+            is_masked = pads.above > 0 and (start - halo if comes_again else start) < 0
+            is_masked |= pads.below > 0 and start + turns * rows > heights[t]
             columns = NO_PADS if comes_again else pads.columns
-            tracks[t] = Track(rows, first[t], halo, columns, is_masked, pads.element, is_fetched=comes_again)
+            tracks[t] = Track(rows, start, halo, columns, is_masked, pads.element, is_fetched=comes_again)
         loop = Loop(self.region, turns, tracks, self.sources, self.whole, written, self.columns)
         return self.widened(loop) if is_wide else loop
 
-    def earliest(self, lead: int) -> tuple[dict[int, int], dict[int, int]]:
-        """The first row of every tensor in turn 0, as early as it can be; by operator, that of its output, before it is
-        repeated."""
-        starts: dict[int, int] = {}
-        first: dict[int, int] = {}
-        for number, (outputs, rule) in self.region.parts.items():
-            # The last window of turn 0 must end at or before the last row that is there; no row may be left out.
-            behind = [first[source] for source in rule.sources if source in first] or [lead]
-            start = min((min(behind) + rule.stride + rule.above - rule.extent) // rule.stride, 0)
-            needed = start * rule.stride - rule.above + rule.extent - rule.stride
-            for source in rule.sources:
-                first.setdefault(source, min(needed, 0) if first else lead)
-            starts[number] = start
-            first.update(dict.fromkeys(outputs, start * rule.repeat))
-        return starts, first
-
-    def delay(
-        self, starts: dict[int, int], first: dict[int, int], counts: Mapping[int, int], written: Mapping[int, int]
-    ) -> Mapping[int, int]:
-        """Let operators make their rows later, by lowering ``starts`` and ``first``, where their readers can wait and
-        fewer bytes have to be kept so. By tensor, the rows of earlier turns that its readers want."""
-
-        def needed(number: int) -> int:
-            rule = self.region.parts[number].rule
-            return starts[number] * rule.stride - rule.above
-
-        def halo(t: int) -> int:
-            return first[t] - min([first[t], written.get(t, first[t]), *map(needed, self.readers[t])])
-
-        def kept(t: int) -> int:
-            is_ring = halo(t) > 0 or self.pads[t].columns != NO_PADS
-            return (halo(t) + counts[t]) * self.row_bytes[t] + RING_BYTES if is_ring else 0
-
-        for number, (outputs, rule) in reversed(self.region.parts.items()):
-            behind = [
-                needed(reader) + (counts[output] // part.stride - 1) * part.stride + part.extent - counts[output]
-                for output in outputs
-                for reader in self.readers[output]
-                if (part := self.region.parts[reader].rule)
-            ]
-            behind += [written[output] for output in outputs if output in written]
-            late = (min(first[output] for output in outputs) - max(behind, default=0)) // rule.repeat
-            if not behind or late <= 0 or any(self.pads[t].above and first[t] == 0 for t in outputs):
-                continue
-            changed = {*outputs, *rule.sources}
-            before = sum(map(kept, changed))
-            starts[number] -= late
-            first.update({output: first[output] - late * rule.repeat for output in outputs})
-            if sum(map(kept, changed)) >= before:
-                starts[number] += late
-                first.update({output: first[output] + late * rule.repeat for output in outputs})
-        return {t: halo(t) for t in counts}
+    def latest(self, counts: Mapping[int, int]) -> tuple[dict[int, int], dict[int, int]]:
+        """If a turn writes the first rows of the outputs: the first row of every tensor that it makes, as late as the
+        readers allow, and the first that they want."""
+        ends = {output: counts[output] for output in self.region.escaping}
+        wanted = dict.fromkeys(ends, 0)
+        for outputs, rule in reversed(self.region.parts.values()):
+            end = -(-max(ends[output] for output in outputs if output in ends) // rule.repeat)
+            start = end - counts[outputs[0]] // rule.repeat
+            ends.update(dict.fromkeys(outputs, end * rule.repeat))
+            for t in rule.sources:
+                last = (end - 1) * rule.stride - rule.above + rule.extent
+                ends[t] = max(ends.get(t, last), last)
+                wanted[t] = min(wanted.get(t, last), start * rule.stride - rule.above)
+        first = {t: end - counts[t] for t, end in ends.items()}
+        return first, {t: min(wanted.get(t, row), row) for t, row in first.items()}
 
     def widened(self, loop: Loop) -> Loop:
         """With the padding beside rows made together with them, where these are many bytes: by the operators before,
@@ -6739,7 +6614,6 @@ class SplitStep:
     macs: int
     persistent: int
     least_persistent: int  # of a copy, with its outputs and the padding that it always needs
-    pads_itself: bool  # what it needs, also in stripes
 
     @property
     def with_outputs(self) -> int:
@@ -6822,8 +6696,7 @@ class SplitProblem:
             if not self.is_only_producer(operator):
                 rule = "its output is also written elsewhere, or read before"
             persistent = operator_persistent_bytes(subgraph, operator)
-            pads_itself = kind_of(operator).rows == "pad" or isinstance(rule, CutRule)
-            is_padded = isinstance(rule, RowRule) and any(rule.columns) and not pads_itself
+            is_padded = isinstance(rule, RowRule) and any(rule.columns)
             steps.append(
                 SplitStep(
                     operator,
@@ -6832,7 +6705,6 @@ class SplitProblem:
                     multiply_accumulates(subgraph, operator),
                     persistent,
                     persistent + BITS_32.tensor * len(operator.writes) + (pad if is_padded else 0),
-                    pads_itself,
                 )
             )
         return steps
@@ -6858,8 +6730,8 @@ class SplitProblem:
             return False
         return self.subgraph.kernels is not REFERENCE or any(scratch_requests(self.subgraph, step.operator))
 
-    def meter(self) -> Meter:
-        return Meter(self.subgraph, self.element_bytes, self.row_bytes, self.scratch)
+    def bill(self, emitter: Emitter) -> Bill:
+        return Bill(emitter, self.scratch)
 
     @property
     def unsplit(self) -> Composition:
@@ -7023,7 +6895,7 @@ class Outlook:
                     cut = cut + np.where(size == self.available(maker, source), 0, size)
             else:
                 cut = cut + np.where(end - start < self.region.heights[source], size, 0)
-            if rule.columns != NO_PADS and not search.steps[number].pads_itself:
+            if rule.columns != NO_PADS:
                 width = search.subgraph.tensors[source].shape[2]
                 padded = size * (width + sum(rule.columns)) // width
         width = sum(search.row_bytes[output] for output in outputs)
@@ -7106,10 +6978,8 @@ class LoopProblem(SplitProblem):
         def price(loop: Loop) -> tuple[int, int]:
             return self.price_of_rings(loop), self.loop_macs(loop)
 
-        leads = {lead: self.over_input(family.loop(pace, lead, is_wide), end) for lead in LEADS}
-        lead = min(leads, key=lambda lead: price(leads[lead]))
-        again = self.over_input(family.loop(pace, lead, is_wide, is_fetched=True), end)
-        best = min(leads[lead], again, key=price)
+        ways = ((False, False), (True, False), (False, True), (True, True))
+        best = min((self.over_input(family.loop(pace, soon, is_wide, again), end) for soon, again in ways), key=price)
         return best if not is_wide or any(track.is_wide for track in best.tracks.values()) else None
 
     def price_of_rings(self, loop: Loop) -> int:
@@ -7136,12 +7006,11 @@ class LoopProblem(SplitProblem):
         """What a region takes as a loop that it can be."""
         loop = self.loop(start, end, pace, is_wide)
         assert loop is not None
-        meter = self.meter()
-        emitter = LoopEmitter(meter, loop)
+        outside = Emitter(self.subgraph)
+        emitter = LoopEmitter(outside, loop)
         emitter.run()
-        steps, body, cond = self.steps[start:end], emitter.turn.body, emitter.cond
-        assert isinstance(body, Meter)
-        assert isinstance(cond, Meter)
+        steps = self.steps[start:end]
+        meter, body, cond = map(self.bill, (outside, emitter.turn.body, emitter.cond))
         used = {t for step in steps for t in (*step.operator.reads, *step.operator.writes)} - {*loop.written}
         free = {t for t in used if self.is_only_used(t, start, end)}  # places for new tensors, in subgraph 0
         tensors = max(len(meter.sizes) - len(free), 0)
@@ -7175,7 +7044,7 @@ class LoopProblem(SplitProblem):
         )
 
     @staticmethod
-    def turn_peak(body: Meter, handed: Mapping[int, int]) -> int:
+    def turn_peak(body: Bill, handed: Mapping[int, int]) -> int:
         """The most bytes alive in a turn, of what is not carried."""
         born = {t: number for number, (_, outputs) in enumerate(body.runs) for t in outputs}
         last = {t: number for number, (inputs, _) in enumerate(body.runs) for t in inputs}
@@ -7229,11 +7098,12 @@ class SplitSearch(LoopProblem):
         if min(region.heights[t] for t in region.escaping) < stripes:
             return None
         try:
-            rows = list(stripe_rows(region, stripes))
+            rows = stripe_rows(region, stripes)
         except NoStripes:
             return None
-        meter = self.meter()
-        RegionEmitter(meter, region).run(rows)
+        emitter = Emitter(self.subgraph)
+        RegionEmitter(emitter, region).run(rows)
+        meter = self.bill(emitter)
         steps = self.steps[start:end]
         before = sum(step.with_outputs for step in steps) - BITS_32.tensor * len(region.escaping)
         after = BITS_32.tensor * len(meter.sizes)
@@ -7252,7 +7122,7 @@ class SplitSearch(LoopProblem):
             macs += self.steps[number].macs * (behind - first) // heights[outputs[0]]
         return macs
 
-    def peak(self, meter: Meter, start: int, end: int) -> int:
+    def peak(self, meter: Bill, start: int, end: int) -> int:
         """The most bytes alive while the new operators run."""
         old, count = meter.old, len(meter.runs)
         born: dict[int, int] = {}
@@ -7280,7 +7150,8 @@ class SplitSearch(LoopProblem):
         ``best`` is the smallest sum of peak and additional persistent bytes so far; a region that cannot be part of a
         smaller one is left out, and so is one that costs more than regions within it that do the same.
         """
-        cheapest = [self.cheapest(self.regions[start], limit, price) for start in range(len(self.steps))]
+        limits = Cost(limit, most_macs)
+        cheapest = [self.cheapest(self.regions[start], limits, price) for start in range(len(self.steps))]
         for start in sorted(self.ranges, reverse=True):
             inside = [NO_LIMIT] * (len(self.steps) + 1)  # by end, the price from start to there of what is known
             inside[start] = 0
@@ -7297,20 +7168,20 @@ class SplitSearch(LoopProblem):
                 if self.budget.is_over:
                     return
                 if found.bound <= min(limit, best - 1) and inside[found.end] > price(Cost(0, 0, found.copies)):
-                    limits = Cost(limit, most_macs, best - found.bound)
+                    within = Cost(limit, most_macs, best - found.bound)
                     for is_cached in (False, True):
-                        self.try_range(found, is_cached, limits, inside[found.end], price)
+                        self.try_range(found, is_cached, within, inside[found.end], price)
                 if found.loop_bound <= min(limit, best - 1) and inside[found.end] > price(Cost(0, 0, LOOP_LEAST)):
                     self.try_loop(found, Cost(limit, most_macs, best - found.loop_bound), inside[found.end], price)
-                cheapest[start] = self.cheapest(self.regions[start], limit, price)
+                cheapest[start] = self.cheapest(self.regions[start], Cost(limit, most_macs), price)
                 inside[found.end] = min(inside[found.end], cheapest[start].get(found.end, NO_LIMIT))
 
     @staticmethod
-    def cheapest(regions: Sequence[SplitRegion], limit: int, price: Price) -> dict[int, int]:
-        """By end, the price of the cheapest region within the limit."""
+    def cheapest(regions: Sequence[SplitRegion], limits: Cost, price: Price) -> dict[int, int]:
+        """By end, the price of the cheapest region within the limits."""
         found: dict[int, int] = {}
         for region in regions:
-            if region.cost.peak <= limit:
+            if region.cost.peak <= limits.peak and region.cost.macs <= limits.macs:
                 found[region.end] = min(found.get(region.end, NO_LIMIT), price(region.cost))
         return found
 
@@ -7458,7 +7329,7 @@ class SplitSearch(LoopProblem):
                 LoopEmitter(emitter, chosen.loop).run()
             else:
                 region = self.region(chosen.start, chosen.end, chosen.is_cached)
-                RegionEmitter(emitter, region).run(list(stripe_rows(region, chosen.stripes)))
+                RegionEmitter(emitter, region).run(stripe_rows(region, chosen.stripes))
             schedule += emitter.operators[before:]
             done = chosen.end
         schedule += range(done, len(self.steps))
@@ -8117,171 +7988,259 @@ class Compression:
 
 
 ####################################################################################################
-# Writing, new tables: in front of the old file, whose bytes all stay
+# The file as plain data: tables -> tables that can be changed -> bytes. One writer for every change
 ####################################################################################################
 
-# Slots of the root table that we replace, of signatures and of their ports.
-MODEL_CODES, MODEL_SUBGRAPHS, MODEL_BUFFERS, MODEL_METADATA, MODEL_SIGNATURES = 1, 2, 4, 6, 7
-SIGNATURE_INPUTS, SIGNATURE_OUTPUTS, SIGNATURE_KEY, SIGNATURE_SUBGRAPH = 0, 1, 2, 4
-PORT_NAME, PORT_TENSOR = 0, 1
-MODEL_FIELDS = 10  # how many we know
-DEBUG_INDEX = 5  # the one field of a subgraph that is a number
-TENSOR_QUANTIZATION, OPERATOR_CODE, OPERATOR_OPTIONS = 4, 0, 4  # slots that the bindings have no function for
-LARGE_OPTIONS_OFFSET = 9  # of an operator: like BUFFER_OFFSET a position in the file
+
+class Table(dict[str, Any]):
+    """A table of the file: its fields under the names of the schema, those that are there. A field is a number, a text
+    (bytes), an array, another table, or a list of texts or tables."""
+
+    def __init__(self, kind: str, fields: Mapping[str, Any] = MappingProxyType({}), **more: Any) -> None:
+        super().__init__(fields, **more)
+        self.kind = kind
+
+    def but(self, **changes: Any) -> Table:
+        """The same with other fields."""
+        return Table(self.kind, self, **changes)
 
 
-class Extension:
-    """A file with new tables in front of it. All old bytes stay, behind the new ones.
+class Slot(NamedTuple):
+    """A field of a table, as the bindings write it."""
 
-    A FlatBuffers builder grows from the end of the file to its front and counts every offset from the end. So with
-    the old file as its tail, the old tables are valid targets, and only what changes has to be written.
+    field: str
+    number: int
+    scalar: Any  # how to read a number; None for what is referred to
+
+
+class _Recorder:
+    """In place of a builder: notes what the bindings ask of it."""
+
+    def __getattr__(self, method: str) -> Callable[..., None]:
+        def note(number: int, *_: Any) -> None:
+            scalar = getattr(number_types, method.removeprefix("Prepend").removesuffix("Slot") + "Flags", None)
+            self.noted = number, scalar
+
+        return note
+
+
+@cache
+def layout(kind: str) -> tuple[list[Slot], int]:
+    """The fields of a table, and how many slots it has."""
+    recorder, slots = _Recorder(), []
+    for field in (name.removeprefix(f"{kind}Add") for name in dir(tflite) if name.startswith(f"{kind}Add")):
+        getattr(tflite, f"{kind}Add{field}")(recorder, 0)
+        slots.append(Slot(field, *recorder.noted))
+    getattr(tflite, f"{kind}Start")(recorder)
+    return slots, recorder.noted[0]
+
+
+# Unions that are not called like the field.
+UNIONS = {"Details": "QuantizationDetails"} | dict.fromkeys(("ArraySegments", "ArrayIndices"), "SparseIndexVector")
+OUTSIDE = (("Buffer", "Offset"), ("Operator", "LargeCustomOptionsOffset"))  # positions in the file, behind the tables
+
+
+def unpacked(data: Bytes) -> Table:
+    """The file as plain data. What tables share they still share; arrays are views of the file.
 
     Raises:
-        ModelError: the root table has fields that nobody could copy, since their meaning is not known here.
+        ModelError: it has fields whose meaning is not known here, or is damaged.
     """
+    known: dict[tuple[str, int], Table] = {}
 
-    def __init__(self, data: Bytes) -> None:
-        self.model = tflite.Model.GetRootAs(data, 0)
-        if field_place(self.model, MODEL_FIELDS):
-            raise ModelError("the file uses a newer schema than this tool knows, so nothing can be added to it")
-        self.length = len(data)
-        self.padding = -len(data) % 16  # while building, so that what is aligned in the old file stays aligned
-        self.builder = flatbuffers.Builder(0)
-        self.builder.Bytes = bytearray(data) + bytes(self.padding)
-        self.builder.minalign = 16
-        self.tail = len(self.builder.Bytes)
-        self.vectors: dict[tuple[int, ...], int] = {}
-        self.buffers = self.all_old(self.model.Buffers, self.model.BuffersLength())
-        if not self.buffers:  # index 0 stands for "no data"
-            tflite.BufferStart(self.builder)
-            self.buffers.append(tflite.BufferEnd(self.builder))
+    def table(source: Any) -> Table:
+        kind, tab = type(source).__name__, source._tab
+        if (kind, tab.Pos) not in known:
+            slots, count = layout(kind)
+            vtable = tab.Pos - struct.unpack_from("<i", data, tab.Pos)[0]
+            size = struct.unpack_from("<H", data, vtable)[0] // 2 - 2
+            places = struct.unpack_from(f"<{size}H", data, vtable + 4)  # of the fields, as far as the file has them
+            if any(places[count:]):
+                raise ModelError(f"the file uses a newer schema of {kind} than this tool knows, so it stays as it is")
+            known[kind, tab.Pos] = result = Table(kind)
+            for field, number, scalar in slots:
+                if number < size and (place := places[number]):
+                    result[field] = tab.Get(scalar, tab.Pos + place) if scalar else target(source, field)
+        return known[kind, tab.Pos]
 
-    def old(self, table: Any) -> int:
-        """The offset of a table of the old file."""
-        return self.tail - int(table._tab.Pos)
+    def target(source: Any, field: str) -> Any:
+        accessor = getattr(source, field)
+        if hasattr(source, f"{field}Length"):
+            count = getattr(source, f"{field}Length")()
+            first = accessor(0) if count else None
+            if isinstance(first, bytes):
+                return [accessor(i) for i in range(count)]
+            if hasattr(first, "_tab"):
+                return [table(accessor(i)) for i in range(count)]
+            return getattr(source, f"{field}AsNumpy")() if count else []
+        value = accessor()
+        if isinstance(value, flatbuffers.table.Table):
+            union, number = getattr(tflite, UNIONS.get(field, field)), getattr(source, f"{field}Type")()
+            kind = next((name for name, known in vars(union).items() if known == number), "")
+            if not hasattr(tflite, kind):
+                raise ModelError("the file uses a newer schema than this tool knows, so it stays as it is")
+            inner = getattr(tflite, kind)()
+            inner.Init(value.Bytes, value.Pos)
+            return table(inner)
+        return value if isinstance(value, bytes) else table(value)
 
-    def all_old(self, accessor: Callable[[int], Any], count: int) -> list[int]:
-        return [self.old(accessor(i)) for i in range(count)]
+    try:
+        return table(tflite.Model.GetRootAs(data, 0))
+    except (struct.error, IndexError, ValueError, TypeError, OverflowError, AttributeError) as error:
+        if isinstance(error, ModelError):
+            raise
+        raise ModelError("the file is damaged: it cannot be written again") from error
 
-    def old_field(self, table: Any, slot: int) -> int | None:
-        """The offset of what a table of the old file refers to, or None."""
-        if not (field := field_place(table, slot)):
-            return None
-        target = self.tail - table._tab.Indirect(table._tab.Pos + field)
-        if not 0 < target <= self.tail:
-            raise ModelError("the file is damaged: a field of one of its tables points outside of it")
-        return int(target)
 
-    def start_table(self, fields: int, targets: Mapping[int, int | None]) -> None:
-        """Begin a table of so many fields with its references; those that are None stay absent."""
-        self.builder.StartObject(fields)
-        for slot, target in targets.items():
-            if target is not None:
-                self.builder.PrependUOffsetTRelativeSlot(slot, target, 0)
+class _Packer:
+    """Writes tables, of equal ones and of equal texts and arrays one; the data of buffers as aligned as TFLM wants."""
 
-    def vector(self, targets: Sequence[int]) -> int:
+    def __init__(self, size: int) -> None:
+        self.builder = flatbuffers.Builder(size)
+        self.known: dict[Any, int] = {}
+
+    def once(self, key: Any, write: Callable[[], int]) -> int:
+        if key not in self.known:
+            self.known[key] = write()
+        return self.known[key]
+
+    def packed(self, value: Any, alignment: int = 1) -> Any:
+        if isinstance(value, Table):
+            return self.once(id(value), partial(self.table, value))
+        if isinstance(value, bytes):
+            return self.builder.CreateSharedString(value)
+        if isinstance(value, list):
+            targets = tuple(map(self.packed, value))
+            return self.once((list, targets), partial(self.references, targets))
+        if isinstance(value, np.ndarray):
+            write = partial(self.array, value, alignment)
+            return write() if alignment > 1 else self.once((value.dtype, value.tobytes()), write)
+        return value
+
+    def table(self, table: Table) -> int:
+        alignment = 16 if table.kind == "Buffer" else 1
+        fields = {field: self.packed(value, alignment) for field, value in table.items()}
+        return self.once((table.kind, *fields.items()), partial(self.new_table, table.kind, fields))
+
+    def new_table(self, kind: str, fields: Mapping[str, int]) -> int:
+        getattr(tflite, f"{kind}Start")(self.builder)
+        for field, value in fields.items():
+            getattr(tflite, f"{kind}Add{field}")(self.builder, value)
+        return int(self.builder.EndObject())
+
+    def references(self, targets: Sequence[int]) -> int:
         self.builder.StartVector(4, len(targets), 4)
         for target in reversed(targets):
             self.builder.PrependUOffsetTRelative(target)
         return int(self.builder.EndVector())
 
-    def integers(self, values: Sequence[int]) -> int:
-        """A vector of int32; equal ones are written once."""
-        if (key := tuple(values)) not in self.vectors:
-            self.vectors[key] = int(self.builder.CreateNumpyVector(np.array(values, dtype="<i4")))
-        return self.vectors[key]
+    def array(self, values: np.ndarray, alignment: int) -> int:
+        builder, size = self.builder, values.dtype.itemsize
+        builder.StartVector(size, len(values), max(size, alignment))
+        builder.head -= values.nbytes
+        builder.Bytes[builder.head : builder.head + values.nbytes] = values.tobytes()
+        return int(builder.EndVector())
+
+
+def appended_files(data: Bytes) -> int:
+    """Where the zip archive begins that converters append for labels and the like; the end of the file without one."""
+    with contextlib.suppress(zipfile.BadZipFile), zipfile.ZipFile(io.BytesIO(data)) as archive:
+        return min((file.header_offset for file in archive.infolist()), default=len(data))
+    return len(data)
+
+
+class File:
+    """A file that is being changed."""
+
+    def __init__(self, data: Bytes) -> None:
+        self.data, self.model = data, unpacked(data)
+        self.model.setdefault("Buffers", []) or self.model["Buffers"].append(Table("Buffer"))  # 0 stands for "no data"
+
+    @property
+    def buffers(self) -> list[Table]:
+        return self.model["Buffers"]
 
     def buffer(self, content: bytes) -> int:
         """Add a buffer; its index."""
-        self.buffers.append(self.buffer_table(content))
+        self.buffers.append(Table("Buffer", Data=np.frombuffer(content, np.uint8)))
         return len(self.buffers) - 1
 
-    def buffer_table(self, content: bytes) -> int:
-        stored = bytes_vector(self.builder, content)
-        tflite.BufferStart(self.builder)
-        tflite.BufferAddData(self.builder, stored)
-        return int(tflite.BufferEnd(self.builder))
+    def set_metadata(self, name: str, content: bytes = b"") -> None:
+        """An entry in place of any of that name; none without content."""
+        entries = [entry for entry in self.model.get("Metadata", ()) if entry.get("Name") != name.encode()]
+        entries += [Table("Metadata", Name=name.encode(), Buffer=self.buffer(content))] if content else []
+        self.model["Metadata"] = entries
 
-    def metadata(self, without: str) -> list[int]:
-        """The metadata entries that do not have that name."""
-        entries = map(self.model.Metadata, range(self.model.MetadataLength()))
-        return [self.old(entry) for entry in entries if entry.Name() != without.encode()]
+    def written(self) -> bytearray:
+        """The bytes of the file, without the data of buffers that nothing refers to; and behind the tables what was
+        there, as far from a multiple of 16 as before."""
+        users = [t for s in self.model["Subgraphs"] for t in s.get("Tensors", ())] + self.model.get("Metadata", [])
+        used = {user.get("Buffer", 0) for user in users}.union(map(int, self.model.get("MetadataBuffer", ())))
+        self.model["Buffers"] = [b if i in used else Table("Buffer") for i, b in enumerate(self.buffers)]
+        outside = [(table, field) for kind, field in OUTSIDE for table in self.all(kind) if table.get(field, 0) > 1]
+        start = min((table[field] for table, field in outside), default=len(self.data))
+        start = min(start, appended_files(self.data))
+        packed = self.packed()
+        if start == len(self.data):
+            return packed
+        shift = -((start - len(packed)) // 16 * 16)
+        for table, field in outside:  # which changes no length
+            table[field] += shift
+        return self.packed().ljust(start + shift, b"\0") + self.data[start:]
 
-    def finish(self, new: Mapping[int, int]) -> bytearray:
-        """The new file, with these slots of the root replaced, and the buffers."""
-        new = {**new, MODEL_BUFFERS: self.vector(self.buffers)}
-        fields = {slot: new.get(slot) or self.old_field(self.model, slot) for slot in range(1, MODEL_FIELDS)}
-        self.start_table(MODEL_FIELDS, fields)
-        self.builder.PrependUint32Slot(0, self.model.Version(), 0)
-        self.builder.Finish(self.builder.EndObject(), FILE_IDENTIFIER)
-        result = self.builder.Bytes[self.builder.head :]
-        del result[len(result) - self.padding :]
-        _shift_absolute_offsets(result, len(result) - self.length)
-        return result
+    def packed(self) -> bytearray:
+        packer = _Packer(len(self.data))
+        packer.builder.Finish(packer.packed(self.model), FILE_IDENTIFIER)
+        return packer.builder.Bytes[packer.builder.head :]
 
-
-def bytes_vector(builder: flatbuffers.Builder, content: bytes) -> int:
-    """The data of a buffer, aligned as TFLM wants it."""
-    builder.StartVector(1, len(content), 16)
-    builder.head -= len(content)
-    builder.Bytes[builder.head : builder.head + len(content)] = content
-    return int(builder.EndVector())
-
-
-def add_metadata(data: Bytes, name: str, content: bytes) -> bytearray:
-    """The file with one more metadata entry, in place of any of that name.
-
-    Raises:
-        ModelError: as for :class:`Extension`.
-    """
-    extension = Extension(data)
-    buffer, label = extension.buffer(content), extension.builder.CreateString(name)
-    tflite.MetadataStart(extension.builder)
-    tflite.MetadataAddName(extension.builder, label)
-    tflite.MetadataAddBuffer(extension.builder, buffer)
-    entry = tflite.MetadataEnd(extension.builder)
-    return extension.finish({MODEL_METADATA: extension.vector([*extension.metadata(without=name), entry])})
-
-
-def _operator_tables(model: tflite.Model) -> Iterator[tflite.Operator]:
-    for subgraph in map(model.Subgraphs, range(model.SubgraphsLength())):
-        yield from map(subgraph.Operators, range(subgraph.OperatorsLength()))
-
-
-def inline_buffers(data: Bytes, graph: ModelGraph) -> bytearray:
-    """The file with the data of external buffers inside of the FlatBuffer, where TFLM looks for it.
-
-    Raises:
-        ModelError: as for :class:`Extension`.
-    """
-    external = {i: span for i, span in enumerate(graph.buffers) if span.is_external}
-    operators = _operator_tables(tflite.Model.GetRootAs(data, 0))
-    # Such data is behind the FlatBuffer, and so are large options, which stay there.
-    has_more = any(field_place(operator, LARGE_OPTIONS_OFFSET) for operator in operators)
-    end = len(data) if has_more else min((span.start for span in external.values()), default=len(data))
-    try:
-        extension = Extension(data[:end])
-    except (struct.error, IndexError, ValueError, TypeError) as error:
-        raise ModelError("the file is damaged: the data of an external buffer lies inside of the FlatBuffer") from error
-    for i, span in external.items():
-        extension.buffers[i] = extension.buffer_table(span.of(data))
-    return extension.finish({})
-
-
-def _shift_absolute_offsets(data: bytearray, shift: int) -> None:
-    """Data outside the FlatBuffer is referred to by its position in the file, which has moved."""
-    model = tflite.Model.GetRootAs(data, 0)
-    tables = [(model.Buffers(i), BUFFER_OFFSET) for i in range(model.BuffersLength())]  # some may be the same table
-    tables += [(operator, LARGE_OPTIONS_OFFSET) for operator in _operator_tables(model)]
-    for place in {table._tab.Pos + field for table, slot in tables if (field := field_place(table, slot))}:
-        position = struct.unpack_from("<Q", data, place)[0]
-        if 1 < position <= len(data):
-            struct.pack_into("<Q", data, place, position + shift)
+    def all(self, kind: str) -> Iterator[Table]:
+        """The buffers or operators, each once."""
+        tables = self.buffers
+        if kind == "Operator":
+            tables = [operator for subgraph in self.model["Subgraphs"] for operator in subgraph.get("Operators", ())]
+        return iter({id(table): table for table in tables}.values())
 
 
 ####################################################################################################
-# Writing, a new schedule: a rewrite -> operators and tensors in the file
+# Changes of a file
 ####################################################################################################
+
+
+def write_orders(data: Bytes, orders: Sequence[Sequence[int]]) -> bytearray:
+    """The file with the operators of each subgraph in a new order, without a memory plan, which was for the old."""
+    file = File(data)
+    for subgraph, order in zip(file.model["Subgraphs"], orders, strict=True):
+        subgraph["Operators"] = [subgraph["Operators"][i] for i in order]
+    file.set_metadata(OFFLINE_PLAN)
+    return file.written()
+
+
+def write_plan(data: Bytes, graph: ModelGraph, offsets: Mapping[tuple[int, int], int]) -> bytearray:
+    """The file with these offsets fixed for its (subgraph, tensor) pairs, as ``OfflineMemoryAllocation`` metadata."""
+    file = File(data)
+    file.set_metadata(OFFLINE_PLAN, plan_words(graph, offsets))
+    return file.written()
+
+
+def write_buffers(data: Bytes, graph: ModelGraph, contents: Mapping[int, np.ndarray]) -> bytearray:
+    """The file with other data in these buffers, as many bytes as before."""
+    file = File(data)
+    for index, content in contents.items():
+        span = graph.buffers[index]
+        if span.is_external:
+            file.data = b"".join((file.data[: span.start], content.tobytes(), file.data[span.start + span.size :]))
+        else:
+            file.buffers[index]["Data"] = content
+    return file.written()
+
+
+def write_inlined(data: Bytes, graph: ModelGraph) -> bytearray:
+    """The file with the data of external buffers inside of the FlatBuffer, where TFLM looks for it."""
+    file = File(data)
+    for i, span in enumerate(graph.buffers):
+        if span.is_external:
+            file.buffers[i] = Table("Buffer", Data=np.frombuffer(span.of(data), np.uint8))
+    return file.written()
 
 
 def _code_version(kind: str, dtype: str) -> int:
@@ -8296,397 +8255,117 @@ def _code_version(kind: str, dtype: str) -> int:
 LAST_SHORT_CODE = 127  # what the one byte of the deprecated code holds for all later operators
 
 
-@cache
-def declared_fields(table: str) -> list[str]:
-    """The fields of a table that the bindings can add."""
-    prefix = f"{table}Add"
-    return [name.removeprefix(prefix) for name in dir(tflite) if name.startswith(prefix)]
+def _words(values: Sequence[int]) -> np.ndarray:
+    return np.array(values, dtype="<i4")
 
 
-class SubgraphWriter:
-    """Writes the file with a new schedule of one subgraph.
+class RewriteWriter:
+    """Applies a rewrite to the tables of a file: weights are shared, a memory plan is dropped."""
 
-    Weights are shared, options as well wherever they are the same. A memory plan is dropped, since it was for the old
-    tensors.
+    def __init__(self, data: Bytes, subgraph: Subgraph, rewrite: Rewrite) -> None:
+        self.file, self.subgraph, self.rewrite = File(data), subgraph, rewrite
+        self.model = self.file.model
+        self.table = self.model["Subgraphs"][subgraph.index]
+        self.tables: dict[NewTensor, Table] = {}
+        self.codes: dict[tuple[str, int], int] = {}
 
-    Raises:
-        ModelError: as for :class:`Extension`.
-    """
-
-    def __init__(self, data: Bytes, graph: ModelGraph, subgraph: Subgraph, rewrite: Rewrite) -> None:
-        self.graph, self.subgraph, self.rewrite = graph, subgraph, rewrite
-        self.extension = Extension(data)
-        self.builder = self.extension.builder
-        self.table = self.extension.model.Subgraphs(subgraph.index)
-        model = self.extension.model
-        self.codes = self.extension.all_old(model.OperatorCodes, model.OperatorCodesLength())
-        self.known_codes: dict[tuple[str, int], int] = {}
-        self.tables: dict[NewTensor, int] = {}
-        self.options: dict[Any, int] = {}
-
-    def write(self) -> bytearray:
-        extension, old = self.extension, len(self.subgraph.tensors)
-        after, number, placed = apply_rewrite(self.subgraph, self.rewrite)
-        tensors = extension.all_old(self.table.Tensors, old) + [0] * (len(after.tensors) - old)
-        for place, tensor in placed.items():
-            if tensor not in self.tables:
-                self.tables[tensor] = self.tensor(tensor)
-            tensors[place] = self.tables[tensor]
+    def written(self) -> bytearray:
+        old, table, rewrite = self.subgraph, self.table, self.rewrite
+        after, number, placed = apply_rewrite(old, rewrite)
         dtypes = {i: after.tensors[place].dtype for i, place in number.items()}
-        dtypes |= {tensor.index: tensor.dtype for tensor in self.subgraph.tensors}
+        dtypes |= {tensor.index: tensor.dtype for tensor in old.tensors}
+        fresh = {place: self.tensor(tensor) for place, tensor in placed.items()}
         operators = [
-            extension.old(self.table.Operators(o)) if isinstance(o, int) else self.operator(o, number, dtypes)
-            for o in self.rewrite.operators
+            table["Operators"][o] if isinstance(o, int) else self.operator(o, number, dtypes) for o in rewrite.operators
         ]
-        fields: dict[int, int | None] = {
-            slot: extension.old_field(self.table, slot) for slot in range(SUBGRAPH_FIELDS) if slot != DEBUG_INDEX
-        }
-        fields |= {SUBGRAPH_TENSORS: extension.vector(tensors), SUBGRAPH_OPERATORS: extension.vector(operators)}
-        if self.rewrite.ports:
-            fields |= {
-                SUBGRAPH_INPUTS: extension.integers(after.inputs),
-                SUBGRAPH_OUTPUTS: extension.integers(after.outputs),
-            }
-        extension.start_table(SUBGRAPH_FIELDS, fields)
-        self.builder.PrependInt32Slot(DEBUG_INDEX, self.table.DebugMetadataIndex(), -1)
-        written = self.builder.EndObject()
-        subgraphs = extension.all_old(extension.model.Subgraphs, len(self.graph.subgraphs))
-        subgraphs[self.subgraph.index] = written
-        subgraphs += map(self.callee, self.rewrite.callees)
-        changes = {
-            MODEL_CODES: extension.vector(self.codes),
-            MODEL_SUBGRAPHS: extension.vector(subgraphs),
-            MODEL_METADATA: extension.vector(extension.metadata(without=OFFLINE_PLAN)),
-        }
-        if self.rewrite.ports:
-            changes[MODEL_SIGNATURES] = extension.vector(self.signatures())
-        return extension.finish(changes)
-
-    def callee(self, new: NewSubgraph) -> int:
-        """A subgraph to be added."""
-        extension, builder = self.extension, self.builder
-        dtypes = {
-            i: tensor.dtype if tensor.like is None else self.subgraph.tensors[tensor.like].dtype
-            for i, tensor in enumerate(new.tensors)
-        }
-        tensors = extension.vector([self.tensor(tensor) for tensor in new.tensors])
-        operators = extension.vector([self.operator(operator, {}, dtypes) for operator in new.operators])
-        inputs, outputs = extension.integers(new.inputs), extension.integers(new.outputs)
-        name = builder.CreateString(new.name)
-        tflite.SubGraphStart(builder)
-        tflite.SubGraphAddTensors(builder, tensors)
-        tflite.SubGraphAddInputs(builder, inputs)
-        tflite.SubGraphAddOutputs(builder, outputs)
-        tflite.SubGraphAddOperators(builder, operators)
-        tflite.SubGraphAddName(builder, name)
-        return int(tflite.SubGraphEnd(builder))
-
-    def signatures(self) -> list[int]:
-        """Those of the file, with the ports of this subgraph where they are now."""
-        extension = self.extension
-        return [
-            self.signature(signature) if signature.SubgraphIndex() == self.subgraph.index else extension.old(signature)
-            for signature in map(extension.model.SignatureDefs, range(extension.model.SignatureDefsLength()))
+        new = [self.callee(callee) for callee in rewrite.callees]
+        table["Tensors"] = [
+            fresh[i] if i in fresh else table["Tensors"][i] for i in range(len(after.tensors))
         ]
+        table["Operators"] = operators
+        self.model["Subgraphs"] += new
+        self.file.set_metadata(OFFLINE_PLAN)
+        if rewrite.ports:
+            self.move_ports(after)
+        return self.file.written()
 
-    def signature(self, old: tflite.SignatureDef) -> int:
-        extension, builder = self.extension, self.builder
-        ports = []
-        for accessor, count in ((old.Inputs, old.InputsLength()), (old.Outputs, old.OutputsLength())):
-            entries = []
-            for entry in map(accessor, range(count)):
-                extension.start_table(2, {PORT_NAME: extension.old_field(entry, PORT_NAME)})
-                place = self.rewrite.ports.get(entry.TensorIndex(), entry.TensorIndex())
-                builder.PrependUint32Slot(PORT_TENSOR, place, 0)
-                entries.append(builder.EndObject())
-            ports.append(extension.vector(entries))
-        key = extension.old_field(old, SIGNATURE_KEY)
-        extension.start_table(5, {SIGNATURE_INPUTS: ports[0], SIGNATURE_OUTPUTS: ports[1], SIGNATURE_KEY: key})
-        builder.PrependUint32Slot(SIGNATURE_SUBGRAPH, self.subgraph.index, 0)
-        return int(builder.EndObject())
+    def move_ports(self, after: Subgraph) -> None:
+        """The inputs and outputs of the subgraph and of its signatures are where they are now."""
+        self.table |= {"Inputs": _words(after.inputs), "Outputs": _words(after.outputs)}
+        for signature in self.model.get("SignatureDefs", ()):
+            for field in ("Inputs", "Outputs") if signature.get("SubgraphIndex", 0) == after.index else ():
+                old = [(entry, entry.get("TensorIndex", 0)) for entry in signature.get(field, ())]
+                signature[field] = [entry.but(TensorIndex=self.rewrite.ports.get(t, t)) for entry, t in old]
 
-    def tensor(self, new: NewTensor) -> int:
-        builder = self.builder
-        like = None if new.like is None else self.table.Tensors(new.like)
-        if new.like is not None and new.has_content and new.shape == self.subgraph.tensors[new.like].shape:
-            return self.extension.old(like)
-        title = "" if new.like is None else shorten(self.subgraph.tensors[new.like].name, 24) + " "
-        quantization = None if like is None else like.Quantization()
-        scales = None if like is None or new.channels is None else self.some_scales(new, like.Quantization())
-        name, shape = builder.CreateString(title + new.label), self.extension.integers(new.shape)
-        buffer = 0 if new.values is None else self.extension.buffer(new.values)
-        if like is not None and new.has_content:
-            buffer = like.Buffer()
-        tflite.TensorStart(builder)
-        tflite.TensorAddShape(builder, shape)
-        tflite.TensorAddType(builder, DTYPES.index(new.dtype) if like is None else like.Type())
-        tflite.TensorAddBuffer(builder, buffer)
-        tflite.TensorAddName(builder, name)
-        if quantization is not None:
-            builder.PrependUOffsetTRelativeSlot(TENSOR_QUANTIZATION, scales or self.extension.old(quantization), 0)
-        tflite.TensorAddHasRank(builder, True)
-        return int(tflite.TensorEnd(builder))
-
-    def some_scales(self, new: NewTensor, old: tflite.QuantizationParameters) -> int | None:
-        """The quantisation of some channels, if every channel has its own."""
-        if old is None or new.channels is None or old.ScaleLength() < 2:
-            return None
-        part = slice(*new.channels)
-        scales, zeros = (self.builder.CreateNumpyVector(a[part]) for a in (old.ScaleAsNumpy(), old.ZeroPointAsNumpy()))
-        tflite.QuantizationParametersStart(self.builder)
-        tflite.QuantizationParametersAddScale(self.builder, scales)
-        tflite.QuantizationParametersAddZeroPoint(self.builder, zeros)
-        tflite.QuantizationParametersAddQuantizedDimension(self.builder, old.QuantizedDimension())
-        return int(tflite.QuantizationParametersEnd(self.builder))
-
-    def operator(self, new: NewOperator, number: Mapping[int, int], dtypes: Mapping[int, str]) -> int:
-        builder = self.builder
-        inputs, outputs = (
-            self.extension.integers([number.get(i, i) for i in group]) for group in (new.inputs, new.outputs)
+    def callee(self, new: NewSubgraph) -> Table:
+        like = self.subgraph.tensors
+        dtypes = {i: t.dtype if t.like is None else like[t.like].dtype for i, t in enumerate(new.tensors)}
+        return Table(
+            "SubGraph",
+            Tensors=[self.tensor(tensor) for tensor in new.tensors],
+            Inputs=_words(new.inputs),
+            Outputs=_words(new.outputs),
+            Operators=[self.operator(operator, {}, dtypes) for operator in new.operators],
+            Name=new.name.encode(),
         )
-        is_new = new.like is None
-        code, options_type, options = self.new_kind(new, dtypes[new.outputs[0]]) if is_new else self.copied_kind(new)
-        tflite.OperatorStart(builder)
-        builder.PrependUint32Slot(OPERATOR_CODE, code, 0)
-        tflite.OperatorAddInputs(builder, inputs)
-        tflite.OperatorAddOutputs(builder, outputs)
-        if options:
-            tflite.OperatorAddBuiltinOptionsType(builder, options_type)
-            builder.PrependUOffsetTRelativeSlot(OPERATOR_OPTIONS, options, 0)
-        return int(tflite.OperatorEnd(builder))
 
-    def new_kind(self, new: NewOperator, dtype: str) -> tuple[int, int, int | None]:
-        """Operator code, type of the options, and these, of an operator whose output is of that type."""
-        if new.kind in CUSTOM_KINDS:
-            return self.custom_code(new.kind), 0, None
-        name = KINDS[new.kind].options.table
-        code = self.code(new.kind, _code_version(new.kind, dtype))
-        if not name:
-            return code, 0, None
-        return code, getattr(tflite.BuiltinOptions, name), self.written_options(name, dict(new.options))
+    def tensor(self, new: NewTensor) -> Table:
+        if new not in self.tables:
+            self.tables[new] = self.new_tensor(new)
+        return self.tables[new]
 
-    def copied_kind(self, new: NewOperator) -> tuple[int, int, int | None]:
-        """The same of the operator that is copied."""
-        like = self.table.Operators(new.like)
-        code, options_type = like.OpcodeIndex(), like.BuiltinOptionsType()
-        if not new.options:
-            return code, options_type, self.extension.old_field(like, OPERATOR_OPTIONS)
-        name, content = KINDS[new.kind].options.table, like.BuiltinOptions()
-        old = getattr(tflite, name)()
-        old.Init(content.Bytes, content.Pos)
-        options = {field: getattr(old, field)() for field in declared_fields(name)} | dict(new.options)
-        return code, options_type, self.written_options(name, options)
+    def new_tensor(self, new: NewTensor) -> Table:
+        title, like = "", Table("Tensor", Type=DTYPES.index(new.dtype))
+        if new.like is not None:
+            like, title = self.table["Tensors"][new.like], shorten(self.subgraph.tensors[new.like].name, 24) + " "
+            if new.has_content and new.shape == self.subgraph.tensors[new.like].shape:
+                return like
+        buffer = like.get("Buffer", 0) if new.has_content else 0
+        made = Table("Tensor", Type=like.get("Type", 0), Shape=_words(new.shape), HasRank=True)
+        made["Name"] = (title + new.label).encode()
+        made["Buffer"] = buffer if new.values is None else self.file.buffer(new.values)
+        if scales := like.get("Quantization"):
+            if new.channels is not None and len(scales.get("Scale", ())) > 1:
+                part = slice(*new.channels)
+                scales = scales.but(Scale=scales["Scale"][part], ZeroPoint=scales["ZeroPoint"][part])
+            made["Quantization"] = scales
+        return made
+
+    def operator(self, new: NewOperator, number: Mapping[int, int], dtypes: Mapping[int, str]) -> Table:
+        inputs, outputs = (_words([number.get(i, i) for i in group]) for group in (new.inputs, new.outputs))
+        like, name = Table("Operator"), "" if new.kind in CUSTOM_KINDS else KINDS[new.kind].options.table
+        if new.like is None:
+            like["OpcodeIndex"] = self.code(new.kind, _code_version(new.kind, dtypes[new.outputs[0]]))
+        else:
+            like = self.table["Operators"][new.like]
+        made = like.but(Inputs=inputs, Outputs=outputs)
+        if name and (new.options or new.like is None):
+            options = {field: _words(v) if isinstance(v, tuple) else v for field, v in new.options}
+            old = like.get("BuiltinOptions", Table(name))
+            made |= {"BuiltinOptionsType": getattr(tflite.BuiltinOptions, name), "BuiltinOptions": old.but(**options)}
+        return made
 
     def code(self, kind: str, version: int) -> int:
         """The index of an operator code for a new operator; one that is in the file, if it will do."""
-        if (kind, version) in self.known_codes:
-            return self.known_codes[kind, version]
-        builtin = getattr(tflite.BuiltinOperator, kind)
-        for index in range(self.extension.model.OperatorCodesLength()):
-            there = self.extension.model.OperatorCodes(index)
+        is_custom = kind in CUSTOM_KINDS
+        if (kind, version) in self.codes:
+            return self.codes[kind, version]
+        builtin = tflite.BuiltinOperator.CUSTOM if is_custom else getattr(tflite.BuiltinOperator, kind)
+        codes = self.model["OperatorCodes"]
+        for index, there in enumerate(codes):
             # Older builds of TFLM look at the full code alone to find the subgraphs that an operator runs.
-            short = 0 if kind == "WHILE" else there.DeprecatedBuiltinCode()
-            if max(there.BuiltinCode(), short) == builtin and there.Version() >= version:
+            short = 0 if kind == "WHILE" else there.get("DeprecatedBuiltinCode", 0)
+            is_it = max(there.get("BuiltinCode", 0), short) == builtin and there.get("Version", 1) >= version
+            if is_it and not is_custom:
                 break
         else:
-            index = self.new_code(builtin, version)
-        self.known_codes[kind, version] = index
-        return index
-
-    def custom_code(self, kind: str) -> int:
-        """The index of the code of a custom operator."""
-        if (kind, 1) not in self.known_codes:
-            self.known_codes[kind, 1] = self.new_code(tflite.BuiltinOperator.CUSTOM, 1, kind)
-        return self.known_codes[kind, 1]
-
-    def new_code(self, builtin: int, version: int, custom: str = "") -> int:
-        name = self.builder.CreateString(custom) if custom else None
-        tflite.OperatorCodeStart(self.builder)
-        tflite.OperatorCodeAddDeprecatedBuiltinCode(self.builder, min(builtin, LAST_SHORT_CODE))
-        tflite.OperatorCodeAddBuiltinCode(self.builder, builtin)
-        if name is not None:
-            tflite.OperatorCodeAddCustomCode(self.builder, name)
-        tflite.OperatorCodeAddVersion(self.builder, version)
-        self.codes.append(tflite.OperatorCodeEnd(self.builder))
-        return len(self.codes) - 1
-
-    def written_options(self, name: str, fields: Mapping[str, Any]) -> int:
-        """A table of options; equal ones are written once."""
-        key = name, tuple(sorted(fields.items()))
-        if key not in self.options:
-            vectors = {f: self.extension.integers(value) for f, value in fields.items() if isinstance(value, tuple)}
-            getattr(tflite, f"{name}Start")(self.builder)
-            for field, value in {**fields, **vectors}.items():
-                getattr(tflite, f"{name}Add{field}")(self.builder, value)
-            self.options[key] = int(getattr(tflite, f"{name}End")(self.builder))
-        return self.options[key]
-
-
-####################################################################################################
-# Writing, anew: the same model without bytes that nothing refers to
-####################################################################################################
-
-
-class _Start:
-    """In place of a builder: how many fields the bindings declare."""
-
-    slots = 0
-
-    def StartObject(self, slots: int) -> None:
-        self.slots = slots
-
-
-class Anew:
-    """A file copied table by table, as the bindings declare them. Buffers that no tensor has are left empty.
-
-    Raises:
-        ModelError: there are fields whose meaning is not known here, or data outside of the FlatBuffer.
-    """
-
-    # Unions that are not called like the field.
-    UNIONS: ClassVar = {"Details": "QuantizationDetails"} | dict.fromkeys(
-        ("ArraySegments", "ArrayIndices"), "SparseIndexVector"
-    )
-
-    def __init__(self, data: Bytes, graph: ModelGraph) -> None:
-        self.model = tflite.Model.GetRootAs(data, 0)
-        if any(buffer.is_external for buffer in graph.buffers):
-            raise ModelError("data is outside of the FlatBuffer; --inline-buffers moves it")
-        self.builder = flatbuffers.Builder(len(data))
-        self.known: dict[tuple[str, int], int] = {}  # what has been copied, by class and position
-        self.vectors: dict[tuple[str, bytes], int] = {}  # by type and content, so that equal ones are there once
-        deprecated = map(self.model.MetadataBuffer, range(self.model.MetadataBufferLength()))
-        used = graph.used_buffers.union(deprecated)
-        self.kept = {self.model.Buffers(i)._tab.Pos for i in range(len(graph.buffers)) if i in used}
-
-    def written(self) -> bytearray:
-        self.builder.Finish(self.table(self.model), FILE_IDENTIFIER)
-        return bytearray(self.builder.Output())
-
-    def table(self, table: Any) -> int:
-        name = type(table).__name__
-        key = name, table._tab.Pos
-        if key not in self.known:
-            self.known[key] = self.new_table(name, table)
-        return self.known[key]
-
-    def new_table(self, name: str, table: Any) -> int:
-        add = {field: getattr(tflite, f"{name}Add{field}") for field in declared_fields(name)}
-        start = _Start()
-        getattr(tflite, f"{name}Start")(start)
-        if any(field_place(table, slot) for slot in range(start.slots, start.slots + 16)):
-            raise ModelError(
-                f"the file uses a newer schema of {name} than this tool knows, so it cannot be written anew"
+            index, name = len(codes), {"CustomCode": kind.encode()} if is_custom else {}
+            short = min(builtin, LAST_SHORT_CODE)
+            codes.append(
+                Table("OperatorCode", name, DeprecatedBuiltinCode=short, BuiltinCode=builtin, Version=version)
             )
-        is_dead = name == "Buffer" and table._tab.Pos not in self.kept
-        values = {} if is_dead else {f: self.field(table, f) for f in add}
-        getattr(tflite, f"{name}Start")(self.builder)
-        for field, value in values.items():
-            if value is not None:
-                add[field](self.builder, value)
-        return int(getattr(tflite, f"{name}End")(self.builder))
-
-    def field(self, table: Any, field: str) -> Any:
-        """A number as it is, or what has been copied; None where nothing is."""
-        accessor = getattr(table, field)
-        if hasattr(table, f"{field}Length"):
-            return None if getattr(table, f"{field}IsNone")() else self.vector(table, field)
-        value = full_operator_code(table) if accessor.__qualname__ == "OperatorCode.BuiltinCode" else accessor()
-        if isinstance(value, bytes):
-            return self.builder.CreateSharedString(value)
-        if isinstance(value, flatbuffers.table.Table):
-            kinds = vars(getattr(tflite, self.UNIONS.get(field, field)))
-            name = next((k for k, number in kinds.items() if number == getattr(table, f"{field}Type")()), "")
-            if not name:
-                raise ModelError("the file uses a newer schema than this tool knows, so it cannot be written anew")
-            inner = getattr(tflite, name)()
-            inner.Init(value.Bytes, value.Pos)
-            return self.table(inner)
-        return self.table(value) if hasattr(value, "_tab") else value
-
-    def vector(self, table: Any, field: str) -> int:
-        accessor, count = getattr(table, field), getattr(table, f"{field}Length")()
-        first = accessor(0) if count else None
-        if isinstance(first, bytes) or hasattr(first, "_tab"):
-            copy = self.builder.CreateSharedString if isinstance(first, bytes) else self.table
-            targets = [copy(accessor(i)) for i in range(count)]
-            self.builder.StartVector(4, count, 4)
-            for target in reversed(targets):
-                self.builder.PrependUOffsetTRelative(target)
-            return int(self.builder.EndVector())
-        if isinstance(table, tflite.Buffer):
-            content = table.DataAsNumpy().tobytes() if count else b""
-            return bytes_vector(self.builder, content)
-        values = np.array(getattr(table, f"{field}AsNumpy")() if count else [], dtype=None if count else np.int32)
-        key = values.dtype.str, values.tobytes()
-        if key not in self.vectors:
-            self.vectors[key] = int(self.builder.CreateNumpyVector(values))
-        return self.vectors[key]
-
-
-####################################################################################################
-# Writing, in place: orders, plans and weights -> bytes. What is not meant to change stays byte-identical
-####################################################################################################
-
-
-def write_orders(data: Bytes, graph: ModelGraph, orders: Sequence[Sequence[int]]) -> bytearray:
-    """The file with the operators of each subgraph in a new order; a memory plan is erased, since it was for the old.
-
-    The operator vector holds offsets relative to each element's own position, so element i becomes the old element
-    j plus 4 (j - i). No other byte changes.
-
-    Raises:
-        ModelError: as for :class:`Extension`, if a memory plan shares its bytes with something else.
-    """
-    changed = bytearray(data)
-    for subgraph, order in zip(graph.subgraphs, orders, strict=True):
-        layout = f"<{len(order)}I"
-        old = struct.unpack_from(layout, changed, subgraph.operator_vector)
-        new = (old[j] + 4 * (j - i) for i, j in enumerate(order))
-        struct.pack_into(layout, changed, subgraph.operator_vector, *new)
-    span = graph.metadata_buffer(OFFLINE_PLAN)
-    if span is None or span.size <= 4 * PLAN_HEADER:
-        return changed
-    words = read_words(span.of(data))
-    words[PLAN_HEADER:] = [PLANNED_AT_RUN_TIME] * (len(words) - PLAN_HEADER)
-    return _replace_plan(changed, graph, np.array(words, dtype="<i4").tobytes())
-
-
-def write_plan(data: Bytes, graph: ModelGraph, offsets: Mapping[tuple[int, int], int]) -> bytearray:
-    """The file with these offsets fixed for its (subgraph, tensor) pairs, as ``OfflineMemoryAllocation`` metadata.
-
-    A plan that is there is overwritten in place; otherwise the file grows at its front.
-
-    Raises:
-        ModelError: as for :class:`Extension`.
-    """
-    return _replace_plan(bytearray(data), graph, plan_words(graph, offsets))
-
-
-def write_buffers(data: Bytes, contents: Mapping[BufferSpan, np.ndarray]) -> bytearray:
-    """The file with other bytes in these buffers, as many as before."""
-    changed = bytearray(data)
-    for span, content in contents.items():
-        if content.nbytes != span.size:
-            raise ValueError(f"{content.nbytes:,} bytes do not fit into a buffer of {span.size:,}")
-        changed[span.start : span.start + span.size] = content.tobytes()
-    return changed
-
-
-def _replace_plan(data: bytearray, graph: ModelGraph, content: bytes) -> bytearray:
-    """In place, if a plan of that length is there whose bytes mean nothing else as well."""
-    span = graph.metadata_buffer(OFFLINE_PLAN)
-    if span is None or span.size // 4 * 4 != len(content) or span.start % 4 or _is_shared(graph, span):
-        return add_metadata(data, OFFLINE_PLAN, content)
-    data[span.start : span.start + len(content)] = content
-    return data
-
-
-def _is_shared(graph: ModelGraph, plan: BufferSpan) -> bool:
-    """Whether bytes of the plan in the file mean something else as well."""
-    used = {graph.buffers[t.buffer] for s in graph.subgraphs for t in s.tensors if graph.has_data(t)}
-    used |= {graph.buffers[buffer] for name, buffer in graph.metadata if name != OFFLINE_PLAN}
-    return any(b.start < plan.start + plan.size and plan.start < b.start + b.size for b in used)
+        self.codes[kind, version] = index
+        return index
 
 
 ####################################################################################################
@@ -8771,7 +8450,7 @@ class Snapshot:
 
     def reordered(self, orders: Sequence[Sequence[int]]) -> Snapshot:
         """With the operators of every subgraph in another order: their old numbers."""
-        return self.changed(write_orders(self.data, self.graph, orders))
+        return self.changed(write_orders(self.data, orders))
 
     def planned(self, plan: Plan) -> Snapshot:
         """With the places of the arena's tensors fixed in the file.
@@ -8802,21 +8481,15 @@ class Snapshot:
 
     def rewritten(self, rewrite: Rewrite) -> Snapshot:
         """With the operators of subgraph 0 replaced."""
-        return self.changed(SubgraphWriter(self.data, self.graph, self.graph.subgraphs[0], rewrite).write())
+        return self.changed(RewriteWriter(self.data, self.graph.subgraphs[0], rewrite).written())
 
     def anew(self) -> Snapshot:
-        """The same model in a file of its own, without bytes that nothing refers to.
+        """The same model without bytes that nothing refers to.
 
         Raises:
-            ModelError: as for :class:`Anew`.
             BrokenCertificate: the copy is another model.
         """
-        try:
-            copy = self.changed(Anew(self.data, self.graph).written())
-        except (struct.error, IndexError, ValueError, TypeError, OverflowError, AttributeError) as error:
-            if isinstance(error, ModelError):
-                raise
-            raise ModelError("the file is damaged: it cannot be written anew") from error
+        copy = self.changed(File(self.data).written())
         if copy.content != self.content:
             raise BrokenCertificate("the copy of the file is another model")
         return copy
@@ -8825,32 +8498,19 @@ class Snapshot:
     def content(self) -> Any:
         """All that the file says, wherever it is in there, to be compared."""
         buffers = {i: bytes(self.graph.buffers[i].of(self.data)) for i in self.graph.used_buffers}
-        subgraphs = tuple(dataclasses.replace(s, operator_vector=0) for s in self.graph.subgraphs)
-        return repr((subgraphs, self.graph.metadata, self.graph.plan)), buffers  # NaN is not equal to itself
+        return repr((self.graph.subgraphs, self.graph.metadata, self.graph.plan)), buffers  # NaN is not equal to itself
 
     def inlined(self) -> Snapshot:
         """With the data of external buffers inside of the FlatBuffer."""
-        changed = self.changed(inline_buffers(self.data, self.graph))
+        changed = self.changed(write_inlined(self.data, self.graph))
         contents, others = ([b.of(m.data) for b in m.graph.buffers] for m in (self, changed))
         if contents != others[: len(contents)]:
             raise BrokenCertificate("the file with its data inside is another model")
         return changed
 
-    def with_weights(self, contents: Mapping[BufferSpan, np.ndarray]) -> Snapshot:
-        """With other bytes in some buffers.
-
-        Raises:
-            ModelError: these bytes are also tables of the file.
-        """
-        damaged = "the file is damaged: its weights lie on top of its tables"
-        try:
-            changed = self.changed(write_buffers(self.data, contents))
-        except ModelError as error:
-            raise ModelError(damaged) from error
-        # A scale that is not a number differs from itself, but reads the same.
-        if changed.graph != self.graph and repr(changed.graph) != repr(self.graph):
-            raise ModelError(damaged)
-        return changed
+    def with_weights(self, contents: Mapping[int, np.ndarray]) -> Snapshot:
+        """With other data in some buffers."""
+        return self.changed(write_buffers(self.data, self.graph, contents)) if contents else self
 
 
 ####################################################################################################
@@ -10165,7 +9825,7 @@ class SplitCandidate:
         graph, data, cost = self.model.graph, self.model.data, composition.cost
         rewrite, macs = self.search.rewrite(composition), self.search.macs
         arena = analyse_arena(with_rewrite(graph, rewrite))
-        written = SubgraphWriter(data, graph, graph.subgraphs[0], rewrite).write() if composition.regions else data
+        written = RewriteWriter(data, graph.subgraphs[0], rewrite).written() if composition.regions else data
         exact = cost._replace(persistent=arena.persistent, operators=len(rewrite.operators))
         return SplitAlternative(
             composition.regions,
@@ -10278,7 +9938,7 @@ def decide_compression(
         is_planned: the arena will be planned, so that what counts is the head of a plan; ``in_place`` says how.
 
     Raises:
-        ModelError: as for :class:`Extension` and :class:`Anew`.
+        ModelError: as for :func:`unpacked`.
     """
     loops = looped_operators(model.graph)  # these get a new plan, since they need one
     graph = dataclasses.replace(model.graph, plan=None) if loops and is_planned else model.graph
@@ -10353,7 +10013,7 @@ def decide_clustering(
             if account.sqnr_db < min_sqnr:
                 notes.append(f"{tensor.name} stays as it is: {clusters} values have only {account.sqnr_db:.1f} dB")
                 continue
-        contents[span] = encode_weights(tensor, clustered)
+        contents[tensor.buffer] = encode_weights(tensor, clustered)
         accounts.append(account)
     after = model.with_weights(contents)
     return after, ClusteringDecision(

@@ -17,11 +17,11 @@ from tflite_tools import (
     LIBRARIES,
     Budget,
     Composition,
+    RewriteWriter,
     Cost,
     Rewrite,
     SplitRegion,
     SplitSearch,
-    SubgraphWriter,
     read_model,
 )
 
@@ -195,4 +195,4 @@ def rewritten(search: SplitSearch, *chosen: SplitRegion) -> Rewrite:
 
 def split(data: bytes, search: SplitSearch, *chosen: SplitRegion) -> bytes:
     """The model with these regions in stripes."""
-    return bytes(SubgraphWriter(data, read_model(data), search.subgraph, rewritten(search, *chosen)).write())
+    return bytes(RewriteWriter(data, search.subgraph, rewritten(search, *chosen)).written())

@@ -13,6 +13,7 @@ from pathlib import Path
 import flatbuffers
 import numpy as np
 import pytest
+import tflite_tools
 from ai_edge_litert import schema_py_generated as schema
 from builder import Builder, ModelBuilder, branches
 from conftest import MODELS, SHARED, corpus, corpus_id, fits_in_wheel, needs_shared, run_in_wheel, run_litert, run_tflm
@@ -29,7 +30,6 @@ from tflite_tools import (
     Plan,
     Profile,
     TFLiteModel,
-    add_metadata,
     align,
     analyse_arena,
     arena_buffers,
@@ -478,6 +478,12 @@ def test_offsets_that_mean_inside_the_file_are_not_moved(placeholder: int):
     assert not span.is_external
     assert span.of(new) == bytes(range(64))
     assert new.endswith(data[8:])
+
+
+def add_metadata(data, name, content):
+    file = tflite_tools.File(data)
+    file.set_metadata(name, content)
+    return file.written()
 
 
 def pack(model: schema.ModelT) -> bytes:

@@ -508,7 +508,7 @@ REDUCTIONS = "MEAN SUM REDUCE_MAX REDUCE_MIN ARG_MAX ARG_MIN".split()
 UNARY = """CEIL COS ELU EXP FLOOR LOG NEG ROUND SIN SQRT SQUARE TANH ABS RSQRT QUANTIZE DEQUANTIZE RELU RELU6
     RELU_N1_TO_1 LEAKY_RELU LOGISTIC HARD_SWISH SOFTMAX LOG_SOFTMAX L2_NORMALIZATION""".split()
 BINARY = "ADD SUB MUL DIV MAXIMUM MINIMUM SQUARED_DIFFERENCE PRELU".split()
-SHIFTED = RowRule((0,), above=1, columns=Pads(3, 0), channels=Pads(0, 5))
+SHIFTED = RowRule((0,), above=1)
 ALLOWED: list[tuple[str, list[Any], Any, Any, RowRule]] = [
     *((kind, [X], X, None, RowRule((0,))) for kind in UNARY),
     *((kind, [X, X], X, None, RowRule((0, 1))) for kind in BINARY),

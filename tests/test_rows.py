@@ -191,6 +191,6 @@ def test_what_is_cut_has_been_made():
                     assert later[0] >= start
                     assert later[1] >= end
                 assert 0 <= start < end <= 9
-                starts, ends = rule.spans(np.array([first]), np.array([behind]), 9)
+                starts, ends, *_ = rule.span(np.array([first]), np.array([behind]), 9)
                 assert (starts[0], ends[0]) == (start, end)
                 assert 0 <= made[0] <= first < behind <= made[1] <= height
