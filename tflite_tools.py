@@ -69,10 +69,11 @@ from collections.abc import Callable, Collection, Generator, Iterable, Iterator,
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import cache, cached_property, partial, reduce
+from functools import cache, cached_property, partial, reduce, wraps
+from operator import attrgetter
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from typing import Any, ClassVar, Concatenate, NamedTuple, ParamSpec, TypeVar
 
 import flatbuffers
 import numpy as np
@@ -357,14 +358,22 @@ class ModelGraph:
 
 
 def picked(source: object, keys: str) -> dict[str, Any]:
-    """Some properties for JSON, which has no tuples and no infinite numbers."""
+    """Some properties for JSON, by their names or as ``key=property.of.it``."""
+    pairs = (key.partition("=") for key in keys.split())
+    return {key: plain(attrgetter(name or key)(source)) for key, _, name in pairs}
 
-    def plain(value: Any) -> Any:
-        if isinstance(value, float) and not math.isfinite(value):
-            return None
-        return list(value) if isinstance(value, tuple) else value
 
-    return {key: plain(getattr(source, key)) for key in keys.split()}
+def plain(value: Any) -> Any:
+    """A value as JSON has it, which knows no tuples and no infinite numbers."""
+    if hasattr(value, "json"):
+        return value.json()
+    if hasattr(value, "_fields"):
+        return picked(value, " ".join(value._fields))
+    if isinstance(value, Mapping):
+        return {key: plain(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 LONGEST_NAME = 60  # characters of a name in a table or message; CSV and JSON have it whole
@@ -6591,6 +6600,9 @@ class SplitRegion:
     def is_loop(self) -> bool:
         return self.loop is not None
 
+    def json(self) -> dict[str, Any]:
+        return picked(self, "start end stripes is_cached is_loop") | picked(self.cost, " ".join(self.cost._fields))
+
 
 @dataclass(frozen=True)
 class Composition:
@@ -8517,8 +8529,6 @@ class Snapshot:
 # Decisions: what a step did, in figures, in words and as JSON
 ####################################################################################################
 
-# The keys of json() are a contract (README), apart from the names of the fields.
-
 
 def saving(before: int, after: int) -> str:
     """``1,000 B -> 750 B (25.0 % less)``."""
@@ -8580,562 +8590,74 @@ class Decision:
     refusal: str = ""  # why nothing was done, if nothing can be
 
     key: ClassVar[str] = ""  # in the JSON document
+    json_keys: ClassVar[str] = ""  # a contract (README): names of properties, or KEY=PROPERTY
+    refused: ClassVar[str] = ""  # how the line on a refusal begins
 
     @property
     def optimal(self) -> bool:
         """Proven: it cannot be less."""
         return not self.refusal and self.after is not None and self.bound is not None and self.after <= self.bound
 
+    @property
+    def saving(self) -> str:
+        return saving(self.before or 0, self.after or 0)
+
+    @property
+    def remarks(self) -> Sequence[str]:
+        """What to tell on stderr before all else."""
+        return ()
+
+    @property
+    def failure(self) -> str:
+        """Why no model may be written, if none may."""
+        return ""
+
     def lines(self) -> list[str]:
         """What to tell people."""
+        return [f"{self.refused}: {self.refusal}."] if self.refusal else self.told()
+
+    def told(self) -> list[str]:
+        """The same, where nothing was refused."""
         raise NotImplementedError
 
     def json(self) -> dict[str, Any]:
         """The same for programs."""
-        return picked(self, "bound optimal changed seconds refusal")
+        return picked(self, self.json_keys)
 
+    def entry(self) -> dict[str, Any]:
+        """Its part of the JSON document."""
+        return {self.key: self.json()}
 
-@dataclass(frozen=True, kw_only=True)
-class OrderDecision(Decision):
-    """What reordering did to the peak. No order of these operators has a peak below ``bound``."""
 
-    orders: tuple[tuple[int, ...], ...] = ()  # per subgraph: old indices in the new order
-    states: int = 0  # sets of executed operators that the search looked at
+class Refusal(ValueError):
+    """Why a step does nothing, in one line, and what is known of the model all the same."""
 
-    key = "optimization"
+    def __init__(self, why: str, **figures: Any) -> None:
+        super().__init__(why)
+        self.figures = figures
 
-    def lines(self) -> list[str]:
-        if self.refusal or self.before is None or self.after is None or self.bound is None:
-            return [f"Not reordered: {self.refusal}."]
-        verdict = "proven optimal: no order needs less"
-        if not self.optimal:
-            gap = 100 * (1 - self.bound / self.after)
-            verdict = f"not proven optimal: no order needs less than {self.bound:,} B, {gap:.1f} % below this"
-        if not self.changed:
-            return [f"Operator order left as it is: peak {self.after:,} B, {verdict}."]
-        return [f"Operators reordered: peak {saving(self.before, self.after)}, {verdict}."]
 
-    def json(self) -> dict[str, Any]:
-        own = {"peak_before": self.before, "peak": self.after, "orders": self.orders, "states": self.states}
-        return own | super().json()
+P = ParamSpec("P")
+D = TypeVar("D", bound=Decision)
+StepFunction = Callable[Concatenate[Snapshot, P], tuple[Snapshot, D]]
 
 
-@dataclass(frozen=True, kw_only=True)
-class InliningDecision(Decision):
-    """What moving data into the FlatBuffer did: of so many buffers, ``before`` bytes outside, ``after`` left there."""
+def deciding(kind: type[D]) -> Callable[[StepFunction[P, D]], StepFunction[P, D]]:
+    """A step whose time, change and refusal are told in its decision."""
 
-    buffers: int
+    def decorate(function: StepFunction[P, D]) -> StepFunction[P, D]:
+        @wraps(function)
+        def decide(model: Snapshot, /, *args: P.args, **options: P.kwargs) -> tuple[Snapshot, D]:
+            start = time.monotonic()
+            try:
+                after, decision = function(model, *args, **options)
+            except (Refusal, ArenaError) as why:
+                after, decision = model, kind(refusal=str(why), **getattr(why, "figures", {}))
+            return after, dataclasses.replace(decision, changed=after is not model, seconds=time.monotonic() - start)
 
-    key = "inlining"
+        return decide
 
-    def lines(self) -> list[str]:
-        if not self.buffers:
-            return ["No data was moved: all of it is inside of the FlatBuffer."]
-        return [
-            f"Data of {self.buffers} buffers, {self.before:,} B, moved into the FlatBuffer, where TFLM looks for it."
-        ]
-
-    def json(self) -> dict[str, Any]:
-        return {"buffers": self.buffers, "bytes": self.before, "changed": self.changed}
-
-
-@dataclass(frozen=True, kw_only=True)
-class LighteningDecision(Decision):
-    """What lighter operators did to TFLM's persistent structures on a 32-bit target."""
-
-    dense: int = 0  # so many CONV_2D are FULLY_CONNECTED
-    dropped: Mapping[str, int] = dataclasses.field(default_factory=dict)  # so many operators of each kind are gone
-    new_kinds: tuple[str, ...] = ()  # operators that the model did not have before: TFLM has to register them
-
-    key = "lightening"
-
-    def lines(self) -> list[str]:
-        if self.refusal or self.before is None or self.after is None:
-            return [f"No operator replaced: {self.refusal}."]
-        if not self.changed:
-            return ["No operator replaced: none has a lighter form with the same results."]
-        done = [f"{self.dense} CONV_2D -> FULLY_CONNECTED"] if self.dense else []
-        done += [f"{count} {kind} dropped" for kind, count in self.dropped.items()]
-        lines = [f"Lighter operators: {', '.join(done)}; persistent structures {saving(self.before, self.after)}."]
-        return lines + ([registered(self.new_kinds)] if self.new_kinds else [])
-
-    def json(self) -> dict[str, Any]:
-        own = {"persistent_before": self.before, "persistent": self.after, "dropped": dict(self.dropped)}
-        return own | picked(self, "dense new_kinds changed seconds refusal")
-
-
-@dataclass(frozen=True, kw_only=True)
-class PortsDecision(Decision):
-    """What integer inputs and outputs did to the peak."""
-
-    ports: tuple[Port, ...] = ()
-
-    key = "integer_io"
-
-    def lines(self) -> list[str]:
-        if self.refusal or self.before is None or self.after is None:
-            return [f"Inputs and outputs left as they are: {self.refusal}."]
-        if not self.ports:
-            return ["Inputs and outputs left as they are: the model converts none of them to or from integers."]
-        return [
-            *map(str, self.ports),
-            f"Conversion is up to the application: peak {saving(self.before, self.after)}.",
-        ]
-
-    def json(self) -> dict[str, Any]:
-        own = {"peak_before": self.before, "peak": self.after, "ports": [port.json() for port in self.ports]}
-        return own | picked(self, "changed seconds refusal")
-
-
-@dataclass(frozen=True, kw_only=True)
-class PlanDecision(Decision):
-    """What planning did to the planned part of the arena, its head. No plan for these tensors is below ``bound``."""
-
-    original: int | None = None  # the head of the model that the command was given, before other steps changed it
-    in_place: Mapping[str, int] = dataclasses.field(default_factory=dict)  # by kind: outputs that lie on an input
-    read_by_slices: int = 0  # so many tensors give their memory free slice by slice
-    loops: int = 0  # so many WHILE have the tensors that they carry in one place each
-    is_planned: bool = False  # whether the file has a plan now
-
-    key = "planning"
-
-    def lines(self) -> list[str]:
-        if self.refusal or self.before is None or self.after is None or self.bound is None:
-            return [f"Arena not planned: {self.refusal}."]
-        verdict = "proven optimal: no layout is smaller" if self.optimal else f"no plan is below {self.bound:,} B"
-        original = self.before if self.original is None else self.original
-        if self.after == original:
-            done = "planned anew, since its plan was wrong" if self.changed else "left as it is"
-            return [f"Arena {done}: {self.after:,} B, {verdict}."]
-        done = "Arena planned" if self.is_planned else "Arena, which needs no plan"
-        return [f"{done}: {saving(original, self.after)}, {verdict}.", *self.sharing()]
-
-    def sharing(self) -> list[str]:
-        shared = [f"{count} {kind}" for kind, count in self.in_place.items()]
-        lines = [f"the outputs of {', '.join(shared)} lie where an input ends"] if shared else []
-        if self.read_by_slices:
-            lines.append(f"{self.read_by_slices} tensors give free what nobody will read")
-        if self.loops:
-            lines.append(f"what {self.loops} loops carry stays where it is")
-        how = "" if self.loops else " (--no-in-place plans without)"
-        return [f"Memory shared on purpose: {'; '.join(lines)}{how}."] if lines else []
-
-    def json(self) -> dict[str, Any]:
-        own = {"in_place": dict(self.in_place), "read_by_slices": self.read_by_slices, "loops": self.loops}
-        return {"head_before": self.before, "head": self.after} | own | super().json()
-
-
-class SlowTensor(NamedTuple):
-    """A tensor in the slow memory."""
-
-    number: str
-    name: str
-    bytes: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class MemoriesDecision(Decision):
-    """What a plan for two memories does with what an inference moves: ``before`` are the bytes in all, ``after`` those
-    to and from the slow memory; no plan has less than ``bound`` of them there."""
-
-    fast: int = 0  # limits, as they were given
-    slow: int | None = None
-    fast_head: int = 0  # tensors and scratch memory
-    slow_head: int = 0  # tensors
-    required: int = 0  # in the fast one: scratch memory and what is pinned there
-    reserve: int = 0  # the arena, which is in the slow one, but if all fits into the fast one
-    persistent: int = 0  # of it, persistent structures; planning may take more for a moment
-    scratch_elsewhere: Mapping[str, int] = dataclasses.field(default_factory=dict)  # of other kernels, if more
-    one_arena: int = 0  # to reserve without the planner class
-    is_divided: bool = False  # else all fits into the fast one
-    has_loops: bool = False  # of which what they run counts once
-    tensors: tuple[SlowTensor, ...] = ()  # of the slow one
-
-    key = "memories"
-
-    def lines(self) -> list[str]:
-        if self.refusal or self.before is None or self.after is None or self.bound is None:
-            return [f"Not planned for two memories: {self.refusal}."]
-        if not self.is_divided:
-            return [
-                f"Two memories: all of it fits into the fast one, an arena of {self.reserve:,} B of {self.fast:,} B."
-            ]
-        stays, most = (100 * (1 - n / max(self.before, 1)) for n in (self.after, self.bound))
-        verdict = "proven optimal" if self.optimal else f"no plan has more than {most:.1f} %"
-        plain = plain_names(t.name for t in self.tensors)
-        largest = sorted(self.tensors, key=lambda t: -t.bytes)[:MOST_LISTED]
-        names = [f"{t.number} ({shorten(plain[t.name], 40)}) {t.bytes:,} B" for t in largest]
-        names += [f"{len(self.tensors) - len(largest):,} more"] if len(self.tensors) > len(largest) else []
-        limit = "" if self.slow is None else f" of {self.slow:,} B"
-        once = f" ({COUNTED_ONCE})" if self.has_loops else ""
-        moment = f"; for a moment, while it plans, {self.reserve:,} B"
-        moment = moment if self.reserve > align(self.slow_head + self.persistent) else ""
-        others = [
-            f"This plan is too small for {LIBRARIES[name].title}, with {size:,} B of scratch memory (see --kernels)."
-            for name, size in self.scratch_elsewhere.items()
-        ]
-        return [
-            f"Two memories: {stays:.1f} % of {self.before:,} B that an inference moves{once} are in the fast one,"
-            f" {verdict}.",
-            f"Fast memory to reserve: {self.fast_head:,} B of {self.fast:,} B ({self.required:,} B have to be there:"
-            " scratch memory and what is pinned).",
-            f"Slow memory to reserve (kTensorArenaSize): {self.reserve:,} B{limit} (tensors {self.slow_head:,} B,"
-            f" persistent structures {self.persistent:,} B{moment}).",
-            f"Tensors in the slow memory: {', '.join(names) or 'none'}.",
-            "The planner class that --firmware writes keeps them apart; without it the file runs in one arena of"
-            f" {self.one_arena:,} B.",
-            *others,
-        ]
-
-    def json(self) -> dict[str, Any]:
-        own = {
-            "bytes_moved": self.before,
-            "bytes_moved_slow": self.after,
-            "tensors_slow": [t._asdict() for t in self.tensors],
-        }
-        picks = (
-            "fast slow fast_head slow_head required reserve persistent one_arena is_divided has_loops scratch_elsewhere"
-        )
-        return own | picked(self, picks) | super().json()
-
-
-####################################################################################################
-# Decisions on stripes
-####################################################################################################
-
-
-@dataclass(frozen=True)
-class SplitAlternative:
-    """One way to run subgraph 0: regions in stripes, and what that takes in all."""
-
-    regions: tuple[SplitRegion, ...]
-    cost: Cost  # the peak in the order of the file
-    reserve: int  # bytes of the arena, with the peak as its head
-    macs_percent: float  # more multiply-accumulates than without stripes
-    file_bytes: int
-
-    def row(self, mark: str) -> list[str]:
-        peak, _, persistent, operators = self.cost
-        figures = [f"{n:,}" for n in (peak, persistent, self.reserve)]
-        return [mark, *figures, f"{self.macs_percent:.1f} %", str(operators), f"{self.file_bytes:,}"]
-
-    def json(self) -> dict[str, Any]:
-        regions = [picked(r, "start end stripes is_cached is_loop") | r.cost._asdict() for r in self.regions]
-        own = picked(self, "reserve macs_percent file_bytes") | picked(self.cost, "peak persistent operators")
-        return {"regions": regions, "total": self.cost.sum} | own
-
-
-@dataclass(frozen=True, kw_only=True)
-class SplitDecision(Decision):
-    """What partial execution did to the peak. ``alternatives`` has the unsplit model first, then ever lower peaks."""
-
-    alternatives: tuple[SplitAlternative, ...] = ()
-    taken: int = 0  # the number of the alternative that was chosen
-    is_complete: bool = True  # False: the time was over before all regions had been tried
-    is_reordered: bool = False  # the regions are those of the best order, not of the file's
-    new_kinds: tuple[str, ...] = ()  # operators that the model did not have before: TFLM has to register them
-    max_peak: int | None = None  # what was asked for
-    bounded_by: str = ""  # what holds the peak now, and what might lower it
-    whole: tuple[str, ...] = ()  # what has to stay whole of all that takes much memory, and why
-    no_loops: tuple[str, ...] = ()  # what is in stripes that are written out, and why it can be no loop
-    is_batch_fixed: bool = False  # to what the file has stored, as TFLM takes it
-
-    key = "split"
-
-    @property
-    def unsplit(self) -> SplitAlternative | None:
-        return self.alternatives[0] if self.alternatives else None
-
-    @property
-    def chosen(self) -> SplitAlternative | None:
-        return self.alternatives[self.taken] if self.alternatives else None
-
-    def table(self) -> str:
-        """The alternatives; an arrow marks the one that was taken."""
-        titles = ["", "Peak (B)", "Persistent, 32-bit (B)", "To reserve (B)", "More MACs", "Operators", "File (B)"]
-        return text_table(titles, (a.row("->" if i == self.taken else "") for i, a in enumerate(self.alternatives)))
-
-    def lines(self) -> list[str]:
-        before, after = self.unsplit, self.chosen
-        if self.refusal or before is None or after is None:
-            return [f"Not split: {self.refusal}."]
-        order = "in the best order" if self.is_reordered else "before reordering"
-        lines = ["", f"Ways to run it in stripes (peak {order} and as a perfect layout has it):", self.table()]
-        if not self.is_complete:
-            lines.append("(the time was over before all of them were tried)")
-        why = listed("Stays whole:", self.whole) + listed("No loop:", self.no_loops)
-        if self.bounded_by:
-            why = [f"The peak is that of {self.bounded_by}.", *why]
-        if self.max_peak is not None and after.cost.peak > self.max_peak:
-            why.append(f"No way was found that needs at most {self.max_peak:,} B; this is the lowest peak.")
-        elif self.max_peak is not None and not self.changed:
-            return [*lines, *why, f"Not split: it needs no more than {self.max_peak:,} B as it is."]
-        if not self.changed:
-            return [*lines, *why, "Not split: no way has a smaller sum of peak and persistent structures."]
-        model = "the reordered" if self.is_reordered else "the input"
-        for region in after.regions:
-            which = f"operators {region.start} to {region.end - 1} of {model} model, counted from 0"
-            halo = "kept" if region.is_cached else "computed twice"
-            how = f"rows that two stripes need are {halo}"
-            if region.loop:
-                how = "the output takes the place of the input" if region.loop.is_over_input else "one after the other"
-            lines.append(f"{region.stripes} {'turns of a loop' if region.loop else 'stripes'}: {which}; {how}")
-        if self.new_kinds:
-            lines.append(registered(self.new_kinds))
-        if any(region.loop for region in after.regions):
-            lines.append("Loops need TFLM from November 2025 or later, and the memory plan that is in the file now")
-        if self.is_batch_fixed:
-            lines.append("The batch stays as it is stored in the file; LiteRT may refuse to resize it")
-        lines += why
-        growth = after.file_bytes - before.file_bytes
-        more = "more" if after.macs_percent >= 0 else "fewer"
-        cost = f"{abs(after.macs_percent):.1f} % {more} multiply-accumulates, {growth:,} B more file"
-        return [*lines, f"Split: peak {saving(before.cost.peak, after.cost.peak)}, {cost}."]
-
-    def json(self) -> dict[str, Any]:
-        own = {
-            "before": self.unsplit.json() if self.unsplit else None,
-            "chosen": self.chosen.json() if self.chosen else None,
-            "alternatives": [a.json() for a in self.alternatives],
-        }
-        keys = "is_complete is_reordered new_kinds max_peak bounded_by whole no_loops is_batch_fixed"
-        return own | picked(self, f"{keys} changed seconds refusal")
-
-
-####################################################################################################
-# Decisions on weights and outputs
-####################################################################################################
-
-
-@dataclass(frozen=True, kw_only=True)
-class CompressionDecision(Decision):
-    """What code-books that TFLM decodes did to the bytes of the file."""
-
-    weights: tuple[tuple[str, int, int, int], ...] = ()  # name, bytes before and after, slices
-    left: int = 0  # weights that could be compressed, but for the memory
-    persistent_before: int = 0
-    persistent: int = 0  # bytes of TFLM's structures, on a 32-bit target
-    head_before: int = 0
-    head: int = 0
-    notes: tuple[str, ...] = ()
-
-    key = "compression"
-
-    def lines(self) -> list[str]:
-        if self.refusal or self.before is None or self.after is None:
-            return [f"Not compressed: {self.refusal}."]
-        lines = ["", *listed("Not compressed:", self.notes)]
-        if self.left:
-            lines += [f"Not compressed: {self.left} more weights, whose decoding takes memory (--compress-ram BYTES)"]
-        if self.weights:
-            rows = (
-                [shorten(name), f"{before:,} -> {after:,}", str(slices) if slices > 1 else ""]
-                for name, before, after, slices in self.weights
-            )
-            lines += [
-                text_table(["Compressed weights", "Bytes", "Slices"], rows, left=("Compressed weights",)),
-                f"Operator that TFLM has to register in addition: AddDecode(), for {DECODE}",
-                "TFLM has it since November 2025 and decodes these weights whenever they are needed; LiteRT has it not",
-            ]
-        elif not self.left:
-            lines += ["No weights have so few values that code-books pay (--clusters N gives them few)"]
-        if not self.changed:
-            return [*lines, "Not compressed: the file would not be smaller."]
-        pairs = (self.head_before, self.head), (self.persistent_before, self.persistent)
-        head, kept = (f"{before:,} B -> {after:,} B" for before, after in pairs)
-        rest = "" if self.weights else " of lists that it had more than once or not needed"
-        memory = f"; tensors and scratch {head}, persistent {kept}" if self.weights else ""
-        return [*lines, f"Compressed: file {saving(self.before, self.after)}{rest}{memory}."]
-
-    def json(self) -> dict[str, Any]:
-        names = "name bytes_before bytes slices".split()
-        own = {"file_before": self.before, "file": self.after}
-        weights = {"weights": [dict(zip(names, w, strict=True)) for w in self.weights]}
-        keys = "head_before head persistent_before persistent left notes changed seconds refusal"
-        return own | weights | picked(self, keys)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClusteringDecision(Decision):
-    """What clustering did to the bytes of the weights: ``before`` as stored, ``after`` as code-books and packed
-    indices. One entry per weight matrix, and notes on those that had to stay as they are."""
-
-    clusters: int
-    per_channel: bool
-    weights: tuple[ClusteredWeights, ...]
-    notes: tuple[str, ...]
-    min_sqnr: float | None = None  # dB that every matrix has; then ``clusters`` is the most that one may have
-    compression: CompressionDecision | None = None  # what would come of that, if it was asked for
-
-    key = "clustering"
-
-    @property
-    def sqnr_db(self) -> float:
-        """Over all matrices together."""
-        return decibels(sum(w.signal for w in self.weights), sum(w.squared_error for w in self.weights))
-
-    @property
-    def lowest_sqnr_db(self) -> float:
-        return min((w.sqnr_db for w in self.weights), default=math.inf)
-
-    @property
-    def entropy_bytes(self) -> int:
-        """Code-books and entropy-coded indices, as an ideal coder would store them."""
-        return sum(w.codebook_bytes + w.entropy_bytes for w in self.weights)
-
-    def lines(self) -> list[str]:
-        if not self.weights:
-            return ["", "No weights were clustered: the model has no weight matrix of a supported type."]
-        headers = ["Weights", "Type", "Distinct values", "SQNR (dB)", "Bytes", "Code-book + indices (B)", "Entropy (B)"]
-        rows = (
-            [
-                shorten(w.name),
-                w.dtype,
-                f"{w.distinct_before:,} -> {w.distinct_after:,}",
-                f"{w.sqnr_db:.1f}",
-                f"{w.bytes_before:,}",
-                f"{w.codebook_bytes:,} + {w.index_bytes:,}",
-                f"{w.codebook_bytes + w.entropy_bytes:,}",
-            ]
-            for w in self.weights
-        )
-        stored = f"{self.before:,} B as stored, {self.after:,} B as code-books and packed indices"
-        table = text_table(headers, rows, left=("Weights", "Type"))
-        title = f"Weights clustered to at most {self.clusters} values per matrix:"
-        if self.min_sqnr is not None:
-            title = (
-                f"Weights clustered to as few values per matrix, up to {self.clusters}, as keep {self.min_sqnr:g} dB:"
-            )
-        return ["", title, table, f"All weights: {stored}"]
-
-    def json(self) -> dict[str, Any]:
-        weights = {"weights": [w.json() for w in self.weights]}
-        sizes = {"bytes_before": self.before, "bytes_after": self.after}
-        compressed = {"compression": self.compression.json()} if self.compression else {}
-        return picked(self, "clusters per_channel min_sqnr entropy_bytes notes") | sizes | weights | compressed
-
-
-def comparison_table(decisions: Sequence[ClusteringDecision]) -> str:
-    """One row per number of clusters; the bytes are those of all clustered weights, and of the compressed file."""
-    headers = ["N", "SQNR (dB)", "Worst matrix (dB)", "Bytes", "Code-books + indices (B)", "Entropy (B)"]
-    rows = []
-    for d in decisions:
-        figures = [d.before, d.after, d.entropy_bytes]
-        if d.compression:
-            figures += [d.compression.after or 0, d.compression.head, d.compression.persistent]
-        rows.append([f"{d.clusters:,}", f"{d.sqnr_db:.1f}", f"{d.lowest_sqnr_db:.1f}", *(f"{n:,}" for n in figures)])
-    more = ["File, compressed (B)", "Tensors and scratch (B)", "Persistent (B)"]
-    return text_table(headers + (more if any(d.compression for d in decisions) else []), rows)
-
-
-class ModelFigures(NamedTuple):
-    """What two models are compared by; sizes in bytes."""
-
-    peak: int
-    reserve: int | None  # None: nothing can be said about the arena
-    head: int | None
-    persistent: int | None
-    file: int
-    parameters: int
-    macs: int | None  # None: there are loops, of which nobody knows the turns
-    operators: int
-    inputs: tuple[str, ...]  # type and shape of each
-    outputs: tuple[str, ...]
-    kinds: Mapping[str, int]  # so many operators of each
-
-
-@dataclass(frozen=True, kw_only=True)
-class ComparisonDecision(Decision):
-    """Two models side by side; nothing is done to either."""
-
-    other_name: str
-    this: ModelFigures
-    other: ModelFigures
-
-    key = "comparison"
-    titles: ClassVar = {
-        "Peak memory usage (B)": "peak",
-        "Arena to reserve (B)": "reserve",
-        "Tensors and scratch (B)": "head",
-        "Persistent structures (B)": "persistent",
-        "File (B)": "file",
-        "Parameters (B)": "parameters",
-        "Multiply-accumulates": "macs",
-        "Operators": "operators",
-    }
-
-    def lines(self) -> list[str]:
-        rows: list[list[str]] = []
-        for title, key in self.titles.items():
-            before, after = getattr(self.other, key), getattr(self.this, key)
-            percent = f"{100 * (after / before - 1):+.1f} %" if before and after is not None else ""
-            rows.append([title, *("unknown" if n is None else f"{n:,}" for n in (before, after)), percent])
-        for title, mine, theirs in (
-            ("Inputs", self.this.inputs, self.other.inputs),
-            ("Outputs", self.this.outputs, self.other.outputs),
-        ):
-            same = "the same" if mine == theirs else "different"
-            rows.append([title, ", ".join(theirs), ", ".join(mine), same])
-        kinds = sorted(self.this.kinds.keys() | self.other.kinds.keys())
-        counts = ((kind, self.other.kinds.get(kind, 0), self.this.kinds.get(kind, 0)) for kind in kinds)
-        rows += [[shorten(kind), f"{theirs}", f"{mine}", ""] for kind, theirs, mine in counts if theirs != mine]
-        table = text_table(["", shorten(self.other_name, 30), "This model", "Difference"], rows, left=("",))
-        return ["", "Compared with another model:", table]
-
-    def json(self) -> dict[str, Any]:
-        this, other = (picked(figures, " ".join(figures._fields)) for figures in (self.this, self.other))
-        return {"name": self.other_name, "this": this, "other": other}
-
-
-@dataclass(frozen=True, kw_only=True)
-class VerificationDecision(Decision):
-    """How the outputs of two models compare on the same seeded random inputs."""
-
-    runtimes: tuple[str, ...] = ()  # in which both ran
-    signatures: tuple[str, ...] = ()  # what was run besides the models themselves
-    outputs: int = 0  # arrays compared, of all inferences, runtimes and signatures
-    different: int = 0  # of them, not bit-identical
-    inner_tensors: int = 0  # tensors inside that both models have
-    inner_different: int = 0
-    constant_outputs: tuple[str, ...] = ()  # outputs that are the same whatever the inputs are
-    notes: tuple[str, ...] = ()  # on what did not run
-    against: str = "the input model's"
-    signal: float = 0.0  # sum of squares of all finite outputs of the original
-    noise: float = 0.0  # sum of squared differences
-    inferences: int = 0  # in a row
-
-    key = "verification"
-
-    @property
-    def identical(self) -> bool:
-        return self.different == 0 and self.inner_different == 0
-
-    @property
-    def sqnr_db(self) -> float:
-        return decibels(self.signal, self.noise)
-
-    def lines(self) -> list[str]:
-        where = " and ".join(self.runtimes)
-        inner = f" and {self.inner_tensors} inner tensors" if self.inner_tensors else ""
-        if self.identical:
-            what = f"all outputs of {self.inferences} inferences ({self.outputs} arrays){inner}"
-            lines = [f"Verified in {where}: {what} are bit-identical to {self.against}."]
-        elif self.different:
-            what = f"{self.different} of {self.outputs} outputs of {self.inferences} inferences"
-            lines = [f"Compared in {where}: {what} differ from {self.against}, SQNR {self.sqnr_db:.1f} dB."]
-        else:
-            what = f"the outputs of {self.inferences} inferences are the same"
-            lines = [
-                f"Compared in {where}: {what}, but {self.inner_different} of {self.inner_tensors} inner tensors differ."
-            ]
-        if self.constant_outputs:
-            names = ", ".join(map(shorten, self.constant_outputs[:MOST_LISTED]))
-            lines.append(f"That proves little: whatever the inputs are, these outputs are the same: {names}")
-        return lines + [f"Not verified there: {note}" for note in self.notes]
-
-    def json(self) -> dict[str, Any]:
-        keys = "identical runtimes signatures outputs different inner_tensors inner_different constant_outputs notes"
-        return picked(self, f"{keys} signal noise")
+    return decorate
 
 
 ####################################################################################################
@@ -9348,6 +8870,62 @@ def run_in_litert(model: Path, inputs: Sequence[Sequence[np.ndarray]], kernels: 
 ####################################################################################################
 
 
+@dataclass(frozen=True, kw_only=True)
+class VerificationDecision(Decision):
+    """How the outputs of two models compare on the same seeded random inputs."""
+
+    runtimes: tuple[str, ...] = ()  # in which both ran
+    signatures: tuple[str, ...] = ()  # what was run besides the models themselves
+    outputs: int = 0  # arrays compared, of all inferences, runtimes and signatures
+    different: int = 0  # of them, not bit-identical
+    inner_tensors: int = 0  # tensors inside that both models have
+    inner_different: int = 0
+    constant_outputs: tuple[str, ...] = ()  # outputs that are the same whatever the inputs are
+    notes: tuple[str, ...] = ()  # on what did not run
+    against: str = "the input model's"
+    signal: float = 0.0  # sum of squares of all finite outputs of the original
+    noise: float = 0.0  # sum of squared differences
+    inferences: int = 0  # in a row
+    may_differ: bool = False  # since weights were changed
+
+    key = "verification"
+    json_keys = (
+        "identical runtimes signatures outputs different inner_tensors inner_different constant_outputs notes signal "
+        "noise"
+    )
+
+    @property
+    def failure(self) -> str:
+        return "" if self.identical or self.may_differ else "the outputs differ, so no model was written"
+
+    @property
+    def identical(self) -> bool:
+        return self.different == 0 and self.inner_different == 0
+
+    @property
+    def sqnr_db(self) -> float:
+        return decibels(self.signal, self.noise)
+
+    def told(self) -> list[str]:
+        where = " and ".join(self.runtimes)
+        inner = f" and {self.inner_tensors} inner tensors" if self.inner_tensors else ""
+        if self.identical:
+            what = f"all outputs of {self.inferences} inferences ({self.outputs} arrays){inner}"
+            lines = [f"Verified in {where}: {what} are bit-identical to {self.against}."]
+        elif self.different:
+            what = f"{self.different} of {self.outputs} outputs of {self.inferences} inferences"
+            lines = [f"Compared in {where}: {what} differ from {self.against}, SQNR {self.sqnr_db:.1f} dB."]
+        else:
+            what = f"the outputs of {self.inferences} inferences are the same"
+            lines = [
+                f"Compared in {where}: {what}, but {self.inner_different} of {self.inner_tensors} inner tensors differ."
+            ]
+        if self.constant_outputs:
+            names = ", ".join(map(shorten, self.constant_outputs[:MOST_LISTED]))
+            lines.append(f"That proves little: whatever the inputs are, these outputs are the same: {names}")
+        return lines + [f"Not verified there: {note}" for note in self.notes]
+
+
 def verify_models(original: Bytes, changed: Bytes, seed: int = 0, timeout: float = 300.0) -> VerificationDecision:
     """Run both models on the same inputs in TFLM and in LiteRT (no delegate, one thread), as far as they are installed.
 
@@ -9487,28 +9065,65 @@ def _same(a: np.ndarray, b: np.ndarray) -> bool:
     return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
 
 
+def decide_verification(
+    model: Snapshot, original: Snapshot, what: str = "the input", seed: int = 0
+) -> VerificationDecision:
+    """Whether the outputs are those of the original, as :func:`verify_models`, or if the plan in that is wrong, those
+    that it would have without. ``what`` says which model that is."""
+    meant = original.without_wrong_plan()
+    whose = f"{what} model's" + ("" if meant is original else " without the wrong memory plan")
+    return dataclasses.replace(verify_models(meant.data, model.data, seed), against=whose)
+
+
 ####################################################################################################
-# Steps: Snapshot -> another one, and the decision that led there
+# The step to another order
 ####################################################################################################
 
 
+@dataclass(frozen=True, kw_only=True)
+class OrderDecision(Decision):
+    """What reordering did to the peak. No order of these operators has a peak below ``bound``."""
+
+    orders: tuple[tuple[int, ...], ...] = ()  # per subgraph: old indices in the new order
+    states: int = 0  # sets of executed operators that the search looked at
+
+    key, refused = "optimization", "Not reordered"
+    json_keys = "peak_before=before peak=after orders states bound optimal changed seconds refusal"
+
+    def told(self) -> list[str]:
+        verdict = "proven optimal: no order needs less"
+        if not self.optimal:
+            gap = 100 * (1 - (self.bound or 0) / (self.after or 1))
+            verdict = f"not proven optimal: no order needs less than {self.bound:,} B, {gap:.1f} % below this"
+        if not self.changed:
+            return [f"Operator order left as it is: peak {self.after:,} B, {verdict}."]
+        return [f"Operators reordered: peak {self.saving}, {verdict}."]
+
+
+@deciding(OrderDecision)
 def decide_order(
     model: Snapshot,
-    budget: Budget,
+    time_limit: float = TIME_LIMIT,
     for_arena: bool = False,
     progress: Progress = no_progress,
     in_place: bool = True,
 ) -> tuple[Snapshot, OrderDecision]:
-    """The order of the smallest peak, every subgraph for itself; the given one unless another is better.
+    """Reorder the operators for the smallest peak; every subgraph for itself, callees first.
 
-    With ``for_arena``, the order among three whose plan is the lowest: that one, the one of the smallest arena, and
-    with ``in_place`` the one of the smallest arena whose outputs lie on inputs that certainly end there.
+    Only the operator vectors change; a memory plan in the file is erased, since it was for the old order. A model
+    whose order is as good as can be stays byte-identical.
+
+    Args:
+        time_limit: seconds; then the best order so far is taken, with the best proven bound.
+        for_arena: take that of three orders whose plan is the lowest: this one, the one of the smallest arena, and
+            with ``in_place`` the one of the smallest arena whose outputs lie on inputs that certainly end there.
+        progress: called now and then with (states visited, best peak, proven bound), the latter two in bytes.
     """
-    peak, graph = model.peak, model.graph
+    peak, graph, budget = model.peak, model.graph, Budget(time_limit)
     try:
         found = order_model(graph, budget.share(0.5 if for_arena else 1.0).left, progress)
-    except OrderingRefusal as refusal:
-        return model, OrderDecision(before=peak, after=peak, refusal=str(refusal))
+    except OrderingRefusal as why:
+        raise Refusal(str(why), before=peak, after=peak) from None
     chosen = found
     if for_arena:
         with contextlib.suppress(ArenaError):
@@ -9516,16 +9131,14 @@ def decide_order(
             others = [order_model(graph, budget.share(0.4).left, progress, costs) for costs in kinds]
             chosen = _smallest_in_the_arena(graph, [found, *others], budget, in_place)
     orders = tuple(ordering.order for ordering in chosen)
-    changed = orders != tuple(tuple(range(len(s.operators))) for s in graph.subgraphs)
-    after = model.reordered(orders) if changed else model
+    is_same = orders == tuple(tuple(range(len(s.operators))) for s in graph.subgraphs)
+    after = model if is_same else model.reordered(orders)
     if chosen is found and after.peak != max(ordering.peak for ordering in found):
         raise BrokenCertificate(f"the order that was found needs {after.peak:,} B in the file")
     return after, OrderDecision(
         before=peak,
         after=after.peak,
         bound=max(ordering.bound for ordering in found),
-        changed=changed,
-        seconds=budget.spent,
         orders=orders,
         states=sum(ordering.states for ordering in chosen),
     )
@@ -9549,6 +9162,44 @@ def _smallest_in_the_arena(
     return distinct[heights.index(min(heights))]
 
 
+####################################################################################################
+# The step to a plan of the arena
+####################################################################################################
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanDecision(Decision):
+    """What planning did to the planned part of the arena, its head. No plan for these tensors is below ``bound``."""
+
+    original: int | None = None  # the head of the model that the command was given, before other steps changed it
+    in_place: Mapping[str, int] = dataclasses.field(default_factory=dict)  # by kind: outputs that lie on an input
+    read_by_slices: int = 0  # so many tensors give their memory free slice by slice
+    loops: int = 0  # so many WHILE have the tensors that they carry in one place each
+    is_planned: bool = False  # whether the file has a plan now
+
+    key, refused = "planning", "Arena not planned"
+    json_keys = "head_before=before head=after in_place read_by_slices loops bound optimal changed seconds refusal"
+
+    def told(self) -> list[str]:
+        verdict = "proven optimal: no layout is smaller" if self.optimal else f"no plan is below {self.bound:,} B"
+        whole = self if self.original is None else dataclasses.replace(self, before=self.original)
+        if self.after == whole.before:
+            done = "planned anew, since its plan was wrong" if self.changed else "left as it is"
+            return [f"Arena {done}: {self.after:,} B, {verdict}."]
+        done = "Arena planned" if self.is_planned else "Arena, which needs no plan"
+        return [f"{done}: {whole.saving}, {verdict}.", *self.sharing()]
+
+    def sharing(self) -> list[str]:
+        shared = [f"{count} {kind}" for kind, count in self.in_place.items()]
+        lines = [f"the outputs of {', '.join(shared)} lie where an input ends"] if shared else []
+        if self.read_by_slices:
+            lines.append(f"{self.read_by_slices} tensors give free what nobody will read")
+        if self.loops:
+            lines.append(f"what {self.loops} loops carry stays where it is")
+        how = "" if self.loops else " (--no-in-place plans without)"
+        return [f"Memory shared on purpose: {'; '.join(lines)}{how}."] if lines else []
+
+
 def why_not_planned(model: Snapshot, in_place: bool) -> str:
     """Why the tensors of a model have to stay where they are, if they have to. Raises ArenaError."""
     if is_compiled(model.graph):
@@ -9562,36 +9213,35 @@ def why_not_planned(model: Snapshot, in_place: bool) -> str:
     return ""
 
 
-def decide_plan(model: Snapshot, budget: Budget, in_place: bool = True) -> tuple[Snapshot, PlanDecision]:
-    """The lowest arena layout, fixed in the file, if it is lower than what the file has.
+@deciding(PlanDecision)
+def decide_plan(
+    model: Snapshot, time_limit: float = TIME_LIMIT, in_place: bool = True
+) -> tuple[Snapshot, PlanDecision]:
+    """Fix the lowest arena layout in the file, for TFLM to use; the rest of the file stays as it is.
 
-    With ``in_place``, buffers may share memory as far as their operators allow it.
+    With ``in_place``, an output may lie where an input ends, and what has been read of a tensor by SLICE for the last
+    time is free, as far as that is safe on the reference kernels, CMSIS-NN and ESP-NN.
 
-    So a plan in the file that shares memory on purpose, as compilers for accelerators write it, stays.
+    A plan is written only if it makes the arena smaller than it is. So a plan in the file that shares memory on
+    purpose, as compilers for accelerators write it, stays.
     """
-    try:
-        arena = model.arena
-    except ArenaError as refusal:
-        return model, PlanDecision(refusal=str(refusal))
+    arena = model.arena
     if why := why_not_planned(model, in_place):
-        return model, PlanDecision(before=arena.head, after=arena.head, refusal=why)
-    best = plan_arena(arena, budget.left, in_place)
+        raise Refusal(why, before=arena.head, after=arena.head)
+    best = plan_arena(arena, Budget(time_limit).left, in_place)
     bound = best.bound if arena.problems else min(best.bound, arena.head)
-    decision = PlanDecision(before=arena.head, after=arena.head, bound=bound)
     if best.height >= HIGHEST_OFFSET:
         why = f"it would be {best.height:,} B, but offsets in the file have 32 bits"
-        return model, dataclasses.replace(decision, refusal=why, seconds=budget.spent)
-    changed = best.height < arena.head or bool(arena.problems)
-    after = model.planned(best) if changed else model
+        raise Refusal(why, before=arena.head, after=arena.head, bound=bound)
+    after = model.planned(best) if best.height < arena.head or arena.problems else model
     kinds = {(s.index, t): o.kind for s, o in model.graph.operators for t in o.writes if o.kind != "WHILE"}
     above = (after.arena.buffers[i] for _, i in after.arena.shared)
     shared = Counter(kinds.get((b.subgraph, b.tensor or 0), "") for b in above)
     shared.pop("", None)  # the tensors of loops
-    return after, dataclasses.replace(
-        decision,
+    return after, PlanDecision(
+        before=arena.head,
         after=after.arena.head,
-        changed=changed,
-        seconds=budget.spent,
+        bound=bound,
         in_place=dict(sorted(shared.items())),
         read_by_slices=len(after.arena.freed),
         loops=looped_operators(after.graph),
@@ -9599,54 +9249,136 @@ def decide_plan(model: Snapshot, budget: Budget, in_place: bool = True) -> tuple
     )
 
 
+####################################################################################################
+# The step to a plan of two memories
+####################################################################################################
+
+
+class SlowTensor(NamedTuple):
+    """A tensor in the slow memory."""
+
+    number: str
+    name: str
+    bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoriesDecision(Decision):
+    """What a plan for two memories does with what an inference moves: ``before`` are the bytes in all, ``after`` those
+    to and from the slow memory; no plan has less than ``bound`` of them there."""
+
+    fast: int = 0  # limits, as they were given
+    slow: int | None = None
+    fast_head: int = 0  # tensors and scratch memory
+    slow_head: int = 0  # tensors
+    required: int = 0  # in the fast one: scratch memory and what is pinned there
+    reserve: int = 0  # the arena, which is in the slow one, but if all fits into the fast one
+    persistent: int = 0  # of it, persistent structures; planning may take more for a moment
+    scratch_elsewhere: Mapping[str, int] = dataclasses.field(default_factory=dict)  # of other kernels, if more
+    one_arena: int = 0  # to reserve without the planner class
+    is_divided: bool = False  # else all fits into the fast one
+    has_loops: bool = False  # of which what they run counts once
+    tensors: tuple[SlowTensor, ...] = ()  # of the slow one
+
+    key, refused = "memories", "Not planned for two memories"
+    json_keys = (
+        "bytes_moved=before bytes_moved_slow=after tensors_slow=tensors fast slow fast_head slow_head required reserve "
+        "persistent one_arena is_divided has_loops scratch_elsewhere bound optimal changed seconds refusal"
+    )
+
+    @property
+    def failure(self) -> str:
+        return f"no model was written: {self.refusal}" if self.refusal else ""
+
+    def told(self) -> list[str]:
+        if not self.is_divided:
+            return [
+                f"Two memories: all of it fits into the fast one, an arena of {self.reserve:,} B of {self.fast:,} B."
+            ]
+        stays, most = (100 * (1 - (n or 0) / max(self.before or 0, 1)) for n in (self.after, self.bound))
+        verdict = "proven optimal" if self.optimal else f"no plan has more than {most:.1f} %"
+        plain = plain_names(t.name for t in self.tensors)
+        largest = sorted(self.tensors, key=lambda t: -t.bytes)[:MOST_LISTED]
+        names = [f"{t.number} ({shorten(plain[t.name], 40)}) {t.bytes:,} B" for t in largest]
+        names += [f"{len(self.tensors) - len(largest):,} more"] if len(self.tensors) > len(largest) else []
+        limit = "" if self.slow is None else f" of {self.slow:,} B"
+        once = f" ({COUNTED_ONCE})" if self.has_loops else ""
+        moment = f"; for a moment, while it plans, {self.reserve:,} B"
+        moment = moment if self.reserve > align(self.slow_head + self.persistent) else ""
+        others = [
+            f"This plan is too small for {LIBRARIES[name].title}, with {size:,} B of scratch memory (see --kernels)."
+            for name, size in self.scratch_elsewhere.items()
+        ]
+        return [
+            f"Two memories: {stays:.1f} % of {self.before:,} B that an inference moves{once} are in the fast one,"
+            f" {verdict}.",
+            f"Fast memory to reserve: {self.fast_head:,} B of {self.fast:,} B ({self.required:,} B have to be there:"
+            " scratch memory and what is pinned).",
+            f"Slow memory to reserve (kTensorArenaSize): {self.reserve:,} B{limit} (tensors {self.slow_head:,} B,"
+            f" persistent structures {self.persistent:,} B{moment}).",
+            f"Tensors in the slow memory: {', '.join(names) or 'none'}.",
+            "The planner class that --firmware writes keeps them apart; without it the file runs in one arena of"
+            f" {self.one_arena:,} B.",
+            *others,
+        ]
+
+
+@deciding(MemoriesDecision)
 def decide_memories(
-    model: Snapshot, memories: Memories, budget: Budget, in_place: bool = True
+    model: Snapshot,
+    fast: int,
+    slow: int | None = None,
+    pins: Mapping[str, str] | None = None,
+    time_limit: float = TIME_LIMIT,
+    in_place: bool = True,
 ) -> tuple[Snapshot, MemoriesDecision]:
-    """A plan for a fast memory and a slow one, in which most of what an inference moves stays in the fast one.
+    """Plan a fast memory for most of what an inference moves, and a slow one for the rest, in the file.
 
     Where all fits into the fast one, persistent structures included, the plan is an ordinary one. Else those are in the
-    slow one, as the planner class has it.
+    slow one, as the planner class of :meth:`TFLiteModel.write_firmware` has it; without it, they are one arena.
+
+    Args:
+        fast: bytes for tensors and scratch memory, or for the whole arena if that fits.
+        slow: bytes for other tensors and persistent structures.
+        pins: by name of a tensor ``"fast"`` or ``"slow"``, for what has to be there.
 
     Raises:
-        ValueError: as for :class:`Memories`.
+        ValueError: a size is no number of bytes, or a pin cannot be (no such tensor or memory, both memories).
     """
-    decision = MemoriesDecision(fast=memories.fast, slow=memories.slow, has_loops=has_loops(model.graph))
+    memories, budget = Memories(fast, slow, pins or {}), Budget(time_limit)
+    known: dict[str, Any] = {"fast": fast, "slow": slow, "has_loops": has_loops(model.graph)}
     try:
         arena, why = model.arena, why_not_planned(model, in_place)
     except ArenaError as refusal:
-        return model, dataclasses.replace(decision, refusal=str(refusal))
+        raise Refusal(str(refusal), **known) from None
     pinned = memories.pinned(model.graph, arena)
     if why:
-        return model, dataclasses.replace(decision, refusal=why)
+        raise Refusal(why, **known)
     moved = traffic(model.graph, arena.buffers)
-    decision = dataclasses.replace(decision, before=sum(moved))
+    known["before"] = sum(moved)
     if all(pinned.values()):
-        whole, _ = decide_plan(model, budget.share(0.3), in_place)
+        whole, _ = decide_plan(model, budget.share(0.3).left, in_place)
         size = whole.arena.reserve
-        if size <= memories.fast:
-            done = dataclasses.replace(decision, after=0, bound=0, changed=whole is not model, seconds=budget.spent)
-            return whole, dataclasses.replace(done, fast_head=whole.arena.head, reserve=size, one_arena=size)
+        if size <= fast:
+            known |= {"after": 0, "bound": 0, "fast_head": whole.arena.head, "reserve": size, "one_arena": size}
+            return whole, MemoriesDecision(**known)
     problem = DivisionProblem.of(arena, moved, pinned, in_place)
-    required = problem.required
-    decision = dataclasses.replace(decision, required=required)
-    if max(required, ARENA_ALIGNMENT) > memories.fast:
-        why = f"scratch memory and what is pinned take {required:,} B, more than the {memories.fast:,} B of fast memory"
-        why = why if required else f"a fast memory of {memories.fast:,} B holds nothing"
-        return model, dataclasses.replace(decision, refusal=why, seconds=budget.spent)
+    required = known["required"] = problem.required
+    if max(required, ARENA_ALIGNMENT) > fast:
+        why = f"scratch memory and what is pinned take {required:,} B, more than the {fast:,} B of fast memory"
+        raise Refusal(why if required else f"a fast memory of {fast:,} B holds nothing", **known)
     found = plan_memories(arena, problem, memories, budget.left)
     if found is None or found.plan.height >= HIGHEST_OFFSET:
-        room = HIGHEST_OFFSET if memories.slow is None else memories.slow
-        free = plan_memories(arena, problem, Memories(memories.fast), 1.0)
-        why = f"no plan was found for {memories.fast:,} B of fast memory and {room:,} B of slow memory"
-        why += f"; {free.reserve(arena):,} B of slow memory are enough" if free else ""
-        return model, dataclasses.replace(decision, refusal=why, seconds=budget.spent)
+        room = HIGHEST_OFFSET if slow is None else slow
+        free = plan_memories(arena, problem, Memories(fast), 1.0)
+        why = f"no plan was found for {fast:,} B of fast memory and {room:,} B of slow memory"
+        raise Refusal(why + (f"; {free.reserve(arena):,} B of slow memory are enough" if free else ""), **known)
     after = model.planned(found.plan)
-    return after, dataclasses.replace(
-        _divided(decision, model, found, moved), one_arena=after.arena.reserve, seconds=budget.spent
-    )
+    return after, MemoriesDecision(**known, **_division(model, found, moved), one_arena=after.arena.reserve)
 
 
-def _divided(decision: MemoriesDecision, model: Snapshot, found: Division, moved: Sequence[int]) -> MemoriesDecision:
+def _division(model: Snapshot, found: Division, moved: Sequence[int]) -> dict[str, Any]:
+    """The figures of a division, by the names that they have in a MemoriesDecision."""
     arena, graph = model.arena, model.graph
     others = {name: graph.on(LIBRARIES[name]) for name in USUAL_LIBRARIES if LIBRARIES[name] is not graph.kernels}
     buffers = {name: arena_buffers(other) for name, other in others.items()}
@@ -9657,72 +9389,86 @@ def _divided(decision: MemoriesDecision, model: Snapshot, found: Division, moved
         for b in (arena.buffers[i] for i in away)
         if b.tensor is not None
     )
-    return dataclasses.replace(
-        decision,
-        after=sum(moved[i] for i in away),
-        bound=sum(moved) - found.most,
-        changed=True,
-        fast_head=found.boundary,
-        slow_head=found.plan.height - found.boundary,
-        reserve=found.reserve(arena),
-        persistent=arena.persistent,
-        scratch_elsewhere={name: size for name, size in scratch.items() if size > found.boundary},
-        is_divided=True,
-        tensors=tuple(SlowTensor(*tensor) for tensor in tensors),
-    )
+    return {
+        "after": sum(moved[i] for i in away),
+        "bound": sum(moved) - found.most,
+        "fast_head": found.boundary,
+        "slow_head": found.plan.height - found.boundary,
+        "reserve": found.reserve(arena),
+        "persistent": arena.persistent,
+        "scratch_elsewhere": {name: size for name, size in scratch.items() if size > found.boundary},
+        "is_divided": True,
+        "tensors": tuple(SlowTensor(*tensor) for tensor in tensors),
+    }
 
 
 ####################################################################################################
-# Steps on operators
+# The steps to data inside, lighter operators and integer ports
 ####################################################################################################
 
 
-def decide_split(
-    model: Snapshot,
-    max_macs: float,
-    budget: Budget,
-    try_orders: bool,
-    max_peak: int | None = None,
-    forms: Forms = UNROLLED,
-) -> tuple[Snapshot, SplitDecision]:
-    """Regions of subgraph 0 in stripes, where the sum of peak and persistent structures is smaller so.
+@dataclass(frozen=True, kw_only=True)
+class InliningDecision(Decision):
+    """What moving data into the FlatBuffer did: of so many buffers, ``before`` bytes outside, ``after`` left there."""
 
-    With ``max_peak``, the way with the fewest multiply-accumulates that needs no more than that.
+    buffers: int = 0
 
-    With ``try_orders``, the best order is split as well, if that is another one; what needs less once it is reordered
-    is kept.
+    key, json_keys = "inlining", "buffers bytes=before changed"
+
+    def told(self) -> list[str]:
+        if not self.buffers:
+            return ["No data was moved: all of it is inside of the FlatBuffer."]
+        return [
+            f"Data of {self.buffers} buffers, {self.before:,} B, moved into the FlatBuffer, where TFLM looks for it."
+        ]
+
+
+@deciding(InliningDecision)
+def decide_inlining(model: Snapshot) -> tuple[Snapshot, InliningDecision]:
+    """Move data of external buffers into the FlatBuffer; TFLM would not find it elsewhere.
+
+    Raises:
+        ModelError: the file uses a schema that is not known here.
+    """
+    outside = [span.size for span in model.graph.buffers if span.is_external]
+    after = model.inlined() if outside else model
+    return after, InliningDecision(before=sum(outside), after=0, buffers=len(outside))
+
+
+@dataclass(frozen=True, kw_only=True)
+class LighteningDecision(Decision):
+    """What lighter operators did to TFLM's persistent structures on a 32-bit target."""
+
+    dense: int = 0  # so many CONV_2D are FULLY_CONNECTED
+    dropped: Mapping[str, int] = dataclasses.field(default_factory=dict)  # so many operators of each kind are gone
+    new_kinds: tuple[str, ...] = ()  # operators that the model did not have before: TFLM has to register them
+
+    key, refused = "lightening", "No operator replaced"
+    json_keys = "persistent_before=before persistent=after dropped dense new_kinds changed seconds refusal"
+
+    def told(self) -> list[str]:
+        if not self.changed:
+            return ["No operator replaced: none has a lighter form with the same results."]
+        done = [f"{self.dense} CONV_2D -> FULLY_CONNECTED"] if self.dense else []
+        done += [f"{count} {kind} dropped" for kind, count in self.dropped.items()]
+        lines = [f"Lighter operators: {', '.join(done)}; persistent structures {self.saving}."]
+        return lines + ([registered(self.new_kinds)] if self.new_kinds else [])
+
+
+@deciding(LighteningDecision)
+def decide_lightening(model: Snapshot) -> tuple[Snapshot, LighteningDecision]:
+    """Replace operators by others that compute the same bits with less persistent memory in TFLM.
+
+    1 x 1 CONV_2D of floats become FULLY_CONNECTED, PAD goes into the convolution behind it, and RESHAPE before
+    FULLY_CONNECTED is dropped. Only subgraph 0 is looked at.
     """
     if why := why_not_rewritten(model.graph):
-        return model, SplitDecision(before=model.peak, after=model.peak, refusal=why)
-    models = [model]
-    if try_orders:
-        ordered, decision = decide_order(model, budget.share(0.2))
-        models += [ordered] if decision.changed else []
-    try:
-        candidates = [
-            SplitCandidate.of(m, max_macs, max_peak, budget.share(1 / (len(models) - i)), try_orders, forms)
-            for i, m in enumerate(models)
-        ]
-    except ArenaError as refusal:
-        return model, SplitDecision(before=model.peak, after=model.peak, refusal=str(refusal))
-    best = min(reversed(range(len(candidates))), key=lambda i: (candidates[i].price, candidates[i].total))
-    after, decided = candidates[best].decide(budget)
-    return after, dataclasses.replace(decided, is_reordered=best > 0, seconds=budget.spent)
-
-
-def decide_lightening(model: Snapshot) -> tuple[Snapshot, LighteningDecision]:
-    """Operators of subgraph 0 that compute the same with less persistent memory."""
-    start = Budget()
-    if why := why_not_rewritten(model.graph):
-        return model, LighteningDecision(refusal=why)
+        raise Refusal(why)
     first = model.graph.subgraphs[0]
     rewrite = Lightening(first).rewrite()
-    try:
-        before, after = (persistent_bytes(g).total for g in (model.graph, with_rewrite(model.graph, rewrite)))
-    except ArenaError as refusal:
-        return model, LighteningDecision(refusal=str(refusal))
+    before, after = (persistent_bytes(g).total for g in (model.graph, with_rewrite(model.graph, rewrite)))
     if after >= before:
-        return model, LighteningDecision(before=before, after=before, seconds=start.spent)
+        return model, LighteningDecision(before=before, after=before)
     dense = [item for item in rewrite.operators if isinstance(item, NewOperator) and item.like is None]
     kept = {item.like if isinstance(item, NewOperator) else item for item in rewrite.operators}
     gone = Counter(o.kind for o in first.operators if o.index not in kept)
@@ -9730,24 +9476,134 @@ def decide_lightening(model: Snapshot) -> tuple[Snapshot, LighteningDecision]:
     return model.rewritten(rewrite), LighteningDecision(
         before=before,
         after=after,
-        changed=True,
-        seconds=start.spent,
         dense=len(dense),
         dropped={kind: count for kind, count in sorted(gone.items()) if count},
         new_kinds=tuple({item.kind for item in dense} - {operator.kind for _, operator in model.graph.operators}),
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class PortsDecision(Decision):
+    """What integer inputs and outputs did to the peak."""
+
+    ports: tuple[Port, ...] = ()
+
+    key, refused = "integer_io", "Inputs and outputs left as they are"
+    json_keys = "peak_before=before peak=after ports changed seconds refusal"
+
+    def told(self) -> list[str]:
+        if not self.ports:
+            return ["Inputs and outputs left as they are: the model converts none of them to or from integers."]
+        return [*map(str, self.ports), f"Conversion is up to the application: peak {self.saving}."]
+
+
+@deciding(PortsDecision)
 def decide_ports(model: Snapshot) -> tuple[Snapshot, PortsDecision]:
-    """Integer inputs and outputs of subgraph 0, where it converts them itself."""
-    start = Budget()
+    """Take away the conversions of inputs and outputs that the application can do itself.
+
+    An input that only QUANTIZE reads becomes the tensor of integers, an output that DEQUANTIZE makes as well;
+    signatures follow. The decision has types, scales and zero points. Only subgraph 0 is looked at.
+    """
     if why := why_not_rewritten(model.graph):
-        return model, PortsDecision(before=model.peak, after=model.peak, refusal=why)
+        raise Refusal(why, before=model.peak, after=model.peak)
     ports = model.ports
     after = model.rewritten(without_conversions(model.graph.subgraphs[0], ports)) if ports else model
-    return after, PortsDecision(
-        before=model.peak, after=after.peak, changed=bool(ports), seconds=start.spent, ports=tuple(ports)
+    return after, PortsDecision(before=model.peak, after=after.peak, ports=tuple(ports))
+
+
+####################################################################################################
+# The step to stripes
+####################################################################################################
+
+
+@dataclass(frozen=True)
+class SplitAlternative:
+    """One way to run subgraph 0: regions in stripes, and what that takes in all."""
+
+    regions: tuple[SplitRegion, ...]
+    cost: Cost  # the peak in the order of the file
+    reserve: int  # bytes of the arena, with the peak as its head
+    macs_percent: float  # more multiply-accumulates than without stripes
+    file_bytes: int
+
+    def row(self, mark: str) -> list[str]:
+        peak, _, persistent, operators = self.cost
+        figures = [f"{n:,}" for n in (peak, persistent, self.reserve)]
+        return [mark, *figures, f"{self.macs_percent:.1f} %", str(operators), f"{self.file_bytes:,}"]
+
+    def json(self) -> dict[str, Any]:
+        costs = "total=cost.sum peak=cost.peak persistent=cost.persistent operators=cost.operators"
+        return picked(self, f"regions {costs} reserve macs_percent file_bytes")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitDecision(Decision):
+    """What partial execution did to the peak. ``alternatives`` has the unsplit model first, then ever lower peaks."""
+
+    alternatives: tuple[SplitAlternative, ...] = ()
+    taken: int = 0  # the number of the alternative that was chosen
+    is_complete: bool = True  # False: the time was over before all regions had been tried
+    is_reordered: bool = False  # the regions are those of the best order, not of the file's
+    new_kinds: tuple[str, ...] = ()  # operators that the model did not have before: TFLM has to register them
+    max_peak: int | None = None  # what was asked for
+    bounded_by: str = ""  # what holds the peak now, and what might lower it
+    whole: tuple[str, ...] = ()  # what has to stay whole of all that takes much memory, and why
+    no_loops: tuple[str, ...] = ()  # what is in stripes that are written out, and why it can be no loop
+    is_batch_fixed: bool = False  # to what the file has stored, as TFLM takes it
+
+    key, refused = "split", "Not split"
+    json_keys = (
+        "before=unsplit chosen alternatives is_complete is_reordered new_kinds max_peak bounded_by whole no_loops "
+        "is_batch_fixed changed seconds refusal"
     )
+
+    @property
+    def unsplit(self) -> SplitAlternative | None:
+        return self.alternatives[0] if self.alternatives else None
+
+    @property
+    def chosen(self) -> SplitAlternative | None:
+        return self.alternatives[self.taken] if self.alternatives else None
+
+    def table(self) -> str:
+        """The alternatives; an arrow marks the one that was taken."""
+        titles = ["", "Peak (B)", "Persistent, 32-bit (B)", "To reserve (B)", "More MACs", "Operators", "File (B)"]
+        return text_table(titles, (a.row("->" if i == self.taken else "") for i, a in enumerate(self.alternatives)))
+
+    def told(self) -> list[str]:
+        before, after = self.alternatives[0], self.alternatives[self.taken]
+        order = "in the best order" if self.is_reordered else "before reordering"
+        lines = ["", f"Ways to run it in stripes (peak {order} and as a perfect layout has it):", self.table()]
+        if not self.is_complete:
+            lines.append("(the time was over before all of them were tried)")
+        why = listed("Stays whole:", self.whole) + listed("No loop:", self.no_loops)
+        if self.bounded_by:
+            why = [f"The peak is that of {self.bounded_by}.", *why]
+        if self.max_peak is not None and after.cost.peak > self.max_peak:
+            why.append(f"No way was found that needs at most {self.max_peak:,} B; this is the lowest peak.")
+        elif self.max_peak is not None and not after.regions:
+            return [*lines, *why, f"Not split: it needs no more than {self.max_peak:,} B as it is."]
+        if not after.regions:
+            return [*lines, *why, "Not split: no way has a smaller sum of peak and persistent structures."]
+        model = "the reordered" if self.is_reordered else "the input"
+        for region in after.regions:
+            which = f"operators {region.start} to {region.end - 1} of {model} model, counted from 0"
+            halo = "kept" if region.is_cached else "computed twice"
+            how = f"rows that two stripes need are {halo}"
+            if region.loop:
+                how = "the output takes the place of the input" if region.loop.is_over_input else "one after the other"
+            lines.append(f"{region.stripes} {'turns of a loop' if region.loop else 'stripes'}: {which}; {how}")
+        if self.new_kinds:
+            lines.append(registered(self.new_kinds))
+        if any(region.loop for region in after.regions):
+            lines.append("Loops need TFLM from November 2025 or later, and the memory plan that is in the file now")
+        if self.is_batch_fixed:
+            lines.append("The batch stays as it is stored in the file; LiteRT may refuse to resize it")
+        lines += why
+        growth = after.file_bytes - before.file_bytes
+        more = "more" if after.macs_percent >= 0 else "fewer"
+        cost = f"{abs(after.macs_percent):.1f} % {more} multiply-accumulates, {growth:,} B more file"
+        return [*lines, f"Split: peak {self.saving}, {cost}."]
 
 
 def sum_when_planned(graph: ModelGraph, seconds: float, is_reordered: bool) -> int:
@@ -9840,14 +9696,13 @@ class SplitCandidate:
         rewrite = self.search.rewrite(best)
         after = self.model.rewritten(rewrite) if best.regions else self.model
         if best.has_loops:
-            after, _ = decide_plan(after, budget)
+            after, _ = decide_plan(after, budget.left)
         alternatives = tuple(map(self.alternative, self.shown))
         inside = (operator for callee in rewrite.callees for operator in callee.operators)
         added = {o.kind for o in (*rewrite.operators, *inside) if isinstance(o, NewOperator)}
         return after, SplitDecision(
             before=alternatives[0].cost.peak,
             after=best.cost.peak,
-            changed=bool(best.regions),
             alternatives=alternatives,
             taken=self.shown.index(best),
             is_complete=self.is_complete,
@@ -9860,48 +9715,99 @@ class SplitCandidate:
         )
 
 
-####################################################################################################
-# Steps on data and weights
-####################################################################################################
+@deciding(SplitDecision)
+def decide_split(
+    model: Snapshot,
+    max_macs: float = DEFAULT_MAX_MACS,
+    time_limit: float = TIME_LIMIT,
+    try_orders: bool = False,
+    max_peak: int | None = None,
+    stripes: str = "unrolled",
+) -> tuple[Snapshot, SplitDecision]:
+    """Run regions of spatial operators stripe by stripe where that needs less memory; the outputs stay the same.
 
+    Of all the ways that were found, the one with the smallest sum of peak and persistent structures on a 32-bit
+    target is taken. Only subgraph 0 is looked at, in the order that it has.
 
-def figures_of(model: Snapshot) -> ModelFigures:
-    graph, first = model.graph, model.graph.subgraphs[0]
-    arena: Arena | None = None
-    with contextlib.suppress(ArenaError):
-        arena = model.arena
-    inputs, outputs = (
-        tuple(f"{first.tensors[i].dtype} {first.tensors[i].shape}" for i in ports)
-        for ports in (first.inputs, first.outputs)
-    )
-    kinds = Counter(operator.kind for _, operator in graph.operators)
-    return ModelFigures(
-        peak=model.peak,
-        reserve=arena.reserve if arena else None,
-        head=arena.head if arena else None,
-        persistent=arena.persistent if arena else None,
-        file=len(model.data),
-        parameters=parameter_bytes(graph, graph.operators),
-        macs=None if has_loops(graph) else model_macs(graph),
-        operators=kinds.total(),
-        inputs=inputs,
-        outputs=outputs,
-        kinds=kinds,
-    )
-
-
-def decide_inlining(model: Snapshot) -> tuple[Snapshot, InliningDecision]:
-    """Data outside of the FlatBuffer, moved inside.
+    Args:
+        max_macs: how many per cent more multiply-accumulates the model may take.
+        time_limit: seconds; then the best so far counts.
+        try_orders: split the best order as well, if that is another one; keep what needs less once it is reordered.
+        max_peak: bytes; take the way with the fewest multiply-accumulates whose peak is within that, or else the
+            lowest peak.
+        stripes: ``"unrolled"``, every one has operators of its own; ``"loop"``, they are turns of a WHILE, and the
+            memory plan without which that takes far more is written as well; ``"auto"``, what needs less.
 
     Raises:
-        ModelError: the file uses a schema that is not known here.
+        ValueError: ``stripes`` is none of these.
     """
-    start = Budget()
-    outside = [span.size for span in model.graph.buffers if span.is_external]
-    after = model.inlined() if outside else model
-    return after, InliningDecision(
-        before=sum(outside), after=0, changed=bool(outside), seconds=start.spent, buffers=len(outside)
+    if stripes not in STRIPES_AS:
+        raise ValueError(f"stripes are one of {', '.join(STRIPES_AS)}, not {stripes!r}")
+    budget, forms = Budget(time_limit), STRIPES_AS[stripes]
+    if why := why_not_rewritten(model.graph):
+        raise Refusal(why, before=model.peak, after=model.peak)
+    models = [model]
+    if try_orders:
+        ordered, decision = decide_order(model, budget.share(0.2).left)
+        models += [ordered] if decision.changed else []
+    candidates = [
+        SplitCandidate.of(m, max_macs, max_peak, budget.share(1 / (len(models) - i)), try_orders, forms)
+        for i, m in enumerate(models)
+    ]
+    best = min(reversed(range(len(candidates))), key=lambda i: (candidates[i].price, candidates[i].total))
+    after, decided = candidates[best].decide(budget)
+    return after, dataclasses.replace(decided, is_reordered=best > 0)
+
+
+####################################################################################################
+# The steps to fewer values and smaller files
+####################################################################################################
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompressionDecision(Decision):
+    """What code-books that TFLM decodes did to the bytes of the file."""
+
+    weights: tuple[tuple[str, int, int, int], ...] = ()  # name, bytes before and after, slices
+    left: int = 0  # weights that could be compressed, but for the memory
+    persistent_before: int = 0
+    persistent: int = 0  # bytes of TFLM's structures, on a 32-bit target
+    head_before: int = 0
+    head: int = 0
+    notes: tuple[str, ...] = ()
+
+    key, refused = "compression", "Not compressed"
+    json_keys = (
+        "file_before=before file=after head_before head persistent_before persistent left notes changed seconds refusal"
     )
+
+    def told(self) -> list[str]:
+        lines = ["", *listed("Not compressed:", self.notes)]
+        if self.left:
+            lines += [f"Not compressed: {self.left} more weights, whose decoding takes memory (--compress-ram BYTES)"]
+        if self.weights:
+            rows = (
+                [shorten(name), f"{before:,} -> {after:,}", str(slices) if slices > 1 else ""]
+                for name, before, after, slices in self.weights
+            )
+            lines += [
+                text_table(["Compressed weights", "Bytes", "Slices"], rows, left=("Compressed weights",)),
+                f"Operator that TFLM has to register in addition: AddDecode(), for {DECODE}",
+                "TFLM has it since November 2025 and decodes these weights whenever they are needed; LiteRT has it not",
+            ]
+        elif not self.left:
+            lines += ["No weights have so few values that code-books pay (--clusters N gives them few)"]
+        if not self.changed:
+            return [*lines, "Not compressed: the file would not be smaller."]
+        pairs = (self.head_before, self.head), (self.persistent_before, self.persistent)
+        head, kept = (f"{before:,} B -> {after:,} B" for before, after in pairs)
+        rest = "" if self.weights else " of lists that it had more than once or not needed"
+        memory = f"; tensors and scratch {head}, persistent {kept}" if self.weights else ""
+        return [*lines, f"Compressed: file {self.saving}{rest}{memory}."]
+
+    def json(self) -> dict[str, Any]:
+        names = "name bytes_before bytes slices".split()
+        return super().json() | {"weights": [dict(zip(names, w, strict=True)) for w in self.weights]}
 
 
 def _compressed_within(
@@ -9928,47 +9834,52 @@ def _compressed_within(
     return [], before
 
 
+@deciding(CompressionDecision)
 def decide_compression(
-    model: Snapshot, more_ram: int | None, is_planned: bool, budget: Budget, in_place: bool = True
+    model: Snapshot,
+    more_ram: int | None = None,
+    for_plan: bool = False,
+    time_limit: float = TIME_LIMIT,
+    in_place: bool = True,
 ) -> tuple[Snapshot, CompressionDecision]:
-    """Weights with few values as code-books and indices, in a file written anew.
+    """Store weights with few values as code-books and indices, which TFLM decodes as they are needed.
+
+    The file is smaller and the outputs are the same; if there are such weights, only TFLM runs it. It is written
+    anew, which leaves out what is there twice.
 
     Args:
-        more_ram: bytes by which the arena to reserve may grow; None: no more tensors and scratch than now.
-        is_planned: the arena will be planned, so that what counts is the head of a plan; ``in_place`` says how.
+        more_ram: bytes by which the arena to reserve may grow; None: tensors and scratch take no more than now.
+        for_plan: the arena will be planned, so that what counts is the head of a plan, with ``in_place`` as in
+            :func:`decide_plan`.
 
     Raises:
         ModelError: as for :func:`unpacked`.
     """
+    budget = Budget(time_limit)
     loops = looped_operators(model.graph)  # these get a new plan, since they need one
-    graph = dataclasses.replace(model.graph, plan=None) if loops and is_planned else model.graph
+    graph = dataclasses.replace(model.graph, plan=None) if loops and for_plan else model.graph
     if why := COMPILED if is_compiled(model.graph) else why_not_rewritten(graph):
-        return model, CompressionDecision(refusal=why)
+        raise Refusal(why)
 
     def figures(graph: ModelGraph) -> tuple[int, int]:
         """(head, tail)"""
         arena = analyse_arena(graph)
-        if not is_planned:
+        if not for_plan:
             return arena.head, arena.persistent
         return min(arena.head, plan_arena(arena, min(1.0, budget.left), in_place).height), arena.persistent
 
-    try:
-        compression = Compression(model.graph, model.data)
-        before = figures(model.graph)
-        chosen, after = _compressed_within(compression, more_ram, figures, before, budget)
-    except ArenaError as refusal:
-        return model, CompressionDecision(refusal=str(refusal))
+    compression = Compression(model.graph, model.data)
+    before = figures(model.graph)
+    chosen, after = _compressed_within(compression, more_ram, figures, before, budget)
     changed = (model.rewritten(compression.rewrite(chosen)) if chosen else model).anew()
     if loops and chosen:
-        changed, _ = decide_plan(changed, budget, in_place)
+        changed, _ = decide_plan(changed, budget.left, in_place)
     if len(changed.data) >= len(model.data):
         changed, chosen, after = model, [], before
     tensors = model.graph.subgraphs[0].tensors
     return changed, CompressionDecision(
         before=len(model.data),
         after=len(changed.data),
-        changed=changed is not model,
-        seconds=budget.spent,
         weights=tuple(
             (tensors[c.tensor].name, tensors[c.tensor].bytes or 0, sum(p.size for p in c.payloads), c.slices)
             for c in chosen
@@ -9982,19 +9893,115 @@ def decide_compression(
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class ClusteringDecision(Decision):
+    """What clustering did to the bytes of the weights: ``before`` as stored, ``after`` as code-books and packed
+    indices. One entry per weight matrix, and notes on those that had to stay as they are."""
+
+    clusters: int = 0
+    per_channel: bool = False
+    weights: tuple[ClusteredWeights, ...] = ()
+    notes: tuple[str, ...] = ()
+    min_sqnr: float | None = None  # dB that every matrix has; then ``clusters`` is the most that one may have
+    compression: CompressionDecision | None = None  # what would come of that, if it was asked for
+
+    key = "clustering"
+    json_keys = (
+        "clusters per_channel min_sqnr entropy_bytes notes bytes_before=before bytes_after=after weights compression"
+    )
+
+    @property
+    def remarks(self) -> Sequence[str]:
+        return self.notes
+
+    def entry(self) -> dict[str, Any]:
+        return {self.key: [self.json()]}
+
+    @property
+    def sqnr_db(self) -> float:
+        """Over all matrices together."""
+        return decibels(sum(w.signal for w in self.weights), sum(w.squared_error for w in self.weights))
+
+    @property
+    def lowest_sqnr_db(self) -> float:
+        return min((w.sqnr_db for w in self.weights), default=math.inf)
+
+    @property
+    def entropy_bytes(self) -> int:
+        """Code-books and entropy-coded indices, as an ideal coder would store them."""
+        return sum(w.codebook_bytes + w.entropy_bytes for w in self.weights)
+
+    def told(self) -> list[str]:
+        if not self.weights:
+            return ["", "No weights were clustered: the model has no weight matrix of a supported type."]
+        headers = ["Weights", "Type", "Distinct values", "SQNR (dB)", "Bytes", "Code-book + indices (B)", "Entropy (B)"]
+        rows = (
+            [
+                shorten(w.name),
+                w.dtype,
+                f"{w.distinct_before:,} -> {w.distinct_after:,}",
+                f"{w.sqnr_db:.1f}",
+                f"{w.bytes_before:,}",
+                f"{w.codebook_bytes:,} + {w.index_bytes:,}",
+                f"{w.codebook_bytes + w.entropy_bytes:,}",
+            ]
+            for w in self.weights
+        )
+        stored = f"{self.before:,} B as stored, {self.after:,} B as code-books and packed indices"
+        table = text_table(headers, rows, left=("Weights", "Type"))
+        title = f"Weights clustered to at most {self.clusters} values per matrix:"
+        if self.min_sqnr is not None:
+            title = (
+                f"Weights clustered to as few values per matrix, up to {self.clusters}, as keep {self.min_sqnr:g} dB:"
+            )
+        return ["", title, table, f"All weights: {stored}"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialsDecision(Decision):
+    """What several numbers of clusters would do; nothing is done."""
+
+    trials: tuple[ClusteringDecision, ...]
+
+    key = "clustering"
+
+    @property
+    def remarks(self) -> Sequence[str]:
+        return self.trials[0].notes
+
+    def told(self) -> list[str]:
+        """One row per number of clusters; the bytes are those of all clustered weights, and of the compressed file."""
+        headers = ["N", "SQNR (dB)", "Worst matrix (dB)", "Bytes", "Code-books + indices (B)", "Entropy (B)"]
+        rows = []
+        for d in self.trials:
+            figures = [d.before, d.after, d.entropy_bytes]
+            if d.compression:
+                figures += [d.compression.after or 0, d.compression.head, d.compression.persistent]
+            rows.append(
+                [f"{d.clusters:,}", f"{d.sqnr_db:.1f}", f"{d.lowest_sqnr_db:.1f}", *(f"{n:,}" for n in figures)]
+            )
+        if any(d.compression for d in self.trials):
+            headers += ["File, compressed (B)", "Tensors and scratch (B)", "Persistent (B)"]
+        return ["", "Weights clustered to at most N values each, for comparison:", text_table(headers, rows)]
+
+    def entry(self) -> dict[str, Any]:
+        return {self.key: [trial.json() for trial in self.trials]}
+
+
+@deciding(ClusteringDecision)
 def decide_clustering(
-    model: Snapshot, clusters: int, per_channel: bool, min_sqnr: float | None = None
+    model: Snapshot, clusters: int = LARGEST_CODEBOOK, per_channel: bool = False, min_sqnr: float | None = None
 ) -> tuple[Snapshot, ClusteringDecision]:
-    """At most so many distinct values in every weight matrix, biases untouched.
+    """Give every weight matrix at most ``clusters`` distinct values, biases untouched.
 
     Args:
-        min_sqnr: if given, in every matrix the fewest that keep so many decibels; one that cannot stays as it is.
+        per_channel: a code-book for every output channel, where the quantisation is per channel as well.
+        min_sqnr: decibels; every matrix gets the fewest values that keep them, or stays as it is.
 
     Raises:
         ValueError: fewer than one cluster.
         ModelError: the weights lie on top of the file's tables.
     """
-    start = Budget()
     if clusters < 1:
         raise ValueError("the number of clusters must be at least 1")
     weights, notes = weight_tensors(model.graph)
@@ -10016,11 +10023,9 @@ def decide_clustering(
         contents[tensor.buffer] = encode_weights(tensor, clustered)
         accounts.append(account)
     after = model.with_weights(contents)
-    return after, ClusteringDecision(
+    return model if after.data == model.data else after, ClusteringDecision(
         before=sum(account.bytes_before for account in accounts),
         after=sum(account.codebook_bytes + account.index_bytes for account in accounts),
-        changed=after.data != model.data,
-        seconds=start.spent,
         clusters=clusters,
         per_channel=per_channel,
         min_sqnr=min_sqnr,
@@ -10029,23 +10034,75 @@ def decide_clustering(
     )
 
 
-def decide_verification(
-    model: Snapshot, original: Snapshot, what: str = "the input", seed: int = 0
-) -> VerificationDecision:
-    """Whether the outputs are those of the original, as :func:`verify_models`, or if the plan in that is wrong, those
-    that it would have without. ``what`` says which model that is."""
-    meant = original.without_wrong_plan()
-    whose = f"{what} model's" + ("" if meant is original else " without the wrong memory plan")
-    return dataclasses.replace(verify_models(meant.data, model.data, seed), against=whose)
-
-
 def decide_trial(
     model: Snapshot, clusters: int, per_channel: bool, compress: bool, more_ram: int | None
 ) -> ClusteringDecision:
     """What :func:`decide_clustering` does, and :func:`decide_compression` after it."""
     clustered, decision = decide_clustering(model, clusters, per_channel)
-    compression = decide_compression(clustered, more_ram, False, Budget())[1] if compress else None
+    compression = decide_compression(clustered, more_ram)[1] if compress else None
     return dataclasses.replace(decision, compression=compression)
+
+
+####################################################################################################
+# Two models side by side
+####################################################################################################
+
+
+COMPARED = {
+    "peak": "Peak memory usage (B)",
+    "reserve": "Arena to reserve (B)",
+    "head": "Tensors and scratch (B)",
+    "persistent": "Persistent structures (B)",
+    "file": "File (B)",
+    "parameters": "Parameters (B)",
+    "macs": "Multiply-accumulates",
+    "operators": "Operators",
+}
+
+
+def figures_of(model: Snapshot) -> dict[str, Any]:
+    """What models are compared by; None where nobody can know it."""
+    graph, first, arena = model.graph, model.graph.subgraphs[0], None
+    with contextlib.suppress(ArenaError):
+        arena = model.arena
+    kinds = Counter(operator.kind for _, operator in graph.operators)
+    tensors = {"inputs": first.inputs, "outputs": first.outputs}
+    return {
+        "peak": model.peak,
+        **{key: getattr(arena, key, None) for key in ("reserve", "head", "persistent")},
+        "file": len(model.data),
+        "parameters": parameter_bytes(graph, graph.operators),
+        "macs": None if has_loops(graph) else model_macs(graph),
+        "operators": kinds.total(),
+        **{key: [f"{first.tensors[i].dtype} {first.tensors[i].shape}" for i in ids] for key, ids in tensors.items()},
+        "kinds": kinds,
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComparisonDecision(Decision):
+    """Two models side by side; nothing is done to either."""
+
+    other_name: str
+    this: Mapping[str, Any]
+    other: Mapping[str, Any]
+
+    key, json_keys = "comparison", "name=other_name this other"
+
+    def told(self) -> list[str]:
+        this, other, rows = self.this, self.other, []
+        for key, title in COMPARED.items():
+            before, after = other[key], this[key]
+            percent = f"{100 * (after / before - 1):+.1f} %" if before and after is not None else ""
+            rows.append([title, *("unknown" if n is None else f"{n:,}" for n in (before, after)), percent])
+        for key in ("inputs", "outputs"):
+            same = "the same" if this[key] == other[key] else "different"
+            rows.append([key.capitalize(), ", ".join(other[key]), ", ".join(this[key]), same])
+        for kind in sorted(this["kinds"].keys() | other["kinds"].keys()):
+            if (count := this["kinds"][kind]) != other["kinds"][kind]:
+                rows.append([shorten(kind), str(other["kinds"][kind]), str(count), ""])
+        table = text_table(["", shorten(self.other_name, 30), "This model", "Difference"], rows, left=("",))
+        return ["", "Compared with another model:", table]
 
 
 ####################################################################################################
@@ -10222,39 +10279,18 @@ def arena_lines(model: Snapshot) -> list[str]:
 
 def arena_json(arena: Arena) -> dict[str, Any]:
     plan = plan_arena(arena, time_limit=0)
-    return {
-        "reserve_bytes": arena.reserve,
-        "head_bytes": arena.head,
-        "persistent_estimate_bytes": arena.persistent,
-        "planning_estimate_bytes": arena.planning,
-        "has_plan": arena.has_plan,
+    keys = "reserve_bytes=reserve head_bytes=head persistent_estimate_bytes=persistent planning_estimate_bytes=planning"
+    place = "offset=interval.offset first=interval.first last=interval.last"
+    return picked(arena, f"{keys} has_plan problems missing_operators") | {
         "bound_bytes": plan.bound,
         "planned_bytes": min(plan.height, arena.head),
-        "problems": list(arena.problems),
-        "missing_operators": list(arena.missing_operators),
-        "buffers": [
-            {
-                "subgraph": buffer.subgraph,
-                "tensor": buffer.tensor,
-                "scratch_of_operator": buffer.operator,
-                "bytes": buffer.bytes,
-                "offset": buffer.interval.offset,
-                "first": buffer.interval.first,
-                "last": buffer.interval.last,
-            }
-            for buffer in arena.buffers
-        ],
+        "buffers": [picked(b, f"subgraph tensor scratch_of_operator=operator bytes {place}") for b in arena.buffers],
     }
 
 
 def step_json(graph: ModelGraph, subgraph: Subgraph, step: Step) -> dict[str, Any]:
-    return {
-        "kind": step.operator.kind,
-        "inputs": list(step.operator.inputs),
-        "outputs": list(step.operator.outputs),
-        "in_memory": list(step.live),
-        "bytes": step.bytes,
-        "callee_bytes": step.callee_bytes,
+    operator = "kind=operator.kind inputs=operator.inputs outputs=operator.outputs"
+    return picked(step, f"{operator} in_memory=live bytes callee_bytes") | {
         "macs": multiply_accumulates(subgraph, step.operator),
         "parameter_bytes": parameter_bytes(graph, [(subgraph, step.operator)]),
     }
@@ -10262,16 +10298,9 @@ def step_json(graph: ModelGraph, subgraph: Subgraph, step: Step) -> dict[str, An
 
 def schedule_json(graph: ModelGraph, schedule: Schedule) -> dict[str, Any]:
     subgraph = schedule.subgraph
-    return {
-        "index": subgraph.index,
-        "name": subgraph.name,
+    return picked(subgraph, "index name inputs outputs") | {
         "peak_bytes": schedule.peak,
-        "inputs": list(subgraph.inputs),
-        "outputs": list(subgraph.outputs),
-        "tensors": [
-            {"id": t.index, "name": t.name, "shape": list(t.shape), "type": t.dtype, "bytes": t.bytes}
-            for t in shown_tensors(schedule)
-        ],
+        "tensors": [picked(t, "id=index name shape type=dtype bytes") for t in shown_tensors(schedule)],
         "operators": [step_json(graph, subgraph, step) for step in schedule.steps],
     }
 
@@ -10618,6 +10647,12 @@ def write_firmware(folder: Path, files: Mapping[str, str]) -> None:
 ####################################################################################################
 
 INPUT_COLOUR, OUTPUT_COLOUR, OTHER_COLOUR, CALLEE_COLOUR = "#D95319", "#EDB120", "#0072BD", "#7E2F8E"
+PARTS = {
+    "Operator inputs": INPUT_COLOUR,
+    "Operator outputs": OUTPUT_COLOUR,
+    "Other tensors": OTHER_COLOUR,
+    "Subgraphs it runs": CALLEE_COLOUR,
+}
 MOST_LABELLED_BARS = 80  # more operators than this are numbered, not named
 MOST_PANELS = 6
 WORTH_A_PANEL = 0.01  # of the largest peak
@@ -10626,6 +10661,14 @@ CHARACTER, LINE = 0.064, 0.13  # inches, of text of 7 points
 SHORTEST_NAME = 8  # letters that are worth writing
 MOST_NAMED_TENSORS = 25  # of a memory map
 MOST_TICKS = 14
+BOX = {"facecolor": "white", "alpha": 0.8, "linewidth": 0, "pad": 1}
+
+
+def new_figure(width: float, height: float, rows: Sequence[float] = (1,), columns: int = 1) -> tuple[Any, Any]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots(len(rows), columns, squeeze=False, sharey=columns > 1, height_ratios=rows).flat
 
 
 def plot_schedules(
@@ -10641,29 +10684,25 @@ def plot_schedules(
     Several subgraphs get a panel each, the MOST_PANELS largest, and so do the alternatives of partial execution and a
     model to compare with. The extension decides the format.
     """
-    from matplotlib.figure import Figure
-
     peak = max((s.peak for s in schedules), default=0)
     shown = [s for s in schedules if s.steps and s.peak >= WORTH_A_PANEL * peak] or list(schedules[:1])
     shown = sorted(sorted(shown, key=lambda s: -s.peak)[:MOST_PANELS], key=lambda s: s.subgraph.index)
-    drawn = [*shown, *([other] if other else [])]
-    longest = max(len(s.steps) for s in drawn)
-    panels = len(drawn) + (split is not None)
-    heights = [4.2 if len(s.steps) > MOST_LABELLED_BARS else 6.6 for s in drawn] + [4.5] * (split is not None)
-    size = min(max(longest / 4, 8), 24), sum(heights)
-    figure = Figure(figsize=size, layout="constrained")
-    columns = figure.subplots(panels, squeeze=False, height_ratios=heights)[:, 0]
-    for schedule, axes in zip(drawn, columns, strict=False):
-        title = subgraph_title(schedule.subgraph) if len(schedules) > 1 else ""
-        title = title if other is None else "Compared with" if schedule is other else f"This model {title}"
+    left_out = sum(bool(s.steps) for s in schedules) - len(shown)
+    names = [subgraph_title(s.subgraph) if len(schedules) > 1 else "" for s in shown]
+    drawn = list(zip(names, shown, strict=True))
+    if other:
+        drawn = [(f"This model {name}", s) for name, s in drawn] + [("Compared with", other)]
+    heights = [4.2 if len(s.steps) > MOST_LABELLED_BARS else 6.6 for _, s in drawn] + [4.5] * (split is not None)
+    width = min(max(max(len(s.steps) for _, s in drawn) / 4, 8), 24)
+    figure, (*panels,) = new_figure(width, sum(heights), heights)
+    for (title, schedule), axes in zip(drawn, panels, strict=False):
         _plot_schedule(axes, schedule, title, room)
-    if other is not None:
-        highest = max(axes.get_ylim()[1] for axes in columns[: len(drawn)])
-        for axes in columns[: len(drawn)]:
+    if other:
+        highest = max(axes.get_ylim()[1] for axes in panels[: len(drawn)])
+        for axes in panels[: len(drawn)]:
             axes.set_ylim(0, highest)
     if split is not None:
-        _plot_alternatives(columns[-1], split)
-    left_out = sum(bool(s.steps) for s in schedules) - len(shown)
+        _plot_alternatives(panels[-1], split)
     if left_out > 0:
         figure.supxlabel(f"subgraphs that take less are left out ({left_out})", fontsize=8)
     _save(figure, file)
@@ -10683,58 +10722,45 @@ def escape_dollars(text: str) -> str:
 
 def _mark(axes: Any, y: float, text: str, colour: str, top: float) -> None:
     """A line across, named at its right end; only the name where it would be far above the ``top`` of what is drawn."""
-    box = {"facecolor": "white", "alpha": 0.8, "linewidth": 0, "pad": 1}
     if y <= WORTH_A_LINE * top:
         axes.axhline(y, color=colour, linewidth=0.9, linestyle=":")
     else:
         y, text = top, f"{text}, far above"
     at = axes.get_xlim()[1], y
-    axes.annotate(text, at, (-4, 4), textcoords="offset points", ha="right", fontsize=8, color=colour, bbox=box)
+    axes.annotate(text, at, (-4, 4), textcoords="offset points", ha="right", fontsize=8, color=colour, bbox=BOX)
 
 
 def _plot_schedule(axes: Any, schedule: Schedule, title: str, room: int | None) -> None:
-    subgraph, steps = schedule.subgraph, schedule.steps
-    colours = (INPUT_COLOUR, OUTPUT_COLOUR, OTHER_COLOUR, CALLEE_COLOUR)
-    names = ("Operator inputs", "Operator outputs", "Other tensors", "Subgraphs it runs")
-    many, bottom = len(steps) > MOST_LABELLED_BARS, np.zeros(len(steps))
-    for name, colour, amounts in zip(names, colours, _parts(schedule), strict=True):
-        heights = np.array(amounts) / 1024
-        if heights.any() or name != names[-1]:
-            if many:  # one shape instead of thousands
-                edges = np.repeat(np.arange(len(steps) + 1) - 0.5, 2)[1:-1]
-                lower, upper = np.repeat(bottom, 2), np.repeat(bottom + heights, 2)
-                axes.fill_between(edges, lower, upper, color=colour, label=name, linewidth=0)
-            else:
-                axes.bar(np.arange(len(steps)), heights, 0.8, bottom, color=colour, label=name)
-            bottom = bottom + heights
+    steps, count = schedule.steps, len(schedule.steps)
+    axes.set_xlim(-0.6, max(count - 0.4, 0.6))
     axes.set_ylabel("Memory use (KB)")
     axes.set_title(escape_dollars(title), loc="left", pad=20 if title else 6)
-    axes.set_xlim(-0.6, max(len(steps) - 0.4, 0.6))
-    plain = plain_names(subgraph.output_name(operator) for operator in subgraph.operators)
-    titles = [f"{shorten(s.operator.kind, 20)} ({shorten(plain[subgraph.output_name(s.operator)], 30)})" for s in steps]
-    titles = [escape_dollars(text) for text in titles]
+    bottom = np.zeros(count)
+    for (name, colour), amounts in zip(PARTS.items(), _parts(schedule), strict=True):
+        if count and (any(amounts) or colour != CALLEE_COLOUR):
+            top = bottom + np.array(amounts) / 1024
+            axes.stairs(top, np.arange(count + 1) - 0.5, baseline=bottom, fill=True, color=colour, label=name)
+            bottom = top
+    outputs = [schedule.subgraph.output_name(step.operator) for step in steps]
+    plain = plain_names(outputs)
+    titles = [
+        escape_dollars(f"{shorten(step.operator.kind, 20)} ({shorten(plain[name], 30)})")
+        for step, name in zip(steps, outputs, strict=True)
+    ]
     if steps:
-        top = max(range(len(steps)), key=lambda i: steps[i].bytes)
-        peak = steps[top].bytes / 1024
+        at = max(range(count), key=lambda i: steps[i].bytes)
+        text, peak, to_left = f"peak {steps[at].bytes:,} B at operator {at}: {titles[at]}", bottom[at], at > count / 2
         axes.axhline(peak, color="black", linewidth=0.8, linestyle="--")
-        to_left = top > len(steps) / 2
-        axes.annotate(
-            f"peak {steps[top].bytes:,} B at operator {top}: {titles[top]}",
-            (top, peak),
-            (-4 if to_left else 4, 5),
-            textcoords="offset points",
-            ha="right" if to_left else "left",
-            fontsize=9,
-            bbox={"facecolor": "white", "alpha": 0.8, "linewidth": 0, "pad": 1},
-        ).set_in_layout(False)  # a long name must not squeeze the bars
-        axes.plot([top], [peak], marker="v", color="black", markersize=6)
+        how = {"textcoords": "offset points", "ha": "right" if to_left else "left", "fontsize": 9, "bbox": BOX}
+        label = axes.annotate(text, (at, peak), (-4 if to_left else 4, 5), **how)
+        label.set_in_layout(False)  # a long name must not squeeze the bars
+        axes.plot([at], [peak], marker="v", color="black", markersize=6)
     if room is not None:
         _mark(axes, room / 1024, f"room for tensors: {room:,} B", INPUT_COLOUR, schedule.peak / 1024)
-    if many:
+    if count > MOST_LABELLED_BARS:
         axes.set_xlabel("Operator number, in execution order")
     else:
-        labels = [f"{text}  {number}" for number, text in enumerate(titles)]
-        axes.set_xticks(np.arange(len(steps)), labels, rotation=90, fontsize=8)
+        axes.set_xticks(np.arange(count), [f"{text}  {i}" for i, text in enumerate(titles)], rotation=90, fontsize=8)
     axes.set_ylim(0, (axes.get_ylim()[1] or 1) * 1.12)
     axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=4, fontsize=8, frameon=False)
 
@@ -10766,90 +10792,65 @@ def _plot_alternatives(axes: Any, split: SplitDecision) -> None:
     axes.grid(alpha=0.3)
 
 
-@dataclass(frozen=True)
-class MemoryMap:
-    """An arena to draw: what it is called, how it is divided, if it is, and the bytes that there are for tensors and
-    scratch memory."""
-
-    title: str
-    model: Snapshot
-    memories: MemoriesDecision | None = None
-    room: int | None = None
-
-    @property
-    def steps(self) -> int:
-        return max((b.interval.last for b in self.model.arena.buffers), default=0) + 2
-
-
-def maps_of(
-    now: Snapshot, before: Snapshot | None, memories: MemoriesDecision | None, room: int | None
-) -> list[MemoryMap]:
-    """The arena of a model, beside what it was before."""
-    divided = memories if memories is not None and memories.is_divided else None
-    after = MemoryMap("arena" if before is None else "after", now, divided, room)
-    return [after] if before is None else [MemoryMap("before", before), after]
-
-
-def plot_arenas(file: Path, maps: Sequence[MemoryMap]) -> None:
+def plot_arenas(
+    file: Path,
+    models: Sequence[tuple[str, Snapshot]],
+    memories: MemoriesDecision | None = None,
+    room: int | None = None,
+) -> None:
     """The arenas side by side: time across, address up, every buffer a rectangle with its tensor's id, the largest with
     their names ("s": scratch memory). Tensors of other subgraphs than 0 have its number in front.
 
-    Grey is memory that is reserved but holds nothing at that time. The extension decides the format.
+    Grey is memory that is reserved but holds nothing at that time. The last model is the one that ``memories`` divides,
+    and for whose tensors and scratch memory there is ``room``. The extension decides the format.
     """
-    from matplotlib.figure import Figure
-
-    width = min(max(max(shown.steps for shown in maps) / 6, 7), 13)
-    figure = Figure(figsize=(width * len(maps), 7), layout="constrained")
-    panels = figure.subplots(1, len(maps), squeeze=False, sharey=True)[0]
-    heads = [shown.model.arena.head for shown in maps]
-    rooms = [
-        shown.room or 0 for shown, head in zip(maps, heads, strict=True) if (shown.room or 0) <= WORTH_A_LINE * head
-    ]
-    top = max([1, *heads, *rooms]) / 1024
-    for axes, shown in zip(panels, maps, strict=True):
-        axes.set_xlim(-2.5, shown.steps - 2)
+    heads = [model.arena.head for _, model in models]
+    limits = [room] if room is not None and room <= WORTH_A_LINE * heads[-1] else []
+    top = max([1, *heads, *limits]) / 1024
+    spans = [max((b.interval.last for b in model.arena.buffers), default=0) + 2 for _, model in models]
+    width = min(max(max(spans) / 6, 7), 13)
+    figure, (*panels,) = new_figure(width * len(models), 7, columns=len(models))
+    for axes, (title, model), steps in zip(panels, models, spans, strict=True):
+        axes.set_xlim(-2.5, steps - 2)
         axes.set_ylim(0, top * 1.05)
-        _plot_arena(axes, shown, inches=(width / shown.steps, 6.2 / top / 1.05))
+        _plot_arena(axes, model, inches=(width / steps, 6.2 / top / 1.05))
+        head, reserve = model.arena.head, model.arena.reserve
+        axes.set_title(f"{escape_dollars(shorten(title))}: {head:,} B (to reserve in all: {reserve:,} B)", loc="left")
+    if memories and memories.is_divided:
+        sizes = f"fast memory {memories.fast_head:,} B, slow memory {memories.slow_head:,} B"
+        axes.set_title(f"{models[-1][0]}: {sizes} (to reserve there: {memories.reserve:,} B)", loc="left")
+        _mark(axes, memories.fast_head / 1024, "slow memory, from here up", "black", heads[-1] / 1024)
+    if room is not None:
+        _mark(axes, room / 1024, f"room: {room:,} B", INPUT_COLOUR, heads[-1] / 1024)
     panels[0].set_ylabel("Address in the arena (KB)")
     _save(figure, file)
 
 
-def _plot_arena(axes: Any, shown: MemoryMap, inches: tuple[float, float]) -> None:
+def _plot_arena(axes: Any, model: Snapshot, inches: tuple[float, float]) -> None:
     """One panel; ``inches`` that a unit of time and a KB take."""
     from matplotlib import colormaps
     from matplotlib.collections import PatchCollection
     from matplotlib.patches import Rectangle
 
-    arena, graph = shown.model.arena, shown.model.graph
-    colours = [colormaps["tab20"](i) for i in range(20)]
-    axes.add_patch(Rectangle((-2.5, 0), shown.steps + 0.5, arena.head / 1024, facecolor="#e4e4e4", linewidth=0))
+    arena, graph = model.arena, model.graph
+    axes.axhspan(0, arena.head / 1024, color="#e4e4e4", linewidth=0)
     rectangles: dict[str | None, list[Any]] = defaultdict(list)  # by their hatch
     pieces = arena.pieces
     named = sorted(range(len(pieces)), key=lambda i: -pieces[i][1].size)[:MOST_NAMED_TENSORS]
     titles = _buffer_titles(graph, arena)
     for number, (buffer, (size, first, last, offset)) in enumerate(pieces):
         x, width, y, height = first - 1.5, last - first + 1, (offset or 0) / 1024, size / 1024
-        colour = colours[(number if buffer.tensor is None else buffer.tensor) % len(colours)]
+        colour = colormaps["tab20"]((number if buffer.tensor is None else buffer.tensor) % 20)
         hatch = "///" if buffer.tensor is None else None
         rectangles[hatch].append(Rectangle((x, y), width, height, fc=colour, ec="white", linewidth=0.4))
         name, label = ("", "s") if buffer.tensor is None else titles[buffer.subgraph, buffer.tensor]
         text, is_upright = _fitting(width * inches[0], height * inches[1], label, name if number in named else "")
-        middle, angle = (x + width / 2, y + height / 2), 90 if is_upright else 0
         if text:
+            middle, angle = (x + width / 2, y + height / 2), 90 if is_upright else 0
             axes.text(*middle, text, ha="center", va="center", fontsize=7, rotation=angle)
     for hatch, patches in rectangles.items():
         axes.add_collection(PatchCollection(patches, match_original=True, hatch=hatch))
     axes.axhline(arena.head / 1024, color="black", linewidth=0.8, linestyle="--")
-    memories = shown.memories
-    if memories is not None:
-        _mark(axes, memories.fast_head / 1024, "slow memory, from here up", "black", arena.head / 1024)
-    if shown.room is not None:
-        _mark(axes, shown.room / 1024, f"room: {shown.room:,} B", INPUT_COLOUR, arena.head / 1024)
-    told = f"{arena.head:,} B (to reserve in all: {arena.reserve:,} B)"
-    if memories is not None:
-        told = f"fast memory {memories.fast_head:,} B, slow memory {memories.slow_head:,} B"
-        told += f" (to reserve there: {memories.reserve:,} B)"
-    axes.set_title(f"{escape_dollars(shorten(shown.title))}: {told}", loc="left")
     _number_operators(axes, graph)
 
 
@@ -10887,10 +10888,7 @@ def _number_operators(axes: Any, graph: ModelGraph) -> None:
 
 def plot_clusterings(file: Path, results: Sequence[ClusteringDecision]) -> None:
     """Size of the clustered weights against their error, a point per number of clusters."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 5), layout="constrained")
-    axes = figure.subplots()
+    figure, (axes,) = new_figure(7, 5)
     shown = [r for r in results if r.weights and math.isfinite(r.sqnr_db)]
     for label, sizes in (
         ("code-books and packed indices", [r.after or 0 for r in shown]),
@@ -10912,6 +10910,17 @@ def plot_clusterings(file: Path, results: Sequence[ClusteringDecision]) -> None:
 ####################################################################################################
 
 MAPPED_FROM = 64 << 20  # bytes; larger files are memory-mapped, so that only what is read takes RAM
+
+
+def step(function: StepFunction[P, D]) -> Callable[Concatenate[TFLiteModel, P], D]:
+    """A step as a method: what it makes is the model from then on."""
+
+    @wraps(function)
+    def method(model: TFLiteModel, /, *args: P.args, **options: P.kwargs) -> D:
+        model.snapshot, decision = function(model.snapshot, *args, **options)
+        return decision
+
+    return method
 
 
 class TFLiteModel:
@@ -11052,131 +11061,24 @@ class TFLiteModel:
             ArenaError: as for :attr:`arena`.
             OSError: the file cannot be written.
         """
-        plot_arenas(Path(file), maps_of(self.snapshot, before.snapshot if before else None, memories, room))
+        models = [("before", before.snapshot), ("after", self.snapshot)] if before else [("arena", self.snapshot)]
+        plot_arenas(Path(file), models, memories, room)
+
+    optimize_memory = step(decide_order)
+    split_operators = step(decide_split)
+    inline_buffers = step(decide_inlining)
+    lighten_operators = step(decide_lightening)
+    use_integer_ports = step(decide_ports)
+    plan_memory = step(decide_plan)
+    plan_two_memories = step(decide_memories)
+    cluster_weights = step(decide_clustering)
+    compress_weights = step(decide_compression)
 
     def compute_best_peak_memory_usage(
         self, time_limit: float = TIME_LIMIT, progress: Progress = no_progress
     ) -> OrderDecision:
-        """Search for the operator order of the smallest peak, and leave the model as it is.
-
-        Args:
-            time_limit: seconds; then the best order so far is returned, with the best proven bound.
-            progress: called now and then with (states visited, best peak, proven bound), the latter two in bytes.
-        """
-        return decide_order(self.snapshot, Budget(time_limit), progress=progress)[1]
-
-    def optimize_memory(
-        self,
-        time_limit: float = TIME_LIMIT,
-        for_arena: bool = False,
-        progress: Progress = no_progress,
-        in_place: bool = True,
-    ) -> OrderDecision:
-        """Reorder the operators for the smallest peak; every subgraph for itself, callees first.
-
-        Only the operator vectors change; a memory plan in the file is erased, since it was for the old order. A model
-        whose order is as good as can be stays byte-identical.
-
-        Args:
-            time_limit: as for :meth:`compute_best_peak_memory_usage`, and ``progress``.
-            for_arena: also look for an order whose tensors and scratch fit a smaller arena of TFLM, and prefer that;
-                ``in_place`` as for :meth:`plan_memory`.
-        """
-        self.snapshot, decision = decide_order(self.snapshot, Budget(time_limit), for_arena, progress, in_place)
-        return decision
-
-    def split_operators(
-        self,
-        max_macs: float = DEFAULT_MAX_MACS,
-        time_limit: float = TIME_LIMIT,
-        try_orders: bool = False,
-        max_peak: int | None = None,
-        stripes: str = "unrolled",
-    ) -> SplitDecision:
-        """Run regions of spatial operators stripe by stripe where that needs less memory; the outputs stay the same.
-
-        Of all the ways that were found, the one with the smallest sum of peak and persistent structures on a 32-bit
-        target is taken. Only subgraph 0 is looked at, in the order that it has.
-
-        Args:
-            max_macs: how many per cent more multiply-accumulates the model may take.
-            time_limit: seconds; then the best so far counts.
-            try_orders: split the best order as well, if that is another one; keep what needs less once it is reordered.
-            max_peak: bytes; take the way with the fewest multiply-accumulates whose peak is within that, or else the
-                lowest peak.
-            stripes: ``"unrolled"``, every one has operators of its own; ``"loop"``, they are turns of a WHILE, and the
-                memory plan without which that takes far more is written as well; ``"auto"``, what needs less.
-
-        Raises:
-            ValueError: ``stripes`` is none of these.
-        """
-        if stripes not in STRIPES_AS:
-            raise ValueError(f"stripes are one of {', '.join(STRIPES_AS)}, not {stripes!r}")
-        budget, forms = Budget(time_limit), STRIPES_AS[stripes]
-        self.snapshot, decision = decide_split(self.snapshot, max_macs, budget, try_orders, max_peak, forms)
-        return decision
-
-    def inline_buffers(self) -> InliningDecision:
-        """Move data of external buffers into the FlatBuffer; TFLM would not find it elsewhere.
-
-        Raises:
-            ModelError: the file uses a schema that is not known here.
-        """
-        self.snapshot, decision = decide_inlining(self.snapshot)
-        return decision
-
-    def lighten_operators(self) -> LighteningDecision:
-        """Replace operators by others that compute the same bits with less persistent memory in TFLM.
-
-        1 x 1 CONV_2D of floats become FULLY_CONNECTED, PAD goes into the convolution behind it, and RESHAPE before
-        FULLY_CONNECTED is dropped. Only subgraph 0 is looked at.
-        """
-        self.snapshot, decision = decide_lightening(self.snapshot)
-        return decision
-
-    def use_integer_ports(self) -> PortsDecision:
-        """Take away the conversions of inputs and outputs that the application can do itself.
-
-        An input that only QUANTIZE reads becomes the tensor of integers, an output that DEQUANTIZE makes as well;
-        signatures follow. The decision has types, scales and zero points.
-        """
-        self.snapshot, decision = decide_ports(self.snapshot)
-        return decision
-
-    def plan_memory(self, time_limit: float = TIME_LIMIT, in_place: bool = True) -> PlanDecision:
-        """Fix the lowest arena layout in the file, for TFLM to use; the rest of the file stays as it is.
-
-        With ``in_place``, an output may lie where an input ends, and what has been read of a tensor by SLICE for the
-        last time is free, as far as that is safe on the reference kernels, CMSIS-NN and ESP-NN.
-
-        A plan is written only if it makes the arena smaller than it is. So a plan in the file that shares memory on
-        purpose, as compilers for accelerators write it, stays.
-        """
-        self.snapshot, decision = decide_plan(self.snapshot, Budget(time_limit), in_place)
-        return decision
-
-    def plan_two_memories(
-        self,
-        fast: int,
-        slow: int | None = None,
-        pins: Mapping[str, str] | None = None,
-        time_limit: float = TIME_LIMIT,
-        in_place: bool = True,
-    ) -> MemoriesDecision:
-        """Plan a fast memory for most of what an inference moves, and a slow one for the rest, in the file. The planner
-        class that :meth:`write_firmware` writes maps them; without it, they are one arena.
-
-        Args:
-            fast: bytes for tensors and scratch memory, or for the whole arena if that fits.
-            slow: bytes for other tensors and persistent structures.
-            pins: by name of a tensor ``"fast"`` or ``"slow"``, for what has to be there.
-
-        Raises:
-            ValueError: a size is no number of bytes, or a pin cannot be (no such tensor or memory, both memories).
-        """
-        memories = Memories(fast, slow, pins or {})
-        self.snapshot, decision = decide_memories(self.snapshot, memories, Budget(time_limit), in_place)
-        return decision
+        """What :meth:`optimize_memory` would do; the model stays as it is."""
+        return decide_order(self.snapshot, time_limit, progress=progress)[1]
 
     def verify_against(self, original: TFLiteModel, seed: int = 0) -> VerificationDecision:
         """Run this model and another on the same random inputs, in TFLM and in LiteRT, and compare all bit by bit.
@@ -11190,45 +11092,6 @@ class TFLiteModel:
         """This model and another side by side: memory, file, operators, inputs and outputs."""
         return ComparisonDecision(other_name=name, this=figures_of(self.snapshot), other=figures_of(other.snapshot))
 
-    def cluster_weights(
-        self, clusters: int = LARGEST_CODEBOOK, per_channel: bool = False, min_sqnr: float | None = None
-    ) -> ClusteringDecision:
-        """Give every weight matrix at most ``clusters`` distinct values, biases untouched.
-
-        Args:
-            per_channel: a code-book for every output channel, where the quantisation is per channel as well.
-            min_sqnr: decibels; every matrix gets the fewest values that keep them, or stays as it is.
-
-        Raises:
-            ValueError: fewer than one cluster.
-            ModelError: the weights lie on top of the file's tables.
-        """
-        self.snapshot, decision = decide_clustering(self.snapshot, clusters, per_channel, min_sqnr)
-        return decision
-
-    def compress_weights(
-        self,
-        more_ram: int | None = None,
-        for_plan: bool = False,
-        time_limit: float = TIME_LIMIT,
-        in_place: bool = True,
-    ) -> CompressionDecision:
-        """Store weights with few values as code-books and indices, which TFLM decodes as they are needed.
-
-        The file is smaller and the outputs are the same; if there are such weights, only TFLM runs it. It is written
-        anew, which leaves out what is there twice.
-
-        Args:
-            more_ram: bytes by which the arena to reserve may grow; None: tensors and scratch take no more than now.
-            for_plan: the arena will be planned, with ``in_place`` as in :meth:`plan_memory`.
-
-        Raises:
-            ModelError: the file cannot be written anew.
-        """
-        budget = Budget(time_limit)
-        self.snapshot, decision = decide_compression(self.snapshot, more_ram, for_plan, budget, in_place)
-        return decision
-
     def compare_clusterings(
         self, clusters: Sequence[int], per_channel: bool = False, compress: bool = False, more_ram: int | None = None
     ) -> list[ClusteringDecision]:
@@ -11238,43 +11101,306 @@ class TFLiteModel:
 
 
 ####################################################################################################
-# Command line, the options
+# Command line, one run of it
 ####################################################################################################
 
 DONE, CHECK_FAILED, BAD_INPUT = 0, 1, 2  # exit codes
-PLOT_FORMATS = (".png", ".svg", ".pdf")
 STREAM = Path("-")  # stdin or stdout in place of a file
-UNITS = {"K": 1024, "M": 1024**2, "G": 1024**3}
 
 
 class UsageError(ValueError):
     """What the user asked for cannot be done; the message says why, in one line."""
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> Any:
-        """One line, as for all other mistakes; --help has the rest."""
-        self.exit(BAD_INPUT, f"{self.prog}: error: {message}\n")
+@dataclass(frozen=True)
+class Option:
+    """A row of the command line. A new step is a function Snapshot -> (Snapshot, Decision), and a row here."""
+
+    flags: str
+    help: str
+    type: Callable[[str], Any] | None = None  # reads its value; None: it is a switch
+    metavar: str | None = None
+    needs: str = ""  # flags of which one must be given as well
+    step: Callable[[Command, float], Decision | None] | None = None  # what it does, within so many seconds
+    weight: int = 0  # of the step, when the time is divided
+    more: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # for argparse
+
+    @property
+    def name(self) -> str:
+        return self.flags.split()[-1].lstrip("-").replace("-", "_")
 
 
-def _number(text: str, shown: str, what: str, most: float = math.inf) -> float:
-    """A number from 0 up to below ``most``, or a message that ``shown`` is not ``what`` it should be."""
+class Command:
+    """One run: what was asked for, the models, and what was done."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self.arguments = arguments
+        self.in_place = not arguments.no_in_place
+        self.is_trial = len(arguments.clusters or []) > 1
+        self.limits = arguments.max_arena, arguments.max_head, arguments.max_peak  # the latter two on the head
+        self.output = output_of(arguments)
+        if arguments.input == STREAM:
+            if sys.stdin is None:
+                raise UsageError("standard input is closed")
+            self.model = TFLiteModel(sys.stdin.buffer.read(), arguments.kernels)
+        else:
+            self.model = TFLiteModel.load_from_file(arguments.input, arguments.kernels)
+        self.original = self.baseline = self.model.snapshot  # the latter is what --verify compares with
+        self.other = self.model_to_compare()
+        self.results: list[Decision] = []
+
+    def model_to_compare(self) -> TFLiteModel | None:
+        if self.arguments.compare is None:
+            return None
+        try:
+            other = TFLiteModel.load_from_file(self.arguments.compare, self.arguments.kernels)
+            _ = other.arena if self.arguments.memory_map else other.schedules
+        except (ModelError, ArenaError) as error:
+            raise UsageError(f"{self.arguments.compare}: {error}") from None
+        return other
+
+    def run(self, steps: Sequence[Option]) -> int:
+        arguments, model = self.arguments, self.model
+        _ = model.schedules  # if calls of subgraphs have no end, better now than behind the first notes
+        budget = Budget(TIME_LIMIT if arguments.time_limit is None else arguments.time_limit)
+        for number, option in enumerate(steps):
+            still = sum(later.weight for later in steps[number:])
+            if option.step and (decision := option.step(self, budget.share(option.weight / (still or 1)).left)):
+                self.results.append(decision)
+        is_limited = any(limit is not None for limit in self.limits)
+        if arguments.memory_map or is_limited:
+            _ = model.arena  # if it is not known, better now than with half of the outputs written
+        try:
+            with contextlib.redirect_stdout(sys.stderr) if self.output == STREAM else _standard_output():
+                self.report()
+        except OSError as error:
+            if self.output != STREAM or error.filename:  # else only stderr has failed, which is for people
+                raise
+        if Budget.is_interrupted:
+            _say("interrupted: this is the best so far")
+        failures = [result.failure for result in self.results if result.failure][:1]
+        if not failures:
+            self.write()
+            failures = self.exceeded() if is_limited else []
+        for failure in failures:
+            _say(f"check failed: {failure}")
+        return CHECK_FAILED if failures else DONE
+
+    # -- steps, in the order of the options ---------------------------------------------------------
+
+    def cluster(self, seconds: float) -> Decision:
+        a = self.arguments
+        if self.is_trial:
+            trials = self.model.compare_clusterings(a.clusters, a.per_channel, a.compress, a.compress_ram)
+            return TrialsDecision(trials=tuple(trials))
+        most = a.clusters[0] if a.clusters else LARGEST_CODEBOOK
+        decision = self.model.cluster_weights(most, a.per_channel, a.min_sqnr)
+        if a.compress:  # which changes no bit of what comes after this
+            self.baseline = self.model.snapshot
+        return decision
+
+    def split(self, seconds: float) -> Decision:
+        a, can_loop = self.arguments, self.arguments.plan and self.in_place
+        percent = DEFAULT_MAX_MACS if a.max_macs is None else a.max_macs
+        stripes = (a.stripes or "auto") if can_loop else "unrolled"  # in a loop, tensors share memory by a plan
+        return self.model.split_operators(percent, seconds, a.optimize, a.max_peak, stripes)
+
+    def optimize(self, seconds: float) -> Decision:
+        with _progress_bar() as progress:
+            return self.model.optimize_memory(seconds, self.arguments.plan, progress, self.in_place)
+
+    def compress(self, seconds: float) -> Decision | None:
+        a = self.arguments
+        return None if self.is_trial else self.model.compress_weights(a.compress_ram, a.plan, seconds, self.in_place)
+
+    def plan(self, seconds: float) -> Decision:
+        a = self.arguments
+        decision: Decision
+        if a.memories:
+            try:
+                decision = self.model.plan_two_memories(
+                    **a.memories, pins=pins_of(a.pin or []), time_limit=seconds, in_place=self.in_place
+                )
+            except ValueError as error:
+                raise UsageError(f"--pin: {error}") from None
+        else:
+            decision = self.model.plan_memory(seconds, self.in_place)
+            with contextlib.suppress(ArenaError):
+                decision = dataclasses.replace(decision, original=self.original.arena.head)
+        if a.compress and decision.changed:
+            self.model.snapshot = self.model.snapshot.anew()  # without what the plan has left over
+        return decision
+
+    def verify(self, seconds: float) -> Decision:
+        a, what = self.arguments, "the input" if self.baseline is self.original else "the clustered"
+        decision = decide_verification(self.model.snapshot, self.baseline, what)
+        is_lossy = (a.clusters or a.min_sqnr is not None) and not a.compress
+        return dataclasses.replace(decision, may_differ=bool(is_lossy))
+
+    # -- what comes of it ---------------------------------------------------------------------------
+
+    def result(self, kind: type[T]) -> T | None:
+        return next((result for result in self.results if isinstance(result, kind)), None)
+
+    @property
+    def memories(self) -> MemoriesDecision | None:
+        """How the arena is divided, if it is."""
+        memories = self.result(MemoriesDecision)
+        return memories if memories and memories.is_divided else None
+
+    @property
+    def room(self) -> int | None:
+        """Bytes that a limit leaves for tensors and scratch memory, if there is one."""
+        whole, *heads = self.limits
+        limits = [None if whole is None else whole - self.model.arena.persistent, *heads]
+        return min((max(limit, 0) for limit in limits if limit is not None), default=None)
+
+    def exceeded(self) -> list[str]:
+        """What does not hold of the limits on the arena, one sentence each."""
+        arena = self.model.arena
+        failures = [f"the memory plan in the file is wrong: {fault}" for fault in arena.problems[:1]]
+        takes = (
+            ("arena to reserve", arena.reserve),
+            ("head of the arena", arena.head),
+            ("head of the arena", arena.head),
+        )
+        for limit, (what, taken) in zip(self.limits, takes, strict=True):
+            if limit is not None and taken > limit:
+                failures.append(f"the {what} takes {taken:,} B, more than {limit:,} B")
+        return failures
+
+    def report(self) -> None:
+        """Everything but the model itself: notes, tables, JSON, CSV, pictures."""
+        a, model, original = self.arguments, self.model, self.original
+        for note in [*(note for result in self.results for note in result.remarks), *model.graph.notes]:
+            _say(f"note: {note}")
+        with contextlib.suppress(ArenaError):
+            for problem in model.arena.problems[:1]:
+                _say(f"warning: the memory plan in the file is wrong: {problem}")
+        others = [] if self.other is None else [model.compare_with(self.other, a.compare.name)]
+        if a.json != "-":
+            extras = Extras(a.calc_macs, a.calc_size)
+            print(analysis_text(model.snapshot, extras, a.full, self.memories is not None))
+            for result in [*self.results, *others]:
+                print("\n".join(result.lines()))
+            with contextlib.suppress(ArenaError):
+                if model.arena.reserve != original.arena.reserve and not self.memories:
+                    print(f"Arena to reserve: {saving(original.arena.reserve, model.arena.reserve)}.")
+        if a.json:
+            text = json.dumps(reduce(lambda d, r: d | r.entry(), [*self.results, *others], model.analysis()), indent=2)
+            if a.json == "-":
+                print(text)
+            else:
+                with replacing(Path(a.json), "w", encoding="utf-8") as file:
+                    file.write(text + "\n")
+        if a.csv:
+            model.output_model_analysis_to_csv(a.csv, a.calc_macs, a.calc_size)
+        trials = self.result(TrialsDecision)
+        if a.plot and trials:
+            plot_clusterings(a.plot, trials.trials)
+        elif a.plot:
+            model.plot_memory_usage(a.plot, self.result(SplitDecision), self.other, self.room)
+        if a.memory_map:
+            plot_arenas(a.memory_map, self.maps(), self.memories, self.room)
+
+    def maps(self) -> list[tuple[str, Snapshot]]:
+        """The arenas to draw, that of the model last."""
+        now = self.model.snapshot
+        if self.other is not None:
+            return [(self.arguments.compare.name, self.other.snapshot), ("this model", now)]
+        with contextlib.suppress(ArenaError):
+            if now is not self.original and self.original.arena:
+                return [("before", self.original), ("after", now)]
+        return [("arena", now)]
+
+    def write(self) -> None:
+        """The model itself, as C++, which may be refused, and as a file."""
+        folder, output, model = self.arguments.firmware, self.output, self.model
+        if folder:
+            title = (output if output not in (None, STREAM) else self.arguments.input).stem
+            try:
+                model.write_firmware(folder, title, self.memories)
+            except ArenaError:
+                raise
+            except ValueError as error:
+                raise UsageError(f"no firmware written: {error}") from None
+            _say(f"wrote {folder}")
+        if output == STREAM:
+            sys.stdout.buffer.write(model.to_bytes())
+            sys.stdout.flush()
+        elif output:
+            model.write_to_file(output)
+            _say(f"wrote {output}")
+        elif self.results and not folder:
+            _say("nothing was written: give -o FILE to save this model")
+
+
+def pins_of(pairs: Sequence[tuple[str, str]]) -> dict[str, str]:
+    pins = dict(pairs)
+    for name, where in pairs:
+        if pins[name] != where:
+            raise ValueError(f"{name} is pinned to both memories")
+    return pins
+
+
+@contextlib.contextmanager
+def _progress_bar() -> Iterator[Callable[[int, int, int], None]]:
+    """Show how far the search is, on a terminal and once it takes more than a moment."""
+    from tqdm import tqdm
+
+    with tqdm(desc="ordering", unit=" states", unit_scale=True, delay=1.0, disable=None, leave=False) as bar:
+
+        def progress(states: int, upper: int, lower: int) -> None:
+            bar.set_postfix_str(f"peak {upper:,} B, bound {lower:,} B", refresh=False)
+            bar.update(states - bar.n if states > bar.n else 0)
+
+        yield progress
+
+
+@contextlib.contextmanager
+def _standard_output() -> Iterator[None]:
+    """Print to stdout, and be silent from then on where nobody listens any longer, as behind ``| head``."""
     try:
-        number = float(text)
-    except ValueError:
-        number = -1.0
-    if not 0 <= number < most:
-        raise argparse.ArgumentTypeError(f"{shown!r} is not {what}")
-    return number
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _say(text: str) -> None:
+    if sys.stdout is not None:
+        with _standard_output():  # so that both streams show up in the order of events
+            pass
+    with contextlib.suppress(OSError, AttributeError):  # where there is nobody to tell
+        print(shorten(text, 1000), file=sys.stderr)  # on one line, whatever names it holds
+
+
+####################################################################################################
+# Command line, the options: a row for each, with the step that it stands for
+####################################################################################################
+
+PLOT_FORMATS = (".png", ".svg", ".pdf")
+UNITS = {"K": 1024, "M": 1024**2, "G": 1024**3}
+
+
+def _number(what: str, unit: str = "", most: float = math.inf) -> Callable[[str], float]:
+    """Reads a number from 0 up to below ``most``."""
+
+    def read(text: str) -> float:
+        with contextlib.suppress(ValueError):
+            if 0 <= (number := float(text.removesuffix(unit))) < most:
+                return number
+        raise argparse.ArgumentTypeError(f"{text!r} is not {what}")
+
+    return read
 
 
 def _size(text: str) -> int:
     number = text.upper().removesuffix("B")
     unit = UNITS.get(number[-1:], 1)
-    number = number[:-1] if unit > 1 else number
-    return int(
-        _number(number, text, "a size such as 65536, 64KB or 0.5MB (KB: 1,024 bytes)", sys.maxsize / unit) * unit
-    )
+    with contextlib.suppress(argparse.ArgumentTypeError):
+        return int(_number("", most=sys.maxsize / unit)(number[:-1] if unit > 1 else number) * unit)
+    raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 65536, 64KB or 0.5MB (KB: 1,024 bytes)")
 
 
 def _memories(text: str) -> dict[str, int]:
@@ -11289,18 +11415,6 @@ def _pin(text: str) -> tuple[str, str]:
     if not name or where not in ("fast", "slow"):
         raise argparse.ArgumentTypeError(f"{text!r} is not like NAME=fast or NAME=slow")
     return name, where
-
-
-def _seconds(text: str) -> float:
-    return _number(text, text, "a number of seconds")
-
-
-def _decibels(text: str) -> float:
-    return _number(text, text, "a number of decibels")
-
-
-def _percent(text: str) -> float:
-    return _number(text.removesuffix("%"), text, "a percentage of 0 or more")
 
 
 def _positive(text: str) -> int:
@@ -11324,463 +11438,119 @@ def _picture(text: str) -> Path:
     return path
 
 
+# The steps are taken in the order in which they stand here.
+OPTIONS = {
+    "": [
+        Option("-i --input", "the model to read (.tflite); '-' is stdin", Path, "FILE", more={"required": True}),
+        Option("-o --output", "write the resulting model here; '-' is stdout", Path, "FILE"),
+        Option("--in-place", "write the resulting model over the input"),
+        Option("--time-limit", f"for all searches together (default: {TIME_LIMIT:g})", _number("a number of seconds"),
+               "SECONDS"),
+    ],
+    "the target": [
+        Option("--kernels", "what TFLM runs the model with: %(choices)s (default: %(default)s)", str, "NAME",
+               more={"choices": LIBRARIES, "default": REFERENCE.name}),
+        Option("--max-arena", "exit with 1 if the arena to reserve exceeds this (as 64KB)", _size, "BYTES"),
+        Option("--max-head", "the same for its part that is exact: tensors and scratch", _size, "BYTES"),
+    ],
+    "changes, made in this order": [
+        Option("--inline-buffers", "move data from outside of the FlatBuffer, where TFLM looks for it",
+               step=lambda command, _: command.model.inline_buffers()),
+        Option("--clusters", "give every weight matrix at most N distinct values; several numbers, as in 4,8,16, only "
+               "compare them", _cluster_counts, "N", step=Command.cluster),
+        Option("--min-sqnr", "the fewest distinct values per matrix that keep this quality",
+               _number("a number of decibels"), "DB", step=Command.cluster),
+        Option("--per-channel", "cluster per output channel where the quantisation is per channel",
+               needs="--clusters --min-sqnr"),
+        Option("--integer-io", "integer inputs and outputs, where the model converts floats itself",
+               step=lambda command, _: command.model.use_integer_ports()),
+        Option("--lighten", "operators with the same results that keep less memory in TFLM",
+               step=lambda command, _: command.model.lighten_operators()),
+        Option("--split", "run regions of the model stripe by stripe where that needs less memory",
+               step=Command.split, weight=3),
+        Option("--stripes", "--split: turns of a loop, operators for each, or what needs less (auto, the default with "
+               "--plan)", str, needs="--split", more={"choices": STRIPES_AS}),
+        Option("--max-macs", f"how many more multiply-accumulates --split may cost (default: {DEFAULT_MAX_MACS:g})",
+               _number("a percentage of 0 or more", "%"), "PERCENT", needs="--split"),
+        Option("--max-peak", "--split and --plan: the least additional time that fits, or exit with 1",
+               _size, "BYTES", needs="--split"),
+        Option("--optimize", "reorder the operators for the smallest peak memory use", step=Command.optimize, weight=2),
+        Option("--compress", "weights with few values as code-books that TFLM decodes (smaller file)",
+               step=Command.compress, weight=1),
+        Option("--compress-ram", "--compress: the arena to reserve may grow by this", _size, "BYTES",
+               needs="--compress"),
+        Option("--plan", "fix the smallest arena layout in the file, for TensorFlow Lite Micro",
+               step=Command.plan, weight=1),
+        Option("--no-in-place", "--plan: no two tensors share memory while both are alive", needs="--plan"),
+        Option("--memories", "plan two memories: most of what an inference moves in the fast one, the rest in the slow "
+               "one", _memories, "fast=SIZE[,slow=SIZE]"),
+        Option("--pin", "--memories: where a tensor has to be, by Id or whole name; repeatable", _pin, "NAME=fast|slow",
+               needs="--memories", more={"action": "append"}),
+        Option("--verify", "compare the outputs with the input model's, bit by bit, in TFLM and LiteRT",
+               step=Command.verify),
+    ],
+    "reports": [
+        Option("--calc-macs", "add the multiply-accumulates of every operator"),
+        Option("--calc-size", "add the parameter bytes of every operator"),
+        Option("--full", "show all rows of the tables, however many they are"),
+        Option("--csv", "write the tables as CSV files into this folder", Path, "FOLDER"),
+        Option("--json", "write the analysis as JSON; '-' prints it instead of the tables", str, "FILE"),
+        Option("--compare", "show the resulting model beside another (.tflite)", Path, "OTHER"),
+        Option("--plot", "draw the memory use of every operator (png, svg or pdf)", _picture, "FILE"),
+        Option("--memory-map", "draw TFLM's arena (png, svg or pdf)", _picture, "FILE"),
+        Option("--firmware", "write the model as C++ for TFLM, with its arena and operators", Path, "FOLDER"),
+    ],
+}  # fmt: skip
+ALL_OPTIONS = [option for options in OPTIONS.values() for option in options]
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> Any:
+        """One line, as for all other mistakes; --help has the rest."""
+        self.exit(BAD_INPUT, f"{self.prog}: error: {message}\n")
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="tflite-tools",
         description="How much RAM a TensorFlow Lite model needs on a microcontroller, why, and how to need less.",
         epilog="exit codes: 0 done, 1 a check failed, 2 bad input or usage",
     )
-    add = parser.add_argument
-    add("-i", "--input", type=Path, required=True, metavar="FILE", help="the model to read (.tflite); '-' is stdin")
-    add("-o", "--output", type=Path, metavar="FILE", help="write the resulting model here; '-' is stdout")
-    add("--in-place", action="store_true", help="write the resulting model over the input")
-    add(
-        "--verify",
-        action="store_true",
-        help="compare the outputs with the input model's, bit by bit, in TFLM and LiteRT",
-    )
-    add("--time-limit", type=_seconds, metavar="SECONDS", help=f"for all searches together (default: {TIME_LIMIT:g})")
-    add("--version", action="version", version=f"%(prog)s {__version__}")
-    _add_targets(parser.add_argument_group("the target").add_argument)
-    _add_operators(parser.add_argument_group("other operators, or another order").add_argument)
-    _add_plans(parser.add_argument_group("where tensors lie").add_argument)
-    _add_weights(parser.add_argument_group("weights").add_argument)
-    _add_reports(parser.add_argument_group("reports").add_argument)
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    for title, options in OPTIONS.items():
+        group = parser.add_argument_group(title) if title else parser
+        for o in options:
+            how = {"type": o.type, "metavar": o.metavar} if o.type else {"action": "store_true"}
+            group.add_argument(*o.flags.split(), help=o.help, **{**how, **o.more})
     return parser
 
 
-def _add_targets(add: Callable[..., Any]) -> None:
-    add(
-        "--kernels",
-        choices=LIBRARIES,
-        metavar="NAME",
-        default=REFERENCE.name,
-        help="what TFLM runs the model with: %(choices)s (default: %(default)s)",
-    )
-    add("--max-arena", type=_size, metavar="BYTES", help="exit with 1 if the arena to reserve exceeds this (as 64KB)")
-    add("--max-head", type=_size, metavar="BYTES", help="the same for its part that is exact: tensors and scratch")
+def is_given(arguments: argparse.Namespace, option: Option) -> bool:
+    value = getattr(arguments, option.name)
+    return value is not None and value is not False
 
 
-def _add_operators(add: Callable[..., Any]) -> None:
-    add(
-        "--inline-buffers",
-        action="store_true",
-        help="move data from outside of the FlatBuffer, where TFLM looks for it",
-    )
-    add("--integer-io", action="store_true", help="integer inputs and outputs, where the model converts floats itself")
-    add("--lighten", action="store_true", help="operators with the same results that keep less memory in TFLM")
-    add("--split", action="store_true", help="run regions of the model stripe by stripe where that needs less memory")
-    add(
-        "--stripes",
-        choices=STRIPES_AS,
-        help="--split: turns of a loop, operators for each, or what needs less (auto, the default with --plan)",
-    )
-    add(
-        "--max-macs",
-        type=_percent,
-        metavar="PERCENT",
-        help=f"how many more multiply-accumulates --split may cost (default: {DEFAULT_MAX_MACS:g})",
-    )
-    peak = "--split and --plan: the least additional time that fits, or exit with 1"
-    add("--max-peak", type=_size, metavar="BYTES", help=peak)
-    add("--optimize", action="store_true", help="reorder the operators for the smallest peak memory use")
-
-
-def _add_plans(add: Callable[..., Any]) -> None:
-    add("--plan", action="store_true", help="fix the smallest arena layout in the file, for TensorFlow Lite Micro")
-    add("--no-in-place", action="store_true", help="--plan: no two tensors share memory while both are alive")
-    add(
-        "--memories",
-        type=_memories,
-        metavar="fast=SIZE[,slow=SIZE]",
-        help="plan two memories: most of what an inference moves in the fast one, the rest in the slow one",
-    )
-    add(
-        "--pin",
-        type=_pin,
-        action="append",
-        metavar="NAME=fast|slow",
-        help="--memories: where a tensor has to be, by Id or whole name; repeatable",
-    )
-
-
-def _add_weights(add: Callable[..., Any]) -> None:
-    add(
-        "--clusters",
-        type=_cluster_counts,
-        metavar="N",
-        help="give every weight matrix at most N distinct values; several numbers, as in 4,8,16, only compare them",
-    )
-    add("--min-sqnr", type=_decibels, metavar="DB", help="the fewest distinct values per matrix that keep this quality")
-    add("--per-channel", action="store_true", help="cluster per output channel where the quantisation is per channel")
-    add(
-        "--compress", action="store_true", help="weights with few values as code-books that TFLM decodes (smaller file)"
-    )
-    add("--compress-ram", type=_size, metavar="BYTES", help="--compress: the arena to reserve may grow by this")
-
-
-def _add_reports(add: Callable[..., Any]) -> None:
-    add("--calc-macs", action="store_true", help="add the multiply-accumulates of every operator")
-    add("--calc-size", action="store_true", help="add the parameter bytes of every operator")
-    add("--full", action="store_true", help="show all rows of the tables, however many they are")
-    add("--csv", type=Path, metavar="FOLDER", help="write the tables as CSV files into this folder")
-    add("--json", metavar="FILE", help="write the analysis as JSON; '-' prints it instead of the tables")
-    add("--compare", type=Path, metavar="OTHER", help="show the resulting model beside another (.tflite)")
-    add("--plot", type=_picture, metavar="FILE", help="draw the memory use of every operator (png, svg or pdf)")
-    add("--memory-map", type=_picture, metavar="FILE", help="draw TFLM's arena (png, svg or pdf)")
-    add("--firmware", type=Path, metavar="FOLDER", help="write the model as C++ for TFLM, with its arena and operators")
-
-
-####################################################################################################
-# Command line, the steps
-####################################################################################################
-
-
-StepFunction = Callable[[TFLiteModel, float], list[Decision]]  # gets a time limit in seconds
-
-
-def _steps(arguments: argparse.Namespace, original: Snapshot) -> list[tuple[int, StepFunction]]:
-    """What to do with the model, in order, each with its weight when the time is divided."""
-    steps: list[tuple[int, StepFunction]] = []
-    if arguments.inline_buffers:
-        steps += [(0, lambda model, _: [model.inline_buffers()])]
-    baseline = [original]  # what --verify compares with
-    if arguments.clusters and len(arguments.clusters) > 1:
-        how = arguments.clusters, arguments.per_channel, arguments.compress, arguments.compress_ram
-        steps += [(0, lambda model, _: [*model.compare_clusterings(*how)])]
-    elif arguments.clusters or arguments.min_sqnr is not None:
-        steps += [(0, lambda model, _: [_cluster(model, arguments, baseline)])]
-    if arguments.integer_io:
-        steps += [(0, lambda model, _: [model.use_integer_ports()])]
-    if arguments.lighten:
-        steps += [(0, lambda model, _: [model.lighten_operators()])]
-    if arguments.split:
-        steps += [(3, lambda model, seconds: [_split(model, arguments, seconds)])]
-    if arguments.optimize:
-        steps += [(2, lambda model, seconds: [_optimize(model, seconds, arguments)])]
-    if arguments.compress and len(arguments.clusters or []) < 2:
-        ram, plan, shares = arguments.compress_ram, arguments.plan, not arguments.no_in_place
-        steps += [(1, lambda model, seconds: [model.compress_weights(ram, plan, seconds, shares)])]
-    if arguments.memories:
-        steps += [(1, lambda model, seconds: [_plan_apart(model, seconds, arguments)])]
-    elif arguments.plan:
-        steps += [(1, lambda model, seconds: [_plan(model, seconds, original, arguments)])]
-    if arguments.verify:
-        steps += [(0, lambda model, _: [_verify(model, baseline[0], original)])]
-    return steps
-
-
-def _cluster(model: TFLiteModel, arguments: argparse.Namespace, baseline: list[Snapshot]) -> ClusteringDecision:
-    most = arguments.clusters[0] if arguments.clusters else LARGEST_CODEBOOK
-    decision = model.cluster_weights(most, arguments.per_channel, arguments.min_sqnr)
-    if arguments.compress:  # which changes no bit of what comes after this
-        baseline[0] = model.snapshot
-    return decision
-
-
-def _verify(model: TFLiteModel, baseline: Snapshot, original: Snapshot) -> VerificationDecision:
-    return decide_verification(model.snapshot, baseline, "the input" if baseline is original else "the clustered")
-
-
-@contextlib.contextmanager
-def _progress_bar() -> Iterator[Callable[[int, int, int], None]]:
-    """Show how far the search is, on a terminal and once it takes more than a moment."""
-    from tqdm import tqdm
-
-    with tqdm(desc="ordering", unit=" states", unit_scale=True, delay=1.0, disable=None, leave=False) as bar:
-
-        def progress(states: int, upper: int, lower: int) -> None:
-            bar.set_postfix_str(f"peak {upper:,} B, bound {lower:,} B", refresh=False)
-            bar.update(states - bar.n if states > bar.n else 0)
-
-        yield progress
-
-
-def _split(model: TFLiteModel, arguments: argparse.Namespace, seconds: float) -> SplitDecision:
-    percent = DEFAULT_MAX_MACS if arguments.max_macs is None else arguments.max_macs
-    can_loop = arguments.plan and not arguments.no_in_place  # in a loop, tensors share memory by a plan
-    stripes = (arguments.stripes or "auto") if can_loop else "unrolled"
-    return model.split_operators(percent, seconds, arguments.optimize, arguments.max_peak, stripes)
-
-
-def _optimize(model: TFLiteModel, seconds: float, arguments: argparse.Namespace) -> OrderDecision:
-    with _progress_bar() as progress:
-        return model.optimize_memory(seconds, arguments.plan, progress, not arguments.no_in_place)
-
-
-def _plan(model: TFLiteModel, seconds: float, original: Snapshot, arguments: argparse.Namespace) -> PlanDecision:
-    decision = model.plan_memory(seconds, not arguments.no_in_place)
-    _tidy(model, decision, arguments)
-    with contextlib.suppress(ArenaError):
-        return dataclasses.replace(decision, original=original.arena.head)
-    return decision
-
-
-def _plan_apart(model: TFLiteModel, seconds: float, arguments: argparse.Namespace) -> MemoriesDecision:
-    pins, sizes = dict(arguments.pin or []), arguments.memories
-    for name, where in arguments.pin or []:
-        if pins[name] != where:
-            raise UsageError(f"--pin: {name} is pinned to both memories")
-    try:
-        with contextlib.suppress(ArenaError):
-            Memories(**sizes, pins=pins).pinned(model.graph, model.arena)
-    except ValueError as error:
-        raise UsageError(f"--pin: {error}") from None
-    decision = model.plan_two_memories(**sizes, pins=pins, time_limit=seconds, in_place=not arguments.no_in_place)
-    _tidy(model, decision, arguments)
-    return decision
-
-
-def _tidy(model: TFLiteModel, decision: Decision, arguments: argparse.Namespace) -> None:
-    """Without what the plan has left over."""
-    if arguments.compress and decision.changed:
-        model.snapshot = model.snapshot.anew()
-
-
-####################################################################################################
-# Command line, the run: a loop over steps
-####################################################################################################
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit code: 0 done, 1 a check failed, 2 bad input or usage."""
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(AttributeError, OSError):
-            stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # names may hold what it cannot show
-    if sys.stdout is None:
-        _say("tflite-tools: error: standard output is closed; to see nothing, send it to the null device")
-        return BAD_INPUT
-    try:
-        arguments = _parser().parse_args(argv)
-    except SystemExit as stop:
-        return stop.code if isinstance(stop.code, int) else BAD_INPUT
-    name = "standard input" if arguments.input == STREAM else str(arguments.input)
-    try:
-        with keeping_the_best():
-            return _run(arguments)
-    except UsageError as error:
-        message = str(error)
-    except (ModelError, ArithmeticError) as error:
-        message = f"{name}: {error}"
-    except ArenaError as error:
-        message = f"{name}: the arena of TFLM is not known, since {error}"
-    except (OSError, RuntimeError) as error:  # RuntimeError: a circle of symbolic links, before Python 3.13
-        strerror = getattr(error, "strerror", None)
-        message = f"{getattr(error, 'filename', None) or 'standard output'}: {strerror}" if strerror else str(error)
-    except VerificationError as error:
-        _say(f"tflite-tools: check failed: {name}: not verified: {error}")
-        return CHECK_FAILED
-    except MemoryError:
-        message = f"{name}: not enough memory for this model"
-    except KeyboardInterrupt:
-        message = "interrupted; nothing was written"
-    _say(f"tflite-tools: error: {message}")
-    return BAD_INPUT
-
-
-@contextlib.contextmanager
-def _standard_output() -> Iterator[None]:
-    """Print to stdout, and be silent from then on where nobody listens any longer, as behind ``| head``."""
-    try:
-        yield
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _run(arguments: argparse.Namespace) -> int:
+def check_options(arguments: argparse.Namespace) -> None:
+    """Refuse options that say nothing, or two things at once; some stand for others as well."""
     # Without a plan, a limit on the peak would hold by chance.
     arguments.plan |= arguments.max_peak is not None or arguments.memories is not None
-    arguments.output = _resolve_output(arguments)
-    if arguments.input == STREAM:
-        if sys.stdin is None:
-            raise UsageError("standard input is closed")
-        model = TFLiteModel(sys.stdin.buffer.read(), arguments.kernels)
-    else:
-        model = TFLiteModel.load_from_file(arguments.input, arguments.kernels)
-    other = _other_model(arguments)
-    original = model.snapshot
-    _ = model.schedules  # if calls of subgraphs have no end, better now than behind the first notes
-    budget = Budget(TIME_LIMIT if arguments.time_limit is None else arguments.time_limit)
-    steps = _steps(arguments, original)
-    results: list[Decision] = []
-    for number, (weight, step) in enumerate(steps):
-        still = sum(later for later, _ in steps[number:])
-        results += step(model, budget.share(weight / still if still else 0).left)
-    limits = _limits(arguments)
-    is_limited = any(limit is not None for limit in limits)
-    if arguments.memory_map or is_limited:
-        _ = model.arena  # if it is not known, better now than with half of the outputs written
-    try:
-        with contextlib.redirect_stdout(sys.stderr) if arguments.output == STREAM else _standard_output():
-            _report(arguments, model, original, results, other)
-    except OSError as error:
-        if arguments.output != STREAM or error.filename:  # else only stderr has failed, which is for people
-            raise
-    if Budget.is_interrupted:
-        _say("interrupted: this is the best so far")
-    is_verified = all(r.identical for r in results if isinstance(r, VerificationDecision))
-    is_lossy = (arguments.clusters or arguments.min_sqnr is not None) and not arguments.compress
-    if not is_verified and not is_lossy:
-        _say("check failed: the outputs differ, so no model was written")
-        return CHECK_FAILED
-    memories = _first(results, MemoriesDecision)
-    if memories is not None and memories.refusal:
-        _say(f"check failed: no model was written: {memories.refusal}")
-        return CHECK_FAILED
-    _write(arguments, model, results, memories)
-    failures = _exceeded(model.arena, limits) if is_limited else []
-    for failure in failures:
-        _say(f"check failed: {failure}")
-    return CHECK_FAILED if failures else DONE
+    given = {option.flags.split()[-1]: option for option in ALL_OPTIONS if is_given(arguments, option)}
+    for flag, option in given.items():
+        if option.needs and not given.keys() & set(option.needs.split()):
+            raise UsageError(f"{flag} does nothing by itself: add {option.needs.replace(' ', ' or ')}")
+    if arguments.memories and given.keys() & {"--max-arena", "--max-head", "--max-peak"}:
+        raise UsageError("--memories has limits of its own: leave out --max-arena, --max-head and --max-peak")
+    if arguments.stripes == "loop" and not arguments.plan:
+        raise UsageError("loops need a memory plan in the file: add --plan")
+    if arguments.stripes in ("loop", "auto") and arguments.no_in_place:
+        raise UsageError("the tensors of a loop share memory: leave out --no-in-place, or give --stripes unrolled")
+    if arguments.clusters and arguments.min_sqnr is not None:
+        raise UsageError("--clusters and --min-sqnr both say how many values: give one of them")
+    if len(arguments.clusters or []) > 1 and arguments.output:
+        raise UsageError("several numbers of clusters are only compared: give one number to write a model")
 
 
-def _write(
-    arguments: argparse.Namespace,
-    model: TFLiteModel,
-    results: Sequence[Decision],
-    memories: MemoriesDecision | None,
-) -> None:
-    """The model itself, as C++, which may be refused, and as a file."""
-    if arguments.firmware:
-        title = (arguments.output if arguments.output not in (None, STREAM) else arguments.input).stem
-        try:
-            model.write_firmware(arguments.firmware, title, memories)
-        except ArenaError:
-            raise
-        except ValueError as error:
-            raise UsageError(f"no firmware written: {error}") from None
-        _say(f"wrote {arguments.firmware}")
-    if arguments.output == STREAM:
-        sys.stdout.buffer.write(model.to_bytes())
-        sys.stdout.flush()
-    elif arguments.output:
-        model.write_to_file(arguments.output)
-        _say(f"wrote {arguments.output}")
-    elif results and not arguments.firmware:
-        _say("nothing was written: give -o FILE to save this model")
-
-
-def _other_model(arguments: argparse.Namespace) -> TFLiteModel | None:
-    """What to compare with."""
-    if arguments.compare is None:
-        return None
-    try:
-        other = TFLiteModel.load_from_file(arguments.compare, arguments.kernels)
-        _ = other.arena if arguments.memory_map else other.schedules
-    except (ModelError, ArenaError) as error:
-        raise UsageError(f"{arguments.compare}: {error}") from None
-    return other
-
-
-def _limits(arguments: argparse.Namespace) -> tuple[int | None, int | None, int | None]:
-    """On the arena to reserve, and twice on its head."""
-    return arguments.max_arena, arguments.max_head, arguments.max_peak
-
-
-def _exceeded(arena: Arena, limits: Sequence[int | None]) -> list[str]:
-    """What does not hold of the limits on an arena, one sentence each; they are as :func:`_limits` has them."""
-    failures = [f"the memory plan in the file is wrong: {fault}" for fault in arena.problems[:1]]
-    takes = ("arena to reserve", arena.reserve), ("head of the arena", arena.head), ("head of the arena", arena.head)
-    for limit, (what, taken) in zip(limits, takes, strict=True):
-        if limit is not None and taken > limit:
-            failures.append(f"the {what} takes {taken:,} B, more than {limit:,} B")
-    return failures
-
-
-def _report(
-    arguments: argparse.Namespace,
-    model: TFLiteModel,
-    original: Snapshot,
-    results: Sequence[Decision],
-    other: TFLiteModel | None,
-) -> None:
-    """Everything but the model itself: notes, tables, JSON, CSV, pictures."""
-    clusterings = [r for r in results if isinstance(r, ClusteringDecision)]
-    is_comparison = len(clusterings) > 1
-    for note in [*(clusterings[0].notes if clusterings else ()), *model.graph.notes]:
-        _say(f"note: {note}")
-    with contextlib.suppress(ArenaError):
-        for problem in model.arena.problems[:1]:
-            _say(f"warning: the memory plan in the file is wrong: {problem}")
-    if other is not None:
-        results = [*results, model.compare_with(other, arguments.compare.name)]
-    if arguments.json != "-":
-        memories = _first(results, MemoriesDecision)
-        is_divided = memories is not None and memories.is_divided
-        print(
-            analysis_text(model.snapshot, Extras(arguments.calc_macs, arguments.calc_size), arguments.full, is_divided)
-        )
-        if is_comparison:
-            title = "Weights clustered to at most N values each, for comparison:"
-            print("", title, comparison_table(clusterings), sep="\n")
-        for result in results:
-            if not (is_comparison and isinstance(result, ClusteringDecision)):
-                print("\n".join(result.lines()))
-        with contextlib.suppress(ArenaError):
-            if model.arena.reserve != original.arena.reserve and not is_divided:
-                print(f"Arena to reserve: {saving(original.arena.reserve, model.arena.reserve)}.")
-    if arguments.json:
-        document = model.analysis() | {result.key: result.json() for result in results}
-        if clusterings:
-            document[ClusteringDecision.key] = [clustering.json() for clustering in clusterings]
-        text = json.dumps(document, indent=2)
-        if arguments.json == "-":
-            print(text)
-        else:
-            with replacing(Path(arguments.json), "w", encoding="utf-8") as file:
-                file.write(text + "\n")
-    if arguments.csv:
-        model.output_model_analysis_to_csv(arguments.csv, arguments.calc_macs, arguments.calc_size)
-    _draw(arguments, model, original, results, other)
-
-
-def _draw(
-    arguments: argparse.Namespace,
-    model: TFLiteModel,
-    original: Snapshot,
-    results: Sequence[Decision],
-    other: TFLiteModel | None,
-) -> None:
-    """The pictures."""
-    clusterings = [r for r in results if isinstance(r, ClusteringDecision)]
-    if arguments.plot and len(clusterings) > 1:
-        plot_clusterings(arguments.plot, clusterings)
-    elif arguments.plot:
-        model.plot_memory_usage(arguments.plot, _first(results, SplitDecision), other, _room(arguments, model))
-    if arguments.memory_map:
-        before = None
-        with contextlib.suppress(ArenaError):
-            before = original if original.arena and model.snapshot is not original else None
-        maps = maps_of(model.snapshot, before, _first(results, MemoriesDecision), _room(arguments, model))
-        if other is not None:
-            maps = [
-                dataclasses.replace(maps[-1], title="this model"),
-                MemoryMap(arguments.compare.name, other.snapshot),
-            ]
-        plot_arenas(arguments.memory_map, maps)
-
-
-def _first(results: Iterable[Decision], kind: type[T]) -> T | None:
-    return next((result for result in results if isinstance(result, kind)), None)
-
-
-def _room(arguments: argparse.Namespace, model: TFLiteModel) -> int | None:
-    """Bytes that a limit leaves for tensors and scratch memory, if there is one."""
-    whole, *heads = _limits(arguments)
-    limits = [None if whole is None else whole - model.arena.persistent, *heads]
-    return min((max(limit, 0) for limit in limits if limit is not None), default=None)
-
-
-def _say(text: str) -> None:
-    if sys.stdout is not None:
-        with _standard_output():  # so that both streams show up in the order of events
-            pass
-    with contextlib.suppress(OSError, AttributeError):  # where there is nobody to tell
-        print(shorten(text, 1000), file=sys.stderr)  # on one line, whatever names it holds
-
-
-def _resolve_output(arguments: argparse.Namespace) -> Path | None:
+def output_of(arguments: argparse.Namespace) -> Path | None:
     """Where the model goes; refuse what would overwrite the input or another output, before any work is done."""
     output = arguments.output
     if arguments.in_place:
@@ -11807,30 +11577,6 @@ def _resolve_output(arguments: argparse.Namespace) -> Path | None:
     for name in ("tensor_details.csv", "execution_schedule_info.csv"):
         if arguments.csv and _same_file(arguments.csv / name, arguments.input):
             raise UsageError(f"{arguments.csv / name}: --csv would write over the input")
-    if len(arguments.clusters or []) > 1 and arguments.output:
-        raise UsageError("several numbers of clusters are only compared: give one number to write a model")
-    if arguments.memories and any(limit is not None for limit in _limits(arguments)):
-        raise UsageError("--memories has limits of its own: leave out --max-arena, --max-head and --max-peak")
-    if arguments.pin and not arguments.memories:
-        raise UsageError("--pin says in which memory a tensor has to be: add --memories")
-    if arguments.stripes and not arguments.split:
-        raise UsageError("--stripes says how to split: add --split")
-    if arguments.stripes == "loop" and not arguments.plan:
-        raise UsageError("loops need a memory plan in the file: add --plan")
-    if arguments.stripes in ("loop", "auto") and arguments.no_in_place:
-        raise UsageError("the tensors of a loop share memory: leave out --no-in-place, or give --stripes unrolled")
-    if arguments.max_macs is not None and not arguments.split:
-        raise UsageError("--max-macs limits what stripes may cost: add --split")
-    if arguments.max_peak is not None and not arguments.split:
-        raise UsageError("--max-peak chooses among the ways to split: add --split (or check with --max-head)")
-    if arguments.compress_ram is not None and not arguments.compress:
-        raise UsageError("--compress-ram says what --compress may take: add --compress")
-    if arguments.no_in_place and not arguments.plan:
-        raise UsageError("--no-in-place says how to plan: add --plan")
-    if arguments.per_channel and not arguments.clusters and arguments.min_sqnr is None:
-        raise UsageError("--per-channel says how to cluster: add --clusters N")
-    if arguments.clusters and arguments.min_sqnr is not None:
-        raise UsageError("--clusters and --min-sqnr both say how many values: give one of them")
     for option, folder in (("--csv", arguments.csv), ("--firmware", arguments.firmware)):
         if folder and folder.exists() and not folder.is_dir():
             raise UsageError(f"{folder}: {option} needs a folder, and this is a file")
@@ -11841,6 +11587,43 @@ def _same_file(a: Path, b: Path) -> bool:
     if STREAM in (a, b):
         return False
     return a.resolve() == b.resolve() or (a.exists() and b.exists() and a.samefile(b))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code: 0 done, 1 a check failed, 2 bad input or usage."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError, OSError):
+            stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # names may hold what it cannot show
+    if sys.stdout is None:
+        _say("tflite-tools: error: standard output is closed; to see nothing, send it to the null device")
+        return BAD_INPUT
+    try:
+        arguments = _parser().parse_args(argv)
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else BAD_INPUT
+    name = "standard input" if arguments.input == STREAM else str(arguments.input)
+    try:
+        check_options(arguments)
+        with keeping_the_best():
+            return Command(arguments).run([o for o in ALL_OPTIONS if o.step and is_given(arguments, o)])
+    except UsageError as error:
+        message = str(error)
+    except (ModelError, ArithmeticError) as error:
+        message = f"{name}: {error}"
+    except ArenaError as error:
+        message = f"{name}: the arena of TFLM is not known, since {error}"
+    except (OSError, RuntimeError) as error:  # RuntimeError: a circle of symbolic links, before Python 3.13
+        strerror = getattr(error, "strerror", None)
+        message = f"{getattr(error, 'filename', None) or 'standard output'}: {strerror}" if strerror else str(error)
+    except VerificationError as error:
+        _say(f"tflite-tools: check failed: {name}: not verified: {error}")
+        return CHECK_FAILED
+    except MemoryError:
+        message = f"{name}: not enough memory for this model"
+    except KeyboardInterrupt:
+        message = "interrupted; nothing was written"
+    _say(f"tflite-tools: error: {message}")
+    return BAD_INPUT
 
 
 if __name__ == "__main__":
