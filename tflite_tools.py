@@ -49,7 +49,6 @@ import csv
 import dataclasses
 import enum
 import graphlib
-import heapq
 import io
 import itertools
 import json
@@ -65,7 +64,7 @@ import time
 import warnings
 import zipfile
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from fractions import Fraction
@@ -462,7 +461,10 @@ def align(size: int, multiple: int = ARENA_ALIGNMENT) -> int:
 
 @dataclass(frozen=True)
 class Node:
-    """An operator with its tensors at hand; an omitted input is None."""
+    """An operator with its tensors at hand; an omitted input is None. ``node["weights"]`` is the input of that role.
+
+    Where an operator lacks something that its kernel needs, that is a LookupError.
+    """
 
     kind: Kind
     inputs: tuple[Tensor | None, ...]
@@ -481,25 +483,34 @@ class Node:
     def output(self) -> Tensor | None:
         return self.outputs[0] if self.outputs else None
 
-    def __getitem__(self, role: str) -> Tensor:
-        """The input of that role.
-
-        Raises:
-            LookupError: it is omitted, or the kind has no such input.
-        """
-        tensor = self.get(role)
-        if tensor is None:
-            raise LookupError(role)
-        return tensor
-
     def get(self, role: str) -> Tensor | None:
+        if role == "output":
+            return self.output
         position = self.kind.roles.index(role) if role in self.kind.roles else len(self.inputs)
         return self.inputs[position] if position < len(self.inputs) else None
+
+    def __getitem__(self, role: str) -> Tensor:
+        if (tensor := self.get(role)) is None:
+            raise LookupError(role)
+        return tensor
 
     @property
     def elements(self) -> int:
         """Elements of the output."""
         return self.output.elements if self.output else 0
+
+    @cached_property
+    def rank(self) -> int:
+        """Of an SVDF: filters per unit."""
+        return max(self.options.get("Rank", 1), 1)
+
+    @cached_property
+    def custom(self) -> Mapping[str, Any]:
+        """The options of a custom operator, 0 where there is none of that name."""
+        from flatbuffers import flexbuffers
+
+        options = flexbuffers.Loads(self.custom_options) if self.custom_options else {}
+        return defaultdict(int, options if isinstance(options, dict) else {})
 
 
 class Target(NamedTuple):
@@ -521,6 +532,10 @@ class Target(NamedTuple):
 BITS_32 = Target(4, (36, 44, 36, 8), 8, 12, 32, 20, 40, 12, request=12, planned=24)
 BITS_64 = Target(8, (104, 72, 272, 16), 24, 24, 64, 40, 64, 24, request=16, planned=32)
 
+Scratch = Callable[[Node], list[int]]  # bytes of each buffer that a kernel requests, in its order
+Arrays = Callable[[Node, Target], list[int]]  # bytes of each array that it keeps
+Need = Callable[[Node], str]  # what stands against an operator, if anything does
+
 
 def _no_scratch(node: Node) -> list[int]:
     return []
@@ -541,9 +556,9 @@ class Tflm(NamedTuple):
     options: int = 0  # bytes of the options as it keeps them
     data: int = 0  # bytes of its own structure with pointers of 32 bits
     wider: tuple[int, int] = (0, 0)  # more of both with pointers of 64 bits
-    scratch: Callable[[Node], list[int]] = _no_scratch  # bytes of each buffer that it requests, in its order
-    arrays: Callable[[Node, Target], list[int]] = lambda node, target: []  # bytes of each more that it keeps
-    needs: tuple[Callable[[Node], str], ...] = ()  # each says what stands against the operator, if anything does
+    scratch: Scratch = _no_scratch
+    arrays: Arrays = lambda node, target: []
+    needs: tuple[Need, ...] = ()
 
 
 NO_OPTIONS, PLAIN_KERNEL = Options(), Tflm()
@@ -576,23 +591,12 @@ EVERYTHING = "every side effect"  # the effect of operators that may touch any s
 VARIABLE = "a variable"  # the one whose handle is the first input
 CUSTOM_OPERATORS, HASH_TABLES, RANDOM_NUMBERS = "custom operators", "hash tables", "random numbers"
 
+# Formulas of more than a line; the others stand in the table.
+
 
 def _by_weights(rank: int, first: int, behind: int) -> Callable[[Node], int]:
     """Per element of the output one multiplication with each weight along the axes [first, behind)."""
-
-    def macs(node: Node) -> int:
-        shape = node["weights"].shape
-        return node.elements * math.prod(shape[first:behind]) if len(shape) == rank else 0
-
-    return macs
-
-
-def _scattered(node: Node) -> int:
-    return node["input"].elements * math.prod(node["weights"].shape[:3])
-
-
-def _dense_macs(node: Node) -> int:
-    return node.elements * node["weights"].shape[-1]
+    return lambda n: n.elements * math.prod(n["weights"].shape[first:behind]) * (len(n["weights"].shape) == rank)
 
 
 def _pool_macs(node: Node) -> int:
@@ -607,10 +611,6 @@ def _matmul_macs(node: Node) -> int:
 def _recurrent_macs(node: Node) -> int:
     matrices = (t for t in node.inputs if t and len(t.shape) == 2 and t.storage is Storage.CONSTANT)
     return sum(t.elements for t in matrices) * math.prod(node["input"].shape[:-1])
-
-
-def _sums(node: Node) -> int:
-    return node.elements * (len(node.inputs) - 1)
 
 
 def _int4_scratch(node: Node) -> list[int]:
@@ -630,41 +630,27 @@ def _reduce_scratch(node: Node) -> list[int]:
 
 
 def _sum_scratch(node: Node) -> list[int]:
-    accumulator = [4 * node.elements] if node["input"].dtype in ("INT8", "INT16") else []
-    return accumulator + _reduce_scratch(node)
+    return ([4 * node.elements] if node["input"].dtype in ("INT8", "INT16") else []) + _reduce_scratch(node)
 
 
 def _svdf_scratch(node: Node) -> list[int]:
     batch, filters = node["input"].shape[0], node["feature"].shape[0]
-    units = filters // max(node.options.get("Rank", 1), 1)
-    return [4 * batch * filters, 4 * batch * units] if node["input"].dtype == "INT8" else [4 * batch * filters]
+    units = [4 * batch * (filters // node.rank)] if node["input"].dtype == "INT8" else []
+    return [4 * batch * filters, *units]
 
 
 def _lstm_scratch(node: Node) -> list[int]:
     return [node["output_state"].elements * (node["cell_state"].element.tflm_bytes or 4)] * 4
 
 
-def _flexbuffer(data: bytes) -> dict[str, Any]:
-    from flatbuffers import flexbuffers
-
-    options = flexbuffers.Loads(data) if data else {}
-    return options if isinstance(options, dict) else {}
-
-
 def _detection_scratch(node: Node) -> list[int]:
-    options = _flexbuffer(node.custom_options)
-    classes, m = options.get("num_classes", 0), options.get("max_detections", 0)
-    boxes, scores = node["boxes"].shape[1], math.prod(node["scores"].shape[1:3])
+    classes, m, boxes = node.custom["num_classes"], node.custom["max_detections"], node["boxes"].shape[1]
     sizes = [1, 16, None, 4, 4, 4 * m, 4 * m, 4, 4 * m, 4 * max(classes, m), 4 * min(boxes, m)]
-    return [4 * scores if per_box is None else per_box * boxes for per_box in sizes]
-
-
-def _rfft_scratch(node: Node) -> list[int]:
-    return [_flexbuffer(node.custom_options).get("fft_length", 0) * (node["input"].element.tflm_bytes or 0)]
+    return [4 * math.prod(node["scores"].shape[1:3]) if per_box is None else per_box * boxes for per_box in sizes]
 
 
 def _per_channel(node: Node, target: Target) -> list[int]:
-    return [4 * sum(node.output.shape[-1:])] * 2 if node.output else []  # a multiplier and a shift each
+    return [4 * sum(node["output"].shape[-1:])] * 2  # a multiplier and a shift each
 
 
 def _per_scale(node: Node, target: Target) -> list[int]:
@@ -675,15 +661,7 @@ def _per_scale(node: Node, target: Target) -> list[int]:
 
 def _output_shape(node: Node, target: Target) -> list[int]:
     """A shape that the kernel writes itself."""
-    return [4 + 4 * len(node.output.shape)] if node.output else []
-
-
-def _completed_shape(node: Node, target: Target) -> list[int]:
-    return _output_shape(node, target) if node.output and node.output.is_completed else []
-
-
-def _lookup_arrays(node: Node, target: Target) -> list[int]:
-    return [*_output_shape(node, target), 2 * target.pointer]
+    return [4 + 4 * len(node["output"].shape)]
 
 
 def _matmul_arrays(node: Node, target: Target) -> list[int]:
@@ -694,18 +672,10 @@ def _matmul_arrays(node: Node, target: Target) -> list[int]:
     return [*([28] if node["a"].dtype != "FLOAT32" else []), *sizes, *_output_shape(node, target)]
 
 
-def _softmax_tables(node: Node, target: Target) -> list[int]:
-    return [2 * 513] * 2 if node["input"].dtype == "INT16" else []
-
-
 def _fft_state(node: Node, target: Target) -> list[int]:
     """Factors of KISS FFT, for a complex transform of half the length and for making it a real one."""
-    half, size = _flexbuffer(node.custom_options).get("fft_length", 0) // 2, node["input"].element.tflm_bytes or 0
+    half, size = node.custom["fft_length"] // 2, node["input"].element.tflm_bytes or 0
     return [3 * target.pointer + 264 + 2 * size * (half + 3 * half // 2)]
-
-
-def _per_filter(size: int, more: int = 0) -> Callable[[Node, Target], list[int]]:
-    return lambda node, target: [size * (_flexbuffer(node.custom_options).get("num_channels", 0) + more)]
 
 
 def _ring(capacity: int, target: Target) -> int:
@@ -713,27 +683,10 @@ def _ring(capacity: int, target: Target) -> int:
     return 4 * target.pointer + 8 + 4 * capacity
 
 
-def _per_row(node: Node, target: Target, size: int, lists: int) -> list[int]:
-    """A piece for every row of the input, and lists of them."""
+def _rings(node: Node, target: Target, capacity: int) -> list[int]:
+    """One for every row of the input, and two lists of them."""
     rows = node["input"].elements // max(node["input"].shape[-1], 1)
-    return [rows * target.pointer] * lists + [rows * align(size)]
-
-
-def _delay_rings(node: Node, target: Target) -> list[int]:
-    capacity = node["input"].shape[-1] + _flexbuffer(node.custom_options).get("delay_length", 0)
-    return _per_row(node, target, _ring(capacity, target), lists=2)
-
-
-def _framer_rings(node: Node, target: Target) -> list[int]:
-    options = _flexbuffer(node.custom_options)
-    step = max(options.get("frame_step", 1), 1)
-    return _per_row(node, target, _ring(-(-options.get("frame_size", 0) // step) * step, target), lists=2)
-
-
-def _stacker_ring(node: Node, target: Target) -> list[int]:
-    options = _flexbuffer(node.custom_options)
-    frames = options.get("stacker_left_context", 0) + options.get("stacker_right_context", 0) + 1
-    return [_ring(options.get("num_channels", 0) * frames, target)]
+    return [rows * target.pointer] * 2 + [rows * align(_ring(capacity, target))]
 
 
 def _overlaps(node: Node, target: Target) -> list[int]:
@@ -742,19 +695,10 @@ def _overlaps(node: Node, target: Target) -> list[int]:
     return [count * target.pointer, count * align(size)]
 
 
-def _decode_states(node: Node, target: Target) -> list[int]:
-    """Pointers, and the state of each look-up table."""
-    return [target.pointer * len(node.outputs), *[72 if target is BITS_64 else 36] * len(node.outputs)]
-
-
-def _if_quantized(size: int, wider: int = 0) -> Callable[[Node, Target], list[int]]:
+def _if_quantized(size: int, wider: int = 0) -> Arrays:
     """A structure that kernels of integers have."""
-
-    def arrays(node: Node, target: Target) -> list[int]:
-        is_float = node.inputs[0] is None or node.inputs[0].dtype == "FLOAT32"
-        return [] if is_float else [size + (wider if target is BITS_64 else 0)]
-
-    return arrays
+    floats = (None, "FLOAT32")
+    return lambda n, t: [size + wider * (t is BITS_64)] if (n.inputs[0] and n.inputs[0].dtype) not in floats else []
 
 
 ####################################################################################################
@@ -795,35 +739,40 @@ class Window(NamedTuple):
     @classmethod
     def of(cls, node: Node) -> Window:
         """Raises LookupError or ValueError: it has no such shape."""
-        if node.output is None:
-            raise LookupError("output")
-        _, height, width, channels = node["input"].shape
-        _, *taken, _ = node["weights"].shape
-        _, *size, depth = node.output.shape
+        (_, *whole, channels), (_, *taken, _) = node["input"].shape, node["weights"].shape
+        _, *size, depth = node["output"].shape
         stride = node.options["StrideH"], node.options["StrideW"]
         dilation = node.options.get("DilationHFactor", 1), node.options.get("DilationWFactor", 1)
-        rows, columns = taken
-        made = (size[0], size[1], depth)
-        axes = zip((height, width), taken, size, stride, dilation, strict=True)
-        above, left = (max((out - 1) * s + (k - 1) * d + 1 - whole, 0) // 2 for whole, k, out, s, d in axes)
-        return cls((height, width, channels), (rows, columns), made, stride, dilation, (above, left))
+        (height, width), (rows, columns), (down, across) = whole, taken, size
+        axes = zip(whole, taken, size, stride, dilation, strict=True)
+        above, left = (max((out - 1) * s + (k - 1) * d + 1 - all_, 0) // 2 for all_, k, out, s, d in axes)
+        return cls((height, width, channels), (rows, columns), (down, across, depth), stride, dilation, (above, left))
 
     @property
     def patch(self) -> int:
         """Elements under the window."""
         return math.prod(self.filter) * self.input[2]
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is over one element without padding."""
+        return self.filter == (1, 1) and self.padding == (0, 0)
+
 
 def _requests(*sizes: int) -> list[int]:
     return [size for size in sizes if size > 0]
+
+
+def _only_for(kernels: str, dtypes: str, sizes: Scratch) -> Scratch:
+    """These sizes on some processors and for some types of the first input; elsewhere nothing."""
+    return lambda n: sizes(n) if n.kernels.core in kernels.split() and n.inputs[0].dtype in dtypes.split() else []
 
 
 def _cmsis_columns(w: Window, is_grouped: bool) -> int:
     """Bytes for a convolution of int8, whose patches become columns of a matrix; with MVE several at a time, unless it
     is along one row only, whose ends alone are copied."""
     (height, width, channels), (rows, columns), (_, made, _), (_, step), _, (_, left) = w
-    total = (made - 1) * step + columns - width
-    odd = int(math.fmod(total, 2))
+    odd = int(math.fmod((made - 1) * step + columns - width, 2))
     ends = [max(1, (pad + step - 1) // step) if pad else 0 for pad in (left + odd, left)]
     is_row = height == rows == w.dilation[1] == 1 and step * channels % 4 == 0 and not is_grouped
     if is_row and sum(ends) <= made:
@@ -832,16 +781,16 @@ def _cmsis_columns(w: Window, is_grouped: bool) -> int:
 
 
 def _cmsis_conv(node: Node) -> list[int]:
-    dtype, core = node["input"].dtype, node.kernels.core
+    dtype, is_mve = node["input"].dtype, node.kernels.core == "mve"
     if dtype not in ("INT8", "INT16"):
         return []
     w = Window.of(node)
     is_grouped = w.input[2] != node["weights"].shape[3]
     if dtype == "INT16":
-        return _requests(64 * -(-w.patch // 8) if core == "mve" else 4 * w.patch)
-    if w.filter == w.dilation == (1, 1) and w.padding == (0, 0) and not is_grouped:
+        return _requests(64 * -(-w.patch // 8) if is_mve else 4 * w.patch)
+    if w.is_plain and w.dilation == (1, 1) and not is_grouped:
         return []
-    return _requests(_cmsis_columns(w, is_grouped) if core == "mve" else 16 * -(-w.patch // 4))
+    return _requests(_cmsis_columns(w, is_grouped) if is_mve else 16 * -(-w.patch // 4))
 
 
 def _cmsis_depthwise(node: Node) -> list[int]:
@@ -851,7 +800,7 @@ def _cmsis_depthwise(node: Node) -> list[int]:
     (_, _, channels), taps, (_, _, made) = w.input, math.prod(w.filter), w.output
     is_single = channels == made and node["input"].shape[0] == 1 and w.dilation == (1, 1)
     if core == "mve" and channels == 1 < made and not is_int4:
-        is_copy = w.filter == w.dilation == (1, 1) and w.padding == (0, 0)
+        is_copy = w.is_plain and w.dilation == (1, 1)
         return _requests((0 if is_copy else 64 * -(-taps // 16)) + made * taps)
     if core == "mve":
         return [496 * taps] if is_single else []
@@ -876,65 +825,42 @@ def _is_constant(tensor: Tensor | None) -> bool:
 
 def _is_by_rows(node: Node) -> bool:
     """Whether a matrix product runs as a convolution of 1 x 1."""
-    rank = len(node.output.shape) if node.output else 0
-    return node["input"].dtype == node["weights"].dtype == "INT8" and rank > 2 and node["weights"].shape[-1] % 4 == 0
+    is_int8 = node["input"].dtype == node["weights"].dtype == "INT8"
+    return is_int8 and len(node["output"].shape) > 2 and node["weights"].shape[-1] % 4 == 0
 
 
 def _cmsis_sums(node: Node, is_kept: bool) -> list[int]:
     """Bytes for sums over the weights of each output, with MVE: kept, if all is constant, otherwise scratch."""
     is_used = node.kernels.core == "mve" and node["input"].dtype == node["weights"].dtype == "INT8"
     is_constant = _is_constant(node["weights"]) and _is_constant(node.get("bias"))
-    if not is_used or not node.output or _is_by_rows(node) or is_kept != is_constant:
-        return []
-    return _requests(4 * node.output.shape[-1])
+    is_here = is_used and not _is_by_rows(node) and is_kept == is_constant
+    return _requests(4 * node["output"].shape[-1]) if is_here else []
 
 
 def _cmsis_dense(node: Node) -> list[int]:
     if _is_by_rows(node):
-        return [] if _per_scale(node, BITS_32) or not node.output else [8 * node.output.shape[-1]]
+        return [] if _per_scale(node, BITS_32) else [8 * node["output"].shape[-1]]
     return _cmsis_sums(node, is_kept=False)
 
 
 def _cmsis_dense_arrays(node: Node, target: Target) -> list[int]:
-    scales = _per_scale(node, target) if node["input"].dtype == "INT8" else []
-    return scales + _cmsis_sums(node, is_kept=True)
+    return (_per_scale(node, target) if node["input"].dtype == "INT8" else []) + _cmsis_sums(node, is_kept=True)
 
 
 def _cmsis_channels(node: Node, target: Target) -> list[int]:
     return _per_channel(node, target) if node["input"].dtype in ("INT8", "INT16") else []
 
 
-def _cmsis_average(node: Node) -> list[int]:
-    is_used = node.kernels.core == "dsp" and node["input"].dtype in ("INT8", "INT16")
-    return [4 * node["input"].shape[3]] if is_used else []
+def _esp_int8(size_on: Mapping[str, Callable[[Window], int]]) -> Scratch:
+    """Unpacked weights of 4 bits, and so many bytes on a processor."""
 
+    def scratch(node: Node) -> list[int]:
+        if node["input"].dtype != "INT8":
+            return []
+        w, size = Window.of(node), size_on.get(node.kernels.core)
+        return _int4_scratch(node) + _requests(size(w) if size else 0)
 
-def _cmsis_matmul(node: Node) -> list[int]:
-    is_used = node.kernels.core == "mve" and node["a"].dtype == "INT8"
-    return [4 * node.output.shape[-1]] if is_used and node.output else []
-
-
-def _cmsis_svdf_arrays(node: Node, target: Target) -> list[int]:
-    is_used = node.kernels.core == "mve" and node["input"].dtype == "INT8"
-    return [4 * node["feature"].shape[0]] if is_used else []
-
-
-def _cmsis_lstm(node: Node) -> list[int]:
-    requests = _lstm_scratch(node)
-    return requests if node["input"].dtype == "FLOAT32" else requests[:3]
-
-
-def _cmsis_lstm_arrays(node: Node, target: Target) -> list[int]:
-    """Sums over the weights of each gate."""
-    size = {"INT8": 4, "INT16": 8}.get(node["input"].dtype, 0)
-    return [size * node["output_state"].shape[-1]] * 8 if size else []
-
-
-def _esp_conv(node: Node) -> list[int]:
-    if node["input"].dtype != "INT8":
-        return []
-    size = {"esp32s3": _esp_conv_s3, "esp32p4": _esp_conv_p4}.get(node.kernels.core, lambda w: 0)
-    return _int4_scratch(node) + _requests(size(Window.of(node)))
+    return scratch
 
 
 def _esp_one_by_one(w: Window, guard: int) -> int:
@@ -944,13 +870,9 @@ def _esp_one_by_one(w: Window, guard: int) -> int:
     return copy + wide * w.output[2] + (0 if height * width < 8 else 16 * wide) + guard
 
 
-def _is_one_by_one(w: Window) -> bool:
-    return w.filter == w.stride == (1, 1) and w.padding == (0, 0)
-
-
 def _esp_conv_s3(w: Window) -> int:
     (height, width, channels), (rows, columns), (made_height, made_width, made), (down, right), _, (above, left) = w
-    if _is_one_by_one(w):
+    if w.is_plain and w.stride == (1, 1):
         return _esp_one_by_one(w, 64)
     row = columns * channels
     if row < 16 <= w.patch:
@@ -968,7 +890,7 @@ ESP32P4_CACHE = 32768  # bytes for which a picture is cut in tiles
 
 def _esp_conv_p4(w: Window) -> int:
     (height, width, channels), (rows, columns), (made_height, _, made), (down, _), _, (above, left) = w
-    if _is_one_by_one(w):
+    if w.is_plain and w.stride == (1, 1):
         return 20 * made + 64 if channels < 16 else _esp_one_by_one(w, 32)
     is_padded = left > 0 or above > 0
     if not is_padded and columns * channels >= 16:
@@ -987,13 +909,6 @@ def _esp_conv_p4(w: Window) -> int:
     if 0 < rows * row <= left_over:
         tiles = min((left_over - rows * row) // (down * row) + 1, made_height)
     return ((tiles - 1) * down + rows + 2 * above) * row + filters + 32 + 4 * made
-
-
-def _esp_depthwise(node: Node) -> list[int]:
-    if node["input"].dtype != "INT8":
-        return []
-    size = _esp_depthwise_s3(Window.of(node)) if node.kernels.core == "esp32s3" else 0
-    return _int4_scratch(node) + _requests(size)
 
 
 ESP32S3_TILE, ESP32S3_WORDS = 40960, 49152  # bytes up to which a depthwise convolution copies a picture as a whole
@@ -1027,30 +942,34 @@ def _esp_depthwise_s3(w: Window) -> int:
 
 
 def _esp_softmax(node: Node) -> list[int]:
-    is_used = node["input"].dtype == "INT8" and node.output is not None and node.output.dtype == "INT8"
-    if not is_used or node.kernels.core == "ansi":
-        return []
-    return _requests(4 * sum(node["input"].shape[1:2]))  # the second dimension, whatever it is
+    is_used = node["input"].dtype == node["output"].dtype == "INT8" and node.kernels.core != "ansi"
+    return _requests(4 * sum(node["input"].shape[1:2])) if is_used else []  # the second dimension, whatever it is
 
 
+# fmt: off
 LIBRARY_KERNELS: dict[str, dict[str, dict[str, Any]]] = {  # kind -> library -> what is different of its kernel
     "CONV_2D": {
         "cmsis-nn": {"data": 60, "scratch": _cmsis_conv, "arrays": _cmsis_channels},
-        "esp-nn": {"data": 60, "scratch": _esp_conv},
-    },
+        "esp-nn": {"data": 60, "scratch": _esp_int8({"esp32s3": _esp_conv_s3, "esp32p4": _esp_conv_p4})}},
     "DEPTHWISE_CONV_2D": {
         "cmsis-nn": {"data": 60, "scratch": _cmsis_depthwise, "arrays": _cmsis_channels},
-        "esp-nn": {"data": 60, "scratch": _esp_depthwise},
-    },
+        "esp-nn": {"data": 60, "scratch": _esp_int8({"esp32s3": _esp_depthwise_s3})}},
     "TRANSPOSE_CONV": {"cmsis-nn": {"data": 76, "scratch": _cmsis_scattered}},
     "FULLY_CONNECTED": {"cmsis-nn": {"data": 72, "scratch": _cmsis_dense, "arrays": _cmsis_dense_arrays}},
-    "BATCH_MATMUL": {"cmsis-nn": {"data": 36, "scratch": _cmsis_matmul}},
-    "AVERAGE_POOL_2D": {"cmsis-nn": {"data": 36, "scratch": _cmsis_average}},
+    "BATCH_MATMUL": {"cmsis-nn": {"data": 36,
+        "scratch": _only_for("mve", "INT8", lambda n: [4 * n["output"].shape[-1]])}},
+    "AVERAGE_POOL_2D": {"cmsis-nn": {"data": 36,
+        "scratch": _only_for("dsp", "INT8 INT16", lambda n: [4 * n["input"].shape[3]])}},
     "MAX_POOL_2D": {"cmsis-nn": {"data": 36}},
-    "SVDF": {"cmsis-nn": {"data": 40, "arrays": _cmsis_svdf_arrays}},
-    "UNIDIRECTIONAL_SEQUENCE_LSTM": {"cmsis-nn": {"data": 912, "scratch": _cmsis_lstm, "arrays": _cmsis_lstm_arrays}},
+    "SVDF": {"cmsis-nn": {"data": 40,
+        "arrays": lambda n, t: _only_for("mve", "INT8", lambda n: [4 * n["feature"].shape[0]])(n)}},
+    "UNIDIRECTIONAL_SEQUENCE_LSTM": {"cmsis-nn": {"data": 912,
+        "scratch": lambda n: _lstm_scratch(n)[: 4 if n["input"].dtype == "FLOAT32" else 3],
+        "arrays": lambda n, t: _requests(  # sums over the weights of each gate
+            *[{"INT8": 4, "INT16": 8}.get(n["input"].dtype, 0) * n["output_state"].shape[-1]] * 8)}},
     "SOFTMAX": {"cmsis-nn": {"data": 64}, "esp-nn": {"data": 64, "scratch": _esp_softmax}},
 }
+# fmt: on
 
 
 ####################################################################################################
@@ -1073,93 +992,82 @@ def accepts(types: str, node: Node) -> bool:
     def fits(allowed: str, tensor: Tensor | None) -> bool:
         if tensor is None or allowed in ("", "_"):
             return True
-        return tensor.element.tflm_bytes is not None and (
-            allowed == "*" or type_code(tensor.dtype) in allowed.split("|")
-        )
+        has = type_code(tensor.dtype)
+        return tensor.element.tflm_bytes is not None and (allowed == "*" or has in allowed.split("|"))
 
     for combination in types.split():
         inputs, _, output = combination.partition(">")
-        if not node.inputs and not inputs.startswith(("*", "_")) and inputs:
-            continue
-        if all(map(fits, inputs.split("/"), node.inputs)) and fits(output, node.output):
+        is_given = node.inputs or inputs.startswith(("*", "_")) or not inputs
+        if is_given and all(map(fits, inputs.split("/"), node.inputs)) and fits(output, node.output):
             return True
     return False
 
 
-# What stands against an operator, or nothing.
-
 LONGEST_CONCATENATION = 10  # inputs that TFLM's kernel takes
 
 
-def _constant(*roles: str) -> Callable[[Node], str]:
-    def need(node: Node) -> str:
-        computed = [r for r in roles if (tensor := node.get(r)) and tensor.storage is not Storage.CONSTANT]
-        return f"its {' and '.join(computed)} must be constant" if computed else ""
-
-    return need
+def need(what: Callable[..., str]) -> Callable[..., Need]:
+    """What says what stands against an operator, if anything does, becomes a maker of needs from further arguments."""
+    return lambda *args, **options: lambda node: what(node, *args, **options)
 
 
-def _without(*roles: str) -> Callable[[Node], str]:
-    """These inputs are left out."""
-
-    def need(node: Node) -> str:
-        given = [role for role in roles if node.get(role)]
-        return f"it has an input {given[0]}, which the kernel lacks" if given else ""
-
-    return need
+@need
+def _constant(node: Node, *roles: str) -> str:
+    computed = [r for r in roles if not _is_constant(node.get(r))]
+    return f"its {' and '.join(computed)} must be constant" if computed else ""
 
 
-def _rank(least: int, most: int) -> Callable[[Node], str]:
-    def need(node: Node) -> str:
-        ranks = [len(t.shape) for t in (*node.inputs[:1], node.output) if t]
-        return "" if all(least <= r <= most for r in ranks) else f"its tensors must have {least} to {most} dimensions"
-
-    return need
+@need
+def _without(node: Node, *roles: str) -> str:
+    given = [role for role in roles if node.get(role)]
+    return f"it has an input {given[0]}, which the kernel lacks" if given else ""
 
 
-def _scaled(*roles: str) -> Callable[[Node], str]:
-    """If the first input is of integers, these are quantised; "output" is the output."""
-
-    def need(node: Node) -> str:
-        tensors = [node.output if role == "output" else node.get(role) for role in roles]
-        bare = [t for t in tensors if t and t.dtype != "FLOAT32" and t.affine is None]
-        return f"{shorten(bare[0].name)} has no scale and zero point" if bare else ""
-
-    return need
+@need
+def _rank(node: Node, least: int, most: int) -> str:
+    ranks = [len(t.shape) for t in (*node.inputs[:1], node.output) if t]
+    return "" if all(least <= r <= most for r in ranks) else f"its tensors must have {least} to {most} dimensions"
 
 
-def _alike(*dtypes: str, within: float = 0.0) -> Callable[[Node], str]:
+@need
+def _scaled(node: Node, *roles: str) -> str:
+    """If they are of integers, these are quantised."""
+    bare = [t for t in map(node.get, roles) if t and t.dtype != "FLOAT32" and t.affine is None]
+    return f"{shorten(bare[0].name)} has no scale and zero point" if bare else ""
+
+
+@need
+def _alike(node: Node, *dtypes: str, within: float = 0.0) -> str:
     """Inputs of these types are quantised like the output, but for so much of the scale."""
-
-    def need(node: Node) -> str:
-        scale, zero = (node.output.affine if node.output else None) or (0.0, 0)
-        given = [t.affine or (0.0, 0) for t in node.inputs if t and t.dtype in dtypes]
-        is_alike = all(abs(s - scale) <= within and z == zero for s, z in given)
-        return "" if is_alike else "its inputs and its output must have the same scale and zero point"
-
-    return need
+    scale, zero = (node.output and node.output.affine) or (0.0, 0)
+    given = [t.affine or (0.0, 0) for t in node.inputs if t and t.dtype in dtypes]
+    is_alike = all(abs(s - scale) <= within and z == zero for s, z in given)
+    return "" if is_alike else "its inputs and its output must have the same scale and zero point"
 
 
-def _quantized(**expected: tuple[float | None, int]) -> Callable[[Node], str]:
+@need
+def _quantized(node: Node, **expected: tuple[float | None, int]) -> str:
     """Outputs of these types have that scale, where it is given, and that zero point."""
-
-    def need(node: Node) -> str:
-        if node.output is None or node.output.dtype not in expected:
-            return ""
-        scale, zero = expected[node.output.dtype]
-        has = node.output.affine or (0.0, 0)
-        if has[1] == zero and (scale is None or math.isclose(has[0], scale, rel_tol=1e-3)):
-            return ""
-        return f"its output must have {'' if scale is None else f'scale {scale} and '}zero point {zero}"
-
-    return need
+    scale, zero = expected.get(node["output"].dtype, (None, None))
+    has = node["output"].affine or (0.0, 0)
+    if zero is None or (has[1] == zero and (scale is None or math.isclose(has[0], scale, rel_tol=1e-3))):
+        return ""
+    return f"its output must have {'' if scale is None else f'scale {scale} and '}zero point {zero}"
 
 
+@need
+def _fixed_size(node: Node) -> str:
+    is_fixed = _is_constant(node.get("size"))
+    return "" if is_fixed else "its size is computed, but the kernel takes that of the file for its output"
+
+
+@need
 def _symmetric(node: Node) -> str:
     zeros = [t.affine[1] for t in (*node.inputs, node.output) if t and t.dtype == "INT16" and t.affine]
     return "zero points of INT16 tensors must be 0" if any(zeros) else ""
 
 
+@need
 def _joined(node: Node) -> str:
     if len(node.inputs) > LONGEST_CONCATENATION:
         return f"it has {len(node.inputs)} inputs, and the kernel takes {LONGEST_CONCATENATION}"
@@ -1167,27 +1075,23 @@ def _joined(node: Node) -> str:
     return "its inputs are of several types" if len(dtypes) > 1 else ""
 
 
+@need
 def _same_elements(node: Node) -> str:
     have, wanted = node["input"].elements, node.elements
     return "" if have == wanted else f"it makes {wanted:,} elements of {have:,}"
 
 
+@need
 def _steep(node: Node) -> str:
     scale, _ = node["input"].affine or (0.0, 0)
     is_flat = node["input"].dtype == "INT8" and node.options.get("Beta", 0.0) * scale * 2**26 <= 1
     return f"its input has a scale of {scale:.2g}, so small that the kernel aborts" if is_flat else ""
 
 
+@need
 def _svdf_output(node: Node) -> str:
-    units = node["feature"].shape[0] // max(node.options.get("Rank", 1), 1)
-    shape = (node["input"].shape[0], units)
-    return "" if node.output and node.output.shape == shape else f"its output must have the shape {shape}"
-
-
-def _fixed_size(node: Node) -> str:
-    size = node.get("size")
-    is_fixed = size is None or size.storage is Storage.CONSTANT
-    return "" if is_fixed else "its size is computed, but the kernel takes that of the file for its output"
+    shape = node["input"].shape[0], node["feature"].shape[0] // node.rank
+    return "" if node["output"].shape == shape else f"its output must have the shape {shape}"
 
 
 ####################################################################################################
@@ -1229,26 +1133,28 @@ KINDS: dict[str, Kind] = {name: kind for names, kind in {
         Tflm("f32/f32 i8/i8 i8/i4 i16/i8/i32|i64", 28, 56, (0, 24), _int4_scratch, _per_channel, QUANTIZED_FILTER)),
     "DEPTHWISE_CONV_2D": Kind(FILTER, DEPTHWISE, _by_weights(4, 1, 3), "convolution",
         Tflm(CONVOLVED, 28, 56, (0, 24), _int4_scratch, _per_channel, QUANTIZED_FILTER)),
-    "TRANSPOSE_CONV": Kind("output_shape *weights input bias", Options("TransposeConvOptions", _WINDOW), _scattered,
-        "scattered", Tflm("_/f32/f32 _/i8/i8 _/i8/i16", 20, 72, (0, 16), _transpose_conv_scratch, _per_channel)),
+    "TRANSPOSE_CONV": Kind("output_shape *weights input bias", Options("TransposeConvOptions", _WINDOW),
+        lambda n: n["input"].elements * math.prod(n["weights"].shape[:3]), "scattered",
+        Tflm("_/f32/f32 _/i8/i8 _/i8/i16", 20, 72, (0, 16), _transpose_conv_scratch, _per_channel)),
     "CONV_3D": Kind(FILTER, macs=_by_weights(5, 0, 4), tflm=None),
     "CONV_3D_TRANSPOSE": Kind("output_shape *weights input bias", tflm=None),
-    "FULLY_CONNECTED": Kind(FILTER, DENSE, _dense_macs, "dense",
+    "FULLY_CONNECTED": Kind(FILTER, DENSE, lambda n: n.elements * n["weights"].shape[-1], "dense",
         Tflm(CONVOLVED, 16, 48, (16, 24), _int4_scratch, _per_scale)),
     "BATCH_MATMUL": Kind("*a *b", Options("BatchMatMulOptions", ("AdjX", "AdjY")), _matmul_macs,
         tflm=Tflm("f32/f32 i8/i8 i16/i16", options=3, data=16, wider=(0, 16), arrays=_matmul_arrays, needs=(_rank(2, 5),
-        _symmetric))),
+        _symmetric()))),
     "MAX_POOL_2D": Kind(UNARY, POOL, _pool_macs, "maximum", Tflm(REAL, 40, 32, needs=POOLED)),
     "AVERAGE_POOL_2D": Kind(UNARY, POOL, _pool_macs, "average", Tflm(REAL, 40, 32, needs=POOLED)),
     "L2_POOL_2D": Kind(UNARY, POOL, _pool_macs, tflm=Tflm(FLOAT, 40, arrays=_output_shape, needs=PICTURES)),
     # tables and memories
-    "EMBEDDING_LOOKUP": Kind("indices *table", tflm=Tflm("i32/f32>f32 i32/i8>f32|i8", arrays=_lookup_arrays)),
+    "EMBEDDING_LOOKUP": Kind("indices *table", tflm=Tflm("i32/f32>f32 i32/i8>f32|i8",
+        arrays=lambda n, t: [*_output_shape(n, t), 2 * t.pointer])),
     "GATHER": Kind("*table indices", Options("GatherOptions", ("Axis", "BatchDims")), rows="gathered",
         tflm=Tflm(EXTREME, 8, arrays=_output_shape)),
     "GATHER_ND": Kind("table indices", tflm=Tflm(EXTREME, arrays=_output_shape)),
     "SVDF": Kind("input *feature *time bias state", Options("SVDFOptions", ("Rank",)), _recurrent_macs,
         tflm=Tflm("f32/f32/f32/f32/f32 i8/i8/i8/i32/i8 i8/i8/i16/i32/i16", 12, 36, scratch=_svdf_scratch,
-        needs=(_svdf_output,))),
+        needs=(_svdf_output(),))),
     "RNN UNIDIRECTIONAL_SEQUENCE_RNN": Kind(RECURRENT, macs=_recurrent_macs, tflm=None),
     "BIDIRECTIONAL_SEQUENCE_RNN": Kind(BIDIRECTIONAL, tflm=None),
     "LSTM": Kind(LSTM, macs=_recurrent_macs, tflm=None),
@@ -1260,7 +1166,7 @@ KINDS: dict[str, Kind] = {name: kind for names, kind in {
     "QUANTIZE": Kind(UNARY, rows="unary",
         tflm=Tflm("f32>i8|i16 i8>i8|i16|i32|u8 i16>i8|i16|i32 i32>i8|i16 u8>i8", data=32, needs=(_scaled("output"),))),
     "DEQUANTIZE": Kind(UNARY, rows="unary", tflm=Tflm("i8|i16|u8>f32", data=32)),
-    "RELU": Kind(UNARY, rows="unary", tflm=Tflm(REAL, data=28, needs=(_symmetric,))),
+    "RELU": Kind(UNARY, rows="unary", tflm=Tflm(REAL, data=28, needs=(_symmetric(),))),
     "RELU6": Kind(UNARY, rows="unary", tflm=Tflm(REAL, data=8)),
     "RELU_N1_TO_1": Kind(UNARY, rows="unary", tflm=None),
     "LEAKY_RELU": Kind(UNARY, rows="unary", tflm=Tflm(REAL, 4, 24)),
@@ -1268,14 +1174,14 @@ KINDS: dict[str, Kind] = {name: kind for names, kind in {
         tflm=Tflm(REAL, data=16, needs=(_quantized(INT8=(None, -128), INT16=FRACTION),))),
     "TANH": Kind(UNARY, rows="unary", tflm=Tflm(REAL, data=16, needs=(_quantized(INT16=FRACTION),))),
     "HARD_SWISH": Kind(UNARY, rows="unary", tflm=Tflm(SMALL, data=20)),
-    "ADD": Kind(BINARY, macs=_sums, rows="binary", tflm=Tflm(NUMBER, 8, 60)),
-    "ADD_N": Kind(macs=_sums,
+    "ADD": Kind(BINARY, macs=lambda n: n.elements * (len(n.inputs) - 1), rows="binary", tflm=Tflm(NUMBER, 8, 60)),
+    "ADD_N": Kind(macs=lambda n: n.elements * (len(n.inputs) - 1),
         tflm=Tflm(SMALL, arrays=_if_quantized(40), scratch=lambda n: [4 * len(n.inputs)])),  # pointers of 32 bits
-    "MUL": Kind(BINARY, rows="binary", tflm=Tflm("f32/f32 i8/i8 i16/i16 i32/i32", 4, 36, needs=(_symmetric,))),
+    "MUL": Kind(BINARY, rows="binary", tflm=Tflm("f32/f32 i8/i8 i16/i16 i32/i32", 4, 36, needs=(_symmetric(),))),
     "SUB": Kind(BINARY, rows="binary", tflm=Tflm(NUMBER, 8, 52)),
     "DIV": Kind(BINARY, rows="binary", tflm=Tflm("f32 i8 i32", 4, 28)),
     "SQUARED_DIFFERENCE": Kind(BINARY, rows="binary",
-        tflm=Tflm("f32/f32 i8/i8 i16/i16 i32/i32", data=112, needs=(_symmetric,))),
+        tflm=Tflm("f32/f32 i8/i8 i16/i16 i32/i32", data=112, needs=(_symmetric(),))),
     "PRELU": Kind(BINARY, rows="binary", tflm=Tflm("f32/f32 i8/i8 i16/i8", data=28, needs=(_rank(1, 4),))),
     "CEIL COS EXP FLOOR LOG NEG ROUND SIN SQRT SQUARE": Kind(UNARY, rows="unary", tflm=Tflm(FLOAT)),
     "ELU": Kind(UNARY, rows="unary", tflm=Tflm(SMALL, data=256)),
@@ -1297,8 +1203,9 @@ KINDS: dict[str, Kind] = {name: kind for names, kind in {
         tflm=Tflm(EXTREME, 1, 44, (0, 0), _reduce_scratch, needs=(_alike("INT8"),))),
     "REDUCE_ALL": Kind(REDUCED, tflm=Tflm("bool/i32", 1, 44, (0, 0), _reduce_scratch)),
     "SOFTMAX": Kind(UNARY, Options("SoftmaxOptions", ("Beta",)), rows="unary",
-        tflm=Tflm("f32>f32 i8>i8|i16 i16>i16", 4, 56, (0, 24), arrays=_softmax_tables,
-        needs=(_quantized(INT8=(2**-8, -128), INT16=FRACTION), _steep))),
+        tflm=Tflm("f32>f32 i8>i8|i16 i16>i16", 4, 56, (0, 24),
+        arrays=lambda n, t: [2 * 513] * 2 if n["input"].dtype == "INT16" else [],
+        needs=(_quantized(INT8=(2**-8, -128), INT16=FRACTION), _steep()))),
     "LOG_SOFTMAX": Kind(UNARY, rows="unary",
         tflm=Tflm(SMALL, arrays=_if_quantized(28, 12), needs=(_quantized(INT8=(2**-4, 127)),))),
     "ARG_MAX ARG_MIN": Kind("input axis", rows="reduced", tflm=Tflm("f32/i32>i32 i8/i32>i32", 4)),
@@ -1306,20 +1213,22 @@ KINDS: dict[str, Kind] = {name: kind for names, kind in {
     "L2_NORMALIZATION": Kind(UNARY, rows="unary", tflm=Tflm(SMALL, 4, 4, needs=(_rank(0, 4),))),
     # moving data
     "CONCATENATION": Kind("", Options("ConcatenationOptions", ("Axis",)), rows="join",
-        tflm=Tflm("f32 i8 i16 i32 i64 bool", 8, 24, (0, 56), needs=(_joined, _alike("INT8"), _symmetric))),
+        tflm=Tflm("f32 i8 i16 i32 i64 bool", 8, 24, (0, 56), needs=(_joined(), _alike("INT8"), _symmetric()))),
     "PAD": Kind("input paddings", Options("PadOptions"), rows="pad", tflm=PADDED),
     "PADV2": Kind("input paddings value", Options("PadV2Options"), rows="pad", tflm=PADDED),
     "MIRROR_PAD": Kind("input paddings", Options("MirrorPadOptions", ("Mode",)), rows="mirror",
         tflm=Tflm("f32|i8/i32|i64", 4, 20, scratch=lambda n: [4 * len(n["input"].shape)] * 2)),
     "SLICE": Kind("input begin size", Options("SliceOptions"), rows="slice",
-        tflm=Tflm("f32|i8|i16|i32|bool/i32|i64/i32|i64", needs=(_rank(1, 5), _fixed_size))),
+        tflm=Tflm("f32|i8|i16|i32|bool/i32|i64/i32|i64", needs=(_rank(1, 5), _fixed_size()))),
     "STRIDED_SLICE": Kind("input begin end strides", Options("StridedSliceOptions", _MASKS), rows="strided",
         tflm=Tflm("f32|i8|i16|i32|bool/i32/i32/i32", 24, 84,
         needs=(_rank(0, 4), _constant("begin", "end", "strides")))),
     "SPLIT": Kind("axis input", rows="parted", tflm=Tflm("_/f32|i8|i16|i32", 4, needs=(_constant("axis"),))),
     "SPLIT_V": Kind("input sizes axis", rows="parted", tflm=Tflm(NUMBER, 4, needs=(_constant("axis"),))),
     "PACK": Kind(tflm=Tflm("f32 i8 i16 i32 i64", 8)),
-    "RESHAPE": Kind("input shape", RESHAPED, tflm=Tflm("*", 36, arrays=_completed_shape, needs=(_same_elements,))),
+    "RESHAPE": Kind("input shape", RESHAPED,
+        tflm=Tflm("*", 36, arrays=lambda n, t: _output_shape(n, t) if n["output"].is_completed else [],
+        needs=(_same_elements(),))),
     "RESIZE_NEAREST_NEIGHBOR": Kind("input size", UPSAMPLE, rows="upsample",
         tflm=Tflm("f32|i8|i16/i32", 2, needs=RESIZED)),
     "RESIZE_BILINEAR": Kind("input size", INTERPOLATE, rows="interpolate", tflm=Tflm(EXTREME, 2, needs=RESIZED)),
@@ -1384,23 +1293,30 @@ CUSTOM_KINDS: dict[str, Kind] = {
 }
 for _name, _tflm in {
     "CIRCULAR_BUFFER": Tflm("i8>i8", data=8),
-    "SignalDelay": Tflm("i16>i16", data=20, wider=(0, 12), arrays=_delay_rings),
+    "SignalDelay": Tflm("i16>i16", data=20, wider=(0, 12),
+        arrays=lambda n, t: _rings(n, t, n["input"].shape[-1] + n.custom["delay_length"])),
     "SignalEnergy": Tflm("i16>u32", data=8),
     "SignalFftAutoScale": Tflm("i16>i16"),
-    "SignalFilterBank": Tflm("u32/i16/i16/i16/i16/i16>u64", data=36, wider=(0, 28), arrays=_per_filter(8, 1)),
+    "SignalFilterBank": Tflm("u32/i16/i16/i16/i16/i16>u64", data=36, wider=(0, 28),
+        arrays=lambda n, t: [8 * (n.custom["num_channels"] + 1)]),
     "SignalFilterBankLog": Tflm("u32>i16", data=8),
-    "SignalFilterBankSpectralSubtraction": Tflm("u32>u32", data=44, wider=(0, 12), arrays=_per_filter(4)),
+    "SignalFilterBankSpectralSubtraction": Tflm("u32>u32", data=44, wider=(0, 12),
+        arrays=lambda n, t: [4 * n.custom["num_channels"]]),
     "SignalFilterBankSquareRoot": Tflm("u64/i32>u32"),
-    "SignalFramer": Tflm("i16>i16", data=28, wider=(0, 12), arrays=_framer_rings),
+    "SignalFramer": Tflm("i16>i16", data=28, wider=(0, 12),
+        arrays=lambda n, t: _rings(n, t, align(n.custom["frame_size"], max(n.custom["frame_step"], 1)))),
     "SignalIrfft": Tflm("i16>i16 i32>i32 f32>f32", data=24, wider=(0, 8), arrays=_fft_state),
     "SignalOverlapAdd": Tflm("i16>i16 f32>f32", data=24, wider=(0, 8), arrays=_overlaps),
     "SignalPCAN": Tflm("u32/u32/i16>u32", data=4),
-    "SignalRfft": Tflm("i16>i16 i32>i32 f32>f32", 0, 32, (0, 16), _rfft_scratch, _fft_state),
-    "SignalStacker": Tflm("i16>i16", data=36, wider=(0, 20), arrays=_stacker_ring),
+    "SignalRfft": Tflm("i16>i16 i32>i32 f32>f32", 0, 32, (0, 16),
+        lambda n: [n.custom["fft_length"] * (n["input"].element.tflm_bytes or 0)], _fft_state),
+    "SignalStacker": Tflm("i16>i16", data=36, wider=(0, 20), arrays=lambda n, t: [_ring(n.custom["num_channels"] * (
+        n.custom["stacker_left_context"] + n.custom["stacker_right_context"] + 1), t)]),
     "SignalWindow": Tflm("i16/i16>i16", data=8),
 }.items():
     CUSTOM_KINDS[_name] = Kind(UNARY, effect=_CUSTOM, tflm=_tflm)
-CUSTOM_KINDS[DECODE] = Kind("encoded ancillary", tflm=Tflm(arrays=_decode_states))
+CUSTOM_KINDS[DECODE] = Kind("encoded ancillary", tflm=Tflm(  # pointers, and the state of each look-up table
+    arrays=lambda n, t: [t.pointer * len(n.outputs), *[72 if t is BITS_64 else 36] * len(n.outputs)]))
 # fmt: on
 UNKNOWN_CUSTOM_KIND = Kind(effect=_CUSTOM, tflm=None)
 
@@ -2120,37 +2036,50 @@ def parameter_bytes(graph: ModelGraph, operators: Iterable[tuple[Subgraph, Opera
 
 
 ####################################################################################################
-# Ordering, the problem: tasks that produce and consume buffers
+# Ordering, the problem: tasks that produce and read buffers
 ####################################################################################################
 
-# Sets of tasks are Python integers (bit t = task t) wherever there are few of them, and rows of numpy uint64 words
-# in the sweeps, where there are millions. A set that contains all predecessors of its members is a *down-set*: it is
-# what an order has executed at some moment. live(S), the bytes alive after S, is submodular, since every buffer's
-# part of it is the cut function of one directed hyperedge:
+# A set of tasks is an int (bit t = task t) where there are few of them, and a column of numpy uint64 words in the
+# sweep, where there are millions. A *down-set* contains all predecessors of its members: it is what has run at some moment.
+# live(S), the bytes alive after S, is submodular, since each buffer's part of it is the cut of one directed hyperedge:
 #
 #     live(S) + live(T)  >=  live(S and T) + live(S or T)
 #
-# All five chapters on ordering rest on that.
+# All chapters on ordering rest on that.
 
 
-@dataclass(frozen=True)
-class Buffer:
-    """Bytes from their producer on, or from the start when that is None, until the last reader has run, or to the end
-    when they are kept."""
+class Buffer(NamedTuple):
+    """Bytes alive from their producer on (None: from the start) until the last reader has run (kept: to the end)."""
 
     size: int
     producer: int | None
     readers: tuple[int, ...]
     kept: bool = False
 
-    @cached_property
+    @property
     def reader_set(self) -> int:
         return sum(1 << task for task in set(self.readers))
 
 
+def members(task_set: int) -> Iterator[int]:
+    """The tasks of a set, in ascending order."""
+    while task_set:
+        lowest = task_set & -task_set
+        yield lowest.bit_length() - 1
+        task_set ^= lowest
+
+
+def _closure(direct: Sequence[int], order: Iterable[int]) -> list[int]:
+    sets = [0] * len(direct)
+    for task in order:
+        for other in members(direct[task]):
+            sets[task] |= sets[other] | 1 << other
+    return sets
+
+
 @dataclass(frozen=True)
 class OrderingProblem:
-    """Tasks to be run one after the other in as little memory as possible.
+    """Tasks 0, 1, 2, ..., which is a valid order, to be run in as little memory as possible.
 
     A task takes its ``transient`` bytes, on top of everything alive, while it runs. ``precedence`` holds (before,
     after) pairs beyond those of the buffers.
@@ -2165,64 +2094,40 @@ class OrderingProblem:
         return len(self.transient)
 
     @cached_property
+    def edges(self) -> set[tuple[int, int]]:
+        return {(b.producer, r) for b in self.buffers if b.producer is not None for r in b.readers} | {*self.precedence}
+
+    @cached_property
     def predecessors(self) -> list[int]:
-        """Per task the set of tasks that it directly waits for."""
+        """Per task the set of those that it directly waits for."""
         sets = [0] * self.n
-        for before, after in self.precedence:
+        for before, after in self.edges:
             sets[after] |= 1 << before
-        for buffer in self.buffers:
-            if buffer.producer is not None:
-                for reader in buffer.readers:
-                    sets[reader] |= 1 << buffer.producer
         return sets
 
     @cached_property
     def successors(self) -> list[int]:
         sets = [0] * self.n
-        for task, before in enumerate(self.predecessors):
-            for p in members(before):
-                sets[p] |= 1 << task
+        for before, after in self.edges:
+            sets[before] |= 1 << after
         return sets
-
-    @cached_property
-    def topological(self) -> list[int]:
-        """The tasks in an order that respects all predecessors, by number where there is a choice."""
-        waiting = [before.bit_count() for before in self.predecessors]
-        ready = [t for t in range(self.n) if waiting[t] == 0]
-        order = []
-        while ready:
-            order.append(task := heapq.heappop(ready))
-            for s in members(self.successors[task]):
-                waiting[s] -= 1
-                if waiting[s] == 0:
-                    heapq.heappush(ready, s)
-        if len(order) < self.n:
-            raise ValueError("the tasks wait for each other in a circle, so no order exists")
-        return order
 
     @cached_property
     def ancestors(self) -> list[int]:
-        sets = [0] * self.n
-        for t in self.topological:
-            for p in members(self.predecessors[t]):
-                sets[t] |= sets[p] | 1 << p
-        return sets
+        return _closure(self.predecessors, range(self.n))
 
     @cached_property
     def descendants(self) -> list[int]:
-        sets = [0] * self.n
-        for t in reversed(self.topological):
-            for s in members(self.successors[t]):
-                sets[t] |= sets[s] | 1 << s
-        return sets
+        return _closure(self.successors, reversed(range(self.n)))
 
     @cached_property
-    def inputs(self) -> list[list[Buffer]]:
-        """Per task the buffers that it reads."""
-        lists: list[list[Buffer]] = [[] for _ in range(self.n)]
+    def inputs(self) -> list[list[tuple[Buffer, int]]]:
+        """Per task the buffers that it reads, each with the set of its other readers."""
+        lists: list[list[tuple[Buffer, int]]] = [[] for _ in range(self.n)]
         for buffer in self.buffers:
-            for task in buffer.readers:
-                lists[task].append(buffer)
+            readers = buffer.reader_set
+            for task in members(readers):
+                lists[task].append((buffer, readers & ~(1 << task)))
         return lists
 
     @cached_property
@@ -2237,45 +2142,31 @@ class OrderingProblem:
     @cached_property
     def demand(self) -> list[int]:
         """Per task the bytes that it needs on top of what is alive before it: outputs and transient."""
-        return [outputs + transient for outputs, transient in zip(self.produced, self.transient, strict=True)]
+        return list(map(sum, zip(self.produced, self.transient, strict=True)))
 
     @cached_property
     def floor(self) -> int:
         """What some task needs by itself, inputs and demand: no order needs less."""
-        own = (self.demand[t] + sum(b.size for b in self.inputs[t]) for t in range(self.n))
-        return max(own, default=0)
+        return max((self.demand[t] + sum(b.size for b, _ in self.inputs[t]) for t in range(self.n)), default=0)
 
     def live(self, executed: int) -> int:
         """Bytes alive once a down-set has been executed."""
-        return sum(
-            b.size
-            for b in self.buffers
-            if (b.producer is None or executed >> b.producer & 1) and (b.kept or b.reader_set & ~executed)
-        )
+        made = (b for b in self.buffers if b.producer is None or executed >> b.producer & 1)
+        return sum(b.size for b in made if b.kept or b.reader_set & ~executed)
 
     def needs(self, order: Sequence[int]) -> list[int]:
         """The bytes in use while each task of the order runs; their maximum is the peak."""
-        position = [0] * self.n
-        for place, task in enumerate(order):
-            position[task] = place
-        intervals = [Interval(size, position[task], position[task]) for task, size in enumerate(self.transient)]
+        place = {task: i for i, task in enumerate(order)}
+        intervals = [Interval(size, place[task], place[task]) for task, size in enumerate(self.transient)]
         for b in self.buffers:
-            first = BEFORE if b.producer is None else position[b.producer]
-            last = self.n if b.kept else max((position[t] for t in b.readers), default=first)
+            first = BEFORE if b.producer is None else place[b.producer]
+            last = self.n if b.kept else max((place[t] for t in b.readers), default=first)
             intervals.append(Interval(b.size, first, last))
         profile = Profile(intervals)
-        return [profile.at(place) for place in range(self.n)]
+        return [profile.at(i) for i in range(self.n)]
 
     def peak(self, order: Sequence[int]) -> int:
         return max(self.needs(order), default=0)
-
-
-def members(task_set: int) -> Iterator[int]:
-    """The tasks of a set, in ascending order."""
-    while task_set:
-        lowest = task_set & -task_set
-        yield lowest.bit_length() - 1
-        task_set ^= lowest
 
 
 ####################################################################################################
@@ -2294,86 +2185,70 @@ def members(task_set: int) -> Iterator[int]:
 
 def merge_tasks(problem: OrderingProblem) -> tuple[OrderingProblem, list[list[int]]]:
     """Fuse tasks that some optimal order runs back to back; returns the smaller problem and the fused tasks' parts."""
+    transient = list(problem.transient)
+    for b in problem.buffers:  # what nobody reads or keeps is alive only while its producer runs
+        if b.producer is not None and not (b.readers or b.kept):
+            transient[b.producer] += b.size
+    buffers = tuple(b for b in problem.buffers if b.readers or b.kept)
+    problem = dataclasses.replace(problem, transient=tuple(transient), buffers=buffers)
     groups = [[t] for t in range(problem.n)]
-    while True:
-        problem, merged = _merge_once(_without_dead_buffers(problem))
-        if len(merged) == len(groups):
-            return problem, groups
+    while pairs := _pairs(problem):
+        problem, merged = _contract(problem, pairs)
         groups = [[task for part in parts for task in groups[part]] for parts in merged]
+    return problem, groups
 
 
-def _without_dead_buffers(problem: OrderingProblem) -> OrderingProblem:
-    """A buffer that nobody reads or keeps is alive only while its producer runs: the same as transient bytes."""
-    transient, alive = list(problem.transient), []
-    for buffer in problem.buffers:
-        if buffer.readers or buffer.kept:
-            alive.append(buffer)
-        elif buffer.producer is not None:
-            transient[buffer.producer] += buffer.size
-    return dataclasses.replace(problem, transient=tuple(transient), buffers=tuple(alive))
+class Fusion(NamedTuple):
+    """Two tasks that become one, at the place of one of them, so that the numbers stay a valid order."""
+
+    place: int
+    tasks: tuple[int, int]
+    need: int  # on top of what is alive before
 
 
-def _merge_once(problem: OrderingProblem) -> tuple[OrderingProblem, list[list[int]]]:
-    """One round of disjoint fusions of two tasks each."""
-    ancestors, descendants = problem.ancestors, problem.descendants
-    produced, transient = problem.produced, problem.transient
-    surely_freed, possibly_freed = [0] * problem.n, [0] * problem.n
-    for t in range(problem.n):
-        for buffer in problem.inputs[t]:
+def _pairs(problem: OrderingProblem) -> list[Fusion]:
+    """Disjoint pairs of tasks to be fused."""
+    ancestors, descendants, produced, demand = problem.ancestors, problem.descendants, problem.produced, problem.demand
+    surely, possibly = [0] * problem.n, [0] * problem.n  # bytes that a task frees
+    for t, inputs in enumerate(problem.inputs):
+        for buffer, others in inputs:
             if not buffer.kept:
-                others = buffer.reader_set & ~(1 << t)
-                surely_freed[t] += buffer.size if not others & ~ancestors[t] else 0
-                possibly_freed[t] += buffer.size if not others & descendants[t] else 0
-
-    def follows(a: int, b: int) -> bool:
-        return (
-            not problem.predecessors[b] & ~(ancestors[a] | 1 << a)
-            and produced[b] <= surely_freed[b]
-            and produced[b] + transient[b] <= transient[a] + surely_freed[a]
-        )
-
-    def waits(a: int, b: int) -> bool:
-        return (
-            not problem.successors[a] & ~(descendants[b] | 1 << b)
-            and produced[a] >= possibly_freed[a]
-            and surely_freed[a] == possibly_freed[a]
-            and transient[a] + possibly_freed[a] <= produced[b] + transient[b]
-        )
-
-    first_of: dict[int, int] = {}  # second task of a pair -> the first
-    needed = list(problem.demand)  # on top of what is alive before; of a pair, at the second task's place
-    taken = 0
-    for b in problem.topological:
+                surely[t] += buffer.size if not others & ~ancestors[t] else 0
+                possibly[t] += buffer.size if not others & descendants[t] else 0
+    pairs, taken = [], 0
+    for b in range(problem.n):
         for a in members(problem.predecessors[b] & ~taken):
-            if follows(a, b):
-                needed[b] = problem.demand[a]
-            elif waits(a, b):
-                needed[b] += produced[a] - surely_freed[a]
+            follows = not problem.predecessors[b] & ~(ancestors[a] | 1 << a)
+            waits = not problem.successors[a] & ~(descendants[b] | 1 << b)
+            if follows and produced[b] <= surely[b] and demand[b] <= problem.transient[a] + surely[a]:
+                pairs.append(Fusion(a, (a, b), demand[a]))
+            elif waits and produced[a] >= surely[a] == possibly[a] and problem.transient[a] + surely[a] <= demand[b]:
+                pairs.append(Fusion(b, (a, b), demand[b] + produced[a] - surely[a]))
             else:
                 continue
-            first_of[b] = a
             taken |= 1 << a | 1 << b
             break
-    return _contract(problem, first_of, needed)
+    return pairs
 
 
-def _contract(
-    problem: OrderingProblem, first_of: Mapping[int, int], needed: Sequence[int]
-) -> tuple[OrderingProblem, list[list[int]]]:
-    """The problem in which each pair is one task that needs so many bytes."""
-    firsts = set(first_of.values())
-    groups = [[first_of[t], t] if t in first_of else [t] for t in range(problem.n) if t not in firsts]
-    number = {task: i for i, group in enumerate(groups) for task in group}
+def _contract(problem: OrderingProblem, pairs: Iterable[Fusion]) -> tuple[OrderingProblem, list[list[int]]]:
+    """The problem in which each pair is one task, and the tasks that each of its tasks is made of."""
+    groups = {t: ([t], need) for t, need in enumerate(problem.demand)}
+    for place, tasks, need in pairs:
+        del groups[tasks[0]], groups[tasks[1]]
+        groups[place] = list(tasks), need
+    parts, demand = zip(*(groups[place] for place in sorted(groups)), strict=True)
+    number = {task: i for i, tasks in enumerate(parts) for task in tasks}
     buffers = []
-    for b in problem.buffers:
-        producer = None if b.producer is None else number[b.producer]
-        readers = tuple(dict.fromkeys(number[t] for t in b.readers if number[t] != producer))
-        if readers or b.kept or (producer is None and b.readers):  # else it lives and dies inside a fused task
-            buffers.append(Buffer(b.size, producer, readers, b.kept))
-    pairs = dict.fromkeys((number[a], number[b]) for a, b in problem.precedence if number[a] != number[b])
-    contracted = OrderingProblem((0,) * len(groups), tuple(buffers), tuple(pairs))
-    transient = (needed[group[-1]] - outputs for group, outputs in zip(groups, contracted.produced, strict=True))
-    return dataclasses.replace(contracted, transient=tuple(transient)), groups
+    for size, producer, readers, kept in problem.buffers:
+        producer = None if producer is None else number[producer]
+        readers = tuple(dict.fromkeys(number[t] for t in readers if number[t] != producer))
+        if readers or kept:  # else it lives and dies inside of a fused task
+            buffers.append(Buffer(size, producer, readers, kept))
+    edges = {(number[a], number[b]) for a, b in problem.precedence if number[a] != number[b]}
+    merged = OrderingProblem((0,) * len(parts), tuple(buffers), tuple(sorted(edges)))
+    transient = (need - made for need, made in zip(demand, merged.produced, strict=True))
+    return dataclasses.replace(merged, transient=tuple(transient)), list(parts)
 
 
 ####################################################################################################
@@ -2383,7 +2258,7 @@ def _contract(
 # While a task runs, what has been executed is some down-set S with all its predecessors and without it. The cheapest
 # such S is a minimum cut of a network with an arc per buffer:
 #
-#     source -> what must be inside          producer --size--> buffer --infinite--> readers
+#     source -> what must be inside          producer --size--> buffer --infinite--> readers, or the sink if it is kept
 #     what must be outside -> sink           task --infinite--> each predecessor
 #
 # So the bytes of that cut and the task's own demand bound every order from below.
@@ -2398,78 +2273,57 @@ class CutNetwork:
         n = problem.n
         self.problem, self.source, self.sink = problem, n, n + 1
         self.infinite = sum(b.size for b in problem.buffers) + 1
-        arcs: list[tuple[int, int, int]] = []
-        node = n + 2
-        for b in problem.buffers:
-            origin = self.source if b.producer is None else b.producer
-            if b.size == 0:
-                continue
-            if b.kept:
-                arcs.append((origin, self.sink, b.size))
-            elif len(b.readers) == 1:
-                arcs.append((origin, b.readers[0], b.size))
-            else:
-                arcs.append((origin, node, b.size))
-                arcs += [(node, reader, self.infinite) for reader in b.readers]
-                node += 1
-        for task, before in enumerate(problem.predecessors):
-            arcs += [(task, p, self.infinite) for p in members(before)]
+        arcs = [(task, before, self.infinite) for before, task in problem.edges]
+        for node, b in enumerate(problem.buffers, n + 2):
+            arcs.append((self.source if b.producer is None else b.producer, node, b.size))
+            arcs += [(node, end, self.infinite) for end in ([self.sink] if b.kept else b.readers)]
         self.flow = max_flow.SimpleMaxFlow()
         if arcs:
-            tails, heads, capacities = np.array(arcs, dtype=np.int64).T
-            self.flow.add_arcs_with_capacity(tails, heads, capacities)
+            self.flow.add_arcs_with_capacity(*np.array(arcs, dtype=np.int64).T)
         tasks, zeros = np.arange(n), np.zeros(n, dtype=np.int64)
         self.force_in = self.flow.add_arcs_with_capacity(np.full(n, self.source), tasks, zeros)
         self.force_out = self.flow.add_arcs_with_capacity(tasks, np.full(n, self.sink), zeros)
 
     def bound(self, task: int) -> tuple[int, int]:
-        """(least bytes in use while ``task`` runs, in any order; the set executed before it where that is so): what is
-        alive behind the cheapest down-set with all that the task needs and without itself."""
+        """(least bytes in use while ``task`` runs, in any order; the set executed before it where that is so)."""
         for arcs, chosen in ((self.force_in, self.problem.predecessors[task]), (self.force_out, 1 << task)):
             capacities = np.zeros(self.problem.n, dtype=np.int64)
             capacities[list(members(chosen))] = self.infinite
             self.flow.set_arcs_capacity(arcs, capacities)
         if self.flow.solve(self.source, self.sink) != self.flow.OPTIMAL:
             raise ArithmeticError("the sizes of the tensors overflow the flow solver")
-        side = np.zeros(self.source, dtype=bool)
-        nodes = np.array(self.flow.get_source_side_min_cut())
-        side[nodes[nodes < self.source]] = True
-        executed = int.from_bytes(np.packbits(side, bitorder="little").tobytes(), "little")
+        executed = sum(1 << node for node in self.flow.get_source_side_min_cut() if node < self.problem.n)
         return self.flow.optimal_flow() + self.problem.demand[task], executed
 
 
 def largest_bound(
     network: CutNetwork, order: Sequence[int], floor: int, budget: Budget, most: int | None = None
 ) -> tuple[int, int, int]:
-    """(bytes, task, the set executed before it): the largest of the tasks' bounds that exceeds ``floor``.
+    """(bytes, task, the set executed before it): the largest bound above ``floor``, among the ``most`` needy tasks.
 
     What a task needs in any order is no less than its bound, so the needs of ``order`` tell where to stop looking.
-    When the time is over, or after ``most`` of the tasks, the largest bound so far is returned.
     """
     needs = network.problem.needs(order)
     best = floor, -1, 0
-    for position in sorted(range(len(order)), key=lambda i: -needs[i])[:most]:
-        if needs[position] <= best[0] or budget.is_over:
+    for place in sorted(range(len(order)), key=lambda i: -needs[i])[:most]:
+        if needs[place] <= best[0] or budget.is_over:
             break
-        bound, executed = network.bound(order[position])
+        bound, executed = network.bound(order[place])
         if bound > best[0]:
-            best = bound, order[position], executed
+            best = bound, order[place], executed
     return best
 
 
 def series_cuts(problem: OrderingProblem) -> list[int]:
-    """Down-sets through which every order passes, from the empty one to all tasks: what is between two of them is a
-    problem of its own."""
-    ranked = sorted(range(problem.n), key=lambda t: problem.ancestors[t].bit_count())
-    common = [-1] * (len(ranked) + 1)  # what all tasks from that rank on wait for
-    for rank in reversed(range(len(ranked))):
-        common[rank] = common[rank + 1] & problem.ancestors[ranked[rank]]
-    cuts, prefix = [0], 0
-    for rank, task in enumerate(ranked):
-        prefix |= 1 << task
-        if not prefix & ~common[rank + 1]:
-            cuts.append(prefix)
-    return cuts
+    """Down-sets through which every order passes: what is between two of them is a problem of its own."""
+    everything = (1 << problem.n) - 1
+    later, cuts = everything, {everything}  # what all tasks from here on wait for
+    for task in sorted(range(problem.n), key=lambda t: -problem.ancestors[t].bit_count()):
+        later &= problem.ancestors[task]
+        everything ^= 1 << task
+        if not everything & ~later:
+            cuts.add(everything)
+    return sorted(cuts)
 
 
 def restrict(problem: OrderingProblem, start: int, end: int) -> tuple[OrderingProblem, list[int]]:
@@ -2478,17 +2332,13 @@ def restrict(problem: OrderingProblem, start: int, end: int) -> tuple[OrderingPr
     tasks = list(members(inside))
     number = {task: i for i, task in enumerate(tasks)}
     buffers = []
-    idle = 0  # bytes that are there all the time
     for b in problem.buffers:
         is_there = b.producer is None or start >> b.producer & 1
-        if is_there and not b.reader_set & inside:
-            idle += b.size if b.kept or b.reader_set & ~start else 0
-        elif is_there or b.producer in number:
+        readers = tuple(number[t] for t in members(b.reader_set & inside))
+        kept = b.kept or bool(b.reader_set & ~end)
+        if b.producer in number or (is_there and (readers or kept)):
             producer = None if b.producer is None else number.get(b.producer)
-            readers = tuple(number[t] for t in members(b.reader_set & inside))
-            buffers.append(Buffer(b.size, producer, readers, b.kept or bool(b.reader_set & ~end)))
-    if idle:
-        buffers.append(Buffer(idle, None, (), kept=True))
+            buffers.append(Buffer(b.size, producer, readers, kept))
     pairs = tuple((number[a], number[b]) for a, b in problem.precedence if a in number and b in number)
     return OrderingProblem(tuple(problem.transient[t] for t in tasks), tuple(buffers), pairs), tasks
 
@@ -2503,21 +2353,18 @@ def order_by_cuts(problem: OrderingProblem, budget: Budget) -> list[int] | None:
         if part.n <= 1:
             order += numbers
             continue
-        if budget.is_over:
+        _, task, before = largest_bound(CutNetwork(part), range(part.n), -1, budget)
+        if task < 0 or budget.is_over:
             return None
-        _, task, before = largest_bound(CutNetwork(part), part.topological, -1, budget)
-        if task < 0:  # the time was over before the first
-            return None
-        everything = (1 << part.n) - 1
-        pieces = [(0, before), (before, before | 1 << task), (before | 1 << task, everything)]
-        for start, end in reversed(pieces):
+        cuts = (1 << part.n) - 1, before | 1 << task, before, 0
+        for end, start in itertools.pairwise(cuts):
             piece, tasks = restrict(part, start, end)
             stack.append((piece, [numbers[t] for t in tasks]))
     return order
 
 
 ####################################################################################################
-# Ordering, sweeps: all orders within a budget, level by level
+# Ordering, the sweep: all orders within a budget, level by level
 ####################################################################################################
 
 # Level k holds every set of k executed tasks that some order within the budget reaches and that is worth keeping:
@@ -2531,118 +2378,95 @@ def order_by_cuts(problem: OrderingProblem, budget: Budget) -> list[int] | None:
 # Two consequences of submodularity keep the levels small: a move that fits and does not raise live() is made at once
 # and alone, and a state no dearer than the last committed one makes all others superfluous.
 
-FRONTIER_WORDS = 1 << 23  # the largest level: 64 MiB of states, a few times that with temporaries
+LEVEL_WORDS = 1 << 23  # the largest level: 64 MiB of states, a few times that with temporaries
 SWEEP_STATES = 1 << 26  # states of one sweep: 512 MiB of history
 
-
-class Outcome(NamedTuple):
-    """How a sweep ended: an order within the budget, or none; then that is a proof if no state was dropped."""
-
-    order: list[int] | None
-    is_exhaustive: bool
+Split = list[tuple[int, np.uint64]]  # a set of tasks as its words that are not zero: (word, bits)
 
 
 class Sweep:
     """The columns of an array of uint64 words are the states, and all states of a level advance together.
 
     Forwards a state is the down-set that has run, with ``reverse`` what has been un-run from the end; live() is the
-    same function. No buffer may be dead from the start (merge_tasks turns those into transient bytes).
+    same function. Every buffer must be read or kept, as merge_tasks leaves it.
     """
 
     def __init__(self, problem: OrderingProblem, reverse: bool = False) -> None:
-        self.problem, self.reverse = problem, reverse
-        self.words = (problem.n + 63) // 64
-        self.required = problem.successors if reverse else problem.predecessors
-        self.required_words = [self.split_words(s) for s in self.required]
-        # Per task the buffers that it may be the last to read: the other readers, and the bytes.
-        self.freeable: list[list[tuple[list[tuple[int, np.uint64]], int]]] = []
-        for t in range(problem.n):
-            bytes_by_others: dict[int, int] = defaultdict(int)
-            for b in problem.inputs[t]:
-                others = b.reader_set & ~(1 << t) & ~problem.ancestors[t]
-                if b.size and not b.kept and not others & problem.descendants[t]:
-                    bytes_by_others[others] += b.size
-            self.freeable.append([(self.split_words(others), size) for others, size in bytes_by_others.items()])
+        self.problem, self.reverse, n = problem, reverse, problem.n
+        self.words = (n + 63) // 64
         before, after = problem.ancestors, problem.descendants
-        if reverse:
-            before, after = after, before
-        # The levels at which a task can be next: not before all that must precede it, nor after all that may.
-        self.opens: dict[int, list[int]] = defaultdict(list)
-        for t in range(problem.n):
-            self.opens[before[t].bit_count()].append(t)
-        self.closes = [problem.n - 1 - s.bit_count() for s in after]
-        self.start_live = problem.live((1 << problem.n) - 1 if reverse else 0)
+        # Per task the buffers that it may be the last to read: the other readers, and the bytes.
+        self.freeable: list[list[tuple[Split, int]]] = []
+        for t, inputs in enumerate(problem.inputs):
+            sizes: Counter[int] = Counter()
+            for b, others in inputs:
+                if not b.kept and not others & after[t]:
+                    sizes[others & ~before[t]] += b.size
+            self.freeable.append([(self.split(others), size) for others, size in sizes.items()])
+        self.required = problem.successors if reverse else problem.predecessors
+        self.required_words = [self.split(tasks) for tasks in self.required]
+        before, after = (after, before) if reverse else (before, after)
+        self.opens = np.array([s.bit_count() for s in before])  # the first level at which a task can be next
+        self.closes = n - 1 - np.array([s.bit_count() for s in after])  # and the last
+        self.start_live = problem.live((1 << n) - 1 if reverse else 0)
 
-    def split_words(self, task_set: int) -> list[tuple[int, np.uint64]]:
-        """The non-zero words of a set: (word, bits)."""
-        full = (1 << 64) - 1
-        return [(w, np.uint64(task_set >> 64 * w & full)) for w in range(self.words) if task_set >> 64 * w & full]
+    def split(self, tasks: int) -> Split:
+        words = ((w, tasks >> 64 * w & (1 << 64) - 1) for w in range(self.words))
+        return [(w, np.uint64(bits)) for w, bits in words if bits]
 
-    def levels(self, budget: int, width: int | None = None) -> Generator[int, None, Outcome]:
-        """Sweep, yielding the number of states of each level; the outcome is what the generator returns.
-
-        ``width`` makes the sweep a beam that keeps the states with the fewest bytes alive.
-        """
-        is_exhaustive = True
-        states = np.zeros((self.words, 1), dtype=np.uint64)
-        live = np.array([self.start_live], dtype=np.int64)
-        committed = self.start_live
+    def run(
+        self, budget: int, width: int, is_over: Callable[[int], bool] = lambda states: False
+    ) -> tuple[list[int] | None, bool]:
+        """(an order within the budget; whether there is none, if none was found). ``width`` makes it a beam, which
+        keeps the states with the fewest bytes alive; ``is_over`` hears of the states of each level and may end it."""
+        states, live = np.zeros((self.words, 1), dtype=np.uint64), np.array([self.start_live])
+        committed, is_proof = self.start_live, True
         history: list[tuple[np.ndarray, np.ndarray]] = []
-        window: list[int] = []
         for level in range(self.problem.n):
-            yield states.shape[1]
-            window = sorted([t for t in window if self.closes[t] >= level] + self.opens[level])
-            moves = self.moves(states, live, budget, window)
+            if is_over(len(live)):
+                return None, False
+            moves = self.moves(states, live, budget, level)
             if not moves:
-                return Outcome(None, is_exhaustive)
+                return None, is_proof
+            task = np.repeat(np.array([t for t, _, _ in moves], np.int32), [len(chosen) for _, chosen, _ in moves])
             parent = np.concatenate([chosen for _, chosen, _ in moves]).astype(np.int32)
-            task = np.concatenate([np.full(len(chosen), t, dtype=np.int32) for t, chosen, _ in moves])
             live = np.concatenate([after for _, _, after in moves])
-            if len(parent) * self.words > FRONTIER_WORDS:  # would not fit in memory
-                is_exhaustive = False
-                cheapest = np.argsort(live, kind="stable")[: FRONTIER_WORDS // self.words]
-                parent, task, live = parent[cheapest], task[cheapest], live[cheapest]
-            lowest = int(np.argmin(live))
-            if live[lowest] <= committed:
-                committed = int(live[lowest])
-                parent, task, live = parent[[lowest]], task[[lowest]], live[[lowest]]
+            keep: np.ndarray | slice = slice(None)
+            if live.min() <= committed:
+                keep, committed = np.array([live.argmin()]), int(live.min())
+            elif len(live) * self.words > LEVEL_WORDS:
+                keep, is_proof = np.argsort(live, kind="stable")[: LEVEL_WORDS // self.words], False
+            parent, task, live = parent[keep], task[keep], live[keep]
             states = states[:, parent]
             states[task >> 6, np.arange(len(task))] |= np.uint64(1) << (task & 63).astype(np.uint64)
-            keep = self.distinct(states)
-            if width is not None and len(keep) > width:
-                is_exhaustive = False
-                keep = keep[np.argsort(live[keep], kind="stable")[:width]]
+            keep = distinct(states)
+            if len(keep) > width:
+                keep, is_proof = keep[np.argsort(live[keep], kind="stable")[:width]], False
             states, live = states[:, keep], live[keep]
             history.append((parent[keep], task[keep]))
-        return Outcome(self.read_back(history), is_exhaustive)
-
-    def read_back(self, history: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[int]:
-        """The order that leads to the first state of the last level."""
         order, state = [], 0
         for parent, task in reversed(history):
             order.append(int(task[state]))
-            state = int(parent[state])
-        return order if self.reverse else order[::-1]
+            state = parent[state]
+        return order if self.reverse else order[::-1], False
 
     def moves(
-        self, states: np.ndarray, live: np.ndarray, budget: int, window: Iterable[int]
+        self, states: np.ndarray, live: np.ndarray, budget: int, level: int
     ) -> list[tuple[int, np.ndarray, np.ndarray]]:
-        """What of the window to run next: (task, the states that run it, the bytes alive then), free moves alone."""
+        """What may run next: (task, the states that run it, the bytes alive then), free moves alone."""
         everywhere, anywhere = (
             int.from_bytes(reduce.reduce(states, axis=1).astype("<u8").tobytes(), "little")
             for reduce in (np.bitwise_and, np.bitwise_or)
         )
         found = []
-        free_move = np.full(states.shape[1], -1, dtype=np.int32)
-        for t in window:
+        free_move = np.full(len(live), -1, dtype=np.int32)
+        for t in np.flatnonzero((self.opens <= level) & (level <= self.closes)).tolist():
             if everywhere >> t & 1 or self.required[t] & ~anywhere:
                 continue
             ready = states[t >> 6] & np.uint64(1 << (t & 63)) == 0
             for word, bits in self.required_words[t]:
                 ready &= states[word] & bits == bits
             chosen = np.flatnonzero(ready)
-            if not len(chosen):
-                continue
             freed = np.zeros(len(chosen), dtype=np.int64)
             for others, size in self.freeable[t]:
                 gone = np.ones(len(chosen), dtype=bool)
@@ -2650,45 +2474,34 @@ class Sweep:
                     gone &= states[word, chosen] & bits == (0 if self.reverse else bits)
                 freed += size * gone
             now = live[chosen]
-            born = self.problem.produced[t]
-            after = now - born + freed if self.reverse else now + born - freed
+            after = now + (self.problem.produced[t] - freed) * (-1 if self.reverse else 1)
             fits = (after if self.reverse else now) + self.problem.demand[t] <= budget
             chosen, after, now = chosen[fits], after[fits], now[fits]
             if len(chosen):
                 found.append((t, chosen, after))
                 free = chosen[after <= now]
                 free_move[free[free_move[free] < 0]] = t
-        result = []
-        for t, chosen, after in found:
-            allowed = (free_move[chosen] < 0) | (free_move[chosen] == t)
-            result.append((t, chosen[allowed], after[allowed]))
-        return result
+        allowed = ((free_move[chosen] < 0) | (free_move[chosen] == t) for t, chosen, _ in found)
+        return [(t, chosen[ok], after[ok]) for (t, chosen, after), ok in zip(found, allowed, strict=True)]
 
-    def distinct(self, states: np.ndarray) -> np.ndarray:
-        """Indices of the columns without repetitions (at worst, with some: a hash only brings equal ones together)."""
-        varying = states[(states != states[:, :1]).any(axis=1)]
-        if len(varying) == 1:
-            return np.unique(varying[0], return_index=True)[1]
-        mixed = np.zeros(states.shape[1], dtype=np.uint64)
-        for word in varying:
-            mixed = (mixed ^ word) * np.uint64(0x9E3779B97F4A7C15)
-            mixed ^= mixed >> np.uint64(29)
-        order = np.argsort(mixed, kind="stable")
-        ranked = varying[:, order]
-        repeated = (ranked[:, 1:] == ranked[:, :-1]).all(axis=0)
-        return order[np.concatenate([[True], ~repeated])]
+
+def distinct(states: np.ndarray) -> np.ndarray:
+    """Indices of the columns without repetitions (at worst, with some: a hash only brings equal ones together)."""
+    varying = states[(states != states[:, :1]).any(axis=1)]
+    if len(varying) == 1:
+        return np.unique(varying[0], return_index=True)[1]
+    mixed = np.zeros(states.shape[1], dtype=np.uint64)
+    for word in varying:
+        mixed = (mixed ^ word) * np.uint64(0x9E3779B97F4A7C15)
+        mixed ^= mixed >> np.uint64(29)
+    order = np.argsort(mixed, kind="stable")
+    ranked = varying[:, order]
+    return order[np.append(True, (ranked[:, 1:] != ranked[:, :-1]).any(axis=0))]
 
 
 ####################################################################################################
-# Ordering, the search: cheap orders first, then proofs
+# Ordering, the search: wider and wider sweeps, until nothing was left out
 ####################################################################################################
-
-# ``lower`` is always proven and ``upper`` always reached by ``order``; each stage moves one towards the other.
-
-BEAMS = (32, 512)  # states per level of the first beams
-PROOF_SCALES = (1, 8, 64)  # sweeps of SWEEP_STATES / 64 states and beams of PROOF_BEAM, times these
-PROOF_BEAM = 2048
-GLANCE = 64  # tasks that are bounded by cuts before there is a good order: the better it is, the fewer cuts matter
 
 Progress = Callable[[int, int, int], None]  # (states visited, best peak, proven bound), the latter two in bytes
 
@@ -2712,17 +2525,16 @@ class Ordering:
 
 
 class Search:
-    """Between two series cuts: the best order so far, and what is proven. ``together`` are the searches of all pieces
-    of a problem; a piece need not be better than what is proven of another."""
+    """Between two series cuts: ``order`` needs ``upper`` bytes, and no order less than ``lower``. ``together`` are the
+    searches of all pieces of a problem; a piece need not be better than what is proven of another."""
 
     def __init__(
         self, problem: OrderingProblem, budget: Budget, progress: Progress, together: list[Search] | None = None
     ) -> None:
         self.problem, self.budget, self.progress = problem, budget, progress
         self.together = [self] if together is None else together
-        self.order = problem.topological
-        self.upper, self.lower = problem.peak(self.order), problem.floor
-        self.states = 0
+        self.order: list[int] = list(range(problem.n))
+        self.upper, self.lower, self.states = problem.peak(self.order), problem.floor, 0
 
     @property
     def is_done(self) -> bool:
@@ -2749,103 +2561,75 @@ class Search:
         self.tighten()
         return True
 
-    def advance(self, *sweeps: Generator[int, None, Outcome], limit: int = SWEEP_STATES) -> Outcome | None:
-        """Drive sweeps, always the one that has done the least work, until one ends; None at a limit."""
-        work = [0] * len(sweeps)
-        while True:
-            i = work.index(min(work))
-            try:
-                states = next(sweeps[i])
-            except StopIteration as end:
-                return end.value
-            work[i] += states
-            self.states += states
-            self.progress(
-                sum(search.states for search in self.together),
-                max(search.upper for search in self.together),
-                max(search.lower for search in self.together),
-            )
-            if work[i] > limit or self.budget.is_over:
-                return None
-
-    def attempt(self, budget: int, limit: int, *sweeps: Generator[int, None, Outcome]) -> bool:
-        """Find an order within the budget or prove that there is none; False where neither came of it."""
-        outcome = self.advance(*sweeps, limit=limit)
-        if outcome is None:
-            return False
-        if outcome.order is not None:
-            return self.adopt(outcome.order)
-        if outcome.is_exhaustive:
-            self.lower = max(self.lower, budget + 1)
-        return outcome.is_exhaustive
-
-    def beam(self, width: int) -> None:
-        """Beams at one byte less than the best order, from both ends, as long as one finds something."""
-        improving = True
-        while improving:
-            improving = False
+    def sweep(self, width: int) -> None:
+        """Look for less than the best order, from both ends, as long as that finds something; or prove that there is
+        nothing, if ``width`` states per level are all."""
+        before = None
+        while before != self.upper:
+            before = self.upper
             for sweep in self.sweeps:
-                budget = self.upper - 1
-                if not self.is_done and self.attempt(budget, SWEEP_STATES, sweep.levels(budget, width)):
-                    improving = True
+                if not self.is_done:
+                    self.attempt(sweep, self.upper - 1, width)
 
-    def prove(self) -> None:
-        """Close the gap: sweeps at one byte less than the best order, turn about with beams, each time larger."""
+    def attempt(self, sweep: Sweep, budget: int, width: int) -> bool:
+        """Find an order within the budget, or prove that there is none; False where neither came of it."""
+        most = self.states + SWEEP_STATES
 
-        def decide(budget: int, limit: int) -> bool:
-            return self.attempt(budget, limit, *(sweep.levels(budget) for sweep in self.sweeps))
+        def is_over(states: int) -> bool:
+            self.states += states
+            pieces = self.together
+            self.progress(sum(p.states for p in pieces), max(p.upper for p in pieces), max(p.lower for p in pieces))
+            return self.states > most or self.budget.is_over
 
-        for scale in PROOF_SCALES:
-            while not self.is_done and decide(self.upper - 1, SWEEP_STATES // PROOF_SCALES[-1] * scale):
-                pass
-            if not self.is_done:
-                self.beam(PROOF_BEAM * scale)
-        too_large = self.upper - 1  # the smallest budget whose sweeps did not end
-        while not self.is_done and self.lower < too_large:
-            middle = (self.lower + too_large) // 2
-            if not decide(middle, SWEEP_STATES // 16):
-                too_large = middle
+        order, is_proof = sweep.run(budget, width, is_over)
+        if is_proof:
+            self.lower = max(self.lower, budget + 1)
+        return self.adopt(order) or is_proof
 
+    def prove_less(self) -> None:
+        """Raise the lower bound where the optimum stays open: bisect what sweeps can still decide."""
+        open_from = self.upper - 1
+        while not self.is_done and self.lower < open_from:
+            middle = (self.lower + open_from) // 2
+            if not any(self.attempt(sweep, middle, WIDTHS[-1]) for sweep in self.sweeps):
+                open_from = middle
+
+
+GLANCE = 64  # tasks that are bounded by cuts before there is a good order: the better it is, the fewer cuts matter
+WIDTHS = (1 << 12, 1 << 15, 1 << 18, 1 << 21)
 
 # What to do with every piece, the one with the largest peak first, until nothing is left to gain.
 STAGES: tuple[Callable[[Search], object], ...] = (
     lambda search: search.tighten(GLANCE),
-    lambda search: search.beam(BEAMS[0]),
+    lambda search: search.sweep(32),
     lambda search: search.tighten(),
-    lambda search: search.beam(BEAMS[1]),
+    lambda search: search.sweep(512),
     lambda search: search.adopt(order_by_cuts(search.problem, search.budget)),
-    Search.prove,
+    *(partial(Search.sweep, width=width) for width in WIDTHS),
+    Search.prove_less,
 )
 
 
 def order_tasks(problem: OrderingProblem, time_limit: float = TIME_LIMIT, progress: Progress = no_progress) -> Ordering:
-    """The order of the smallest peak, with a proof or with the best proven bound.
+    """The order of the smallest peak, with a proof, or the best found in ``time_limit`` seconds with a proven bound.
 
     Tasks are fused where that costs nothing and the graph is cut where every order passes; each piece is bounded from
-    below by minimum cuts and from above by beams and a recursion along those cuts; what gap is left, exhaustive sweeps
-    from both ends close. The given numbering must be an order itself; it is returned when none is better.
-
-    Args:
-        time_limit: seconds after which the best order so far is returned.
-        progress: called now and then.
+    below by minimum cuts and from above by sweeps that keep ever more states: one that drops none is a proof. The given
+    numbering is returned when nothing is better.
     """
     given = tuple(range(problem.n))
-    peak = problem.peak(given)
-    order: list[int] = []
-    pieces: list[Search] = []
+    peak, order, pieces = problem.peak(given), list[int](), list[Search]()
     if peak > problem.floor:
         budget = Budget(time_limit)
-        numbers = []
         merged, groups = merge_tasks(problem)
-        for start, end in itertools.pairwise(series_cuts(merged)):
-            part, tasks = restrict(merged, start, end)
-            numbers.append(tasks)
+        parts = [restrict(merged, start, end) for start, end in itertools.pairwise(series_cuts(merged))]
+        for part, _ in parts:
             pieces.append(Search(part, budget, progress, pieces))
         for stage in STAGES:
             for piece in sorted(pieces, key=lambda piece: -piece.upper):
                 if not piece.is_done:
                     stage(piece)
-        for piece, tasks in zip(pieces, numbers, strict=True):
+        for piece, (_, tasks) in zip(pieces, parts, strict=True):
             order += [task for t in piece.order for task in groups[tasks[t]]]
     bound = max([problem.floor, *(piece.lower for piece in pieces)])
     states = sum(piece.states for piece in pieces)
@@ -3199,279 +2983,49 @@ def _hull(intervals: Sequence[Interval], block: Block) -> Interval:
 
 
 ####################################################################################################
-# Placement, bottom up: a search that learns at which moments it fails
+# Placement, optimal: first fit that learns, then constraint programming
 ####################################################################################################
 
-FAR = 1 << 50  # bytes: above every address
-MOST_PAIRS = 50_000_000  # of blocks and moments of blocks: above, a search takes too much memory
-AT_ONCE = 6  # blocks that are tried by one call of numpy: the first is often the right one
-FIRST_HEAPS, HEAPS = 5.0, 1.5  # per block: a search that has not come to an end by then is rather begun anew
-LEAST_HEAPS = 500  # in which a dozen blocks are often seen in all ways
-KEPT, LEARNT = 0.95, 0.5  # of the weights before, and of the moments that were to blame
-NOISE = 0.3  # of a weight, so that no two searches fail alike
-STEP = 0.25  # of the way down to the bound is asked at once
-FAILURES, MORE_HEAPS = 10, 1.2  # after so many in a row, half the step and so many times the heaps
+ROUNDS = 300  # of first fit for each order: milliseconds each, and most plans are optimal before the tenth
+PUSH = 0.6  # of all blocks, at most, that a block which ended too high overtakes in the next round
+PROOF_SHARE, WORKERS = 0.5, 8  # of the time left, for the bound itself before the height is minimised
 
 
-@dataclass(frozen=True)
-class Pile:
-    """Blocks (n rows) at the moments at which the most of them are alive (m columns), in bytes above their address."""
-
-    alive: np.ndarray  # n x m, of bool
-    low: np.ndarray  # n x m, and 0 where not alive, as the following
-    high: np.ndarray
-    sizes: np.ndarray  # of all intervals of a block that are alive
-    ends: np.ndarray  # 2 x n: the first and the last moment
-    above: np.ndarray  # n x n: how far the second is at least above the first where it comes later
-    life: np.ndarray  # n: operators from the first to the last
-    size: np.ndarray  # n: from the lowest byte to the highest
-
-    @classmethod
-    def of(cls, intervals: Sequence[Interval], blocks: Sequence[Block]) -> Pile | None:
-        """None if it is too large to be searched."""
-        size, first, last = np.array([interval[:3] for interval in intervals], dtype=np.int64).reshape(-1, 3).T
-        births, deaths = np.unique(first), np.sort(last)
-        nothing_dies = np.searchsorted(deaths, births) == np.searchsorted(deaths, np.append(births[1:], FAR))
-        moments = births[~nothing_dies]  # all that is alive at another is so at the next of these
-        hulls = [_hull(intervals, block) for block in blocks]
-        born, dead = np.array([(hull.first, hull.last + 1) for hull in hulls]).T
-        ends = np.searchsorted(moments, [born, dead])
-        if len(blocks) * (ends[1] - ends[0]).sum() > MOST_PAIRS:
-            return None
-        low, high = np.full((2, len(blocks), len(moments)), [[[FAR]], [[0]]], dtype=np.int64)
-        sizes = np.zeros_like(low)
-        for row, block in enumerate(blocks):
-            for i, up in block.items():
-                at = slice(*np.searchsorted(moments, (first[i], last[i] + 1)))
-                low[row, at] = np.minimum(low[row, at], up)
-                high[row, at] = np.maximum(high[row, at], up + size[i])
-                sizes[row, at] += size[i]
-        alive = low < FAR
-        above = [
-            np.where(alive[:, a:b] & alive[row, a:b], high[row, a:b] - low[:, a:b], -FAR).max(axis=1)
-            for row, (a, b) in enumerate(ends.T)
-        ]
-        height = np.array([hull.size for hull in hulls])
-        return cls(alive, np.where(alive, low, 0), high, sizes, ends - [[0], [1]], np.array(above), dead - born, height)
-
-
-class Component(NamedTuple):
-    """Blocks that are placed without a look at others: none of them is alive with one that is not."""
-
-    blocks: np.ndarray  # the best to place first
-    rank: np.ndarray  # of every block: the least is the best, -1 for those of other components
-    moments: np.ndarray
-    members: np.ndarray  # the blocks that are alive at the first moment, then those at the second, ...
-    lows: np.ndarray  # of the members
-    starts: np.ndarray  # where those of each moment begin
-
-
-class Heap(NamedTuple):
-    """What some placed blocks leave, in bytes."""
-
-    lowest: np.ndarray  # for each block its lowest address above those that are placed; FAR if it is one of them
-    floor: np.ndarray  # for each moment, below which nothing more comes
-    waiting: np.ndarray  # for each moment, the sizes of all that is to be placed
-    level: int = 0  # the address of the last one; no other comes below it
-
-
-class Descent:
-    """A depth-first search for addresses with at most ``height`` bytes in all, which looks at ``heaps`` heaps.
-
-    Blocks are placed from low to high addresses, each right above others. What waits at a moment must fit above the
-    floor; nothing is placed that leaves a hole for what waits; what falls apart is placed one by one (M. D. Moffitt:
-    MiniMalloc, ASPLOS 2023). Of blocks of several intervals, not all placements are seen. ``weights`` says how much it
-    matters that what is alive at a moment comes first, and ``blame`` at which moments there was no room.
-    """
-
-    def __init__(self, pile: Pile, height: int, weights: np.ndarray, heaps: int, budget: Budget) -> None:
-        self.pile, self.height, self.weights, self.budget = pile, height, weights, budget
-        self.heaps_left = heaps
-        self.blame = np.zeros(len(weights))
-
-    def run(self) -> dict[int, int] | None:
-        """The address of every block, if it was found."""
-        blocks, moments = self.pile.alive.shape
-        heap = Heap(np.zeros(blocks, np.int64), np.zeros(moments, np.int64), self.pile.sizes.sum(axis=0))
-        return self._place_all(self._components(np.arange(blocks), heap), heap)
-
-    def _place_all(self, components: Iterable[Component], heap: Heap) -> dict[int, int] | None:
-        placed: dict[int, int] = {}
-        for component in components:
-            found = self._place(component, heap)
-            if found is None:
-                return None
-            placed |= found
-        return placed
-
-    def _place(self, component: Component, heap: Heap) -> dict[int, int] | None:
-        """The largest component of what is left goes on the stack: so calls nest no deeper than halves of halves."""
-        stack = [(component, self._choices(component, heap), dict[int, int]())]
-        while stack and self.heaps_left > 0:
-            component, choices, _ = stack[-1]
-            if (choice := next(choices, None)) is None:
-                stack.pop()
-                continue
-            block, heap = choice
-            components = self._components(component.blocks[heap.lowest[component.blocks] < FAR], heap, component)
-            if (placed := self._place_all(components[:-1], heap)) is None:
-                continue
-            placed[block] = heap.level
-            if not components:
-                for _, _, earlier in stack:
-                    placed |= earlier
-                return placed
-            stack.append((components[-1], self._choices(components[-1], heap, block), placed))
-        return None
-
-    def _components(self, blocks: np.ndarray, heap: Heap, whole: Component | None = None) -> list[Component]:
-        """What blocks of a component fall apart into, the smallest first; if they do not, their ranks stay."""
-        first, last = self.pile.ends[:, blocks]
-        count = len(self.weights)
-        going_on = np.cumsum(np.bincount(first, minlength=count) - np.bincount(last, minlength=count))
-        number = np.append(0, np.cumsum(going_on == 0))[first]
-        components = sorted((blocks[number == n] for n in np.unique(number)), key=len)
-        if whole is not None and len(components) == 1:
-            return [whole if 4 * len(blocks) > 3 * len(whole.blocks) else self._component(blocks, whole.rank)]
-        return [self._component(component, self._ranked(component, heap)) for component in components]
-
-    def _ranked(self, blocks: np.ndarray, heap: Heap) -> np.ndarray:
-        """Those first that are alive where the most waits, of these the longest lives, of these the largest."""
-        most = np.where(self.pile.alive[blocks], heap.waiting * self.weights, 0).max(axis=1)
-        life, size = self.pile.life[blocks], self.pile.size[blocks]
-        rank = np.full(len(self.pile.alive), -1)
-        rank[blocks[np.lexsort((blocks, -size, -life, -most))]] = np.arange(len(blocks))
-        return rank
-
-    def _component(self, blocks: np.ndarray, rank: np.ndarray) -> Component:
-        blocks = blocks[np.argsort(rank[blocks])]
-        when, which = np.nonzero(self.pile.alive[blocks].T)
-        moments, starts = np.unique(when, return_index=True)
-        members = blocks[which]
-        return Component(blocks, rank, moments, members, self.pile.low[members, when], starts)
-
-    def _choices(self, component: Component, heap: Heap, last: int | None = None) -> Iterator[tuple[int, Heap]]:
-        """The blocks that may follow, from low to high, each with the heap that it leaves."""
-        self.heaps_left -= 1
-        lowest = heap.lowest[component.blocks]
-        may = lowest >= heap.level
-        if last is not None:  # at one address in the order of their ranks
-            may &= (lowest > heap.level) | (component.rank[component.blocks] > component.rank[last])
-        tops = lowest + np.maximum(self.pile.size[component.blocks], 1)
-        blocks = component.blocks[may & (lowest < tops.min())]  # those above would leave a hole for another block
-        blocks = blocks[np.argsort(heap.lowest[blocks], kind="stable")]
-        blame, is_stuck = np.zeros(len(component.moments)), True
-        for some in np.split(blocks, range(AT_ONCE, len(blocks), AT_ONCE)):
-            if self.budget.is_over:
-                self.heaps_left = 0
-                return
-            for block, after, full in self._heaps_after(component, heap, some):
-                is_stuck &= bool(full.any())
-                blame += full
-                if not full.any():
-                    yield block, after
-        if is_stuck:
-            self.blame[component.moments] += blame / max(len(blocks), 1)
-
-    def _heaps_after(
-        self, component: Component, heap: Heap, blocks: np.ndarray
-    ) -> Iterator[tuple[int, Heap, np.ndarray]]:
-        """For some blocks that may be placed next: each, the heap that it leaves, and at which moments that is full."""
-        pile, rows = self.pile, np.ix_(blocks, component.moments)
-        at = heap.lowest[blocks]
-        lowest = np.maximum(heap.lowest, at[:, None] + pile.above[blocks])
-        lowest[np.arange(len(blocks)), blocks] = FAR
-        floor = np.where(pile.alive[rows], at[:, None] + pile.high[rows], heap.floor[component.moments])
-        least = np.minimum.reduceat(lowest.take(component.members, axis=1) + component.lows, component.starts, axis=1)
-        floor = np.maximum(np.where(least < FAR, np.maximum(floor, least), floor), at[:, None])
-        full = floor + heap.waiting[component.moments] - pile.sizes[rows] > self.height
-        for row, block in enumerate(blocks.tolist()):
-            below = heap.floor.copy()
-            below[component.moments] = floor[row]
-            yield block, Heap(lowest[row], below, heap.waiting - pile.sizes[block], int(at[row])), full[row]
-
-
-def plan_bottom_up(
-    intervals: Sequence[Interval], groups: Sequence[Block], plan: Plan, budget: Budget, heaps: float = FIRST_HEAPS
-) -> Plan:
-    """Lower and lower plans than a given one, until the bound is met, all was seen, or the budget is over.
-
-    Searches are short, and each knows where those before failed: what is alive there comes earlier (as with constraints
-    that often fail: F. Boussemart et al., Boosting Systematic Search by Weighting Constraints, ECAI 2004). The first
-    one tries the bound itself, with ``heaps`` per block.
-    """
+def plan_by_learning(intervals: Sequence[Interval], groups: Sequence[Block], plan: Plan, budget: Budget) -> Plan:
+    """First fit again and again: what ends above the bound comes earlier the next time ("squeaky wheel", D. Joslin and
+    D. Clements, JAIR 1999)."""
     blocks = blocks_of(intervals, groups)
-    if plan.optimal or budget.is_over or (pile := Pile.of(intervals, blocks)) is None:
-        return plan
-    unit = unit_of(intervals, groups)
-    weights = np.ones(pile.alive.shape[1])
-    rng, failures = np.random.default_rng(0), 0
-    height = least = plan.bound  # of all that these searches can see
-    while plan.height > least and not budget.is_over:
-        noisy = weights * rng.uniform(1 - NOISE, 1 + NOISE, len(weights)) if failures else weights
-        descent = Descent(pile, height, noisy, max(LEAST_HEAPS, int(heaps * len(blocks))), budget)
-        if (found := descent.run()) is not None:
-            placed = list(intervals)
-            for block, at in found.items():
-                for i, above in blocks[block].items():
-                    placed[i] = placed[i]._replace(offset=at + above)
-            plan, failures = Plan(tuple(placed), plan.bound), 0
-        elif descent.heaps_left:
-            least = (height // unit + 1) * unit
-        else:
-            failures += 1
-            if descent.blame.any():
-                weights = KEPT * weights + LEARNT * descent.blame / descent.blame.mean()
-        heaps = HEAPS * MORE_HEAPS ** (failures // FAILURES)
-        step = STEP / 2 ** (failures // FAILURES) * (plan.height - least)
-        height = max(least, int(plan.height - max(step, unit)) // unit * unit)
+    hulls = [_hull(intervals, block) for block in blocks]
+    rng = np.random.default_rng(0)
+    for key in FIRST_FIT_ORDERS:
+        order = sorted(range(len(blocks)), key=lambda i: key(hulls[i]))
+        urgency = -np.argsort(order).astype(float)
+        for _ in range(ROUNDS):
+            if plan.optimal or budget.is_over:
+                return plan
+            placed = place_first_fit(intervals, np.argsort(-urgency, kind="stable").tolist(), blocks)
+            plan = min(plan, Plan(placed, plan.bound), key=lambda plan: plan.height)
+            tops = [max((placed[i].offset or 0) + placed[i].size for i in block) for block in blocks]
+            urgency += (np.array(tops) > plan.bound) * rng.uniform(0, PUSH * len(blocks), len(blocks))
     return plan
-
-
-####################################################################################################
-# Placement, proofs: constraint programming
-####################################################################################################
-
-# One worker with a fixed order of decisions is quick or lost, and which order is the right one is luck: so all of them
-# get a little time, then more, before many workers do without an order.
-AT_FIRST = 1.0  # seconds for a search bottom up, which often spares the constraint solver
-PATIENCE = (0.5, 2.0, 8.0)  # seconds for each order, of every round
-BOTTOM_UP_SHARE, ORDERS_SHARE, THOROUGH_SHARE = 0.5, 0.4, 0.5  # of the time that is left
-THOROUGH = 8  # workers of the constraint solver
 
 
 def plan_optimally(
     intervals: Sequence[Interval], time_limit: float = TIME_LIMIT, groups: Sequence[Block] = (), enough: int = 0
 ) -> Plan:
-    """The lowest plan: first fit if it meets the bound, else by search and proof, within ``time_limit`` seconds.
+    """The lowest plan: by first fit if that meets the bound, else by search and proof, within ``time_limit`` seconds.
 
-    :func:`plan_bottom_up` has a moment. Then constraint programming, which sees rectangles of fixed time and free
-    address that must not overlap (NoOverlap2D), tries the bound itself as the height. Where that fails soon, the search
-    comes as low as it can; then the bound is tried for longer, in the end by many workers, and at last the height is
-    minimised. ``enough`` is as for :func:`plan_by_first_fit`.
+    Constraint programming sees rectangles of fixed time and free address that must not overlap (NoOverlap2D): first it
+    tries the bound itself as the height, then it minimises. ``enough`` is as for :func:`plan_by_first_fit`.
     """
     budget = Budget(time_limit)
-    plan = plan_by_first_fit(intervals, groups, enough)
-    plan = plan_bottom_up(intervals, groups, plan, Budget(min(AT_FIRST, time_limit)))
-
-    def solved(plan: Plan, key: Key, highest: int, seconds: float, workers: int = 1) -> Plan:
-        if plan.optimal:
-            return plan
-        found, proven = _solve_placement(intervals, groups, key, (plan.bound, highest), seconds, workers)
-        plan = Plan(found or plan.intervals, plan.bound)
-        return Plan(plan.intervals, max(plan.bound, min(proven, plan.height)))
-
-    def at_the_bound(plan: Plan, rounds: Iterable[float]) -> Plan:
-        orders = budget.share(ORDERS_SHARE)
-        for seconds, key in itertools.product(rounds, DECISION_ORDERS):
-            plan = solved(plan, key, plan.bound, min(seconds, orders.left))
-        return plan
-
-    plan = at_the_bound(plan, PATIENCE[:1])
-    plan = plan_bottom_up(intervals, groups, plan, budget.share(BOTTOM_UP_SHARE), HEAPS)
-    plan = at_the_bound(plan, PATIENCE[1:])
-    plan = solved(plan, DECISION_ORDERS[0], plan.bound, budget.share(THOROUGH_SHARE).left, THOROUGH)
-    return solved(plan, DECISION_ORDERS[0], plan.height - ARENA_ALIGNMENT, budget.left, THOROUGH)
+    plan = plan_by_learning(intervals, groups, plan_by_first_fit(intervals, groups, enough), budget.share(0.2))
+    for highest, share in ((plan.bound, PROOF_SHARE), (plan.height - 1, 1.0)):
+        if not plan.optimal:
+            found, proven = _solve_placement(intervals, groups, plan.bound, highest, share * budget.left)
+            plan = Plan(found or plan.intervals, plan.bound)
+            plan = Plan(plan.intervals, max(plan.bound, min(proven, plan.height)))
+    return plan
 
 
 def solve_constraints(model: Any, time_limit: float, workers: int) -> tuple[Any, Any]:
@@ -3493,50 +3047,37 @@ def solve_constraints(model: Any, time_limit: float, workers: int) -> tuple[Any,
 
 
 def _solve_placement(
-    intervals: Sequence[Interval],
-    groups: Sequence[Block],
-    key: Key,
-    heights: tuple[int, int],
-    time_limit: float,
-    workers: int,
+    intervals: Sequence[Interval], groups: Sequence[Block], least: int, height: int, time_limit: float
 ) -> tuple[tuple[Interval, ...] | None, int]:
-    """(a placement of the least of these heights, the first and the last of a range, if any was found; the bound that
-    was proven, 0 if none was)."""
-    least, height = heights
-    if time_limit <= 0 or height < least:
-        return None, 0
+    """(a placement of the least height from ``least`` to ``height``, if any was found; the proven bound, 0 if none)."""
     from ortools.sat.python import cp_model
 
+    if time_limit <= 0 or height < least:
+        return None, 0
     unit = unit_of(intervals, groups)
     model = cp_model.CpModel()
-    top = model.new_int_var(least // unit, height // unit, "height")
-    starts, times, addresses = [], [], []  # no hint from first fit: it makes the search up to 600 times slower
-    base = {i: (number, above) for number, group in enumerate(groups) for i, above in group.items()}
-    bases = [model.new_int_var(0, height // unit, "") for _ in groups]
-    for i, interval in enumerate(intervals):
-        size = interval.size // unit
-        start = model.new_int_var(0, height // unit - size, "")
-        model.add(start + size <= top)
-        if i in base:
-            number, above = base[i]
-            model.add(start == bases[number] + above // unit)
-        times.append(model.new_fixed_size_interval_var(interval.first, interval.last - interval.first + 1, ""))
-        addresses.append(model.new_fixed_size_interval_var(start, size, ""))
-        starts.append(start)
+    top = model.new_int_var(least // unit, height // unit, "")
+    starts = [model.new_int_var(0, height // unit - interval.size // unit, "") for interval in intervals]
+    times, addresses = [], []  # no hint from first fit: it makes the search up to 600 times slower
+    for (size, first, last, _), start in zip(intervals, starts, strict=True):
+        model.add(start + size // unit <= top)
+        times.append(model.new_fixed_size_interval_var(first, last - first + 1, ""))
+        addresses.append(model.new_fixed_size_interval_var(start, size // unit, ""))
     model.add_no_overlap_2d(times, addresses)
-    order = sorted(range(len(intervals)), key=lambda i: key(intervals[i]))
-    model.add_decision_strategy([starts[i] for i in order], cp_model.CHOOSE_LOWEST_MIN, cp_model.SELECT_MIN_VALUE)
+    for group in groups:
+        (one, above), *others = group.items()
+        for i, other in others:
+            model.add(starts[i] == starts[one] + (other - above) // unit)
     if height > least:
         model.minimize(top)
-    solver, status = solve_constraints(model, time_limit, workers)
+    solver, status = solve_constraints(model, time_limit, WORKERS)
     if status == cp_model.INFEASIBLE:
         return None, (height // unit + 1) * unit
     if status not in (cp_model.OPTIMAL, cp_model.FEASIBLE):
         return None, 0
-    proven = int(solver.best_objective_bound) * unit if height > least else 0
-    return tuple(
-        interval._replace(offset=solver.value(start) * unit) for interval, start in zip(intervals, starts, strict=True)
-    ), proven
+    placed = zip(intervals, starts, strict=True)
+    found = tuple(interval._replace(offset=solver.value(start) * unit) for interval, start in placed)
+    return found, int(solver.best_objective_bound) * unit if height > least else 0
 
 
 ####################################################################################################
@@ -4657,7 +4198,7 @@ class DivisionProblem:
         for limit, is_here in zip(limits, (is_fast, is_slow), strict=True):
             self._keep_within(model, limit, is_here, is_used)
         model.maximize(sum(value * literal for value, literal in zip(self.values, is_fast, strict=True)))
-        solver, status = solve_constraints(model, time_limit, THOROUGH)
+        solver, status = solve_constraints(model, time_limit, WORKERS)
         if status not in (cp_model.OPTIMAL, cp_model.FEASIBLE):
             return None, sum(self.values)
         fast = frozenset(i for i, literal in enumerate(is_fast) if solver.value(literal))
@@ -5717,18 +5258,20 @@ class Bill:
     def __init__(self, emitter: Emitter, scratch: ScratchOfCopies | None = None) -> None:
         subgraph, operators = emitter.subgraph, emitter.operators
         self.old = old = len(subgraph.tensors)
-        of_old = [t.element.tflm_bytes or 0 for t in subgraph.tensors]
-        self.sizes = [  # of the new tensors, as TFLM aligns them
-            0 if t.values is not None or t.is_carried
-            else align(math.prod(t.shape) * (ELEMENT_TYPES[t.dtype].tflm_bytes or 0 if t.like is None else of_old[t.like]))
-            for t in emitter.tensors
-        ]  # fmt: skip
+
+        def size(new: NewTensor) -> int:
+            if new.values is not None or new.is_carried:
+                return 0
+            element = ELEMENT_TYPES[new.dtype] if new.like is None else subgraph.tensors[new.like].element
+            return align(math.prod(new.shape) * (element.tflm_bytes or 0))
+
+        self.sizes = list(map(size, emitter.tensors))  # of the new tensors, as TFLM aligns them
         self.runs = [(operator.inputs, operator.outputs) for operator in operators]
         self.copies = Counter(o.like for o in operators if o.like is not None)
         self.glue = Counter((o.kind, len(o.inputs)) for o in operators if o.like is None)
         self.requests: list[tuple[int, int, int]] = []  # scratch memory: bytes, and the run that has it, first and last
-        for number, o in enumerate(operators if scratch else ()):
-            if o.like in scratch.asking:
+        for number, o in enumerate(operators):
+            if scratch and o.like is not None and o.like in scratch.asking:
                 shapes = tuple(emitter.tensors[t - old].shape if t >= old else None for t in (*o.inputs, *o.outputs))
                 self.requests.append((scratch(o.like, shapes, **dict(o.options)), number, number))
 
@@ -8291,9 +7834,7 @@ class RewriteWriter:
             table["Operators"][o] if isinstance(o, int) else self.operator(o, number, dtypes) for o in rewrite.operators
         ]
         new = [self.callee(callee) for callee in rewrite.callees]
-        table["Tensors"] = [
-            fresh[i] if i in fresh else table["Tensors"][i] for i in range(len(after.tensors))
-        ]
+        table["Tensors"] = [fresh[i] if i in fresh else table["Tensors"][i] for i in range(len(after.tensors))]
         table["Operators"] = operators
         self.model["Subgraphs"] += new
         self.file.set_metadata(OFFLINE_PLAN)
@@ -8364,18 +7905,16 @@ class RewriteWriter:
             return self.codes[kind, version]
         builtin = tflite.BuiltinOperator.CUSTOM if is_custom else getattr(tflite.BuiltinOperator, kind)
         codes = self.model["OperatorCodes"]
-        for index, there in enumerate(codes):
+
+        def serves(code: Table) -> bool:
             # Older builds of TFLM look at the full code alone to find the subgraphs that an operator runs.
-            short = 0 if kind == "WHILE" else there.get("DeprecatedBuiltinCode", 0)
-            is_it = max(there.get("BuiltinCode", 0), short) == builtin and there.get("Version", 1) >= version
-            if is_it and not is_custom:
-                break
-        else:
-            index, name = len(codes), {"CustomCode": kind.encode()} if is_custom else {}
-            short = min(builtin, LAST_SHORT_CODE)
-            codes.append(
-                Table("OperatorCode", name, DeprecatedBuiltinCode=short, BuiltinCode=builtin, Version=version)
-            )
+            short = 0 if kind == "WHILE" else code.get("DeprecatedBuiltinCode", 0)
+            return max(code.get("BuiltinCode", 0), short) == builtin and code.get("Version", 1) >= version
+
+        index = len(codes) if is_custom else next((i for i, code in enumerate(codes) if serves(code)), len(codes))
+        if index == len(codes):
+            name, short = {"CustomCode": kind.encode()} if is_custom else {}, min(builtin, LAST_SHORT_CODE)
+            codes.append(Table("OperatorCode", name, DeprecatedBuiltinCode=short, BuiltinCode=builtin, Version=version))
         self.codes[kind, version] = index
         return index
 
