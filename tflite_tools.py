@@ -62,7 +62,6 @@ import sys
 import tempfile
 import time
 import warnings
-import zipfile
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -77,8 +76,7 @@ from typing import Any, ClassVar, Concatenate, NamedTuple, ParamSpec, TypeVar
 import flatbuffers
 import numpy as np
 import tflite
-from flatbuffers import number_types
-from tflite.utils import BUILTIN_OPCODE2NAME
+import tflite.utils
 
 __version__ = "0.2.0"
 
@@ -116,14 +114,17 @@ class ModelError(ValueError):
     """The bytes are not a model that can be processed; the message says why, in one line."""
 
 
+class BrokenCertificate(RuntimeError):
+    """A model that was written is not what was decided: a fault of this program, found before any harm is done."""
+
+
 class ArenaError(ValueError):
     """Why nothing can be said about the arena of a model, in one line."""
 
 
 Bytes = bytes | bytearray | memoryview | mmap.mmap
 
-NOT_WRITTEN = -1  # the buffer of a constant of a model that is judged without a file
-LARGEST_TENSOR = 1 << 40  # elements; a larger claim means a damaged file, and keeps all sums far below 64 bits
+MAX_ELEMENTS = 1 << 40  # elements; a larger claim means a damaged file, and keeps all sums far below 64 bits
 CONTROL_DEPENDENCIES = "model_control_dependencies"  # metadata that numbers operators
 OFFLINE_PLAN = "OfflineMemoryAllocation"  # metadata that fixes offsets (tflite-micro, docs/memory_management.md)
 
@@ -171,7 +172,6 @@ class Storage(enum.Enum):
     ACTIVATION = "activation"  # RAM, only while it is alive: the tensors that this tool is about
     CONSTANT = "constant"  # flash: a weight, a bias, a shape
     STATE = "state"  # RAM from the first inference to the last: variables and the handles of resources
-    INSIDE = "inside"  # RAM that counts already: an accelerator's scratch memory, in which the plan in the file puts it
 
 
 @dataclass(frozen=True)
@@ -297,16 +297,19 @@ class Subgraph:
         return dataclasses.replace(self, operators=tuple(operators))
 
 
-@dataclass(frozen=True)
-class BufferSpan:
-    """Where a buffer's bytes are in the file; ``size`` 0 means that the tensor has no data there."""
+@dataclass(frozen=True, eq=False)
+class Content:
+    """The data of a buffer, uint8. No bytes mean that its tensor has none in the file."""
 
-    start: int
-    size: int
-    is_external: bool = False  # stored after the FlatBuffer, at an absolute position
+    data: np.ndarray
+    is_external: bool = False  # behind the FlatBuffer, where TFLM does not look
 
-    def of(self, data: Bytes) -> bytes:
-        return bytes(data[self.start : self.start + self.size])
+    @property
+    def size(self) -> int:
+        return len(self.data)
+
+
+NO_CONTENT = Content(np.empty(0, np.uint8))
 
 
 @dataclass(frozen=True)
@@ -314,29 +317,19 @@ class ModelGraph:
     """All that the tool knows of a model. ``notes`` name what the file leaves open, one sentence each."""
 
     subgraphs: tuple[Subgraph, ...]
-    buffers: tuple[BufferSpan, ...]
+    buffers: tuple[Content, ...]
     metadata: tuple[tuple[str, int], ...]  # (name, buffer index)
     plan: tuple[int, ...] | None = None  # the words of the memory plan in the file, if it has one
     notes: tuple[str, ...] = ()
 
-    def has_data(self, tensor: Tensor) -> bool:
-        """Whether the tensor's content is in the file, or will be."""
-        return tensor.buffer == NOT_WRITTEN or (tensor.buffer > 0 and self.buffers[tensor.buffer].size > 0)
+    def content(self, tensor: Tensor) -> Content:
+        """Its data in the file; buffer 0 stands for none."""
+        return self.buffers[tensor.buffer] if tensor.buffer else NO_CONTENT
 
-    def is_external(self, tensor: Tensor) -> bool:
-        """Whether it is behind the FlatBuffer, where TFLM does not look."""
-        return self.has_data(tensor) and tensor.buffer != NOT_WRITTEN and self.buffers[tensor.buffer].is_external
-
-    def metadata_buffer(self, name: str) -> BufferSpan | None:
-        """The buffer of the last metadata entry of that name, which is the one that runtimes honour."""
-        spans = [self.buffers[buffer] for entry, buffer in self.metadata if entry == name]
-        return spans[-1] if spans else None
-
-    @property
-    def used_buffers(self) -> set[int]:
-        """Buffers that tensors or metadata refer to, and that are there."""
-        named = {t.buffer for s in self.subgraphs for t in s.tensors} | {buffer for _, buffer in self.metadata}
-        return named.intersection(range(len(self.buffers)))
+    def metadata_content(self, name: str) -> Content | None:
+        """The content of the last metadata entry of that name, which is the one that runtimes honour."""
+        found = [self.buffers[buffer] for entry, buffer in self.metadata if entry == name]
+        return found[-1] if found else None
 
     def with_subgraphs(self, subgraphs: Iterable[Subgraph]) -> ModelGraph:
         """The model with other operators, without the memory plan, which was for the old ones."""
@@ -444,6 +437,350 @@ def keeping_the_best() -> Iterator[None]:
 
 
 ####################################################################################################
+# The file: bytes <-> tables. All that is read or written passes through here
+####################################################################################################
+
+# A .tflite file is a FlatBuffer: tables that refer to each other by offsets. Unpacked, it is plain data; a change makes
+# new tables out of old ones; only what leaves the program is packed. Slots and types of fields are read off the
+# generated bindings, so no second description of the schema can disagree with them.
+
+FILE_IDENTIFIER = b"TFL3"
+DATA_ALIGNMENT = 16  # bytes, of the data of constants, which TFLM uses in place
+INT32, UINT32, UINT16 = struct.Struct("<i"), struct.Struct("<I"), struct.Struct("<H")
+
+
+class Field(NamedTuple):
+    """A field of a kind of table."""
+
+    slot: int
+    form: str  # "number", "text", "table" or "union"; of several: "numbers", "texts" or "tables"
+    of: Any  # the type of the numbers, or the kind of the tables
+    default: Any  # what a field means that the file leaves out
+
+
+class _Probe:
+    """Stands in for a file and for a builder, and notes what the bindings ask of them."""
+
+    Pos, Bytes = 0, b""
+
+    def __init__(self) -> None:
+        self.asked: dict[str, tuple[Any, ...]] = {}
+
+    def __getattr__(self, method: str) -> Callable[..., int]:
+        def note(*arguments: Any) -> int:
+            self.asked[method] = arguments
+            return 1
+
+        return note
+
+
+@cache
+def layout(kind: str) -> dict[str, Field]:
+    """The fields of a kind of table, by name in the order of their slots."""
+    if not hasattr(tflite, kind):
+        return {}
+    fields, table = {}, getattr(tflite, kind)()
+    for name in (name.removeprefix(f"{kind}Add") for name in dir(tflite) if name.startswith(f"{kind}Add")):
+        table._tab = probe = _Probe()
+        getattr(tflite, f"{kind}Add{name}")(probe, 1)
+        ((method, (slot, _, default)),) = probe.asked.items()
+        number = getattr(flatbuffers.number_types, f"{method.removeprefix('Prepend').removesuffix('Slot')}Flags", None)
+        if number is not None:
+            fields[name] = Field(slot, "number", number, default)
+        elif hasattr(table, f"{name}AsNumpy"):
+            getattr(table, f"{name}AsNumpy")()
+            (number, _) = probe.asked["GetVectorAsNumpy"]
+            fields[name] = Field(slot, "numbers", flatbuffers.number_types.to_numpy_type(number), ())
+        else:
+            many = "s" if hasattr(table, f"{name}Length") else ""
+            value = getattr(table, name)(*[0] * len(many))
+            form = next((form for form in ("String", "Union") if form in probe.asked), "Table")
+            form = {"String": "text", "Union": "union", "Table": "table"}[form] + many
+            fields[name] = Field(slot, form, type(value).__name__, () if many else b"" if form == "text" else None)
+    return dict(sorted(fields.items(), key=lambda item: item[1].slot))
+
+
+class Table(dict[str, Any]):
+    """A table of the file: the fields that it has, by their names in the schema. A field is a number, a text (bytes or
+    a view of them), an array, a table, or a list of texts or tables; one that is missing has its default."""
+
+    def __init__(self, kind: str, fields: Mapping[str, Any] = MappingProxyType({}), **more: Any) -> None:
+        super().__init__(fields, **more)
+        self.kind = kind
+        self.unknown: tuple[int, ...] = ()  # slots of fields that the bindings do not know
+
+    def __missing__(self, field: str) -> Any:
+        return layout(self.kind)[field].default
+
+    def but(self, **changes: Any) -> Table:
+        """The same table with other fields."""
+        return Table(self.kind, self, **changes)
+
+
+# Unions that are not called like the field.
+UNIONS = {"Details": "QuantizationDetails"} | dict.fromkeys(("ArraySegments", "ArrayIndices"), "SparseIndexVector")
+
+
+@cache
+def union_kind(field: str, number: int) -> str:
+    """The kind of table in a field that may hold several; empty for one that the bindings do not know."""
+    union = getattr(tflite, UNIONS.get(field, field))
+    return next((kind for kind, known in vars(union).items() if known == number and hasattr(tflite, kind)), "")
+
+
+TOO_MANY_ITEMS = "the file is damaged: it refers to more items than its size can hold"
+
+
+class _Unpacker:
+    """Every table and vector of the file becomes one object, wherever it is referred to from; texts and arrays are
+    views of the file."""
+
+    def __init__(self, data: Bytes) -> None:
+        self.data, self.view = data, memoryview(data)
+        self.newer = ""  # a kind of table that has fields which the bindings do not know
+        self.left = len(data)  # a sound file spends 4 bytes on a reference; overlapping vectors could claim far more
+        self.known: dict[tuple[str, Any, int], Any] = {}
+        self.vtables: dict[tuple[str, int], tuple[list[tuple[str, Field, int]], tuple[int, ...]]] = {}
+
+    def word(self, at: int) -> int:
+        return int(UINT32.unpack_from(self.data, at)[0])
+
+    def once(self, form: str, of: Any, at: int) -> Any:
+        key = form, of, at
+        if key not in self.known:
+            self.known[key] = getattr(self, form)(of, at)
+        return self.known[key]
+
+    def table(self, kind: str, at: int) -> Table:
+        table = Table(kind)
+        fields, table.unknown = self.fields(kind, at - INT32.unpack_from(self.data, at)[0])
+        for name, (_, form, of, _), place in fields:
+            place += at
+            if form == "number":
+                table[name] = of.packer_type.unpack_from(self.data, place)[0]
+            else:
+                if form == "union":
+                    form, of = "table", union_kind(name, table.get(f"{name}Type", 0))
+                table[name] = self.once(form, of, place + self.word(place))
+        return table
+
+    def fields(self, kind: str, vtable: int) -> tuple[list[tuple[str, Field, int]], tuple[int, ...]]:
+        """The fields that a table has, each with its distance from it, and the slots of those that are unknown."""
+        if (kind, vtable) not in self.vtables:
+            if vtable < 0:
+                raise IndexError("a table is described before the beginning of the file")
+            count = UINT16.unpack_from(self.data, vtable)[0] // 2 - 2
+            places = dict(enumerate(struct.unpack_from(f"<{count}H", self.data, vtable + 4)))
+            known = [(name, f, place) for name, f in layout(kind).items() if (place := places.pop(f.slot, 0))]
+            last = max((field.slot for field in layout(kind).values()), default=-1)  # others before it are deprecated
+            unknown = tuple(slot for slot, place in places.items() if place and slot > last)
+            self.newer = kind or "a union" if unknown or not kind else self.newer
+            self.vtables[kind, vtable] = known, unknown
+        return self.vtables[kind, vtable]
+
+    def text(self, _: Any, at: int) -> memoryview:
+        return self.view[at + 4 : at + 4 + self.word(at)]
+
+    def numbers(self, dtype: Any, at: int) -> np.ndarray:
+        return np.frombuffer(self.data, dtype, self.word(at), at + 4)
+
+    def several(self, form: str, of: Any, at: int) -> list[Any]:
+        count = self.word(at)
+        self.left -= 4 * count
+        if self.left < 0:
+            raise ModelError(TOO_MANY_ITEMS)
+        return [self.once(form, of, place + self.word(place)) for place in range(at + 4, at + 4 + 4 * count, 4)]
+
+    def texts(self, of: Any, at: int) -> list[memoryview]:
+        return self.several("text", of, at)
+
+    def tables(self, of: Any, at: int) -> list[Table]:
+        return self.several("table", of, at)
+
+
+class _Packer:
+    """Writes tables: of equal ones, and of equal texts and vectors, one. The data of every buffer is aligned."""
+
+    def __init__(self, size: int) -> None:
+        self.builder = flatbuffers.Builder(size)
+        self.known: dict[Any, int] = {}
+
+    def once(self, key: Any, write: Callable[[], int]) -> int:
+        if key not in self.known:
+            self.known[key] = write()
+        return self.known[key]
+
+    def offset(self, value: Any, alignment: int = 1) -> int:
+        if isinstance(value, Table):
+            return self.once(id(value), partial(self.table, value))
+        if isinstance(value, (bytes, memoryview)):
+            return int(self.builder.CreateSharedString(bytes(value)))
+        if isinstance(value, np.ndarray):
+            write = partial(self.numbers, value, alignment)
+            return write() if alignment > 1 else self.once((value.dtype, value.tobytes()), write)
+        targets = tuple(map(self.offset, value))
+        return self.once((list, targets), partial(self.references, targets))
+
+    def table(self, table: Table) -> int:
+        fields, alignment = layout(table.kind), DATA_ALIGNMENT if table.kind == "Buffer" else 1
+        values = {
+            name: value if fields[name].form == "number" else self.offset(value, alignment)
+            for name, value in table.items()
+        }
+        return self.once((table.kind, *values.items()), partial(self.new_table, fields, values))
+
+    def new_table(self, fields: Mapping[str, Field], values: Mapping[str, Any]) -> int:
+        self.builder.StartObject(1 + max((field.slot for field in fields.values()), default=-1))
+        for name, value in values.items():
+            slot, form, number, _ = fields[name]
+            if form == "number":
+                self.builder.PrependSlot(number, slot, value, None)
+            else:
+                self.builder.PrependUOffsetTRelativeSlot(slot, value, 0)
+        return int(self.builder.EndObject())
+
+    def references(self, targets: Sequence[int]) -> int:
+        self.builder.StartVector(4, len(targets), 4)
+        for target in reversed(targets):
+            self.builder.PrependUOffsetTRelative(target)
+        return int(self.builder.EndVector())
+
+    def numbers(self, values: np.ndarray, alignment: int) -> int:
+        builder, size = self.builder, values.dtype.itemsize
+        builder.StartVector(size, len(values), max(size, alignment))
+        builder.head -= values.nbytes
+        builder.Bytes[builder.head : builder.head + values.nbytes] = values.tobytes()
+        return int(builder.EndVector())
+
+
+def is_same(a: Any, b: Any) -> bool:
+    """Whether two fields have the same content, bit by bit."""
+    if isinstance(a, Table):
+        is_alike = isinstance(b, Table) and a.kind == b.kind and a.keys() == b.keys()
+        return is_alike and all(is_same(a[field], b[field]) for field in a)
+    if isinstance(a, np.ndarray):
+        return isinstance(b, np.ndarray) and a.dtype == b.dtype and np.array_equal(a.view("u1"), b.view("u1"))
+    if isinstance(a, list):
+        return isinstance(b, list) and len(a) == len(b) and all(map(is_same, a, b))
+    return bool(a == b or (a != a and b != b))  # NaN
+
+
+@dataclass(frozen=True, eq=False)
+class File:
+    """A .tflite file: its tables, and the bytes that it was read from. Whoever changes it makes another one."""
+
+    model: Table
+    source: Bytes
+    newer: str = ""  # a kind of table with fields that are not known here, so that nothing can be written
+    is_changed: bool = False
+
+    @classmethod
+    def read(cls, data: Bytes) -> File:
+        """Raises ModelError: not a TensorFlow Lite model, or a damaged one."""
+        if len(data) == 0:
+            raise ModelError("the file is empty")
+        if len(data) < 8 or bytes(data[4:8]) != FILE_IDENTIFIER:
+            raise ModelError(f"not a TensorFlow Lite model: {_what_it_is(data)}")
+        unpacker = _Unpacker(data)
+        try:
+            return cls(unpacker.table("Model", unpacker.word(0)), data, unpacker.newer)
+        except (struct.error, IndexError, ValueError, OverflowError, MemoryError) as error:
+            if isinstance(error, ModelError):
+                raise
+            raise ModelError("the file is damaged or cut short: one of its offsets points outside of it") from error
+
+    def but(self, **fields: Any) -> File:
+        """The same with other fields of the model.
+
+        Raises:
+            ModelError: the file has fields whose meaning is not known here.
+        """
+        if self.newer:
+            raise ModelError(f"the file uses a newer schema of {self.newer} than this tool knows, so it stays as it is")
+        return File(self.model.but(**fields), self.source, is_changed=True)
+
+    @cached_property
+    def data(self) -> Bytes:
+        """The file as bytes: as it was read, or if it is changed packed, with all data inside and none left over.
+
+        Raises:
+            BrokenCertificate: what was packed is another model.
+        """
+        if not self.is_changed:
+            return self.source
+        packer, model = _Packer(len(self.source)), self.compacted()
+        packer.builder.Finish(packer.offset(model), FILE_IDENTIFIER)
+        packed = bytes(packer.builder.Output())
+        if not is_same(File.read(packed).model, model):
+            raise BrokenCertificate("the file that was written is another model")
+        return with_archive(packed, self.source)
+
+    def compacted(self) -> Table:
+        users = [t for s in self.model["Subgraphs"] for t in s["Tensors"]] + [*self.model["Metadata"]]
+        used = {user["Buffer"] for user in users}.union(map(int, self.model["MetadataBuffer"]))
+        data = (self.content(b) if i in used else None for i, b in enumerate(self.model["Buffers"]))
+        buffers = [Table("Buffer") if d is None or not len(d) else Table("Buffer", Data=d) for d in data]
+        return self.model.but(Buffers=buffers, Subgraphs=list(map(self._with_options_inside, self.model["Subgraphs"])))
+
+    def content(self, buffer: Table) -> np.ndarray:
+        """The data of a buffer, uint8, wherever it is in the file."""
+        if self.is_external(buffer):
+            return np.frombuffer(self.source, np.uint8, buffer["Size"], buffer["Offset"])
+        return np.asarray(buffer["Data"], np.uint8)
+
+    @staticmethod
+    def is_external(buffer: Table) -> bool:
+        """Whether its data is behind the FlatBuffer. Converters write 1 as a placeholder for an offset."""
+        return bool(buffer["Offset"] > 1)
+
+    def _with_options_inside(self, subgraph: Table) -> Table:
+        """With the large options of custom operators, which may be behind the FlatBuffer, inside."""
+
+        def inside(operator: Table) -> Table:
+            place, size = (operator[f"LargeCustomOptions{what}"] for what in ("Offset", "Size"))
+            if place <= 1:
+                return operator
+            kept = {name: value for name, value in operator.items() if not name.startswith("LargeCustomOptions")}
+            return Table("Operator", kept, CustomOptions=np.frombuffer(self.source, np.uint8, size, place))
+
+        return subgraph.but(Operators=list(map(inside, subgraph["Operators"]))) if "Operators" in subgraph else subgraph
+
+
+def with_archive(data: bytes, source: Bytes) -> bytes:
+    """The file with the zip archive behind it that converters append to the source for labels and the like."""
+    import zipfile
+
+    file = io.BytesIO(data)
+    if zipfile.is_zipfile(io.BytesIO(source)):
+        with zipfile.ZipFile(io.BytesIO(source)) as old, zipfile.ZipFile(file, "a") as new:
+            for entry in old.infolist():
+                new.writestr(entry, old.read(entry))
+    return file.getvalue()
+
+
+OTHER_FORMATS = (  # how they begin, what they are, what to do
+    (rb"version https://git-lfs", "a Git LFS pointer instead of the model: git lfs pull fetches it"),
+    (rb"PK\x03\x04", "a zip archive (a .keras or .task file is one): unpack or convert it first"),
+    (rb"\x1f\x8b", "a gzip archive: unpack it first"),
+    (rb"\x89HDF", "a Keras model in HDF5: convert it to TensorFlow Lite first"),
+    (rb"\x08[\x01-\x20][\x12:B]", "an ONNX model or another protocol buffer: convert it to TensorFlow Lite first"),
+    (rb"\s*<", "a web page or XML: the download failed"),
+    (
+        rb"\s*(#(include|ifndef|pragma|define)|//|/\*|alignas|(static |extern )?(const |unsigned )|0x)",
+        "source text: make a file of the array again",
+    ),
+)
+
+
+def _what_it_is(data: Bytes) -> str:
+    start = bytes(data[:64])
+    for pattern, what in OTHER_FORMATS:
+        if re.match(pattern, start):
+            return f"it is {what}"
+    return f"its identifier is {bytes(data[4:8])!r} instead of {FILE_IDENTIFIER!r}"
+
+
+####################################################################################################
 # Operators, the columns: how what is known of a kind is computed from an operator and its tensors
 ####################################################################################################
 
@@ -535,6 +872,8 @@ BITS_64 = Target(8, (104, 72, 272, 16), 24, 24, 64, 40, 64, 24, request=16, plan
 Scratch = Callable[[Node], list[int]]  # bytes of each buffer that a kernel requests, in its order
 Arrays = Callable[[Node, Target], list[int]]  # bytes of each array that it keeps
 Need = Callable[[Node], str]  # what stands against an operator, if anything does
+RowsOf = Callable[[Node], "RowRule | str"]  # how it works along the height, or why it does not
+InPlace = Callable[[Node, int, Tensor, Tensor], bool]  # whether the output may overwrite the input of that position
 
 
 def _no_scratch(node: Node) -> list[int]:
@@ -571,11 +910,12 @@ class Kind:
     inputs: str = ""  # their roles, in order; those with a star are weight matrices if they are constant
     options: Options = NO_OPTIONS
     macs: Callable[[Node], int] = lambda node: 0  # approximate multiply-accumulates
-    rows: str = ""  # how it works along the height of a picture: a key of ROW_PATTERNS; empty: only as a whole
+    rows: RowsOf | None = None  # how it works along the height of a feature map; None: only as a whole
     tflm: Tflm | None = PLAIN_KERNEL  # None: it has no kernel for it
     effect: tuple[str, bool] | None = None  # (what it touches besides its tensors, whether it changes that)
-    is_safe_in_place: bool = False  # its output may lie where an input of the same shape, or the same bytes, ends
+    in_place: InPlace | None = None  # whether its output may overwrite an input
     libraries: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)  # what differs there of tflm
+    registered: str = ""  # how TFLM's resolver calls it, if not in camel case
 
     @cached_property
     def roles(self) -> tuple[str, ...]:
@@ -765,7 +1105,8 @@ def _requests(*sizes: int) -> list[int]:
 
 def _only_for(kernels: str, dtypes: str, sizes: Scratch) -> Scratch:
     """These sizes on some processors and for some types of the first input; elsewhere nothing."""
-    return lambda n: sizes(n) if n.kernels.core in kernels.split() and n.inputs[0].dtype in dtypes.split() else []
+    cores, types = kernels.split(), dtypes.split()
+    return lambda n: sizes(n) if n.kernels.core in cores and n.inputs[0] and n.inputs[0].dtype in types else []
 
 
 def _cmsis_columns(w: Window, is_grouped: bool) -> int:
@@ -946,32 +1287,6 @@ def _esp_softmax(node: Node) -> list[int]:
     return _requests(4 * sum(node["input"].shape[1:2])) if is_used else []  # the second dimension, whatever it is
 
 
-# fmt: off
-LIBRARY_KERNELS: dict[str, dict[str, dict[str, Any]]] = {  # kind -> library -> what is different of its kernel
-    "CONV_2D": {
-        "cmsis-nn": {"data": 60, "scratch": _cmsis_conv, "arrays": _cmsis_channels},
-        "esp-nn": {"data": 60, "scratch": _esp_int8({"esp32s3": _esp_conv_s3, "esp32p4": _esp_conv_p4})}},
-    "DEPTHWISE_CONV_2D": {
-        "cmsis-nn": {"data": 60, "scratch": _cmsis_depthwise, "arrays": _cmsis_channels},
-        "esp-nn": {"data": 60, "scratch": _esp_int8({"esp32s3": _esp_depthwise_s3})}},
-    "TRANSPOSE_CONV": {"cmsis-nn": {"data": 76, "scratch": _cmsis_scattered}},
-    "FULLY_CONNECTED": {"cmsis-nn": {"data": 72, "scratch": _cmsis_dense, "arrays": _cmsis_dense_arrays}},
-    "BATCH_MATMUL": {"cmsis-nn": {"data": 36,
-        "scratch": _only_for("mve", "INT8", lambda n: [4 * n["output"].shape[-1]])}},
-    "AVERAGE_POOL_2D": {"cmsis-nn": {"data": 36,
-        "scratch": _only_for("dsp", "INT8 INT16", lambda n: [4 * n["input"].shape[3]])}},
-    "MAX_POOL_2D": {"cmsis-nn": {"data": 36}},
-    "SVDF": {"cmsis-nn": {"data": 40,
-        "arrays": lambda n, t: _only_for("mve", "INT8", lambda n: [4 * n["feature"].shape[0]])(n)}},
-    "UNIDIRECTIONAL_SEQUENCE_LSTM": {"cmsis-nn": {"data": 912,
-        "scratch": lambda n: _lstm_scratch(n)[: 4 if n["input"].dtype == "FLOAT32" else 3],
-        "arrays": lambda n, t: _requests(  # sums over the weights of each gate
-            *[{"INT8": 4, "INT16": 8}.get(n["input"].dtype, 0) * n["output_state"].shape[-1]] * 8)}},
-    "SOFTMAX": {"cmsis-nn": {"data": 64}, "esp-nn": {"data": 64, "scratch": _esp_softmax}},
-}
-# fmt: on
-
-
 ####################################################################################################
 # Operators, the needs: what their kernels ask of types, shapes and quantisation, in words
 ####################################################################################################
@@ -1003,7 +1318,7 @@ def accepts(types: str, node: Node) -> bool:
     return False
 
 
-LONGEST_CONCATENATION = 10  # inputs that TFLM's kernel takes
+MAX_CONCATENATED = 10  # inputs that TFLM's kernel takes
 
 
 def need(what: Callable[..., str]) -> Callable[..., Need]:
@@ -1069,8 +1384,8 @@ def _symmetric(node: Node) -> str:
 
 @need
 def _joined(node: Node) -> str:
-    if len(node.inputs) > LONGEST_CONCATENATION:
-        return f"it has {len(node.inputs)} inputs, and the kernel takes {LONGEST_CONCATENATION}"
+    if len(node.inputs) > MAX_CONCATENATED:
+        return f"it has {len(node.inputs)} inputs, and the kernel takes {MAX_CONCATENATED}"
     dtypes = {t.dtype for t in (*node.inputs, node.output) if t}
     return "its inputs are of several types" if len(dtypes) > 1 else ""
 
@@ -1092,6 +1407,440 @@ def _steep(node: Node) -> str:
 def _svdf_output(node: Node) -> str:
     shape = node["input"].shape[0], node["feature"].shape[0] // node.rank
     return "" if node["output"].shape == shape else f"its output must have the shape {shape}"
+
+
+####################################################################################################
+# Operators, the rows: which rows of its inputs does an operator need for some rows of its output?
+####################################################################################################
+
+# A region is a range of the schedule whose operators all work along the height of NHWC tensors. Run stripe by stripe,
+# its inner tensors never exist whole (patches of MCUNetV2, Lin et al. 2021; Pex, Liberis and Lane 2023). The rows that
+# two stripes both need, the halo, are computed again or cached (StreamNet, Zheng et al. 2023), whatever costs less.
+
+SPLIT_DTYPES = ("FLOAT32", "INT8", "INT16", "INT32")  # that the kernels of SLICE, PAD and CONCATENATION take
+UPSAMPLING = (2, 4, 8, 16, 32)  # factors whose reciprocal is exact, so that every row has its source where it had it
+
+
+class Pads(NamedTuple):
+    """How much padding there is on two opposite sides."""
+
+    before: int
+    after: int
+
+
+NO_PADS = Pads(0, 0)
+Pair = tuple[Any, Any]  # the first row and the one after the last; or arrays of them
+
+
+@dataclass(frozen=True)
+class RowRule:
+    """How an operator works along the height: which rows of its inputs make which rows of its output.
+
+    Output row r reads ``window`` rows from ``r * stride - pad_top`` on, of those that exist; the others are padding.
+    With ``repeat``, it reads row ``r // repeat``. For a 3 x 3 window of stride 2 with one row of padding:
+
+        input    (-1)  0   1   2   3   4   5          window 3, stride 2, pad_top 1
+        output    `-- row 0 --'
+                           `-- row 1 --'              rows 1 to 3 of the input make row 1
+    """
+
+    sources: tuple[int, ...]  # the tensors of which it reads rows; all others it reads whole
+    stride: int = 1
+    window: int = 1
+    pad_top: int = 0  # negative: that many rows of the input are skipped
+    repeat: int = 1
+    width: int = 1  # columns that a window reads
+    columns: Pads = NO_PADS  # of padding, on the left and right
+    _: dataclasses.KW_ONLY
+    # Constant inputs that depend on the number of rows: (input, entry, which of the values in Emitter.copy).
+    constants: tuple[tuple[int, int, str], ...] = dataclasses.field(default=(), compare=False)
+    padding: int | None = dataclasses.field(default=None, compare=False)  # of a window over a feature map
+    is_max: bool = dataclasses.field(default=False, compare=False)  # padding counts as less than every element
+
+    @property
+    def pads_itself(self) -> bool:
+        """Whether the operator adds padding, which stripes then have to get from elsewhere."""
+        return self.padding == tflite.Padding.SAME
+
+    def whole(self, first: Any, stop: Any) -> Pair:
+        """The rows, extended to what can be computed on its own."""
+        return first // self.repeat * self.repeat, -(-stop // self.repeat) * self.repeat
+
+    def made(self, rows: Pair, read: Pair, height: Any) -> Pair:
+        """The rows that the operator makes of all rows that it reads for these, of an input of that height."""
+        return rows
+
+    def span(self, first: Any, stop: Any, height: int) -> tuple[Any, Any, Any, Any]:
+        """(the first row, and the one after the last, of an input of that height that these output rows read; how many
+        rows of padding there are above and below them)."""
+        start = first // self.repeat * self.stride - self.pad_top
+        end = (stop - 1) // self.repeat * self.stride - self.pad_top + self.window
+        above, below = (start < 0) * -start, (end > height) * (end - height)
+        return start + above, end - below, above, below
+
+
+@dataclass(frozen=True)
+class CutRule(RowRule):
+    """An operator that works differently at the ends of its input. It gets more rows than it needs, and of what it
+    makes, the rows at the ends are cut off. Input row r makes output rows from ``r * pace`` on, and the last one
+    ``last`` of them."""
+
+    pace: int = 1
+    last: int = 1
+
+    @property
+    def pads_itself(self) -> bool:
+        return False
+
+    def whole(self, first: Any, stop: Any) -> Pair:
+        return first, stop
+
+    def made(self, rows: Pair, read: Pair, height: Any) -> Pair:
+        return read[0] * self.pace, (read[1] - 1) * self.pace + self.last
+
+
+@dataclass(frozen=True)
+class MirrorRule(CutRule):
+    """MIRROR_PAD, at an end of the input with all its padding there, which repeats the rows next to it."""
+
+    below: int = 0
+    skipped: int = 0  # rows at the very end, which are not repeated
+
+    def span(self, first: Any, stop: Any, height: int) -> tuple[Any, Any, Any, Any]:
+        def smaller(a: Any, b: int) -> Any:  # a may be an array
+            return a + (b < a) * (b - a)
+
+        # Never more than the mirror at either end needs, so that later stripes do not go back before earlier ones.
+        start = smaller(-smaller(self.pad_top - first, 0), height - self.below - self.skipped - 1)
+        end = -smaller(-smaller(stop - self.pad_top, height), -(self.pad_top + self.skipped + 1))
+        return start, end, (start == 0) * self.pad_top, (end == height) * self.below
+
+    def made(self, rows: Pair, read: Pair, height: Any) -> Pair:
+        start, end = read
+        return start + self.pad_top - self.pad_top * (start == 0), end + self.pad_top + self.below * (end == height)
+
+
+def has_rows(tensor: Tensor) -> bool:
+    """Whether it has rows, of columns of channels or of channels only, in a batch, and a size that is known."""
+    return (
+        3 <= len(tensor.shape) <= 4
+        and min(tensor.shape) > 0
+        and tensor.dtype in SPLIT_DTYPES
+        and tensor.storage is Storage.ACTIVATION
+        and set(tensor.dynamic) <= {0}  # TFLM takes the batch as it is stored
+    )
+
+
+def why_no_rows(tensor: Tensor) -> str:
+    if tensor.dtype not in SPLIT_DTYPES:
+        return f"TFLM cannot cut tensors of type {tensor.dtype}"
+    return "it has no rows" if len(tensor.shape) < 3 else "it is not a feature map of a size that is known"
+
+
+def is_map(tensor: Tensor) -> bool:
+    """Whether it is a feature map of rows, columns and channels."""
+    return has_rows(tensor) and len(tensor.shape) == 4
+
+
+def same_pads(source: int, output: int, stride: int, window: int) -> Pads:
+    """SAME padding along one axis: as little as the output needs, and the smaller half first."""
+    total = max((output - 1) * stride + window - source, 0)
+    return Pads(total // 2, total - total // 2)
+
+
+####################################################################################################
+# Operators, the rules: one per way to work along the height; each gives a RowRule, or the reason why it cannot
+####################################################################################################
+
+WRONG_SIZE = "its output does not have the size that its options make"
+
+
+def _windowed(node: Node, sizes: Sequence[int], is_average: bool = False, is_max: bool = False) -> RowRule | str:
+    """A window of these (rows, columns)."""
+    source, output, options = node["input"], node["output"], node.options
+    if not options or not is_map(source) or source.shape[0] != output.shape[0]:
+        return "its input or its options are not those of a window over a feature map"
+    strides, padding = (options["StrideH"], options["StrideW"]), options["Padding"]
+    dilations = options.get("DilationHFactor", 1), options.get("DilationWFactor", 1)
+    is_same = padding == tflite.Padding.SAME
+    windows, pads = [], []
+    for axis, (size, stride, dilation) in enumerate(zip(sizes, strides, dilations, strict=True), start=1):
+        if min(size, stride, dilation) < 1:
+            return "its window is empty"
+        window = (size - 1) * dilation + 1
+        expected = -(-source.shape[axis] // stride) if is_same else (source.shape[axis] - window) // stride + 1
+        if output.shape[axis] != expected:
+            return WRONG_SIZE
+        windows.append(window)
+        pads.append(same_pads(source.shape[axis], output.shape[axis], stride, window) if is_same else NO_PADS)
+    if is_average and any(pads[0] + pads[1]):
+        if strides[0] != 1:
+            return "its average leaves padding out"
+        return CutRule((source.index,), 1, windows[0], pads[0].before, padding=padding)
+    top, columns = pads[0].before, pads[1]
+    return RowRule(
+        (source.index,), strides[0], windows[0], top, 1, windows[1], columns, padding=padding, is_max=is_max
+    )  # fmt: skip
+
+
+def convolution_rows(node: Node) -> RowRule | str:
+    shape = node["weights"].shape
+    return _windowed(node, shape[1:3] if len(shape) == 4 else (0, 0))
+
+
+def maximum_rows(node: Node) -> RowRule | str:
+    return _windowed(node, [node.options.get(f"Filter{axis}", 0) for axis in ("Height", "Width")], is_max=True)
+
+
+def average_rows(node: Node) -> RowRule | str:
+    return _windowed(node, [node.options.get(f"Filter{axis}", 0) for axis in ("Height", "Width")], is_average=True)
+
+
+def elementwise_rows(node: Node) -> RowRule | str:
+    output, rank, sources = node["output"], len(node["output"].shape), []
+    for tensor in filter(None, node.inputs):
+        if has_rows(tensor) and len(tensor.shape) == rank and tensor.shape[HEIGHT] == output.shape[HEIGHT]:
+            sources.append(tensor.index)
+        elif len(tensor.shape) >= rank - HEIGHT and tensor.shape[HEIGHT - rank] != 1:
+            return "one of its inputs has other rows than its output"
+    return RowRule(tuple(dict.fromkeys(sources))) if sources else "none of its inputs has the rows of its output"
+
+
+def _across(node: Node, sources: Sequence[Tensor | None], axes: Sequence[int] | None) -> RowRule | str:
+    """An operator along other axes than the rows and the batch."""
+    tensors = [tensor for tensor in sources if tensor]
+    if not axes or any(axis % max(len(tensors[0].shape), 1) <= HEIGHT for axis in axes):
+        return "it works along the rows"
+    for source, output in itertools.product(tensors, node.outputs):
+        if not has_rows(source) or source.shape[: HEIGHT + 1] != output.shape[: HEIGHT + 1]:
+            return "one of its inputs has other rows than its output"
+    return RowRule(tuple(dict.fromkeys(tensor.index for tensor in tensors)))
+
+
+def joined_rows(node: Node) -> RowRule | str:
+    return _across(node, node.inputs, [node.options.get("Axis", 0)])
+
+
+def parted_rows(node: Node) -> RowRule | str:
+    return _across(node, [node["input"]], node["axis"].values)
+
+
+def gathered_rows(node: Node) -> RowRule | str:
+    is_plain = node.options and not node.options["BatchDims"] and len(node["indices"].shape) == 1
+    return _across(node, [node["table"]], [node.options["Axis"]] if is_plain else None)
+
+
+def reduced_rows(node: Node) -> RowRule | str:
+    return _across(node, [node["input"]], (node.get("axes") or node["axis"]).values)
+
+
+ROWS_OF_PADDING = ((1, 2, "above"), (1, 3, "below"))
+
+
+def padded_rows(node: Node) -> RowRule | str:
+    source, values = node["input"], node["paddings"].values
+    if not is_map(source) or values is None or len(values) != 8:
+        return "its padding is not known before run time"
+    batch, rows, columns, channels = (Pads(*values[i : i + 2]) for i in range(0, 8, 2))
+    padded = tuple(d + sum(pads) for d, pads in zip(source.shape, (batch, rows, columns, channels), strict=True))
+    if any(batch) or min(values) < 0 or padded != node["output"].shape:
+        return f"it pads the batch, or {WRONG_SIZE}"
+    return RowRule((source.index,), pad_top=rows.before, constants=ROWS_OF_PADDING)
+
+
+def mirrored_rows(node: Node) -> RowRule | str:
+    source, values = node["input"], node["paddings"].values
+    if not is_map(source) or values is None or len(values) != 8 or min(values) < 0 or any(values[:2]):
+        return "its padding is not known before run time, or of the batch"
+    (above, below), height = values[2:4], source.shape[HEIGHT]
+    skipped = int(node.options.get("Mode", 0) == tflite.MirrorPadMode.REFLECT)
+    if height + above + below != node["output"].shape[HEIGHT]:
+        return WRONG_SIZE
+    if height < above + below + 2 * skipped + 2:
+        return "its padding is as high as its input"
+    return MirrorRule((source.index,), pad_top=above, below=below, skipped=skipped, constants=ROWS_OF_PADDING)
+
+
+def slice_bounds(node: Node) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+    """Where a SLICE begins and how much it cuts, per axis; None where the file does not tell."""
+    source, begin, size = (node.get(role) for role in ("input", "begin", "size"))
+    if source is None or begin is None or size is None or begin.values is None or size.values is None:
+        return None
+    if not len(begin.values) == len(size.values) == len(source.shape):
+        return None
+    sizes = (d - b if n == -1 else n for n, b, d in zip(size.values, begin.values, source.shape, strict=True))
+    return begin.values, tuple(sizes)
+
+
+def sliced_rows(node: Node) -> RowRule | str:
+    source, output, bounds = node["input"], node["output"], slice_bounds(node)
+    if bounds is None:
+        return "what it cuts is not known before run time"
+    first, rows = (values[HEIGHT] for values in bounds)
+    fits = 0 <= first <= source.shape[HEIGHT] - rows and rows == output.shape[HEIGHT]
+    if not fits or len(output.shape) != len(source.shape):
+        return WRONG_SIZE
+    return RowRule((source.index,), pad_top=-first, constants=((1, HEIGHT, ""), (2, HEIGHT, "made")))
+
+
+def strided_rows(node: Node) -> RowRule | str:
+    source, output, options = node["input"], node["output"], node.options
+    rank, height = len(source.shape), source.shape[HEIGHT]
+    values = [known for role in ("begin", "end", "strides") if (known := node[role].values) and len(known) == rank]
+    if len(values) < 3 or not options or len(output.shape) != rank:
+        return "what it cuts is not known before run time"
+    if any(options[mask] for mask in ("EllipsisMask", "NewAxisMask", "ShrinkAxisMask", "Offset")):
+        return "it changes the number of dimensions, or counts from its beginning"
+    first, end, step = (v[HEIGHT] for v in values)
+    first = 0 if options["BeginMask"] >> HEIGHT & 1 else max(first + height, 0) if first < 0 else first
+    end = height if options["EndMask"] >> HEIGHT & 1 else end + height if end < 0 else min(end, height)
+    if step < 1 or -(-(end - first) // step) != output.shape[HEIGHT]:
+        return WRONG_SIZE
+    return RowRule((source.index,), step, pad_top=-first, constants=((1, HEIGHT, ""), (2, HEIGHT, "read")))
+
+
+def block_rows(node: Node) -> RowRule | str:
+    source, block, height = node["input"], node.options.get("BlockSize", 0), node["output"].shape[HEIGHT]
+    if is_map(source) and block > 0 and height == source.shape[HEIGHT] * block:
+        return RowRule((source.index,), repeat=block)
+    if is_map(source) and block > 0 and height * block == source.shape[HEIGHT]:
+        return RowRule((source.index,), stride=block, window=block)
+    return WRONG_SIZE
+
+
+def scattered_rows(node: Node) -> RowRule | str:
+    """Input row i adds to the output rows [i * stride - pad, i * stride - pad + size of the window)."""
+    source, weights, output = node["input"], node["weights"], node["output"]
+    shape = node["output_shape"].values
+    if not node.options or not is_map(source) or len(weights.shape) != 4 or shape != output.shape:
+        return "its input, its weights or its options are not those of a window over a feature map"
+    stride, size, height = node.options["StrideH"], weights.shape[1], source.shape[HEIGHT]
+    is_same = node.options["Padding"] == tflite.Padding.SAME
+    if stride < 1 or output.shape[HEIGHT] != (height * stride if is_same else (height - 1) * stride + size):
+        return WRONG_SIZE
+    if size < stride:
+        return "its windows leave rows out"
+    pad = (size - stride) // 2 if is_same else 0
+    above, below = (size - 1 - pad) // stride, (stride - 1 + pad) // stride
+    last, rows = stride if is_same else size, ((0, HEIGHT, "made"),)
+    return CutRule((source.index,), 1, above + 1 + below, above, stride, constants=rows, pace=stride, last=last)
+
+
+def dense_rows(node: Node) -> RowRule | str:
+    source = node["input"]
+    if source.shape[:-1] != node["output"].shape[:-1] or not node.options.get("KeepNumDims"):
+        return "it makes one vector of a whole feature map"
+    return RowRule((source.index,))
+
+
+def _factor(node: Node, is_aligned: bool) -> int | None:
+    """By how much it enlarges the height, if it does so as often as floats can tell exactly."""
+    before, after = (tensor.shape[HEIGHT] - is_aligned for tensor in (node["input"], node["output"]))
+    factor = after // before if before else 0
+    return factor if is_map(node["input"]) and factor * before == after and factor in UPSAMPLING else None
+
+
+def upsampled_rows(node: Node) -> RowRule | str:
+    if not node.options or node.options["AlignCorners"]:
+        return "it aligns corners"
+    if (factor := _factor(node, False)) is None:
+        return "it does not enlarge by a power of 2"
+    return RowRule((node["input"].index,), repeat=factor, constants=((1, 0, "made"),))
+
+
+def interpolated_rows(node: Node) -> RowRule | str:
+    """A row between two rows of the input, or with half pixels before or after one, is a mean of both."""
+    options = node.options
+    if not options or (factor := _factor(node, options["AlignCorners"])) is None:
+        return "it does not enlarge by a power of 2"
+    above, last = int(options["HalfPixelCenters"]), 1 if options["AlignCorners"] else factor
+    rows = ((1, 0, "made"),)
+    return CutRule((node["input"].index,), 1, above + 2, above, factor, constants=rows, pace=factor, last=last)
+
+
+####################################################################################################
+# Operators, in place: which inputs may the output overwrite as they are read?
+####################################################################################################
+
+# Each says whether the output may be where the input of that position is, and gets both tensors. They hold for the
+# reference kernels, CMSIS-NN and ESP-NN, which read an element before they write it.
+
+
+def over_input(node: Node, position: int, source: Tensor, output: Tensor) -> bool:
+    return position == 0 and source.bytes == output.bytes and source.dtype == output.dtype
+
+
+def over_bytes(node: Node, position: int, source: Tensor, output: Tensor) -> bool:
+    """QUANTIZE between the two types of 8 bits."""
+    return source.bytes == output.bytes and {source.dtype, output.dtype} == {"INT8", "UINT8"}
+
+
+def over_any_operand(node: Node, position: int, source: Tensor, output: Tensor) -> bool:
+    return position < 2 and source.shape == output.shape and source.dtype == output.dtype
+
+
+def over_operand(node: Node, position: int, source: Tensor, output: Tensor) -> bool:
+    """Unless the other operand is computed and is repeated, in an order of its own."""
+    others = [t for i, t in enumerate(node.inputs[:2]) if i != position and t]
+    is_even = all(t.shape == output.shape or t.storage is Storage.CONSTANT or t.elements == 1 for t in others)
+    return is_even and over_any_operand(node, position, source, output)
+
+
+def over_choice(node: Node, position: int, source: Tensor, output: Tensor) -> bool:
+    """SELECT_V2: over the values, not the condition."""
+    return position == 1 and source.shape == output.shape and source.bytes == output.bytes
+
+
+def over_later_rows(node: Node, position: int, source: Tensor, output: Tensor) -> bool:
+    """SLICE and GATHER, if every row of the output, one after the other, comes from the same place or a later one."""
+    rest = slice(HEIGHT + 1, None)
+    if position or len(source.shape) <= HEIGHT or source.shape[0] != 1 or source.shape[rest] != output.shape[rest]:
+        return False
+    if node.kind is KINDS["SLICE"]:
+        bounds = slice_bounds(node)
+        return bounds is not None and not any(bounds[0])
+    rows = node["indices"].values
+    is_plain = node.options.get("Axis") == HEIGHT and not node.options["BatchDims"] and source.shape == output.shape
+    return is_plain and rows is not None and all(row >= i for i, row in enumerate(rows))
+
+
+UPDATE = 1  # the input of DYNAMIC_UPDATE_SLICE that is written into the other
+
+
+def updated_block(node: Node) -> tuple[int, int] | None:
+    """The first byte that a DYNAMIC_UPDATE_SLICE writes, and the one after the last, if they are contiguous and
+    aligned."""
+    operand, update, start = (*node.inputs, None, None, None)[:3]
+    if operand is None or update is None or start is None or start.values is None or not operand.bytes:
+        return None
+    if not len(start.values) == len(operand.shape) == len(update.shape) > HEIGHT or operand.shape[0] != 1:
+        return None
+    row = operand.bytes // operand.shape[HEIGHT]
+    first, rows = start.values[HEIGHT], update.shape[HEIGHT]
+    is_whole = update.shape[HEIGHT + 1 :] == operand.shape[HEIGHT + 1 :] and not any(start.values[HEIGHT + 1 :])
+    if not is_whole or not 0 <= first <= operand.shape[HEIGHT] - rows:
+        return None
+    begin, end = first * row, (first + rows) * row
+    is_aligned = begin % ARENA_ALIGNMENT == 0 and (end % ARENA_ALIGNMENT == 0 or end == operand.bytes)
+    return (begin, end) if is_aligned else None
+
+
+def bytes_read(node: Node, tensor: Tensor) -> tuple[int, int]:
+    """The first byte of a tensor that an operator may read, and the one after the last."""
+    whole = 0, tensor.bytes or 0
+    if node.kind is not KINDS["SLICE"] or node.get("input") is not tensor or len(node.inputs) != 3:
+        return whole
+    bounds = slice_bounds(node)
+    if bounds is None or not tensor.shape or min(bounds[0]) < 0:
+        return whole
+    begin, size = bounds
+    if min(size) < 1 or any(b + n > d for b, n, d in zip(begin, size, tensor.shape, strict=True)):
+        return whole
+    steps = [math.prod(tensor.shape[axis + 1 :]) for axis in range(len(tensor.shape))]
+    start = sum(b * step for b, step in zip(begin, steps, strict=True))
+    end = sum((b + n - 1) * step for b, n, step in zip(begin, size, steps, strict=True)) + 1
+    width = tensor.element.tflm_bytes or 1
+    return start * width, end * width
 
 
 ####################################################################################################
@@ -1124,68 +1873,86 @@ POOLED, PICTURES = (_alike("INT8", "INT16", within=1e-6),), (_rank(4, 4),)
 RESIZED, QUANTIZED_FILTER = (*PICTURES, _constant("size")), (_scaled("input", "weights"),)
 PADDED = Tflm("f32|i8|i16|i32/i32", data=56, needs=(_constant("paddings"), _rank(0, 5)))
 BLOCKS = Tflm(SMALL, 4, arrays=_output_shape, needs=PICTURES)
+_unary = partial(Kind, UNARY, rows=elementwise_rows, in_place=over_input)
+_binary = partial(Kind, BINARY, rows=elementwise_rows, in_place=over_operand)
 FRACTION = (2**-15, 0)  # what int16 outputs between -1 and 1 are quantised with
 
 # fmt: off
 KINDS: dict[str, Kind] = {name: kind for names, kind in {
     # windows over pictures, matrix products
-    "CONV_2D": Kind(FILTER, CONV, _by_weights(4, 1, 4), "convolution",
-        Tflm("f32/f32 i8/i8 i8/i4 i16/i8/i32|i64", 28, 56, (0, 24), _int4_scratch, _per_channel, QUANTIZED_FILTER)),
-    "DEPTHWISE_CONV_2D": Kind(FILTER, DEPTHWISE, _by_weights(4, 1, 3), "convolution",
-        Tflm(CONVOLVED, 28, 56, (0, 24), _int4_scratch, _per_channel, QUANTIZED_FILTER)),
+    "CONV_2D": Kind(FILTER, CONV, _by_weights(4, 1, 4), convolution_rows,
+        Tflm("f32/f32 i8/i8 i8/i4 i16/i8/i32|i64", 28, 56, (0, 24), _int4_scratch, _per_channel, QUANTIZED_FILTER),
+        libraries={
+        "cmsis-nn": {"data": 60, "scratch": _cmsis_conv, "arrays": _cmsis_channels},
+        "esp-nn": {"data": 60, "scratch": _esp_int8({"esp32s3": _esp_conv_s3, "esp32p4": _esp_conv_p4})}}),
+    "DEPTHWISE_CONV_2D": Kind(FILTER, DEPTHWISE, _by_weights(4, 1, 3), convolution_rows,
+        Tflm(CONVOLVED, 28, 56, (0, 24), _int4_scratch, _per_channel, QUANTIZED_FILTER), libraries={
+        "cmsis-nn": {"data": 60, "scratch": _cmsis_depthwise, "arrays": _cmsis_channels},
+        "esp-nn": {"data": 60, "scratch": _esp_int8({"esp32s3": _esp_depthwise_s3})}}),
     "TRANSPOSE_CONV": Kind("output_shape *weights input bias", Options("TransposeConvOptions", _WINDOW),
-        lambda n: n["input"].elements * math.prod(n["weights"].shape[:3]), "scattered",
-        Tflm("_/f32/f32 _/i8/i8 _/i8/i16", 20, 72, (0, 16), _transpose_conv_scratch, _per_channel)),
+        lambda n: n["input"].elements * math.prod(n["weights"].shape[:3]), scattered_rows,
+        Tflm("_/f32/f32 _/i8/i8 _/i8/i16", 20, 72, (0, 16), _transpose_conv_scratch, _per_channel),
+        libraries={"cmsis-nn": {"data": 76, "scratch": _cmsis_scattered}}),
     "CONV_3D": Kind(FILTER, macs=_by_weights(5, 0, 4), tflm=None),
     "CONV_3D_TRANSPOSE": Kind("output_shape *weights input bias", tflm=None),
-    "FULLY_CONNECTED": Kind(FILTER, DENSE, lambda n: n.elements * n["weights"].shape[-1], "dense",
-        Tflm(CONVOLVED, 16, 48, (16, 24), _int4_scratch, _per_scale)),
+    "FULLY_CONNECTED": Kind(FILTER, DENSE, lambda n: n.elements * n["weights"].shape[-1], dense_rows,
+        Tflm(CONVOLVED, 16, 48, (16, 24), _int4_scratch, _per_scale), libraries={
+        "cmsis-nn": {"data": 72, "scratch": _cmsis_dense, "arrays": _cmsis_dense_arrays}}),
     "BATCH_MATMUL": Kind("*a *b", Options("BatchMatMulOptions", ("AdjX", "AdjY")), _matmul_macs,
         tflm=Tflm("f32/f32 i8/i8 i16/i16", options=3, data=16, wider=(0, 16), arrays=_matmul_arrays, needs=(_rank(2, 5),
-        _symmetric()))),
-    "MAX_POOL_2D": Kind(UNARY, POOL, _pool_macs, "maximum", Tflm(REAL, 40, 32, needs=POOLED)),
-    "AVERAGE_POOL_2D": Kind(UNARY, POOL, _pool_macs, "average", Tflm(REAL, 40, 32, needs=POOLED)),
+        _symmetric())),
+        libraries={
+        "cmsis-nn": {"data": 36, "scratch": _only_for("mve", "INT8", lambda n: [4 * n["output"].shape[-1]])}},
+        registered="BatchMatMul"),
+    "MAX_POOL_2D": Kind(UNARY, POOL, _pool_macs, maximum_rows, Tflm(REAL, 40, 32, needs=POOLED),
+        libraries={"cmsis-nn": {"data": 36}}),
+    "AVERAGE_POOL_2D": Kind(UNARY, POOL, _pool_macs, average_rows, Tflm(REAL, 40, 32, needs=POOLED), libraries={
+        "cmsis-nn": {"data": 36, "scratch": _only_for("dsp", "INT8 INT16", lambda n: [4 * n["input"].shape[3]])}}),
     "L2_POOL_2D": Kind(UNARY, POOL, _pool_macs, tflm=Tflm(FLOAT, 40, arrays=_output_shape, needs=PICTURES)),
     # tables and memories
     "EMBEDDING_LOOKUP": Kind("indices *table", tflm=Tflm("i32/f32>f32 i32/i8>f32|i8",
         arrays=lambda n, t: [*_output_shape(n, t), 2 * t.pointer])),
-    "GATHER": Kind("*table indices", Options("GatherOptions", ("Axis", "BatchDims")), rows="gathered",
-        tflm=Tflm(EXTREME, 8, arrays=_output_shape)),
+    "GATHER": Kind("*table indices", Options("GatherOptions", ("Axis", "BatchDims")), rows=gathered_rows,
+        in_place=over_later_rows, tflm=Tflm(EXTREME, 8, arrays=_output_shape)),
     "GATHER_ND": Kind("table indices", tflm=Tflm(EXTREME, arrays=_output_shape)),
     "SVDF": Kind("input *feature *time bias state", Options("SVDFOptions", ("Rank",)), _recurrent_macs,
         tflm=Tflm("f32/f32/f32/f32/f32 i8/i8/i8/i32/i8 i8/i8/i16/i32/i16", 12, 36, scratch=_svdf_scratch,
-        needs=(_svdf_output(),))),
+        needs=(_svdf_output(),)), libraries={"cmsis-nn": {"data": 40,
+        "arrays": lambda n, t: _only_for("mve", "INT8", lambda n: [4 * n["feature"].shape[0]])(n)}}),
     "RNN UNIDIRECTIONAL_SEQUENCE_RNN": Kind(RECURRENT, macs=_recurrent_macs, tflm=None),
     "BIDIRECTIONAL_SEQUENCE_RNN": Kind(BIDIRECTIONAL, tflm=None),
     "LSTM": Kind(LSTM, macs=_recurrent_macs, tflm=None),
     "UNIDIRECTIONAL_SEQUENCE_LSTM": Kind(LSTM, macs=_recurrent_macs, tflm=Tflm("f32/f32 i8/i8 i16/i8", 16, 688, (0, 0),
-        _lstm_scratch, needs=(_without(*f"{_PEEPHOLES} projection projection_bias {_NORMS}".split()),))),
+        _lstm_scratch, needs=(_without(*f"{_PEEPHOLES} projection projection_bias {_NORMS}".split()),)),
+        libraries={"cmsis-nn": {"data": 912,
+        "scratch": lambda n: _lstm_scratch(n)[: 4 if n["input"].dtype == "FLOAT32" else 3],
+        "arrays": lambda n, t: _requests(  # sums over the weights of each gate
+            *[{"INT8": 4, "INT16": 8}.get(n["input"].dtype, 0) * n["output_state"].shape[-1]] * 8)}},
+        registered="UnidirectionalSequenceLSTM"),
     "BIDIRECTIONAL_SEQUENCE_LSTM": Kind(BIDIRECTIONAL_LSTM, tflm=None),
     # element by element
-    "ABS RSQRT": Kind(UNARY, rows="unary", tflm=Tflm(REAL, data=28)),
-    "QUANTIZE": Kind(UNARY, rows="unary",
+    "ABS RSQRT": _unary(tflm=Tflm(REAL, data=28)),
+    "QUANTIZE": _unary(in_place=over_bytes,
         tflm=Tflm("f32>i8|i16 i8>i8|i16|i32|u8 i16>i8|i16|i32 i32>i8|i16 u8>i8", data=32, needs=(_scaled("output"),))),
-    "DEQUANTIZE": Kind(UNARY, rows="unary", tflm=Tflm("i8|i16|u8>f32", data=32)),
-    "RELU": Kind(UNARY, rows="unary", tflm=Tflm(REAL, data=28, needs=(_symmetric(),))),
-    "RELU6": Kind(UNARY, rows="unary", tflm=Tflm(REAL, data=8)),
-    "RELU_N1_TO_1": Kind(UNARY, rows="unary", tflm=None),
-    "LEAKY_RELU": Kind(UNARY, rows="unary", tflm=Tflm(REAL, 4, 24)),
-    "LOGISTIC": Kind(UNARY, rows="unary",
-        tflm=Tflm(REAL, data=16, needs=(_quantized(INT8=(None, -128), INT16=FRACTION),))),
-    "TANH": Kind(UNARY, rows="unary", tflm=Tflm(REAL, data=16, needs=(_quantized(INT16=FRACTION),))),
-    "HARD_SWISH": Kind(UNARY, rows="unary", tflm=Tflm(SMALL, data=20)),
-    "ADD": Kind(BINARY, macs=lambda n: n.elements * (len(n.inputs) - 1), rows="binary", tflm=Tflm(NUMBER, 8, 60)),
+    "DEQUANTIZE": Kind(UNARY, rows=elementwise_rows, tflm=Tflm("i8|i16|u8>f32", data=32)),
+    "RELU": _unary(tflm=Tflm(REAL, data=28, needs=(_symmetric(),))),
+    "RELU6": _unary(tflm=Tflm(REAL, data=8)),
+    "RELU_N1_TO_1": Kind(UNARY, rows=elementwise_rows, tflm=None),
+    "LEAKY_RELU": _unary(tflm=Tflm(REAL, 4, 24)),
+    "LOGISTIC": _unary(tflm=Tflm(REAL, data=16, needs=(_quantized(INT8=(None, -128), INT16=FRACTION),))),
+    "TANH": _unary(tflm=Tflm(REAL, data=16, needs=(_quantized(INT16=FRACTION),))),
+    "HARD_SWISH": _unary(tflm=Tflm(SMALL, data=20)),
+    "ADD": _binary(macs=lambda n: n.elements * (len(n.inputs) - 1), tflm=Tflm(NUMBER, 8, 60)),
     "ADD_N": Kind(macs=lambda n: n.elements * (len(n.inputs) - 1),
         tflm=Tflm(SMALL, arrays=_if_quantized(40), scratch=lambda n: [4 * len(n.inputs)])),  # pointers of 32 bits
-    "MUL": Kind(BINARY, rows="binary", tflm=Tflm("f32/f32 i8/i8 i16/i16 i32/i32", 4, 36, needs=(_symmetric(),))),
-    "SUB": Kind(BINARY, rows="binary", tflm=Tflm(NUMBER, 8, 52)),
-    "DIV": Kind(BINARY, rows="binary", tflm=Tflm("f32 i8 i32", 4, 28)),
-    "SQUARED_DIFFERENCE": Kind(BINARY, rows="binary",
-        tflm=Tflm("f32/f32 i8/i8 i16/i16 i32/i32", data=112, needs=(_symmetric(),))),
-    "PRELU": Kind(BINARY, rows="binary", tflm=Tflm("f32/f32 i8/i8 i16/i8", data=28, needs=(_rank(1, 4),))),
-    "CEIL COS EXP FLOOR LOG NEG ROUND SIN SQRT SQUARE": Kind(UNARY, rows="unary", tflm=Tflm(FLOAT)),
-    "ELU": Kind(UNARY, rows="unary", tflm=Tflm(SMALL, data=256)),
-    "MAXIMUM MINIMUM": Kind(BINARY, rows="binary", tflm=Tflm("f32 i8 i16 i32 i64")),
+    "MUL": _binary(tflm=Tflm("f32/f32 i8/i8 i16/i16 i32/i32", 4, 36, needs=(_symmetric(),))),
+    "SUB": _binary(tflm=Tflm(NUMBER, 8, 52)),
+    "DIV": _binary(tflm=Tflm("f32 i8 i32", 4, 28)),
+    "SQUARED_DIFFERENCE": _binary(tflm=Tflm("f32/f32 i8/i8 i16/i16 i32/i32", data=112, needs=(_symmetric(),))),
+    "PRELU": Kind(BINARY, rows=elementwise_rows, tflm=Tflm("f32/f32 i8/i8 i16/i8", data=28, needs=(_rank(1, 4),))),
+    "CEIL COS EXP FLOOR LOG NEG ROUND SIN SQRT SQUARE": _unary(tflm=Tflm(FLOAT)),
+    "ELU": _unary(tflm=Tflm(SMALL, data=256)),
+    "MAXIMUM MINIMUM": _binary(in_place=over_any_operand, tflm=Tflm("f32 i8 i16 i32 i64")),
     "EQUAL NOT_EQUAL": Kind(BINARY, tflm=Tflm("f32 i8 i32 i64 bool", data=32)),
     "LESS LESS_EQUAL GREATER_EQUAL": Kind(BINARY, tflm=Tflm("f32 i8 i32 i64", data=32)),
     "GREATER": Kind(BINARY, tflm=Tflm("f32 i8 i16 i32 i64", data=32)),
@@ -1193,56 +1960,57 @@ KINDS: dict[str, Kind] = {name: kind for names, kind in {
     "FLOOR_DIV FLOOR_MOD": Kind(tflm=Tflm(FLOAT)),
     "LOGICAL_NOT": Kind(tflm=Tflm("bool")),
     "LOGICAL_AND LOGICAL_OR": Kind(),
-    "SELECT_V2": Kind(tflm=Tflm("bool/f32/f32 bool/i8/i8 bool/i16/i16", data=1)),
+    "SELECT_V2": Kind(in_place=over_choice, tflm=Tflm("bool/f32/f32 bool/i8/i8 bool/i16/i16", data=1)),
     "ZEROS_LIKE": Kind(tflm=Tflm("f32 i8 i32 i64")),
     # along axes
-    "MEAN": Kind(REDUCED, macs=lambda n: n["input"].elements, rows="reduced",
+    "MEAN": Kind(REDUCED, macs=lambda n: n["input"].elements, rows=reduced_rows,
         tflm=Tflm(REDUCIBLE, 1, 44, (0, 0), _sum_scratch)),
-    "SUM": Kind(REDUCED, rows="reduced", tflm=Tflm(REDUCIBLE, 1, 44, (0, 0), _sum_scratch)),
-    "REDUCE_MAX REDUCE_MIN": Kind(REDUCED, rows="reduced",
+    "SUM": Kind(REDUCED, rows=reduced_rows, tflm=Tflm(REDUCIBLE, 1, 44, (0, 0), _sum_scratch)),
+    "REDUCE_MAX REDUCE_MIN": Kind(REDUCED, rows=reduced_rows,
         tflm=Tflm(EXTREME, 1, 44, (0, 0), _reduce_scratch, needs=(_alike("INT8"),))),
     "REDUCE_ALL": Kind(REDUCED, tflm=Tflm("bool/i32", 1, 44, (0, 0), _reduce_scratch)),
-    "SOFTMAX": Kind(UNARY, Options("SoftmaxOptions", ("Beta",)), rows="unary",
+    "SOFTMAX": Kind(UNARY, Options("SoftmaxOptions", ("Beta",)), rows=elementwise_rows,
         tflm=Tflm("f32>f32 i8>i8|i16 i16>i16", 4, 56, (0, 24),
         arrays=lambda n, t: [2 * 513] * 2 if n["input"].dtype == "INT16" else [],
-        needs=(_quantized(INT8=(2**-8, -128), INT16=FRACTION), _steep()))),
-    "LOG_SOFTMAX": Kind(UNARY, rows="unary",
+        needs=(_quantized(INT8=(2**-8, -128), INT16=FRACTION), _steep())), libraries={
+        "cmsis-nn": {"data": 64}, "esp-nn": {"data": 64, "scratch": _esp_softmax}}),
+    "LOG_SOFTMAX": Kind(UNARY, rows=elementwise_rows,
         tflm=Tflm(SMALL, arrays=_if_quantized(28, 12), needs=(_quantized(INT8=(2**-4, 127)),))),
-    "ARG_MAX ARG_MIN": Kind("input axis", rows="reduced", tflm=Tflm("f32/i32>i32 i8/i32>i32", 4)),
-    "CUMSUM": Kind(tflm=Tflm("f32/i32 i8/i32", 2, arrays=_if_quantized(36))),
-    "L2_NORMALIZATION": Kind(UNARY, rows="unary", tflm=Tflm(SMALL, 4, 4, needs=(_rank(0, 4),))),
+    "ARG_MAX ARG_MIN": Kind("input axis", rows=reduced_rows, tflm=Tflm("f32/i32>i32 i8/i32>i32", 4)),
+    "CUMSUM": Kind(tflm=Tflm("f32/i32 i8/i32", 2, arrays=_if_quantized(36)), registered="CumSum"),
+    "L2_NORMALIZATION": Kind(UNARY, rows=elementwise_rows, tflm=Tflm(SMALL, 4, 4, needs=(_rank(0, 4),))),
     # moving data
-    "CONCATENATION": Kind("", Options("ConcatenationOptions", ("Axis",)), rows="join",
+    "CONCATENATION": Kind("", Options("ConcatenationOptions", ("Axis",)), rows=joined_rows,
         tflm=Tflm("f32 i8 i16 i32 i64 bool", 8, 24, (0, 56), needs=(_joined(), _alike("INT8"), _symmetric()))),
-    "PAD": Kind("input paddings", Options("PadOptions"), rows="pad", tflm=PADDED),
-    "PADV2": Kind("input paddings value", Options("PadV2Options"), rows="pad", tflm=PADDED),
-    "MIRROR_PAD": Kind("input paddings", Options("MirrorPadOptions", ("Mode",)), rows="mirror",
+    "PAD": Kind("input paddings", Options("PadOptions"), rows=padded_rows, tflm=PADDED),
+    "PADV2": Kind("input paddings value", Options("PadV2Options"), rows=padded_rows, tflm=PADDED, registered="PadV2"),
+    "MIRROR_PAD": Kind("input paddings", Options("MirrorPadOptions", ("Mode",)), rows=mirrored_rows,
         tflm=Tflm("f32|i8/i32|i64", 4, 20, scratch=lambda n: [4 * len(n["input"].shape)] * 2)),
-    "SLICE": Kind("input begin size", Options("SliceOptions"), rows="slice",
+    "SLICE": Kind("input begin size", Options("SliceOptions"), in_place=over_later_rows, rows=sliced_rows,
         tflm=Tflm("f32|i8|i16|i32|bool/i32|i64/i32|i64", needs=(_rank(1, 5), _fixed_size()))),
-    "STRIDED_SLICE": Kind("input begin end strides", Options("StridedSliceOptions", _MASKS), rows="strided",
+    "STRIDED_SLICE": Kind("input begin end strides", Options("StridedSliceOptions", _MASKS), rows=strided_rows,
         tflm=Tflm("f32|i8|i16|i32|bool/i32/i32/i32", 24, 84,
         needs=(_rank(0, 4), _constant("begin", "end", "strides")))),
-    "SPLIT": Kind("axis input", rows="parted", tflm=Tflm("_/f32|i8|i16|i32", 4, needs=(_constant("axis"),))),
-    "SPLIT_V": Kind("input sizes axis", rows="parted", tflm=Tflm(NUMBER, 4, needs=(_constant("axis"),))),
+    "SPLIT": Kind("axis input", rows=parted_rows, tflm=Tflm("_/f32|i8|i16|i32", 4, needs=(_constant("axis"),))),
+    "SPLIT_V": Kind("input sizes axis", rows=parted_rows, tflm=Tflm(NUMBER, 4, needs=(_constant("axis"),))),
     "PACK": Kind(tflm=Tflm("f32 i8 i16 i32 i64", 8)),
-    "RESHAPE": Kind("input shape", RESHAPED,
+    "RESHAPE": Kind("input shape", RESHAPED, in_place=over_input,
         tflm=Tflm("*", 36, arrays=lambda n, t: _output_shape(n, t) if n["output"].is_completed else [],
         needs=(_same_elements(),))),
-    "RESIZE_NEAREST_NEIGHBOR": Kind("input size", UPSAMPLE, rows="upsample",
+    "RESIZE_NEAREST_NEIGHBOR": Kind("input size", UPSAMPLE, rows=upsampled_rows,
         tflm=Tflm("f32|i8|i16/i32", 2, needs=RESIZED)),
-    "RESIZE_BILINEAR": Kind("input size", INTERPOLATE, rows="interpolate", tflm=Tflm(EXTREME, 2, needs=RESIZED)),
+    "RESIZE_BILINEAR": Kind("input size", INTERPOLATE, rows=interpolated_rows, tflm=Tflm(EXTREME, 2, needs=RESIZED)),
     "TRANSPOSE": Kind("input perm", tflm=Tflm("f32|i8|i16", needs=(_constant("perm"), _rank(1, 5)))),
-    "EXPAND_DIMS": Kind("input axis", tflm=Tflm("f32|i8|i16/i32", needs=(_constant("axis"),))),
+    "EXPAND_DIMS": Kind("input axis", in_place=over_input, tflm=Tflm("f32|i8|i16/i32", needs=(_constant("axis"),))),
     "BROADCAST_TO": Kind("input shape", tflm=Tflm("*/i32|i64", needs=(_constant("shape"), _rank(0, 5)))),
     "FILL": Kind("dims value", tflm=Tflm("i8|i16|i32|i64/f32|i8|i32", needs=(_constant("dims"),))),
     "BATCH_TO_SPACE_ND": Kind(tflm=Tflm(SMALL, needs=(_rank(3, 4),))),
     "SPACE_TO_BATCH_ND": Kind(tflm=Tflm(SMALL, data=4, needs=(_rank(3, 4),))),
-    "DEPTH_TO_SPACE": Kind(UNARY, Options("DepthToSpaceOptions", ("BlockSize",)), rows="block", tflm=BLOCKS),
-    "SPACE_TO_DEPTH": Kind(UNARY, Options("SpaceToDepthOptions", ("BlockSize",)), rows="block", tflm=BLOCKS),
+    "DEPTH_TO_SPACE": Kind(UNARY, Options("DepthToSpaceOptions", ("BlockSize",)), rows=block_rows, tflm=BLOCKS),
+    "SPACE_TO_DEPTH": Kind(UNARY, Options("SpaceToDepthOptions", ("BlockSize",)), rows=block_rows, tflm=BLOCKS),
     "BROADCAST_ARGS": Kind(tflm=Tflm("i32/i32 i64/i64")),
-    "DYNAMIC_UPDATE_SLICE": Kind(tflm=Tflm("f32|i8|i16|i32/_/i32|i64")),
-    "SQUEEZE": Kind("input", tflm=Tflm(options=36)),
+    "DYNAMIC_UPDATE_SLICE": Kind(in_place=over_input, tflm=Tflm("f32|i8|i16|i32/_/i32|i64")),
+    "SQUEEZE": Kind("input", in_place=over_input, tflm=Tflm(options=36)),
     "REVERSE_V2": Kind(tflm=Tflm("f32|i8|i16|i32|i64|u8|bool/i32")),
     "SHAPE": Kind(tflm=Tflm("*>i32", 4)),
     "UNPACK": Kind(tflm=Tflm(NUMBER, 8)),
@@ -1261,13 +2029,6 @@ KINDS: dict[str, Kind] = {name: kind for names, kind in {
     "HASHTABLE_FIND HASHTABLE_SIZE": Kind(effect=(HASH_TABLES, False), tflm=None),
     "RANDOM_UNIFORM RANDOM_STANDARD_NORMAL MULTINOMIAL": Kind(effect=(RANDOM_NUMBERS, True), tflm=None),
 }.items() for name in names.split()}
-# Those that read an element before they write it, in the reference kernels as well as in CMSIS-NN and ESP-NN.
-for _name in """ABS CEIL COS ELU EXP FLOOR HARD_SWISH LEAKY_RELU LOG LOGISTIC NEG QUANTIZE RELU RELU6 ROUND RSQRT SIN
-    SQRT SQUARE TANH ADD DIV MAXIMUM MINIMUM MUL SQUARED_DIFFERENCE SUB EXPAND_DIMS RESHAPE SQUEEZE
-    DYNAMIC_UPDATE_SLICE GATHER SELECT_V2 SLICE""".split():
-    KINDS[_name] = dataclasses.replace(KINDS[_name], is_safe_in_place=True)
-for _name, _kernels in LIBRARY_KERNELS.items():
-    KINDS[_name] = dataclasses.replace(KINDS[_name], libraries=_kernels)
 for _name, _table, *_callees in (  # what TFLM does not have
     ("CALL", "CallOptions", "Subgraph"),
     ("STABLEHLO_COMPOSITE", "StableHLOCompositeOptions", "DecompositionSubgraphIndex"),
@@ -1286,9 +2047,9 @@ DECODE = "TFLM_DECODE"  # the custom operator that makes weights of code-books a
 _CUSTOM = (CUSTOM_OPERATORS, True)
 ACCELERATORS = ("ethos-u",)  # their operators address the memory of their scratch tensors as the compiler planned it
 CUSTOM_KINDS: dict[str, Kind] = {
-    "ethos-u": Kind("commands weights scratch scratch_fast", effect=_CUSTOM,
+    "ethos-u": Kind(effect=_CUSTOM, registered="EthosU",
         tflm=Tflm(needs=(lambda node: "only builds for that accelerator have its kernel",))),
-    "TFLite_Detection_PostProcess": Kind("boxes scores anchors", effect=_CUSTOM,
+    "TFLite_Detection_PostProcess": Kind("boxes scores anchors", effect=_CUSTOM, registered="DetectionPostprocess",
         tflm=Tflm("f32/f32", data=112, scratch=_detection_scratch)),
 }
 for _name, _tflm in {
@@ -1314,8 +2075,8 @@ for _name, _tflm in {
         n.custom["stacker_left_context"] + n.custom["stacker_right_context"] + 1), t)]),
     "SignalWindow": Tflm("i16/i16>i16", data=8),
 }.items():
-    CUSTOM_KINDS[_name] = Kind(UNARY, effect=_CUSTOM, tflm=_tflm)
-CUSTOM_KINDS[DECODE] = Kind("encoded ancillary", tflm=Tflm(  # pointers, and the state of each look-up table
+    CUSTOM_KINDS[_name] = Kind(UNARY, effect=_CUSTOM, tflm=_tflm, registered="PCAN" if _name == "SignalPCAN" else "")
+CUSTOM_KINDS[DECODE] = Kind("encoded ancillary", registered="Decode", tflm=Tflm(  # pointers, and states of tables
     arrays=lambda n, t: [t.pointer * len(n.outputs), *[72 if t is BITS_64 else 36] * len(n.outputs)]))
 # fmt: on
 UNKNOWN_CUSTOM_KIND = Kind(effect=_CUSTOM, tflm=None)
@@ -1331,6 +2092,14 @@ def node_of(subgraph: Subgraph, operator: Operator) -> Node:
     inputs = tuple(subgraph.tensors[i] if i >= 0 else None for i in operator.inputs)
     outputs = tuple(subgraph.tensors[i] for i in operator.writes)
     return Node(kind_of(operator), inputs, outputs, operator.options, operator.custom_options, subgraph.kernels)
+
+
+def may_overwrite(node: Node, position: int) -> bool:
+    """Whether the output may be where that input is, as it is read."""
+    source, output, rule = node.inputs[position], node.output, node.kind.in_place
+    if rule is None or source is None or output is None or source.storage is not Storage.ACTIVATION:
+        return False
+    return rule(node, position, source, output)
 
 
 def multiply_accumulates(subgraph: Subgraph, operator: Operator) -> int:
@@ -1361,7 +2130,7 @@ def scratch_requests(subgraph: Subgraph, operator: Operator) -> list[int]:
     node = node_of(subgraph, operator)
     try:
         requests = node.kernel.scratch(node) if node.kernel and node.output else []
-        if all(isinstance(size, int) and 0 <= size <= LARGEST_TENSOR for size in requests):
+        if all(isinstance(size, int) and 0 <= size <= MAX_ELEMENTS for size in requests):
             return requests
     except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError, struct.error):
         pass
@@ -1423,7 +2192,7 @@ def refusals(graph: ModelGraph) -> list[str]:
     tensors = [tensor for subgraph in graph.subgraphs for tensor in subgraph.tensors]
     unsized = sorted({tensor.dtype for tensor in tensors if tensor.element.tflm_bytes is None})
     reasons += [f"it has tensors of type {dtype}" for dtype in unsized]
-    outside = sum(map(graph.is_external, tensors))
+    outside = sum(graph.content(tensor).is_external for tensor in tensors)
     why = f"the data of {outside} tensors is outside of the FlatBuffer, where TFLM does not look: it would take memory"
     return reasons + ([f"{why} for it and compute with what is there; --inline-buffers moves it"] if outside else [])
 
@@ -1504,89 +2273,16 @@ def fixed_by_plan(graph: ModelGraph) -> str:
     return COMPILED if is_compiled(graph) else LOOPED if looped_operators(graph) else ""
 
 
-def accelerator_scratch(subgraph: Subgraph) -> dict[int, Tensor]:
-    """The scratch memory of accelerators, by tensor id."""
-    nodes = [node_of(subgraph, operator) for operator in subgraph.operators if operator.kind in ACCELERATORS]
-    scratch = [node.get(role) for node in nodes for role in ("scratch", "scratch_fast")]
-    return {tensor.index: tensor for tensor in scratch if tensor and tensor.bytes}
-
-
-def inside_scratch(graph: ModelGraph) -> ModelGraph:
-    """The graph, in which tensors that lie in the scratch memory of an accelerator are known to take none of their own.
-
-    They do where the plan puts them there and no operator needs them after the last that owns the scratch.
-    """
-    try:
-        offsets = planned_offsets(graph)
-    except ArenaError:
-        return graph
-    subgraph = graph.subgraphs[0]
-    last = {i: operator.index for operator in subgraph.operators for i in (*operator.reads, *operator.writes)}
-    last |= dict.fromkeys(subgraph.outputs, len(subgraph.operators) - 1)
-    owned = accelerator_scratch(subgraph)
-
-    def is_inside(tensor: Tensor, scratch: Tensor) -> bool:
-        at, start = offsets.get((0, tensor.index)), offsets.get((0, scratch.index))
-        if at is None or start is None or tensor.index == scratch.index:
-            return False
-        fits = start <= at and at + tensor.ram_bytes <= start + scratch.ram_bytes
-        is_twin = tensor.index in owned and tensor.ram_bytes == scratch.ram_bytes and tensor.index < scratch.index
-        return fits and not is_twin and last.get(tensor.index, -1) <= last[scratch.index]
-
-    tensors = tuple(
-        dataclasses.replace(t, storage=Storage.INSIDE)
-        if t.ram_bytes and any(is_inside(t, scratch) for scratch in owned.values())
-        else t
-        for t in subgraph.tensors
-    )
-    return dataclasses.replace(graph, subgraphs=(dataclasses.replace(subgraph, tensors=tensors), *graph.subgraphs[1:]))
-
-
 ####################################################################################################
-# Reading: bytes -> graph. Every check on bad input is here
+# Reading: tables -> graph. Every check on what the tables say is here
 ####################################################################################################
 
-FILE_IDENTIFIER = b"TFL3"
 HIGHEST_RANK = 64  # dimensions
 SMALL_CONSTANT = 1024  # bytes of integers that are kept as values
 DTYPES = tuple(ELEMENT_TYPES)
-NO_DATA = BufferSpan(0, 0)
-# Slots of tables for which the bindings' own functions do not do.
-BUFFER_DATA, BUFFER_OFFSET, FULL_OPERATOR_CODE, EXTERNAL_BUFFER = 0, 1, 3, 10
+EXTERNAL_BUFFER = 10  # slot of a tensor, newer than the bindings: its data is in another file
 
 T = TypeVar("T")
-
-
-def field_place(table: Any, slot: int) -> int:
-    """Where a table has the field of a slot, counted from its own position; 0 where it does not have it."""
-    return int(table._tab.Offset(4 + 2 * slot))
-
-
-def read_words(content: bytes) -> list[int]:
-    """The int32 words of a buffer."""
-    return list(np.frombuffer(content[: len(content) // 4 * 4], dtype="<i4").tolist())
-
-
-OTHER_FORMATS = (  # how they begin, what they are, what to do
-    (rb"version https://git-lfs", "a Git LFS pointer instead of the model: git lfs pull fetches it"),
-    (rb"PK\x03\x04", "a zip archive (a .keras or .task file is one): unpack or convert it first"),
-    (rb"\x1f\x8b", "a gzip archive: unpack it first"),
-    (rb"\x89HDF", "a Keras model in HDF5: convert it to TensorFlow Lite first"),
-    (rb"\x08[\x01-\x20][\x12:B]", "an ONNX model or another protocol buffer: convert it to TensorFlow Lite first"),
-    (rb"\s*<", "a web page or XML: the download failed"),
-    (
-        rb"\s*(#(include|ifndef|pragma|define)|//|/\*|alignas|(static |extern )?(const |unsigned )|0x)",
-        "source text: make a file of the array again",
-    ),
-)
-
-
-def _what_it_is(data: Bytes) -> str:
-    start = bytes(data[:64])
-    for pattern, what in OTHER_FORMATS:
-        if re.match(pattern, start):
-            return f"it is {what}"
-    return f"its identifier is {bytes(data[4:8])!r} instead of {FILE_IDENTIFIER!r}"
 
 
 def reshaped(source: tuple[int, ...], target: tuple[int, ...]) -> tuple[int, ...]:
@@ -1603,125 +2299,89 @@ def read_model(data: Bytes, kernels: Kernels = REFERENCE) -> ModelGraph:
     Raises:
         ModelError: not a TensorFlow Lite model, or a damaged one.
     """
-    if len(data) == 0:
-        raise ModelError("the file is empty")
-    if len(data) < 8 or bytes(data[4:8]) != FILE_IDENTIFIER:
-        raise ModelError(f"not a TensorFlow Lite model: {_what_it_is(data)}")
+    return read_graph(File.read(data), kernels)
+
+
+def read_graph(file: File, kernels: Kernels = REFERENCE) -> ModelGraph:
+    """What the tables of a file say. Raises ModelError, as :func:`read_model`."""
     try:
-        return _Reader(data).read().on(kernels)
-    except (struct.error, IndexError, ValueError, TypeError, OverflowError, AttributeError, MemoryError) as error:
+        return _Reader(file).read().on(kernels)
+    except (struct.error, ValueError, TypeError, OverflowError, MemoryError) as error:
         if isinstance(error, ModelError):
             raise
-        # The bindings trust every offset: whatever they trip over, an offset points where it must not.
-        raise ModelError("the file is damaged or cut short: one of its offsets points outside of it") from error
-
-
-def full_operator_code(code: tflite.OperatorCode) -> int:
-    """The field as it is: the bindings' own BuiltinCode() hides it where only the deprecated one is not there."""
-    field = field_place(code, FULL_OPERATOR_CODE)
-    return int(code._tab.Get(number_types.Int32Flags, code._tab.Pos + field)) if field else 0
+        raise ModelError("the file is damaged: its tables make no sense") from error
 
 
 class _Reader:
-    """Walks the FlatBuffer once. The bindings check nothing, so each index is checked where it is read."""
+    """Walks the tables once. They are sound, but what they refer to may not be there: each index is checked."""
 
-    def __init__(self, data: Bytes) -> None:
-        self.data = data
-        self.model = model = tflite.Model.GetRootAs(data, 0)
+    def __init__(self, file: File) -> None:
+        self.file, self.model = file, file.model
         self.notes: dict[str, None] = {}  # an ordered set
-        # A sound file spends four bytes on every reference. Shared vectors in a hostile one could claim far more.
-        self.references_left = len(data)
-        self.buffers = tuple(self.all(model.Buffers, model.BuffersLength(), self.buffer_span))
-        self.kinds = list(self.all(model.OperatorCodes, model.OperatorCodesLength(), self.operator_kind))
-        self.subgraph_count = model.SubgraphsLength()
+        # As for _Unpacker, of what is shared: bytes of numbers, and of texts.
+        self.left = self.letters = math.inf if file.is_changed else len(file.source)
+        self.buffers = tuple(map(self.content, self.model["Buffers"]))
+        self.kinds = list(map(self.operator_kind, self.model["OperatorCodes"]))
+        self.subgraph_count = len(self.model["Subgraphs"])
 
     def read(self) -> ModelGraph:
-        model = self.model
         if self.subgraph_count == 0:
             raise ModelError("the model has no subgraph, so there is nothing to run")
-        subgraphs = tuple(self.subgraph(i) for i in self.spend(self.subgraph_count))
-        metadata = tuple(self.all(model.Metadata, model.MetadataLength(), self.metadata_entry))
+        subgraphs = tuple(self.subgraph(table, i) for i, table in enumerate(self.model["Subgraphs"]))
+        metadata = tuple(map(self.metadata_entry, self.model["Metadata"]))
         graph = ModelGraph(subgraphs, self.buffers, metadata, notes=tuple(self.notes))
-        span = graph.metadata_buffer(OFFLINE_PLAN)
-        if span is None:
+        content = graph.metadata_content(OFFLINE_PLAN)
+        if content is None:
             return graph
-        most = PLAN_HEADER + sum(len(s.tensors) for s in subgraphs)
-        graph = dataclasses.replace(graph, plan=tuple(read_words(span.of(self.data)[: 4 * most])))
-        return inside_scratch(graph) if is_compiled(graph) else graph
+        count = min(PLAN_HEADER + sum(len(s.tensors) for s in subgraphs), content.size // 4)
+        return dataclasses.replace(graph, plan=tuple(content.data[: 4 * count].view("<i4").tolist()))
 
-    def spend(self, count: int) -> range:
-        """``range(count)`` for a vector of references, within what the file's size can honestly hold."""
-        self.references_left -= 4 * count
-        if self.references_left < 0:
-            raise ModelError("the file is damaged: it refers to more items than its size can hold")
-        return range(count)
+    def text(self, value: Bytes) -> str:
+        if len(value) > self.letters:
+            return ""
+        self.letters -= len(value)
+        return str(value, "utf-8", "replace")
 
-    def all(self, accessor: Callable[[int], Any], count: int, read: Callable[[Any], T]) -> Iterator[T]:
-        """What is read from each table of a vector."""
-        return (read(self.table(accessor, i)) for i in self.spend(count))
+    def vector(self, table: Table, field: str) -> tuple[Any, ...]:
+        """The numbers of a vector; a missing one is empty."""
+        values = table[field]
+        self.left -= 4 * len(values)
+        if self.left < 0:
+            raise ModelError(TOO_MANY_ITEMS)
+        return tuple(values.tolist()) if len(values) else ()
 
-    @staticmethod
-    def table(accessor: Callable[[int], Any], i: int) -> Any:
-        table = accessor(i)
-        if table is None:
-            raise ModelError("the file is damaged: a table is missing")
-        return table
+    def content(self, buffer: Table) -> Content:
+        is_external = self.file.is_external(buffer)
+        if is_external and buffer["Offset"] + buffer["Size"] > len(self.file.source):
+            raise ModelError("the file is cut short: the data of an external buffer lies behind its end")
+        return Content(self.file.content(buffer), is_external)
 
-    @staticmethod
-    def text(value: bytes | None) -> str:
-        return value.decode("utf-8", "replace") if value else ""
-
-    def vector(self, table: Any, field: str) -> tuple[Any, ...]:
-        """The numbers of a vector; a missing one is empty (the bindings return 0 for it)."""
-        if not self.spend(getattr(table, field + "Length")()):
-            return ()
-        vector = getattr(table, field + "AsNumpy")()
-        return tuple(vector.tolist()) if isinstance(vector, np.ndarray) else ()
-
-    def buffer_span(self, buffer: tflite.Buffer) -> BufferSpan:
-        # Offsets 0 and 1 mean "inside the FlatBuffer"; converters write 1 as a placeholder.
-        if buffer.Offset() > 1:
-            if buffer.Offset() + buffer.Size() > len(self.data):
-                raise ModelError("the file is cut short: the data of an external buffer lies behind its end")
-            return BufferSpan(buffer.Offset(), buffer.Size(), is_external=True)
-        size = buffer.DataLength()
-        if size == 0:
-            return BufferSpan(0, 0)
-        start = buffer._tab.Vector(field_place(buffer, BUFFER_DATA))
-        if start + size > len(self.data):
-            raise ModelError("the file is damaged or cut short: the data of a buffer lies behind its end")
-        return BufferSpan(start, size)
-
-    def operator_kind(self, code: tflite.OperatorCode) -> tuple[str, bool]:
+    def operator_kind(self, code: Table) -> tuple[str, bool]:
         """(name, is it custom). Files from before 2020 know only the one-byte deprecated code, some newer ones only
         the full one."""
-        number = max(full_operator_code(code), code.DeprecatedBuiltinCode())
+        number = max(code["BuiltinCode"], code["DeprecatedBuiltinCode"])
         if number == tflite.BuiltinOperator.CUSTOM:
-            return self.text(code.CustomCode()) or "CUSTOM", True
-        return BUILTIN_OPCODE2NAME.get(number, f"BUILTIN_{number}"), False
+            return self.text(code["CustomCode"]) or "CUSTOM", True
+        return tflite.utils.BUILTIN_OPCODE2NAME.get(number, f"BUILTIN_{number}"), False
 
-    def metadata_entry(self, entry: tflite.Metadata) -> tuple[str, int]:
-        if not 0 <= entry.Buffer() < len(self.buffers):
-            raise ModelError(f"the file is damaged: metadata refers to buffer {entry.Buffer()}, which is not there")
-        return self.text(entry.Name()), entry.Buffer()
+    def metadata_entry(self, entry: Table) -> tuple[str, int]:
+        if not 0 <= entry["Buffer"] < len(self.buffers):
+            raise ModelError(f"the file is damaged: metadata refers to buffer {entry['Buffer']}, which is not there")
+        return self.text(entry["Name"]), entry["Buffer"]
 
-    def subgraph(self, index: int) -> Subgraph:
-        table = self.table(self.model.Subgraphs, index)
-        count = table.TensorsLength()
+    def subgraph(self, table: Table, index: int) -> Subgraph:
+        tables = table["Tensors"]
         inputs, outputs = self.vector(table, "Inputs"), self.vector(table, "Outputs")
-        numbers = itertools.count()
-        operators = tuple(
-            self.all(table.Operators, table.OperatorsLength(), lambda operator: self.operator(operator, next(numbers)))
-        )
+        operators = tuple(self.operator(operator, i) for i, operator in enumerate(table["Operators"]))
         groups = [("input", inputs, 0), ("output", outputs, 0)]
         groups += [(op.kind, op.inputs + op.outputs + op.intermediates, -1) for op in operators]
         for what, group, lowest in groups:
-            for i in group:
-                if not lowest <= i < count:
-                    raise ModelError(f"the file is damaged: {what} refers to tensor {i} of {count} in subgraph {index}")
+            if group and not (lowest <= min(group) and max(group) < len(tables)):
+                wrong = next(i for i in group if not lowest <= i < len(tables))
+                place = f"tensor {wrong} of {len(tables)} in subgraph {index}"
+                raise ModelError(f"the file is damaged: {what} refers to {place}")
         handles = {i for op in operators if op.variable for i in op.outputs}
         given = set(inputs)
-        tables = [self.table(table.Tensors, i) for i in self.spend(count)]
         stored = [self.vector(tensor, "Shape") for tensor in tables]
         shapes = list(stored)
         for op in operators:
@@ -1731,103 +2391,66 @@ class _Reader:
         for i, tensor in enumerate(tensors):
             if shapes[i] != stored[i]:
                 tensors[i] = dataclasses.replace(tensor, is_completed=True)
-        return Subgraph(index, self.text(table.Name()), tuple(tensors), operators, inputs, outputs)
+        return Subgraph(index, self.text(table["Name"]), tuple(tensors), operators, inputs, outputs)
 
-    def tensor(
-        self, table: tflite.Tensor, index: int, shape: tuple[int, ...], is_input: bool, is_handle: bool
-    ) -> Tensor:
-        name, buffer = self.text(table.Name()), table.Buffer()
+    def tensor(self, table: Table, index: int, shape: tuple[int, ...], is_input: bool, is_handle: bool) -> Tensor:
+        name, buffer, number = self.text(table["Name"]), table["Buffer"], table["Type"]
         if not 0 <= buffer < max(len(self.buffers), 1):  # buffer 0 means "no data", even where it does not exist
             raise ModelError(f"the file is damaged: tensor {index} refers to buffer {buffer}, which is not there")
-        number = table.Type()
         dtype = DTYPES[number] if 0 <= number < len(DTYPES) else f"TYPE_{number}"
         signature = self.vector(table, "ShapeSignature")
         dynamic = tuple(sorted({i for dims in (shape, signature) for i, d in enumerate(dims) if d < 0}))
-        is_elsewhere = field_place(table, EXTERNAL_BUFFER) != 0  # newer than the bindings: the data is in another file
-        span = self.buffers[buffer] if buffer else NO_DATA
-        if (span.size > 0 or is_elsewhere) and not is_input:
+        content = self.buffers[buffer] if buffer else NO_CONTENT
+        if (content.size > 0 or EXTERNAL_BUFFER in table.unknown) and not is_input:
             storage = Storage.CONSTANT
-        elif table.IsVariable() or is_handle:
-            storage = Storage.STATE
         else:
-            storage = Storage.ACTIVATION
-        what = f"tensor {index} ({shorten(name)})"
-        size = self.tensor_bytes(what, dtype, shape)
+            storage = Storage.STATE if table["IsVariable"] or is_handle else Storage.ACTIVATION
+        size = self.tensor_bytes(index, dtype, shape)
         if storage is Storage.ACTIVATION and size is None:
             is_sized = ELEMENT_TYPES.get(dtype, UNKNOWN_TYPE).bits is not None
             why = "its shape is only known at run time" if is_sized else f"its type is {dtype}"
-            self.notes[f"the size of {what} is unknown, since {why}; it counts as 0 B"] = None
+            self.notes[f"the size of tensor {index} ({shorten(name)}) is unknown, since {why}; it counts as 0 B"] = None
         elif storage is Storage.ACTIVATION and dynamic:
             self.notes["dimensions that are only known at run time (-1) are counted as stored in the file"] = None
         values = None
-        is_small = size is not None and size == span.size <= SMALL_CONSTANT
-        if storage is Storage.CONSTANT and dtype in ("INT32", "INT64") and is_small:
-            values = tuple(np.frombuffer(span.of(self.data), "<i4" if dtype == "INT32" else "<i8").tolist())
+        if storage is Storage.CONSTANT and dtype in ("INT32", "INT64") and size == content.size <= SMALL_CONSTANT:
+            values = tuple(content.data.view("<i4" if dtype == "INT32" else "<i8").tolist())
+        quantization, is_sparse = self.quantization(table["Quantization"]), table["Sparsity"] is not None
         return Tensor(
-            index,
-            name,
-            dtype,
-            shape,
-            storage,
-            buffer,
-            size,
-            dynamic,
-            is_sparse=table.Sparsity() is not None,
-            quantization=self.quantization(table.Quantization()),
-            values=values,
-        )
+            index, name, dtype, shape, storage, buffer, size, dynamic, is_sparse, False, quantization, values
+        )  # fmt: skip
 
-    def tensor_bytes(self, what: str, dtype: str, shape: tuple[int, ...]) -> int | None:
-        elements = math.prod(abs(d) for d in shape) if len(shape) <= HIGHEST_RANK else LARGEST_TENSOR + 1
-        if elements > LARGEST_TENSOR:
-            raise ModelError(f"the file is damaged: {what} claims an impossible shape")
+    def tensor_bytes(self, index: int, dtype: str, shape: tuple[int, ...]) -> int | None:
+        elements = math.prod(abs(d) for d in shape) if len(shape) <= HIGHEST_RANK else MAX_ELEMENTS + 1
+        if elements > MAX_ELEMENTS:
+            raise ModelError(f"the file is damaged: tensor {index} claims an impossible shape")
         bits = ELEMENT_TYPES.get(dtype, UNKNOWN_TYPE).bits
-        if bits is None or any(d < 0 for d in shape):
-            return None
-        return (elements * bits + 7) // 8
+        return None if bits is None or any(d < 0 for d in shape) else (elements * bits + 7) // 8
 
-    def quantization(self, table: tflite.QuantizationParameters | None) -> Quantization | None:
-        if table is None or table.ScaleLength() == 0:
+    def quantization(self, table: Table | None) -> Quantization | None:
+        if table is None or len(table["Scale"]) == 0:
             return None
-        return Quantization(self.vector(table, "Scale"), self.vector(table, "ZeroPoint"), table.QuantizedDimension())
+        return Quantization(self.vector(table, "Scale"), self.vector(table, "ZeroPoint"), table["QuantizedDimension"])
 
-    def operator(self, table: tflite.Operator, index: int) -> Operator:
-        if not 0 <= table.OpcodeIndex() < len(self.kinds):
+    def operator(self, table: Table, index: int) -> Operator:
+        if not 0 <= table["OpcodeIndex"] < len(self.kinds):
             raise ModelError(f"the file is damaged: operator {index} has an operator code that is not there")
-        kind, is_custom = self.kinds[table.OpcodeIndex()]
-        self.spend(table.CustomOptionsLength() // 4)
-        custom = table.CustomOptionsAsNumpy() if is_custom else 0
-        operator = Operator(
-            index,
-            kind,
-            is_custom,
-            inputs=self.vector(table, "Inputs"),
-            outputs=self.vector(table, "Outputs"),
-            intermediates=self.vector(table, "Intermediates"),
-            custom_options=custom.tobytes() if isinstance(custom, np.ndarray) else b"",
-        )
+        kind, is_custom = self.kinds[table["OpcodeIndex"]]
+        inputs, outputs, inner = (self.vector(table, field) for field in ("Inputs", "Outputs", "Intermediates"))
+        custom = np.asarray(table["CustomOptions"], np.uint8).tobytes() if is_custom else b""
+        operator = Operator(index, kind, is_custom, inputs, outputs, inner, custom_options=custom)
         name, fields, of_callees = kind_of(operator).options
-        options = self.options(table, name, fields + of_callees)
-        callees = tuple(options.pop(field) for field in of_callees if field in options)
+        content = (table[f"BuiltinOptions{number}"] for number in ("", "2"))
+        options = next((options for options in content if options is not None and options.kind == name), None)
+        if options is None or not name:
+            return operator
+        callees = tuple(options[field] for field in of_callees)
         for callee in callees:
             if not 0 <= callee < self.subgraph_count:
                 raise ModelError(f"the file is damaged: {kind} runs subgraph {callee}, which is not there")
-        return dataclasses.replace(operator, options=options, callees=callees)
-
-    @staticmethod
-    def options(table: tflite.Operator, name: str, fields: Sequence[str]) -> dict[str, Any]:
-        """Fields of the operator's options, from whichever of the two unions holds them."""
-        if not fields:
-            return {}
-        for union, number, content in (
-            (tflite.BuiltinOptions, table.BuiltinOptionsType(), table.BuiltinOptions()),
-            (tflite.BuiltinOptions2, table.BuiltinOptions2Type(), table.BuiltinOptions2()),
-        ):
-            if content is not None and number == getattr(union, name, None):
-                options = getattr(tflite, name)()
-                options.Init(content.Bytes, content.Pos)
-                return {field: getattr(options, field)() for field in fields}
-        return {}
+        given = {field: options[field] for field in fields}
+        plain = {field: bytes(value) if isinstance(value, memoryview) else value for field, value in given.items()}
+        return dataclasses.replace(operator, options=plain, callees=callees)
 
 
 ####################################################################################################
@@ -2040,7 +2663,7 @@ def parameter_bytes(graph: ModelGraph, operators: Iterable[tuple[Subgraph, Opera
 ####################################################################################################
 
 # A set of tasks is an int (bit t = task t) where there are few of them, and a column of numpy uint64 words in the
-# sweep, where there are millions. A *down-set* contains all predecessors of its members: it is what has run at some moment.
+# sweep, where there are millions. A *down-set* contains all predecessors of its members: what has run at some moment.
 # live(S), the bytes alive after S, is submodular, since each buffer's part of it is the cut of one directed hyperedge:
 #
 #     live(S) + live(T)  >=  live(S and T) + live(S or T)
@@ -2788,7 +3411,7 @@ def order_model(
     """
     if why := fixed_by_plan(graph):
         raise OrderingRefusal(f"the operators stay in place: {why}")
-    if graph.metadata_buffer(CONTROL_DEPENDENCIES) is not None:
+    if graph.metadata_content(CONTROL_DEPENDENCIES) is not None:
         raise OrderingRefusal(f"the operators stay in place: metadata {CONTROL_DEPENDENCIES!r} refers to their numbers")
     budget = Budget(time_limit)
     orderings: dict[int, Ordering] = {}
@@ -3154,8 +3777,8 @@ def arena_buffers(graph: ModelGraph) -> list[ArenaBuffer]:
     buffers = []
     for subgraph in graph.subgraphs:
         for tensor in subgraph.tensors:
-            is_kept = graph.has_data(tensor) and not graph.is_external(tensor)
-            if is_kept or tensor.storage is Storage.STATE:
+            content = graph.content(tensor)
+            if (content.size and not content.is_external) or tensor.storage is Storage.STATE:
                 continue
             key = subgraph.index, tensor.index
             if size := _tflm_bytes(tensor):
@@ -3177,111 +3800,27 @@ def _tflm_bytes(tensor: Tensor) -> int:
     return tensor.elements * tensor.element.tflm_bytes
 
 
+def in_place_inputs(subgraph: Subgraph, operator: Operator) -> list[int]:
+    """Tensors of the size of the only output, which that may overwrite as they are read."""
+    node = node_of(subgraph, operator)
+    if len(operator.writes) != 1 or node["output"].storage is not Storage.ACTIVATION:
+        return []
+    found = (t for i, t in enumerate(operator.inputs) if t >= 0 and may_overwrite(node, i))
+    return [t for t in found if subgraph.tensors[t].bytes == node["output"].bytes]
+
+
 ARENA_COSTS = Costs(
     tensor=lambda tensor: align(_tflm_bytes(tensor)) if tensor.storage is Storage.ACTIVATION else 0,
     operator=lambda subgraph, operator: sum(map(align, scratch_requests(subgraph, operator))),
 )
-
-
-####################################################################################################
-# Shared places, the rules: what an operator may write where it reads
-####################################################################################################
-
-
-def may_lie_on(node: Node, position: int) -> bool:
-    """Whether the output may be written where that input is, as it is read."""
-    source, output = node.inputs[position], node.output
-    if source is None or output is None or not node.kind.is_safe_in_place:
-        return False
-    if source.storage is not Storage.ACTIVATION:
-        return False
-    if node.kind in (KINDS["SLICE"], KINDS["GATHER"]):
-        return position == 0 and _moves_rows_up(node, source, output)
-    if source.bytes != output.bytes:
-        return False
-    if node.kind.rows == "binary":
-        others = [tensor for i, tensor in enumerate(node.inputs[:2]) if i != position and tensor is not None]
-        is_even = all(t.shape == output.shape or t.storage is Storage.CONSTANT or t.elements == 1 for t in others)
-        is_even |= node.kind in (KINDS["MAXIMUM"], KINDS["MINIMUM"])  # which go by the output, whatever is repeated
-        return position < 2 and source.shape == output.shape and source.dtype == output.dtype and is_even
-    if node.kind is KINDS["SELECT_V2"]:
-        return position == 1 and source.shape == output.shape
-    if node.kind is KINDS["QUANTIZE"]:
-        return {source.dtype, output.dtype} == {"INT8", "UINT8"}
-    return position == 0 and source.dtype == output.dtype
-
-
-def in_place_inputs(subgraph: Subgraph, operator: Operator) -> list[int]:
-    """Tensors of the size of the only output, which may be written where they are."""
-    node, tensors = node_of(subgraph, operator), subgraph.tensors
-    if len(operator.writes) != 1 or node.output is None or node.output.storage is not Storage.ACTIVATION:
-        return []
-    found = (t for i, t in enumerate(operator.inputs) if t >= 0 and may_lie_on(node, i))
-    return [t for t in found if tensors[t].bytes == node.output.bytes]
-
-
 IN_PLACE_COSTS = ARENA_COSTS._replace(in_place=in_place_inputs)
 
 
-def _moves_rows_up(node: Node, source: Tensor, output: Tensor) -> bool:
-    """Whether every row of the output, one after the other, comes from the same place or from further on."""
-    if len(source.shape) <= HEIGHT or source.shape[0] != 1 or source.shape[HEIGHT + 1 :] != output.shape[HEIGHT + 1 :]:
-        return False
-    if node.kind is KINDS["SLICE"]:
-        bounds = slice_bounds(node)
-        return bounds is not None and not any(bounds[0])
-    rows = node["indices"].values
-    is_plain = node.options.get("Axis") == HEIGHT and not node.options["BatchDims"] and source.shape == output.shape
-    return is_plain and rows is not None and all(row >= i for i, row in enumerate(rows))
-
-
-UPDATE = 1  # the input of DYNAMIC_UPDATE_SLICE that is written into the other
-
-
-def updated_block(node: Node) -> tuple[int, int] | None:
-    """Where the bytes that a DYNAMIC_UPDATE_SLICE writes begin and end, if they are all together and aligned."""
-    operand, update, start = (*node.inputs, None, None, None)[:3]
-    if operand is None or update is None or start is None or start.values is None or not operand.bytes:
-        return None
-    if not len(start.values) == len(operand.shape) == len(update.shape) > HEIGHT or operand.shape[0] != 1:
-        return None
-    row = operand.bytes // operand.shape[HEIGHT]
-    first, rows = start.values[HEIGHT], update.shape[HEIGHT]
-    is_whole = update.shape[HEIGHT + 1 :] == operand.shape[HEIGHT + 1 :] and not any(start.values[HEIGHT + 1 :])
-    if not is_whole or not 0 <= first <= operand.shape[HEIGHT] - rows:
-        return None
-    begin, end = first * row, (first + rows) * row
-    is_aligned = begin % ARENA_ALIGNMENT == 0 and (end % ARENA_ALIGNMENT == 0 or end == operand.bytes)
-    return (begin, end) if is_aligned else None
-
-
-def slice_bounds(node: Node) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
-    """Where a SLICE begins and how much it cuts, per axis; None where the file does not tell."""
-    source, begin, size = node.get("input"), node.get("begin"), node.get("size")
-    if source is None or begin is None or size is None or begin.values is None or size.values is None:
-        return None
-    if not len(begin.values) == len(size.values) == len(source.shape):
-        return None
-    sizes = (d - b if n == -1 else n for n, b, d in zip(size.values, begin.values, source.shape, strict=True))
-    return begin.values, tuple(sizes)
-
-
-def _bytes_read(subgraph: Subgraph, operator: Operator, tensor: Tensor) -> tuple[int, int]:
-    """The first byte of a tensor that an operator may read, and the one behind the last."""
-    whole = 0, tensor.bytes or 0
-    if operator.kind != "SLICE" or operator.inputs[0] != tensor.index or len(operator.inputs) != 3:
-        return whole
-    bounds = slice_bounds(node_of(subgraph, operator))
-    if bounds is None or not tensor.shape or min(bounds[0]) < 0:
-        return whole
-    begin, size = bounds
-    if min(size) < 1 or any(b + n > d for b, n, d in zip(begin, size, tensor.shape, strict=True)):
-        return whole
-    steps = [math.prod(tensor.shape[axis + 1 :]) for axis in range(len(tensor.shape))]
-    start = sum(b * step for b, step in zip(begin, steps, strict=True))
-    end = sum((b + n - 1) * step for b, n, step in zip(begin, size, steps, strict=True)) + 1
-    width = tensor.element.tflm_bytes or 1
-    return start * width, end * width
+def operator_needs(graph: ModelGraph, subgraph: Subgraph) -> list[int]:
+    """Per operator the bytes of the arena that are in use while it runs, in the order of the file."""
+    callee_peaks = {s.subgraph.index: s.peak for s in schedule_model(graph)}
+    problem = ordering_problem(graph, subgraph, callee_peaks, ARENA_COSTS)
+    return problem.needs(range(problem.n))
 
 
 ####################################################################################################
@@ -3537,7 +4076,7 @@ def _places_in(
             and t not in subgraph.outputs
             and buffers[number[t]].interval.last == buffers[output].interval.first
         }
-        found = [Place(ends[position], output) for position in ends if may_lie_on(node, position)]
+        found = [Place(ends[position], output) for position in ends if may_overwrite(node, position)]
         places += found[:1]
         instead += [place for place in found[1:] if place.old != found[0].old]
         # The kernel copies the operand, where that is elsewhere, and would write over the update.
@@ -3589,7 +4128,7 @@ def _read_by_slices(
         interval = buffers[i].interval
         last = np.full(interval.size // ARENA_ALIGNMENT, interval.first)
         for operator in readers[t]:
-            start, end = _bytes_read(subgraph, operator, subgraph.tensors[t])
+            start, end = bytes_read(node_of(subgraph, operator), subgraph.tensors[t])
             last[start // ARENA_ALIGNMENT : -(-end // ARENA_ALIGNMENT)] = runs[subgraph.index, operator.index][1]
         edges = [0, *(np.flatnonzero(np.diff(last)) + 1).tolist(), len(last)]
         if len(edges) > 2 and t not in subgraph.outputs:
@@ -3795,7 +4334,7 @@ def _moment(node: Node, target: Target) -> int:
     sizes = [sum(size for size, _ in port_pieces(tensor, target)) for tensor in tensors]
     is_filter = node.kind.tflm is not None and node.kind.tflm.arrays is _per_channel
     is_reduced = "axes" in node.kind.roles and tensors[:1] and tensors[0].dtype != "FLOAT32"
-    is_join = node.kind.rows == "join"
+    is_join = node.kind.rows is joined_rows
     again = sizes if is_reduced else sizes[:2] + sizes[-1:] if is_filter else sizes[:1] if is_join else []
     return sum(sizes) + sum(again)
 
@@ -3896,10 +4435,8 @@ def analyse_arena(graph: ModelGraph, target: Target = BITS_32) -> Arena:
     tail = persistent_bytes(graph, target)
     sharing = shared_places(graph, buffers)
     problems: list[str] = []
-    if graph.plan is not None:
-        on_purpose = _shared_on_purpose(graph)
-        own = [i for i, b in enumerate(buffers) if b.tensor is None or (b.subgraph, b.tensor) not in on_purpose]
-        problems = sharing_faults(graph, [buffers[i] for i in own], [placed[i] for i in own], sharing)
+    if graph.plan is not None and not is_compiled(graph):
+        problems = sharing_faults(graph, buffers, placed, sharing)
         if len(graph.plan) < PLAN_HEADER:
             problems.append("it is too short")
         elif graph.plan[0] not in PLAN_VERSIONS or graph.plan[1] not in (1, len(graph.subgraphs)):
@@ -3953,15 +4490,6 @@ def sharing_faults(
     """What is wrong with placed buffers, apart from what they may share."""
     layout = layout_of(placed, sharing.used_by(placed))
     return plan_faults(layout.placed(placed), lambda i: buffer_name(graph, buffers[layout.owners[i]]))
-
-
-def _shared_on_purpose(graph: ModelGraph) -> set[tuple[int, int]]:
-    """(subgraph, tensor) of all scratch memory of accelerators, and of what lies in there."""
-    return {
-        (subgraph.index, i)
-        for subgraph in graph.subgraphs
-        for i in (*accelerator_scratch(subgraph), *(t.index for t in subgraph.tensors if t.storage is Storage.INSIDE))
-    }
 
 
 def buffer_name(graph: ModelGraph, buffer: ArenaBuffer) -> str:
@@ -4311,9 +4839,6 @@ class NewTensor(NamedTuple):
     dtype: str = "INT32"  # where it is not like another
 
 
-UNUSED = NewTensor("unused", (1,), values=bytes(4))
-
-
 class NewOperator(NamedTuple):
     """An operator to be added: a copy of ``like`` on other tensors, or one of a kind of its own."""
 
@@ -4350,496 +4875,336 @@ def why_not_rewritten(graph: ModelGraph) -> str:
     """What stands against other operators in subgraph 0, if anything does."""
     if why := fixed_by_plan(graph):
         return why
-    if graph.metadata_buffer(CONTROL_DEPENDENCIES) is not None:
+    if graph.metadata_content(CONTROL_DEPENDENCIES) is not None:
         return f"metadata {CONTROL_DEPENDENCIES!r} refers to the numbers of its operators"
     return ""
 
 
-class Rewritten(NamedTuple):
-    """What a rewrite makes of a subgraph."""
-
-    subgraph: Subgraph
-    number: dict[int, int]  # of each new tensor, by its number in the rewrite
-    placed: dict[int, NewTensor]  # the new tensors by the number that they get
+####################################################################################################
+# Changes of a file: tables -> tables
+####################################################################################################
 
 
-def apply_rewrite(subgraph: Subgraph, rewrite: Rewrite) -> Rewritten:
-    """The subgraph with its new schedule.
+def with_metadata(file: File, name: str, content: bytes = b"") -> File:
+    """With an entry in place of any of that name; with none, if there is no content."""
+    entries = [entry for entry in file.model["Metadata"] if entry["Name"] != name.encode()]
+    buffers = [*file.model["Buffers"]] or [Table("Buffer")]  # number 0 stands for "no data"
+    if content:
+        entries.append(Table("Metadata", Name=name.encode(), Buffer=len(buffers)))
+        buffers.append(Table("Buffer", Data=np.frombuffer(content, np.uint8)))
+    return file.but(Metadata=entries, Buffers=buffers)
+
+
+def with_orders(file: File, orders: Sequence[Sequence[int]]) -> File:
+    """With the operators of each subgraph in a new order, without a memory plan, which was for the old one."""
+    pairs = zip(file.model["Subgraphs"], orders, strict=True)
+    subgraphs = [s.but(Operators=[s["Operators"][i] for i in order]) if len(order) else s for s, order in pairs]
+    return with_metadata(file.but(Subgraphs=subgraphs), OFFLINE_PLAN)
+
+
+def with_contents(file: File, contents: Mapping[int, np.ndarray]) -> File:
+    """With other data (uint8) in some buffers."""
+    new = {i: Table("Buffer", Data=content) for i, content in contents.items()}
+    return file.but(Buffers=[new.get(i, buffer) for i, buffer in enumerate(file.model["Buffers"])])
+
+
+def _code_version(kind: str, dtype: int) -> int:
+    """The version that the operator code of a new operator must have, for LiteRT."""
+    if kind == "FULLY_CONNECTED":
+        return 5  # the first that keeps the number of dimensions
+    if kind == "BROADCAST_TO":
+        return 2  # the first that there is
+    is_int8 = dtype == tflite.TensorType.INT8
+    return 2 if is_int8 and kind not in ("RESHAPE", "WHILE", "SELECT_V2", "DYNAMIC_UPDATE_SLICE") else 1
+
+
+LAST_SHORT_CODE = 127  # what the one byte of the deprecated code holds for all later operators
+
+
+def _words(values: Iterable[int]) -> np.ndarray:
+    return np.array([*values], dtype="<i4")
+
+
+class Rewriter:
+    """Applies a rewrite to a subgraph of a file: weights are shared, a memory plan is dropped.
 
     Old tensors keep their numbers, so that signatures and all operators that stay need no change: new ones take the
     places of those that nothing uses any longer, then further ones. TFLM would allocate a tensor that is left over, so
     a constant takes its place.
     """
-    old, new = len(subgraph.tensors), rewrite.tensors
-    inputs, outputs = (tuple(rewrite.ports.get(i, i) for i in group) for group in (subgraph.inputs, subgraph.outputs))
-    operators = [subgraph.operators[o] if isinstance(o, int) else o for o in rewrite.operators]
-    used = {*inputs, *outputs}
-    for operator in operators:
-        used.update(operator.inputs, operator.outputs)
-        used.update(operator.intermediates if isinstance(operator, Operator) else ())
-    before = {i for operator in subgraph.operators for i in (*operator.inputs, *operator.outputs)}
-    free = sorted(i for i in before - used if i >= 0)
-    places = [*free[: len(new)], *range(old, old + len(new) - len(free))]
-    number = {old + i: place for i, place in enumerate(places)}
-    placed = dict(zip(places, new, strict=True)) | dict.fromkeys(free[len(new) :], UNUSED)
-    tensors = {tensor.index: tensor for tensor in subgraph.tensors}
-    tensors |= {place: _as_tensor(subgraph, tensor, place) for place, tensor in placed.items()}
-    renumbered = [
-        dataclasses.replace(operator, index=index)
-        if isinstance(operator, Operator)
-        else _as_operator(subgraph, operator, index, number)
-        for index, operator in enumerate(operators)
-    ]
-    all_tensors = tuple(tensors[i] for i in sorted(tensors))
-    changed = dataclasses.replace(
-        subgraph, tensors=all_tensors, operators=tuple(renumbered), inputs=inputs, outputs=outputs
-    )
-    return Rewritten(changed, number, placed)
 
+    def __init__(self, file: File, subgraph: Subgraph, rewrite: Rewrite) -> None:
+        self.file, self.subgraph, self.rewrite = file, subgraph, rewrite
+        self.table: Table = file.model["Subgraphs"][subgraph.index]
+        self.buffers = [*file.model["Buffers"]] or [Table("Buffer")]
+        self.codes: list[Table] = [*file.model["OperatorCodes"]]
+        self.tables: dict[NewTensor, Table] = {}
 
-def with_rewrite(graph: ModelGraph, rewrite: Rewrite) -> ModelGraph:
-    """The model with a rewrite of subgraph 0, judged without a file."""
-    first, *others = graph.subgraphs
-    new = [_as_subgraph(first, callee, len(graph.subgraphs) + i) for i, callee in enumerate(rewrite.callees)]
-    return graph.with_subgraphs([apply_rewrite(first, rewrite).subgraph, *others, *new])
+    def run(self) -> File:
+        """The file with the rewrite."""
+        old, rewrite, model = self.subgraph, self.rewrite, self.file.model
+        places, unused = self.places()
+        tensors = dict(enumerate(self.table["Tensors"]))
+        tensors |= {place: self.tensor(new) for place, new in zip(places, rewrite.tensors, strict=True)}
+        tensors |= {place: self.tensor(NewTensor("unused", (1,), values=bytes(4))) for place in unused}
+        number = {len(old.tensors) + i: place for i, place in enumerate(places)}
+        operators = [
+            self.table["Operators"][new] if isinstance(new, int) else self.operator(new, number, tensors)
+            for new in rewrite.operators
+        ]
+        subgraph = self.table.but(Tensors=[tensors[i] for i in sorted(tensors)], Operators=operators)
+        if rewrite.ports:
+            ports = {"Inputs": old.inputs, "Outputs": old.outputs}
+            subgraph |= {field: _words(rewrite.ports.get(t, t) for t in ids) for field, ids in ports.items()}
+        subgraphs = [*model["Subgraphs"], *map(self.callee, rewrite.callees)]
+        subgraphs[old.index] = subgraph
+        changed = self.file.but(Subgraphs=subgraphs, Buffers=self.buffers, OperatorCodes=self.codes)
+        if rewrite.ports and "SignatureDefs" in model:
+            changed = changed.but(SignatureDefs=list(map(self.signature, model["SignatureDefs"])))
+        return with_metadata(changed, OFFLINE_PLAN)
 
+    def places(self) -> tuple[list[int], list[int]]:
+        """The numbers of the new tensors, and those that nothing has any longer."""
+        old, rewrite = self.subgraph, self.rewrite
+        kept = [old.operators[new] for new in rewrite.operators if isinstance(new, int)]
+        new = [new for new in rewrite.operators if isinstance(new, NewOperator)]
+        used = {rewrite.ports.get(i, i) for i in (*old.inputs, *old.outputs)}
+        used.update(*((*o.inputs, *o.outputs, *o.intermediates) for o in kept), *((*o.inputs, *o.outputs) for o in new))
+        before = {i for operator in old.operators for i in (*operator.inputs, *operator.outputs)}
+        free, count = sorted(i for i in before - used if i >= 0), len(rewrite.tensors)
+        return [*free, *range(len(old.tensors), len(old.tensors) + count)][:count], free[count:]
 
-def _as_subgraph(like: Subgraph, new: NewSubgraph, index: int) -> Subgraph:
-    tensors = tuple(_as_tensor(like, tensor, i) for i, tensor in enumerate(new.tensors))
-    operators = tuple(_as_operator(like, operator, i, {}) for i, operator in enumerate(new.operators))
-    return Subgraph(index, new.name, tensors, operators, new.inputs, new.outputs, like.kernels)
+    def signature(self, signature: Table) -> Table:
+        """A signature whose inputs and outputs are where they are now."""
+        if signature["SubgraphIndex"] != self.subgraph.index:
+            return signature
 
+        def moved(entry: Table) -> Table:
+            old = entry["TensorIndex"]
+            return entry.but(TensorIndex=self.rewrite.ports.get(old, old))
 
-def _as_tensor(subgraph: Subgraph, new: NewTensor, index: int) -> Tensor:
-    like = None if new.like is None else subgraph.tensors[new.like]
-    if like and new.has_content:
-        return dataclasses.replace(like, index=index, name=new.label, shape=new.shape)
-    dtype = new.dtype if like is None else like.dtype
-    size = math.prod(new.shape) * (ELEMENT_TYPES[dtype].bits or 0) // 8
-    tensor = Tensor(index, new.label, dtype, new.shape, Storage.ACTIVATION, buffer=0, bytes=size)
-    tensor = dataclasses.replace(tensor, quantization=_quantization_of(new, like.quantization if like else None))
-    if new.values is None:
-        return tensor
-    values = tuple(read_words(new.values)) if dtype == "INT32" and size <= SMALL_CONSTANT else None
-    return dataclasses.replace(tensor, storage=Storage.CONSTANT, buffer=NOT_WRITTEN, values=values)
+        lists = {field: list(map(moved, signature[field])) for field in ("Inputs", "Outputs") if field in signature}
+        return signature.but(**lists)
 
+    def callee(self, new: NewSubgraph) -> Table:
+        tensors = [self.tensor(tensor) for tensor in new.tensors]
+        return Table(
+            "SubGraph",
+            Tensors=tensors,
+            Inputs=_words(new.inputs),
+            Outputs=_words(new.outputs),
+            Operators=[self.operator(operator, {}, dict(enumerate(tensors))) for operator in new.operators],
+            Name=new.name.encode(),
+        )
 
-def _quantization_of(new: NewTensor, like: Quantization | None) -> Quantization | None:
-    if like is None or new.channels is None or len(like.scales) < 2:
-        return like
-    part = slice(*new.channels)
-    return Quantization(like.scales[part], like.zero_points[part], like.dimension)
+    def tensor(self, new: NewTensor) -> Table:
+        if new not in self.tables:
+            self.tables[new] = self.new_tensor(new)
+        return self.tables[new]
 
+    def new_tensor(self, new: NewTensor) -> Table:
+        title, like = "", Table("Tensor", Type=DTYPES.index(new.dtype))
+        if new.like is not None:
+            like, title = self.table["Tensors"][new.like], shorten(self.subgraph.tensors[new.like].name, 24) + " "
+            if new.has_content and new.shape == self.subgraph.tensors[new.like].shape:
+                return like
+        buffer = like["Buffer"] if new.has_content else 0
+        if new.values is not None:
+            buffer = len(self.buffers)
+            self.buffers.append(Table("Buffer", Data=np.frombuffer(new.values, np.uint8)))
+        made = Table("Tensor", Shape=_words(new.shape), Type=like["Type"], Buffer=buffer, HasRank=True)
+        made["Name"] = (title + new.label).encode()
+        if scales := like["Quantization"]:
+            if new.channels is not None and len(scales["Scale"]) > 1:
+                part = slice(*new.channels)
+                scales = scales.but(Scale=scales["Scale"][part], ZeroPoint=scales["ZeroPoint"][part])
+            made["Quantization"] = scales
+        return made
 
-def _as_operator(subgraph: Subgraph, new: NewOperator, index: int, number: Mapping[int, int]) -> Operator:
-    inputs, outputs = (tuple(number.get(i, i) for i in group) for group in (new.inputs, new.outputs))
-    if new.like is None:
-        is_custom = new.kind in CUSTOM_KINDS
-        fields = NO_OPTIONS if is_custom else KINDS[new.kind].options
-        options = dict.fromkeys(fields.fields, 0) | dict(new.options)
-        callees = tuple(options.pop(field) for field in fields.callees)
-        return Operator(index, new.kind, is_custom, inputs, outputs, callees=callees, options=options)
-    like = subgraph.operators[new.like]
-    return dataclasses.replace(
-        like, index=index, inputs=inputs, outputs=outputs, options={**like.options, **dict(new.options)}
-    )
+    def operator(self, new: NewOperator, number: Mapping[int, int], tensors: Mapping[int, Table]) -> Table:
+        inputs, outputs = ([number.get(i, i) for i in group] for group in (new.inputs, new.outputs))
+        if new.like is None:
+            made = Table("Operator", OpcodeIndex=self.code(new.kind, tensors[outputs[0]]["Type"]))
+        else:
+            made = self.table["Operators"][new.like].but()
+        made |= {"Inputs": _words(inputs), "Outputs": _words(outputs)}
+        kind = "" if new.kind in CUSTOM_KINDS else KINDS[new.kind].options.table
+        if kind and (new.options or new.like is None):
+            options = {field: _words(value) if isinstance(value, tuple) else value for field, value in new.options}
+            made["BuiltinOptionsType"] = getattr(tflite.BuiltinOptions, kind)
+            made["BuiltinOptions"] = (made["BuiltinOptions"] or Table(kind)).but(**options)
+        return made
+
+    def code(self, kind: str, dtype: int) -> int:
+        """The index of the operator code for a new operator; one that is in the file, if it will do."""
+        is_custom, version = kind in CUSTOM_KINDS, _code_version(kind, dtype)
+        builtin = tflite.BuiltinOperator.CUSTOM if is_custom else getattr(tflite.BuiltinOperator, kind)
+
+        def serves(code: Table) -> bool:
+            # Older builds of TFLM look at the full code alone to find the subgraphs that an operator runs.
+            short = 0 if kind == "WHILE" else code["DeprecatedBuiltinCode"]
+            is_it = max(code["BuiltinCode"], short) == builtin and code["Version"] >= version
+            return bool(is_it and (not is_custom or code["CustomCode"] == kind.encode()))
+
+        found = next((i for i, code in enumerate(self.codes) if serves(code)), None)
+        if found is not None:
+            return found
+        code = Table("OperatorCode", DeprecatedBuiltinCode=min(builtin, LAST_SHORT_CODE), BuiltinCode=builtin)
+        self.codes.append(code.but(Version=version, **({"CustomCode": kind.encode()} if is_custom else {})))
+        return len(self.codes) - 1
 
 
 ####################################################################################################
-# Rows: which rows of its inputs does an operator need for some of its output?
+# Snapshots: a model that never changes. Every change makes another one
 ####################################################################################################
 
-# A region is a range of the schedule whose operators all work along the height of NHWC tensors. Run stripe by stripe,
-# its inner tensors never exist whole (patches of MCUNetV2, Lin et al. 2021; Pex, Liberis and Lane 2023). The rows that
-# two stripes both need, the halo, are computed again or cached (StreamNet, Zheng et al. 2023), whatever costs less.
 
-SPLIT_DTYPES = ("FLOAT32", "INT8", "INT16", "INT32")  # that the kernels of SLICE, PAD and CONCATENATION take
-UPSAMPLING = (2, 4, 8, 16, 32)  # factors whose reciprocal is exact, so that every row has its source where it had it
+@dataclass(frozen=True, eq=False)
+class Snapshot:
+    """A file and what it says. What is derived from that is computed once, when it is asked for."""
 
+    file: File
+    graph: ModelGraph
 
-class Rows(NamedTuple):
-    """A range of rows: the first, and the one behind the last."""
+    @classmethod
+    def read(cls, data: Bytes, kernels: Kernels = REFERENCE) -> Snapshot:
+        """Raises ModelError, as :func:`read_model`."""
+        file = File.read(data)
+        return cls(file, read_graph(file, kernels))
 
-    first: int
-    behind: int
+    def changed(self, file: File) -> Snapshot:
+        """Another file, for the same kernels."""
+        return Snapshot(file, read_graph(file, self.graph.kernels))
 
     @property
-    def height(self) -> int:
-        return self.behind - self.first
-
-
-class Pads(NamedTuple):
-    """How much padding there is on two opposite sides."""
-
-    before: int
-    after: int
-
-
-NO_PADS = Pads(0, 0)
-Pair = tuple[Any, Any]  # the first row and the one behind the last; or arrays of them
-
-
-@dataclass(frozen=True)
-class RowRule:
-    """How an operator works along the height: which rows of its inputs make which rows of its output.
-
-    Output row r reads ``extent`` rows from ``r * stride - above`` on, of those that exist; the others are padding.
-    With ``repeat``, it reads row ``r // repeat``. For a 3 x 3 window of stride 2 with one row of padding:
-
-        input    (-1)  0   1   2   3   4   5          extent 3, stride 2, above 1
-        output    `-- row 0 --'
-                           `-- row 1 --'              rows 1 to 3 of the input make row 1
-    """
-
-    sources: tuple[int, ...]  # the tensors of which it reads rows; all others it reads whole
-    stride: int = 1
-    extent: int = 1
-    above: int = 0  # negative: so many rows of the input are skipped
-    repeat: int = 1
-    width: int = 1  # columns that a window reads
-    columns: Pads = NO_PADS  # of padding, on the left and right
-    # Of its inputs, what says how many rows: (input, entry, which of the values in Emitter.copy).
-    constants: tuple[tuple[int, int, str], ...] = dataclasses.field(default=(), compare=False)
-
-    def whole(self, first: int, behind: int) -> tuple[int, int]:
-        """The rows, extended to what can be computed by itself."""
-        return first // self.repeat * self.repeat, -(-behind // self.repeat) * self.repeat
-
-    def made(self, rows: Pair, read: Pair, height: Any) -> Pair:
-        """The rows that the operator makes of all rows that it reads for these, of an input of that height."""
-        return rows
-
-    def span(self, first: Any, behind: Any, height: int) -> tuple[Any, Any, Any, Any]:
-        """(the first and the one behind the last row, of an input of that height, that these output rows read; how many
-        rows of padding there are above and below them)."""
-        start = first // self.repeat * self.stride - self.above
-        end = (behind - 1) // self.repeat * self.stride - self.above + self.extent
-        above, below = (start < 0) * -start, (end > height) * (end - height)
-        return start + above, end - below, above, below
-
-
-@dataclass(frozen=True)
-class CutRule(RowRule):
-    """An operator that does not work the same at the ends of its input as in the middle. So it gets some rows more
-    than it needs, and of what it makes, the rows at the ends are cut off. Input row r makes output rows from
-    ``r * pace`` on, and the last one ``last`` of them."""
-
-    pace: int = 1
-    last: int = 1
-
-    def whole(self, first: int, behind: int) -> tuple[int, int]:
-        return first, behind
-
-    def made(self, rows: Pair, read: Pair, height: Any) -> Pair:
-        return read[0] * self.pace, (read[1] - 1) * self.pace + self.last
-
-
-def _least(a: Any, b: int) -> Any:
-    """The smaller one; a may be an array."""
-    return a + (b < a) * (b - a)
-
-
-def _most(a: Any, b: int) -> Any:
-    return a + (b > a) * (b - a)
-
-
-@dataclass(frozen=True)
-class MirrorRule(CutRule):
-    """MIRROR_PAD, at an end of the input with all its padding there, which repeats the rows next to it."""
-
-    below: int = 0
-    skipped: int = 0  # rows at the very end, which are not repeated
-
-    def span(self, first: Any, behind: Any, height: int) -> tuple[Any, Any, Any, Any]:
-        # Never more than the mirror at either end needs, so that later stripes do not go back behind earlier ones.
-        start = _least(_most(first - self.above, 0), height - self.below - self.skipped - 1)
-        end = _most(_least(behind - self.above, height), self.above + self.skipped + 1)
-        return start, end, (start == 0) * self.above, (end == height) * self.below
-
-    def made(self, rows: Pair, read: Pair, height: Any) -> Pair:
-        start, end = read
-        return start + self.above - self.above * (start == 0), end + self.above + self.below * (end == height)
-
-
-def is_picture(tensor: Tensor) -> bool:
-    """Whether it has rows, of columns of channels or of channels only, in a batch, and a size that is known."""
-    return (
-        3 <= len(tensor.shape) <= 4
-        and min(tensor.shape) > 0
-        and tensor.dtype in SPLIT_DTYPES
-        and tensor.storage is Storage.ACTIVATION
-        and set(tensor.dynamic) <= {0}  # TFLM takes the batch as it is stored
-    )
-
-
-def why_no_picture(tensor: Tensor) -> str:
-    if tensor.dtype not in SPLIT_DTYPES:
-        return f"TFLM cannot cut tensors of type {tensor.dtype}"
-    return "it has no rows" if len(tensor.shape) < 3 else "it is not a picture of a size that is known"
-
-
-def is_map(tensor: Tensor) -> bool:
-    """Whether it is a picture of rows, columns and channels."""
-    return is_picture(tensor) and len(tensor.shape) == 4
-
-
-####################################################################################################
-# Rows, the rules: one per way to work along the height
-####################################################################################################
-
-
-def _window_rule(node: Node, inputs: Sequence[Tensor], output: Tensor) -> RowRule | str:
-    source, options = inputs[0], node.options
-    if not options or not is_map(source) or source.shape[0] != output.shape[0]:
-        return "its input or its options are not those of a window over a picture"
-    if node.kind.rows == "convolution":
-        sizes: Sequence[int] = inputs[1].shape[1:3] if len(inputs[1].shape) == 4 else (0, 0)
-    else:
-        sizes = options["FilterHeight"], options["FilterWidth"]
-    strides = options["StrideH"], options["StrideW"]
-    dilations = options.get("DilationHFactor", 1), options.get("DilationWFactor", 1)
-    is_same = options["Padding"] == tflite.Padding.SAME
-    extents, pads = [], []
-    for axis, (size, stride, dilation) in enumerate(zip(sizes, strides, dilations, strict=True), start=1):
-        if min(size, stride, dilation) < 1:
-            return "its window is empty"
-        extent = (size - 1) * dilation + 1
-        expected = -(-source.shape[axis] // stride) if is_same else (source.shape[axis] - extent) // stride + 1
-        if output.shape[axis] != expected:
-            return "its output does not have the size that its window makes"
-        extents.append(extent)
-        pads.append(same_pads(source.shape[axis], output.shape[axis], stride, extent) if is_same else NO_PADS)
-    if node.kind.rows == "average" and any(pads[0] + pads[1]):
-        if strides[0] != 1:
-            return "its average leaves padding out"
-        return CutRule((source.index,), 1, extents[0], pads[0].before)
-    return RowRule((source.index,), strides[0], extents[0], pads[0].before, width=extents[1], columns=pads[1])
-
-
-def same_pads(source: int, output: int, stride: int, extent: int) -> Pads:
-    """SAME padding along one axis: as little as the output needs, and the smaller half first."""
-    total = max((output - 1) * stride + extent - source, 0)
-    return Pads(total // 2, total - total // 2)
-
-
-def _elementwise_rule(node: Node, inputs: Sequence[Tensor], output: Tensor) -> RowRule | str:
-    rank = len(output.shape)
-    sources = []
-    for tensor in inputs:
-        if is_picture(tensor) and len(tensor.shape) == rank and tensor.shape[HEIGHT] == output.shape[HEIGHT]:
-            sources.append(tensor.index)
-        elif len(tensor.shape) >= rank - HEIGHT and tensor.shape[HEIGHT - rank] != 1:
-            return "one of its inputs has other rows than its output"
-    return RowRule(tuple(dict.fromkeys(sources))) if sources else "none of its inputs has the rows of its output"
-
-
-def _has_same_rows(source: Tensor, output: Tensor) -> bool:
-    return is_picture(source) and source.shape[: HEIGHT + 1] == output.shape[: HEIGHT + 1]
-
-
-def _is_along_rows(axis: int, rank: int) -> bool:
-    """Whether an axis is that of the rows, or of the batch."""
-    return axis % rank <= HEIGHT if rank else True
-
-
-def _join_rule(node: Node, inputs: Sequence[Tensor], output: Tensor) -> RowRule | str:
-    if _is_along_rows(node.options.get("Axis", 0), len(output.shape)):
-        return "it joins along the rows"
-    if not all(_has_same_rows(tensor, output) for tensor in inputs):
-        return "one of its inputs has other rows than its output"
-    return RowRule(tuple(dict.fromkeys(tensor.index for tensor in inputs)))
-
-
-def _parted_rule(node: Node, inputs: Sequence[Tensor], output: Tensor) -> RowRule | str:
-    source, axis = node["input"], node["axis"].values
-    if not axis or _is_along_rows(axis[0], len(source.shape)):
-        return "it cuts along the rows"
-    if not all(_has_same_rows(source, part) for part in node.outputs):
-        return "its outputs have other rows than its input"
-    return RowRule((source.index,))
-
-
-def _gathered_rule(node: Node, inputs: Sequence[Tensor], output: Tensor) -> RowRule | str:
-    table, rank = inputs[0], len(inputs[0].shape)
-    is_plain = node.options and not node.options["BatchDims"] and len(inputs[1].shape) == 1
-    if not is_plain or not _has_same_rows(table, output) or _is_along_rows(node.options["Axis"], rank):
-        return "it gathers along the rows"
-    return RowRule((table.index,))
-
-
-def _reduced_rule(node: Node, inputs: Sequence[Tensor], output: Tensor) -> RowRule | str:
-    source, axes = inputs
-    if axes.values is None or any(_is_along_rows(axis, len(source.shape)) for axis in axes.values):
-        return "it reduces along the rows"
-    return RowRule((source.index,)) if _has_same_rows(source, output) else "its output has other rows than its input"
-
-
-def _mirror_rule(node: Node, inputs: Sequence[Tensor], output: Tensor) -> RowRule | str:
-    source, values = inputs[0], inputs[1].values
-    if not is_map(source) or values is None or len(values) != 8 or min(values) < 0 or any(values[:2]):
-        return "its padding is not known before run time, or of the batch"
-    above, below = values[2:4]
-    skipped = int(node.options.get("Mode", 0) == tflite.MirrorPadMode.REFLECT)
-    if source.shape[HEIGHT] + above + below != output.shape[HEIGHT]:
-        return "its output does not have the size that its padding makes"
-    if source.shape[HEIGHT] < above + below + 2 * skipped + 2:
-        return "its padding is as high as its input"
-    return MirrorRule((source.index,), above=above, below=below, skipped=skipped, constants=ROWS_OF_PADDING)
-
-
-def _slice_rule(node: Node, inputs: Sequence[Tensor], output: Tensor) -> RowRule | str:
-    source, bounds = inputs[0], slice_bounds(node)
-    if bounds is None:
-        return "what it cuts is not known before run time"
-    (first, rows), height = (values[HEIGHT] for values in bounds), source.shape[HEIGHT]
-    if first < 0 or rows != output.shape[HEIGHT] or first + rows > height or len(output.shape) != len(source.shape):
-        return "its output does not have the size that it cuts"
-    return RowRule((source.index,), above=-first, constants=((1, HEIGHT, ""), (2, HEIGHT, "made")))
-
-
-def _strided_rule(node: Node, inputs: Sequence[Tensor], output: Tensor) -> RowRule | str:
-    source, *bounds = inputs
-    rank, options = len(source.shape), node.options
-    values = [tensor.values for tensor in bounds if tensor.values is not None and len(tensor.values) == rank]
-    if len(values) < 3 or not options or len(output.shape) != rank:
-        return "what it cuts is not known before run time"
-    if any(options[mask] for mask in ("EllipsisMask", "NewAxisMask", "ShrinkAxisMask", "Offset")):
-        return "it changes the number of dimensions, or counts from its beginning"
-    height = source.shape[HEIGHT]
-    first, end, step = (v[HEIGHT] for v in values)
-    first = 0 if options["BeginMask"] >> HEIGHT & 1 else max(first + height, 0) if first < 0 else first
-    end = height if options["EndMask"] >> HEIGHT & 1 else end + height if end < 0 else min(end, height)
-    if step < 1 or -(-(end - first) // step) != output.shape[HEIGHT]:
-        return "its output does not have the size that it cuts"
-    return RowRule((source.index,), stride=step, above=-first, constants=((1, HEIGHT, ""), (2, HEIGHT, "read")))
-
-
-def _block_rule(node: Node, inputs: Sequence[Tensor], output: Tensor) -> RowRule | str:
-    source, block = inputs[0], node.options.get("BlockSize", 0)
-    if is_map(source) and block > 0 and output.shape[HEIGHT] == source.shape[HEIGHT] * block:
-        return RowRule((source.index,), repeat=block)
-    if is_map(source) and block > 0 and output.shape[HEIGHT] * block == source.shape[HEIGHT]:
-        return RowRule((source.index,), stride=block, extent=block)
-    return "its output does not have the size that its blocks make"
-
-
-def _scattered_rule(node: Node, inputs: Sequence[Tensor], output: Tensor) -> RowRule | str:
-    """Input row i adds to the output rows [i * stride - pad, i * stride - pad + size of the window)."""
-    shape, weights, source = inputs
-    if not node.options or not is_map(source) or len(weights.shape) != 4 or shape.values != output.shape:
-        return "its input, its weights or its options are not those of a window over a picture"
-    stride, size, height = node.options["StrideH"], weights.shape[1], source.shape[HEIGHT]
-    is_same = node.options["Padding"] == tflite.Padding.SAME
-    if stride < 1 or output.shape[HEIGHT] != (height * stride if is_same else (height - 1) * stride + size):
-        return "its output does not have the size that its window makes"
-    if size < stride:
-        return "its windows leave rows out"
-    pad = (size - stride) // 2 if is_same else 0
-    above = (size - 1 - pad) // stride
-    below = (stride - 1 + pad) // stride
-    last = stride if is_same else size
-    rows = ((0, HEIGHT, "made"),)
-    return CutRule((source.index,), 1, above + 1 + below, above, stride, constants=rows, pace=stride, last=last)
-
-
-def _dense_rule(node: Node, inputs: Sequence[Tensor], output: Tensor) -> RowRule | str:
-    source = inputs[0]
-    if source.shape[:-1] != output.shape[:-1] or not node.options.get("KeepNumDims"):
-        return "it makes one vector of a whole picture"
-    return RowRule((source.index,))
-
-
-ROWS_OF_PADDING = ((1, 2, "above"), (1, 3, "below"))
-
-
-def _pad_rule(node: Node, inputs: Sequence[Tensor], output: Tensor) -> RowRule | str:
-    source, values = inputs[0], inputs[1].values
-    if not is_map(source) or values is None or len(values) != 8:
-        return "its padding is not known before run time"
-    batch, rows, columns, channels = (Pads(*values[i : i + 2]) for i in range(0, 8, 2))
-    padded = tuple(d + sum(pads) for d, pads in zip(source.shape, (batch, rows, columns, channels), strict=True))
-    if any(batch) or min(values) < 0 or padded != output.shape:
-        return "it pads the batch, or its output does not have the size that its padding makes"
-    return RowRule((source.index,), above=rows.before, constants=ROWS_OF_PADDING)
-
-
-def _upsampling_rule(node: Node, inputs: Sequence[Tensor], output: Tensor) -> RowRule | str:
-    source = inputs[0]
-    if not is_map(source) or not node.options or node.options["AlignCorners"]:
-        return "it aligns corners"
-    factor = output.shape[HEIGHT] // source.shape[HEIGHT]
-    if factor * source.shape[HEIGHT] != output.shape[HEIGHT] or factor not in UPSAMPLING:
-        return "it does not enlarge by a power of 2"
-    return RowRule((source.index,), repeat=factor, constants=((1, 0, "made"),))
-
-
-def _interpolation_rule(node: Node, inputs: Sequence[Tensor], output: Tensor) -> RowRule | str:
-    """A row between two rows of the input, or with half pixels before or behind one, is a mean of both."""
-    source, options = inputs[0], node.options
-    if not is_map(source) or not options:
-        return "its options are missing"
-    before, after = (tensor.shape[HEIGHT] - options["AlignCorners"] for tensor in (source, output))
-    factor = after // before if before else 0
-    if factor * before != after or factor not in UPSAMPLING:
-        return "it does not enlarge by a power of 2"
-    above = int(options["HalfPixelCenters"])
-    last = 1 if options["AlignCorners"] else factor
-    rows = ((1, 0, "made"),)
-    return CutRule((source.index,), 1, above + 2, above, factor, constants=rows, pace=factor, last=last)
-
-
-ROW_PATTERNS: dict[str, Callable[[Node, Sequence[Tensor], Tensor], RowRule | str]] = {
-    "convolution": _window_rule,
-    "maximum": _window_rule,
-    "average": _window_rule,
-    "dense": _dense_rule,
-    "scattered": _scattered_rule,
-    "unary": _elementwise_rule,
-    "binary": _elementwise_rule,
-    "join": _join_rule,
-    "parted": _parted_rule,
-    "gathered": _gathered_rule,
-    "reduced": _reduced_rule,
-    "pad": _pad_rule,
-    "mirror": _mirror_rule,
-    "slice": _slice_rule,
-    "strided": _strided_rule,
-    "block": _block_rule,
-    "upsample": _upsampling_rule,
-    "interpolate": _interpolation_rule,
-}
-
-
-def row_rule(subgraph: Subgraph, operator: Operator) -> RowRule | str:
-    """The rule of an operator, or the reason why it has to run whole."""
-    node = node_of(subgraph, operator)
-    pattern = node.kind.rows
-    if not pattern:
-        return f"{operator.kind} does not work row by row"
-    if node.output is None or len(node.outputs) != len(operator.outputs):
-        return "an output is missing"
-    if len(node.outputs) > 1 and pattern != "parted":
-        return "it has several outputs"
-    for output in node.outputs:
-        if not is_picture(output):
-            return f"its output cannot be cut: {why_no_picture(output)}"
-    if node.output.shape[HEIGHT] == 1:
-        return "its output has one row only"
-    needed = [role for role in node.kind.roles if role != "bias"]
-    inputs = [tensor for tensor in node.inputs[: len(needed) or None] if tensor is not None]
-    if len(inputs) < max(len(needed), 1) or (not needed and len(inputs) < len(node.inputs)):
-        return "an input is missing"
-    if needed and len(node.inputs) > len(node.kind.roles):
-        return "it has more inputs than it should have"
-    source = node.get("input")
-    if source is not None and not is_picture(source):
-        return f"its input cannot be cut: {why_no_picture(source)}"
-    return ROW_PATTERNS[pattern](node, inputs, node.output)
+    def data(self) -> Bytes:
+        """The file as bytes; raises as :attr:`File.data`."""
+        return self.file.data
+
+    @cached_property
+    def schedules(self) -> tuple[Schedule, ...]:
+        shared = NOT_SHARED
+        if looped_operators(self.graph):
+            with contextlib.suppress(ArenaError):
+                shared = shared_in_loops(self.graph, self.arena)
+        return schedule_model(self.graph, shared)
+
+    @property
+    def peak(self) -> int:
+        return model_peak(self.schedules)
+
+    @cached_property
+    def arena(self) -> Arena:
+        """Raises ArenaError, as :func:`analyse_arena`."""
+        return analyse_arena(self.graph)
+
+    @cached_property
+    def elsewhere(self) -> dict[str, int]:
+        """Bytes to reserve with the kernels that most devices run, if the model is analysed for the reference kernels.
+
+        Raises:
+            ArenaError: as :func:`analyse_arena`.
+        """
+        names = USUAL_LIBRARIES if self.graph.kernels is REFERENCE else ()
+        others = {name: self.graph.on(LIBRARIES[name]) for name in names}
+        own = all_requests(self.graph)
+        return {
+            name: self.arena.reserve if all_requests(other) == own else reserve_of(other)
+            for name, other in others.items()
+        }
+
+    @cached_property
+    def refusals(self) -> list[str]:
+        """Why TFLM does not run the model, as :func:`refusals`."""
+        return refusals(self.graph)
+
+    def reordered(self, orders: Sequence[Sequence[int]]) -> Snapshot:
+        """With the operators of every subgraph in another order: their old numbers."""
+        return self.changed(with_orders(self.file, orders))
+
+    def with_offsets(self, offsets: Mapping[tuple[int, int], int]) -> Snapshot:
+        """With a memory plan that fixes the offsets of these (subgraph, tensor) pairs; with none, if there are none."""
+        return self.changed(with_metadata(self.file, OFFLINE_PLAN, plan_words(self.graph, offsets)))
+
+    def planned(self, plan: Plan) -> Snapshot:
+        """With the places of the arena's tensors fixed in the file.
+
+        Raises:
+            BrokenCertificate: the plan is at fault, or the runtime would not follow it.
+        """
+        buffers = self.arena.buffers
+        faults = sharing_faults(self.graph, buffers, plan.intervals, self.arena.sharing)
+        if faults:
+            raise BrokenCertificate(f"the plan that was found is at fault: {faults[0]}")
+        offsets = {
+            (buffer.subgraph, buffer.tensor): interval.offset
+            for buffer, interval in zip(buffers, plan.intervals, strict=True)
+            if buffer.tensor is not None and interval.offset is not None
+        }
+        planned = self.with_offsets(offsets)
+        if planned.arena.head != plan.height or planned.arena.problems:
+            raise BrokenCertificate(f"the plan of {plan.height:,} B takes {planned.arena.head:,} B in the file")
+        return planned
+
+    def without_wrong_plan(self) -> Snapshot:
+        """Without the plan in the file, if that is wrong: with it the runtime computes something else."""
+        with contextlib.suppress(ArenaError):
+            if self.arena.problems:
+                return self.changed(with_metadata(self.file, OFFLINE_PLAN))
+        return self
+
+    def rewritten(self, rewrite: Rewrite) -> Snapshot:
+        """With the operators of subgraph 0 replaced."""
+        return self.changed(Rewriter(self.file, self.graph.subgraphs[0], rewrite).run())
+
+    def repacked(self) -> Snapshot:
+        """The same model without bytes that nothing refers to, and with all data inside of the FlatBuffer."""
+        return self.changed(self.file.but(Subgraphs=self.file.model["Subgraphs"]))
+
+    def with_contents(self, contents: Mapping[int, np.ndarray]) -> Snapshot:
+        """With other data (uint8) in some buffers."""
+        return self.changed(with_contents(self.file, contents)) if contents else self
 
 
 ####################################################################################################
 # Stripes, the rows: who computes what in which stripe?
 ####################################################################################################
+
+
+def row_rule(subgraph: Subgraph, operator: Operator) -> RowRule | str:
+    """The rule of an operator, or the reason why it has to run whole."""
+    node = node_of(subgraph, operator)
+    if node.kind.rows is None:
+        return f"{operator.kind} does not work row by row"
+    if node.output is None or len(node.outputs) != len(operator.outputs):
+        return "an output is missing"
+    if len(node.outputs) > 1 and node.kind.rows is not parted_rows:
+        return "it has several outputs"
+    for output in node.outputs:
+        if not has_rows(output):
+            return f"its output cannot be cut: {why_no_rows(output)}"
+    if node.output.shape[HEIGHT] == 1:
+        return "its output has one row only"
+    roles = node.kind.roles
+    if any(node.get(role) is None for role in roles if role != "bias") or (not roles and not all(node.inputs)):
+        return "an input is missing"
+    if not node.inputs or (roles and len(node.inputs) > len(roles)):
+        return "it has more inputs than it should have, or none"
+    source = node.get("input")
+    if source is not None and not has_rows(source):
+        return f"its input cannot be cut: {why_no_rows(source)}"
+    return node.kind.rows(node)
+
+
+class Rows(NamedTuple):
+    """A range of rows: the first, and the one after the last."""
+
+    first: int
+    stop: int
+
+    @property
+    def height(self) -> int:
+        return self.stop - self.first
 
 
 class Part(NamedTuple):
@@ -4855,7 +5220,7 @@ class Region:
 
     parts: dict[int, Part]
     heights: Mapping[int, int]  # of all tensors that the parts name
-    escaping: tuple[int, ...]  # outputs that are read outside of the region; every row of them is computed
+    live_out: tuple[int, ...]  # outputs that are read outside of the region; every row of them is computed
     is_cached: bool  # whether the rows of earlier stripes are still there, so that none is computed twice
 
     @cached_property
@@ -4866,14 +5231,17 @@ class Region:
 @dataclass(frozen=True)
 class Stripe:
     """What one stripe does: the output rows that each operator of the region computes, and the rows of each inner
-    tensor that its readers want to find."""
+    tensor that its readers need."""
 
     computed: dict[int, Rows]  # by operator, the last one first; one that computes nothing is left out
-    wanted: dict[int, Rows]  # by tensor
+    needed: dict[int, Rows]  # by tensor
 
 
 class NoStripes(ValueError):
     """A region cannot be cut into that many stripes."""
+
+
+MANY_ROWS = 1 << 40
 
 
 class Stripings:
@@ -4893,7 +5261,7 @@ class Stripings:
         self.lift = np.repeat(np.arange(len(counts)), self.counts) * MANY_ROWS
 
     def so_far(self, values: Any) -> np.ndarray:
-        """The most of the stripes up to each."""
+        """The largest value of the stripes up to each."""
         return np.maximum.accumulate(values + self.lift) - self.lift
 
     def before(self, values: np.ndarray) -> np.ndarray:
@@ -4903,26 +5271,23 @@ class Stripings:
         return shifted
 
     def later(self, values: np.ndarray) -> np.ndarray:
-        """The least of the stripes after each, or MANY_ROWS."""
+        """The smallest value of the stripes after each, or MANY_ROWS."""
         least = np.minimum.accumulate((values + self.lift)[::-1])[::-1] - self.lift
         return np.where(self.is_last, MANY_ROWS, np.roll(least, -1))
 
     def total(self, values: np.ndarray) -> np.ndarray:
         return np.add.reduceat(values, self.starts)
 
-    def most(self, values: np.ndarray) -> np.ndarray:
+    def largest(self, values: np.ndarray) -> np.ndarray:
         return np.maximum.reduceat(values, self.starts)
 
 
-MANY_ROWS = 1 << 40
-
-
 class RowArrays(NamedTuple):
-    """What an operator does in many stripes: of each the first row and the one behind the last."""
+    """What an operator does in many stripes: of each the first row and the one after the last."""
 
     operator: int
     computed: Pair  # empty where it computes nothing
-    wanted: dict[int, Pair]  # rows of its outputs that should be there
+    needed: dict[int, Pair]  # rows of its outputs that should be there
     read: dict[int, Pair]  # rows of its sources
     made: Pair
     is_empty: np.ndarray  # whether it would read nothing but padding
@@ -4932,59 +5297,53 @@ def rows_at_once(region: Region, ways: Stripings) -> Iterator[RowArrays]:
     """The row algebra of a region: who computes what in which stripe, for several numbers of stripes at once, the last
     operator first. What an operator does is the same in all regions with the same end.
     """
-    wanted: dict[int, Pair] = {}
-    nobody = np.full(len(ways.stripes), MANY_ROWS), np.full(len(ways.stripes), -1)
+    needed: dict[int, Pair] = {}
+    no_rows = np.full(len(ways.stripes), MANY_ROWS), np.full(len(ways.stripes), -1)
     for operator, (outputs, rule) in reversed(region.parts.items()):
         ranges = []
         for output in outputs:
-            first, behind = wanted.get(output, nobody)
-            if output in region.escaping:
+            first, stop = needed.get(output, no_rows)
+            if output in region.live_out:
                 goal = region.heights[output] * ways.number // ways.stripes
                 is_due = ways.is_last | (output not in region.read_inside)
-                behind = np.maximum(behind, np.where(is_due, goal, -1))
-            ranges.append(rule.whole(first, behind))
+                stop = np.maximum(stop, np.where(is_due, goal, -1))
+            ranges.append(rule.whole(first, stop))
         done = ways.before(np.maximum(ways.so_far(reduce(np.maximum, [rows[1] for rows in ranges])), 0))
-        all_wanted = {}
-        for output, (first, behind) in zip(outputs, ranges, strict=True):
-            behind = np.where(behind < 0, done, behind)
+        all_needed = {}
+        for output, (first, stop) in zip(outputs, ranges, strict=True):
+            stop = np.where(stop < 0, done, stop)
             first = np.where(first >= MANY_ROWS, done, first)
-            all_wanted[output] = np.minimum(first, done) if output in region.escaping else first, behind
-        first = reduce(np.minimum, [rows[0] for rows in all_wanted.values()])
-        behind = reduce(np.maximum, [rows[1] for rows in all_wanted.values()])
+            all_needed[output] = np.minimum(first, done) if output in region.live_out else first, stop
+        first = reduce(np.minimum, [rows[0] for rows in all_needed.values()])
+        stop = reduce(np.maximum, [rows[1] for rows in all_needed.values()])
         first = np.maximum(first, done) if region.is_cached else first
-        runs = first < behind
+        runs = first < stop
         is_empty = np.zeros(len(ways.stripes), dtype=bool)
         read = {}
         for source in rule.sources:
-            start, end = read[source] = rule.span(first, behind, region.heights[source])[:2]
+            start, end = read[source] = rule.span(first, stop, region.heights[source])[:2]
             is_empty |= runs & (start >= end)
-            least, most = wanted.get(source, nobody)
-            wanted[source] = (
-                np.minimum(least, np.where(runs, start, MANY_ROWS)),
-                np.maximum(most, np.where(runs, end, -1)),
-            )
+            least, most = needed.get(source, no_rows)
+            least = np.minimum(least, np.where(runs, start, MANY_ROWS))
+            needed[source] = least, np.maximum(most, np.where(runs, end, -1))
         height = region.heights[rule.sources[0]]
-        made = rule.made((first, behind), read[rule.sources[0]], height)
-        yield RowArrays(operator, (first, behind), all_wanted, read, made, is_empty)
+        made = rule.made((first, stop), read[rule.sources[0]], height)
+        yield RowArrays(operator, (first, stop), all_needed, read, made, is_empty)
 
 
 def stripe_rows(region: Region, stripes: int) -> list[Stripe]:
-    """What each of so many stripes does.
-
-    Raises:
-        NoStripes: one of them would consist of padding.
-    """
+    """What each of that many stripes does. Raises NoStripes if one of them would consist of padding."""
     operators = list(rows_at_once(region, Stripings([stripes])))
     if any(operator.is_empty.any() for operator in operators):
         raise NoStripes
     found = [Stripe({}, {}) for _ in range(stripes)]
     for operator in operators:
-        for stripe, first, behind in zip(found, *(rows.tolist() for rows in operator.computed), strict=True):
-            if first < behind:
-                stripe.computed[operator.operator] = Rows(first, behind)
-        for output, wanted in operator.wanted.items():
-            for stripe, first, behind in zip(found, *(rows.tolist() for rows in wanted), strict=True):
-                stripe.wanted[output] = Rows(first, behind)
+        for stripe, first, stop in zip(found, *(rows.tolist() for rows in operator.computed), strict=True):
+            if first < stop:
+                stripe.computed[operator.operator] = Rows(first, stop)
+        for output, needed in operator.needed.items():
+            for stripe, first, stop in zip(found, *(rows.tolist() for rows in needed), strict=True):
+                stripe.needed[output] = Rows(first, stop)
     return found
 
 
@@ -4993,8 +5352,8 @@ def stripe_rows(region: Region, stripes: int) -> list[Stripe]:
 ####################################################################################################
 
 
-Content = bytes | tuple[int, ...]  # of a constant
-LEAST = {"FLOAT32": struct.pack("<f", np.finfo(np.float32).min), "INT8": b"\x80", "INT16": b"\0\x80"}
+Values = bytes | tuple[int, ...]  # of a constant
+LOWEST = {"FLOAT32": struct.pack("<I", 0xFF7FFFFF), "INT8": b"\x80", "INT16": b"\0\x80"}  # finite
 
 
 class Emitter:
@@ -5005,7 +5364,7 @@ class Emitter:
         self.callees: list[NewSubgraph] = []
         self.tensors: list[NewTensor] = []
         self.operators: list[NewOperator] = []
-        self.constants: dict[tuple[int | None, tuple[int, ...], Content], int] = {}
+        self.constants: dict[tuple[int | None, tuple[int, ...], Values], int] = {}
 
     def add(self, tensor: NewTensor) -> int:
         self.tensors.append(tensor)
@@ -5018,59 +5377,47 @@ class Emitter:
         return self.tensor(like, self.shape(like, rows.height), f"{rows[0]}:{rows[1]}")
 
     def carried(self, like: int | None, shape: tuple[int, ...]) -> int:
-        """A tensor that lies where another one is; of int32, where it is like no other."""
+        """A tensor that is in the place of another one; of int32 if it is like no other."""
         return self.add(NewTensor("in place", shape, like, is_carried=True))
 
     def number(self, dtype: str, *shape: int) -> int:
         return self.add(NewTensor("number", shape, dtype=dtype))
 
-    def table(
-        self, content: Callable[[], bytes], shape: tuple[int, ...], dtype: str = "INT32", like: int | None = None
-    ) -> int:
+    def table(self, content: bytes, shape: tuple[int, ...], dtype: str = "INT32", like: int | None = None) -> int:
         """A constant that is used once."""
-        return self.add(NewTensor("table", shape, like, content(), dtype=dtype))
+        return self.add(NewTensor("table", shape, like, content, dtype=dtype))
 
     def reshape(self, tensor: int, target: int, shape: tuple[int, ...]) -> int:
         return self.emit("RESHAPE", (tensor,), target, NewShape=shape)
 
-    def callee(self) -> Emitter:
-        """For what operators run that this one emits."""
-        return Emitter(self.subgraph)
-
     def enclose(self, callee: Emitter, name: str, inputs: Sequence[int], outputs: Sequence[int]) -> int:
-        """What has been emitted for a subgraph as that; its number. Old tensors that it reads, constants all, get a
+        """What has been emitted for a subgraph as one; its number. Old tensors that it reads, constants all, get a
         number there too."""
-        old = sorted(
-            {t for operator in callee.operators for t in operator.inputs if 0 <= t < len(self.subgraph.tensors)}
-        )
-        number = {t: i for i, t in enumerate(old)} | {-1: -1}
-        number |= {len(self.subgraph.tensors) + i: len(old) + i for i in range(len(callee.tensors))}
+        count = len(self.subgraph.tensors)
+        old = sorted({t for operator in callee.operators for t in operator.inputs if 0 <= t < count})
+        number = {t: i for i, t in enumerate([*old, *range(count, count + len(callee.tensors))])} | {-1: -1}
+
+        def numbers(tensors: Iterable[int]) -> tuple[int, ...]:
+            return tuple(number[t] for t in tensors)
+
         shared = [NewTensor("", self.subgraph.tensors[t].shape, t, has_content=True) for t in old]
-        operators = [
-            operator._replace(
-                inputs=tuple(number[t] for t in operator.inputs), outputs=tuple(number[t] for t in operator.outputs)
-            )
-            for operator in callee.operators
-        ]
-        ports = (tuple(number[t] for t in group) for group in (inputs, outputs))
-        self.callees.append(NewSubgraph(name, (*shared, *callee.tensors), tuple(operators), *ports))
+        operators = [o._replace(inputs=numbers(o.inputs), outputs=numbers(o.outputs)) for o in callee.operators]
+        tensors = (*shared, *callee.tensors)
+        self.callees.append(NewSubgraph(name, tensors, tuple(operators), numbers(inputs), numbers(outputs)))
         return self.first_callee + len(self.callees) - 1
 
     def shape(self, like: int, height: int) -> tuple[int, ...]:
-        """That of a tensor with so many rows."""
+        """That of a tensor with that many rows."""
         batch, _, *others = self.subgraph.tensors[like].shape
         return batch, height, *others
 
-    def constant(self, values: Content, shape: tuple[int, ...], like: int | None = None) -> int:
+    def constant(self, values: Values, shape: tuple[int, ...], like: int | None = None) -> int:
         """Integers of int32, or bytes of the type of another tensor; equal ones are there once."""
         key = like, shape, values
         if key not in self.constants:
-            self.constants[key] = self.new_constant(values, shape, like)
+            content = values if isinstance(values, bytes) else struct.pack(f"<{len(values)}i", *values)
+            self.constants[key] = self.add(NewTensor("rows", shape, like, content))
         return self.constants[key]
-
-    def new_constant(self, values: Content, shape: tuple[int, ...], like: int | None) -> int:
-        content = values if isinstance(values, bytes) else struct.pack(f"<{len(values)}i", *values)
-        return self.add(NewTensor("rows", shape, like, content))
 
     def integers(self, *values: int, shape: tuple[int, ...]) -> int:
         return self.constant(values, shape)
@@ -5081,13 +5428,13 @@ class Emitter:
         return outputs[0]
 
     def slice(self, tensor: int, like: int, have: Rows, want: Rows) -> int:
-        """The wanted rows of a tensor that has others as well; the tensor itself where it has no others."""
+        """Some rows of a tensor that has others too; the tensor itself if it has no others."""
         if have == want:
             return tensor
         batch, *others = self.shape(like, want.height)
         rank = len(others) + 1
         begin = self.integers(0, want[0] - have[0], *[0] * (rank - 2), shape=(rank,))
-        # All of a batch that LiteRT may change: were it fixed, pictures would be left out without a word.
+        # All of a batch that LiteRT may change: if it were fixed, inputs would be left out without a word.
         is_open = self.subgraph.tensors[like].dynamic
         size = self.integers(-1 if is_open else batch, *others, shape=(rank,))
         return self.emit("SLICE", (tensor, begin, size), self.rows(like, want))
@@ -5095,64 +5442,49 @@ class Emitter:
     def join(self, parts: Sequence[int], like: int, rows: Sequence[Rows], target: int | None = None) -> int:
         """Neighbouring rows in one tensor, in several steps if they are too many for one operator."""
         parts, rows = list(parts), list(rows)
-        while len(parts) > LONGEST_CONCATENATION:
-            groups = [slice(i, i + LONGEST_CONCATENATION) for i in range(0, len(parts), LONGEST_CONCATENATION)]
+        while len(parts) > MAX_CONCATENATED:
+            groups = [slice(i, i + MAX_CONCATENATED) for i in range(0, len(parts), MAX_CONCATENATED)]
             parts = [self.join(parts[g], like, rows[g]) if len(parts[g]) > 1 else parts[g][0] for g in groups]
-            rows = [Rows(rows[g][0].first, rows[g][-1].behind) for g in groups]
-        output = self.rows(like, Rows(rows[0].first, rows[-1].behind)) if target is None else target
+            rows = [Rows(rows[g][0].first, rows[g][-1].stop) for g in groups]
+        output = self.rows(like, Rows(rows[0].first, rows[-1].stop)) if target is None else target
         return self.emit("CONCATENATION", parts, output, Axis=HEIGHT)
 
-    def padded(
-        self, like: int, tensor: int, height: int, rows: Sequence[int], columns: Pads, is_max: bool = False
-    ) -> int:
-        """Rows of a tensor with padding around them, with ``is_max`` less than all else."""
+    def padded(self, like: int, tensor: int, height: int, rows: Sequence[int], rule: RowRule) -> int:
+        """Rows of a tensor with the padding around them that an operator adds itself."""
         batch, _, width, channels = self.subgraph.tensors[like].shape
-        inputs = [tensor, self.integers(0, 0, *rows, *columns, 0, 0, shape=(4, 2))]
-        if is_max:
-            inputs.append(self.constant(LEAST[self.subgraph.tensors[like].dtype], (1,), like))
-        shape = batch, height + sum(rows), width + sum(columns), channels
-        return self.emit("PADV2" if is_max else "PAD", inputs, self.tensor(like, shape, "padded"))
+        inputs = [tensor, self.integers(0, 0, *rows, *rule.columns, 0, 0, shape=(4, 2))]
+        if rule.is_max:
+            inputs.append(self.constant(LOWEST[self.subgraph.tensors[like].dtype], (1,), like))
+        shape = batch, height + sum(rows), width + sum(rule.columns), channels
+        return self.emit("PADV2" if rule.is_max else "PAD", inputs, self.tensor(like, shape, "padded"))
 
     def compute(self, operator: Operator, rule: RowRule, rows: Rows, inputs: Mapping[int, int]) -> dict[int, int]:
         """Some rows of an operator's outputs: the tensors that hold them; ``inputs`` are those that hold the rows which
         it reads of its sources."""
         chosen = [inputs.get(i, i) for i in operator.inputs]
         height = self.subgraph.tensors[rule.sources[0]].shape[HEIGHT]
-        first, behind, *pads = rule.span(rows[0], rows[1], height)
-        made = Rows(*rule.made(rows, (first, behind), height))
-        if is_unpadded(operator, rule) and (any(pads) or any(rule.columns)):
-            is_max = kind_of(operator).rows == "maximum"
-            chosen[0] = self.padded(rule.sources[0], chosen[0], behind - first, pads, rule.columns, is_max)
+        first, stop, *pads = rule.span(rows[0], rows[1], height)
+        made = Rows(*rule.made(rows, (first, stop), height))
+        if rule.pads_itself and (any(pads) or any(rule.columns)):
+            chosen[0] = self.padded(rule.sources[0], chosen[0], stop - first, pads, rule)
         results = {output: self.rows(output, made) for output in operator.outputs}
-        self.copy(operator, rule, chosen, results.values(), (behind - first, made.height), pads)
+        values = {"": 0, "read": stop - first, "made": made.height, "above": pads[0], "below": pads[1]}
+        self.copy(operator, rule, chosen, results.values(), values)
         return {output: self.slice(result, output, made, rows) for output, result in results.items()}
 
     def copy(
-        self,
-        operator: Operator,
-        rule: RowRule,
-        chosen: list[int],
-        results: Iterable[int],
-        heights: tuple[int, int],
-        pads: Sequence[int] = NO_PADS,
+        self, operator: Operator, rule: RowRule, chosen: list[int], results: Iterable[int], values: Mapping[str, int]
     ) -> None:
-        """The operator on other tensors, with rows of these heights: of those that it reads, of those that it makes."""
-        values = {"": 0, "read": heights[0], "made": heights[1], "above": pads[0], "below": pads[1]}
+        """The operator on other tensors; ``values`` are what its constants depend on: the rows that it reads and makes,
+        and those of padding."""
         for position in {position for position, _, _ in rule.constants}:
-            entries = {entry: values[name] for where, entry, name in rule.constants if where == position}
-            chosen[position] = self.changed(chosen[position], entries)
-        changes = {"Padding": tflite.Padding.VALID} if is_unpadded(operator, rule) else {}
+            old = self.subgraph.tensors[chosen[position]]
+            new = {entry: values[name] for where, entry, name in rule.constants if where == position}
+            chosen[position] = self.integers(
+                *(new.get(i, value) for i, value in enumerate(old.values or ())), shape=old.shape
+            )
+        changes = {"Padding": tflite.Padding.VALID} if rule.pads_itself else {}
         self.emit(operator.kind, chosen, *results, like=operator.index, **changes)
-
-    def changed(self, tensor: int, entries: Mapping[int, int]) -> int:
-        """A constant of integers with other values in some places."""
-        old = self.subgraph.tensors[tensor]
-        return self.integers(*(entries.get(i, value) for i, value in enumerate(old.values or ())), shape=old.shape)
-
-
-def is_unpadded(operator: Operator, rule: RowRule) -> bool:
-    """Whether stripes get the padding from elsewhere that the operator itself puts around a whole picture."""
-    return operator.options.get("Padding") == tflite.Padding.SAME and not isinstance(rule, CutRule)
 
 
 class RegionEmitter:
@@ -5164,26 +5496,26 @@ class RegionEmitter:
         stripe 2                              [======= computed =======]
         joined by CONCATENATION    [========= available ===============]
 
-    Of a tensor that escapes, every stripe gives its new rows as a piece; at the end the pieces are joined.
+    Every stripe gives its new rows of a tensor that is live out as a piece; at the end the pieces are joined.
     """
 
     def __init__(self, emitter: Emitter, region: Region) -> None:
         self.emitter, self.subgraph, self.region = emitter, emitter.subgraph, region
         self.cache: dict[int, tuple[int, Rows]] = {}  # what earlier stripes left: (tensor, its rows)
-        self.pieces: dict[int, list[tuple[int, Rows]]] = {output: [] for output in region.escaping}
+        self.pieces: dict[int, list[tuple[int, Rows]]] = {output: [] for output in region.live_out}
 
     def run(self, stripes: Sequence[Stripe]) -> None:
         """All operators of the region, whose rows are those of :func:`stripe_rows`."""
-        later: list[dict[int, int]] = [{}]  # per stripe the first row that a later one wants
+        later: list[dict[int, int]] = [{}]  # per stripe the first row that a later one needs
         for stripe in reversed(stripes[1:]):
-            wanted = {t: min(rows.first, later[-1].get(t, rows.first)) for t, rows in stripe.wanted.items()}
-            later.append({**later[-1], **wanted})
-        for stripe, wanted_later in zip(stripes, reversed(later), strict=True):
-            self.stripe(stripe, wanted_later)
+            needed = {t: min(rows.first, later[-1].get(t, rows.first)) for t, rows in stripe.needed.items()}
+            later.append({**later[-1], **needed})
+        for stripe, needed_later in zip(stripes, reversed(later), strict=True):
+            self.stripe(stripe, needed_later)
         for output, parts in self.pieces.items():
             self.emitter.join([tensor for tensor, _ in parts], output, [rows for _, rows in parts], output)
 
-    def stripe(self, stripe: Stripe, wanted_later: Mapping[int, int]) -> None:
+    def stripe(self, stripe: Stripe, needed_later: Mapping[int, int]) -> None:
         emitter, heights = self.emitter, self.region.heights
         available = dict(self.cache)  # rows of inner tensors: (tensor, its rows)
         fetched: dict[tuple[int, int, int], int] = {}
@@ -5191,48 +5523,38 @@ class RegionEmitter:
             rule = self.region.parts[number].rule
             inputs = {}
             for source in rule.sources:
-                height = heights[source]
-                first, behind, _, _ = rule.span(rows[0], rows[1], height)
-                key = source, first, behind
+                first, stop, _, _ = rule.span(rows[0], rows[1], heights[source])
+                key = source, first, stop
                 if key not in fetched:
-                    tensor, have = available.get(source) or (source, Rows(0, height))
-                    fetched[key] = emitter.slice(tensor, source, have, Rows(first, behind))
+                    tensor, have = available.get(source) or (source, Rows(0, heights[source]))
+                    fetched[key] = emitter.slice(tensor, source, have, Rows(first, stop))
                 inputs[source] = fetched[key]
             for output, computed in emitter.compute(self.subgraph.operators[number], rule, rows, inputs).items():
                 available[output] = computed, rows
-                if output in self.cache and stripe.wanted[output].first < rows.first:
+                if output in self.cache and stripe.needed[output].first < rows.first:
                     kept, before = self.cache[output]
                     joined = emitter.join((kept, computed), output, (before, rows))
-                    available[output] = joined, Rows(before.first, rows.behind)
+                    available[output] = joined, Rows(before.first, rows.stop)
                 self.add_piece(output, computed, rows)
                 self.cache.pop(output, None)
-                if self.region.is_cached and (first := wanted_later.get(output, rows.behind)) < rows.behind:
+                if self.region.is_cached and (first := needed_later.get(output, rows.stop)) < rows.stop:
                     tensor, have = available[output]
-                    keep = Rows(max(first, have.first), rows.behind)
+                    keep = Rows(max(first, have.first), rows.stop)
                     self.cache[output] = emitter.slice(tensor, output, have, keep), keep
 
     def add_piece(self, output: int, computed: int, rows: Rows) -> None:
         if output in self.pieces:
             parts = self.pieces[output]
-            fresh = Rows(max(parts[-1][1].behind if parts else 0, rows.first), rows.behind)
-            if fresh.first < fresh.behind:
+            fresh = Rows(max(parts[-1][1].stop if parts else 0, rows.first), rows.stop)
+            if fresh.first < fresh.stop:
                 parts.append((self.emitter.slice(computed, output, rows, fresh), fresh))
 
 
-####################################################################################################
-# Stripes as operators, the meter: what they would take, without writing them
-####################################################################################################
-
-
 class ScratchOfCopies:
-    """Scratch memory of copies of operators of a subgraph, by the shapes of their tensors.
+    """Scratch memory of copies of operators of a subgraph, by the shapes of their tensors."""
 
-    Args:
-        asking: numbers of the operators that may take some.
-    """
-
-    def __init__(self, subgraph: Subgraph, asking: Collection[int]) -> None:
-        self.subgraph, self.asking = subgraph, asking
+    def __init__(self, subgraph: Subgraph, candidates: Collection[int]) -> None:
+        self.subgraph, self.candidates = subgraph, candidates  # numbers of the operators that may take some
         self.known: dict[tuple[Any, ...], int] = {}
 
     def __call__(self, like: int, shapes: tuple[tuple[int, ...] | None, ...], **options: Any) -> int:
@@ -5244,10 +5566,8 @@ class ScratchOfCopies:
                 dataclasses.replace(tensor, shape=shape) if tensor and shape else tensor
                 for tensor, shape in zip((*node.inputs, *node.outputs), shapes, strict=True)
             ]
-            outputs = tuple(t for t in tensors[len(node.inputs) :] if t)
-            copy = dataclasses.replace(
-                node, inputs=tuple(tensors[: len(node.inputs)]), outputs=outputs, options={**node.options, **options}
-            )
+            inputs, outputs = tuple(tensors[: len(node.inputs)]), tuple(filter(None, tensors[len(node.inputs) :]))
+            copy = dataclasses.replace(node, inputs=inputs, outputs=outputs, options={**node.options, **options})
             self.known[key] = sum(map(align, copy.kernel.scratch(copy))) if copy.kernel else 0
         return self.known[key]
 
@@ -5271,33 +5591,30 @@ class Bill:
         self.glue = Counter((o.kind, len(o.inputs)) for o in operators if o.like is None)
         self.requests: list[tuple[int, int, int]] = []  # scratch memory: bytes, and the run that has it, first and last
         for number, o in enumerate(operators):
-            if scratch and o.like is not None and o.like in scratch.asking:
+            if scratch and o.like is not None and o.like in scratch.candidates:
                 shapes = tuple(emitter.tensors[t - old].shape if t >= old else None for t in (*o.inputs, *o.outputs))
                 self.requests.append((scratch(o.like, shapes, **dict(o.options)), number, number))
 
 
 ####################################################################################################
-# Loops, the rows: what one turn of a region does
+# Loops, the rows: what one iteration of a region does
 ####################################################################################################
 
-# The same region as one loop: a copy of every operator, which the builtin WHILE runs turn by turn. A turn makes the
-# next rows of every tensor from the next rows of the inputs; nothing is computed twice but at the ends:
+# The same region as one loop: a copy of every operator, which the builtin WHILE executes again and again. An iteration
+# makes the next rows of every tensor from the next rows of the inputs; nothing is computed twice but at the ends:
 #
-#     ring of a tensor       [= halo =|===== new rows =====]     what a 3 x 3 window reads in this turn
-#     the next turn          ........ [= halo =|===== new rows =====]
+#     line buffer of a tensor    [= halo =|===== new rows =====]     what a 3 x 3 window reads in this iteration
+#     the next iteration         ........ [= halo =|===== new rows =====]
 #
-# Rows above and below a picture are made like all others, so that every turn is the same, and then overwritten by the
-# padding, wherever a window reads it. What a turn leaves for the next one is carried by the loop: every tensor of that
-# kind has one place in the arena, in which all steps of the loop update it (see "Shared places").
+# Rows above and below a feature map are made like all others, so that every iteration is the same, and then overwritten
+# by the padding, wherever a window reads it. What an iteration leaves for the next one is carried by the loop: every
+# tensor of that kind has one place in the arena, in which all steps of the loop update it (see "Aliases").
 
 LOOP_DTYPES = ("FLOAT32", "INT8")  # that the kernel of GATHER takes
-WINDOWS = ("convolution", "maximum", "average")
-# Those that make more columns of an input with more columns, and all others as before.
-WIDENED = frozenset("convolution maximum average dense unary".split())
-WIDE = 4096  # bytes of new rows
-# Bytes of persistent memory, more or less: of a ring, of a mask, of a mask or source whose turns are not aligned.
-RING_BYTES, MASK_BYTES, UNEVEN_BYTES = 400, 120, 60
-POSITION = 4  # entries of a table per turn, at least: as many as a position has axes
+# Bytes of persistent memory, more or less: of a line buffer, of a mask, of a mask or source whose iterations are not
+# aligned.
+LINE_BUFFER_BYTES, MASK_BYTES, UNEVEN_BYTES = 400, 120, 60
+POSITION = 4  # entries of a table per iteration, at least: as many as a position has axes
 
 
 class NoLoop(ValueError):
@@ -5306,35 +5623,69 @@ class NoLoop(ValueError):
 
 @dataclass(frozen=True)
 class Track:
-    """How a loop goes along a tensor: turn t makes ``rows`` rows from ``first + t * rows`` on, some of which may be
-    outside of the picture."""
+    """How a loop goes along a tensor: iteration i makes ``rows`` rows from ``first + i * rows`` on, some of which may
+    be outside of the feature map."""
 
     rows: int
     first: int
-    halo: int = 0  # rows of earlier turns that its readers want
-    columns: Pads = NO_PADS  # of padding that they want
-    is_masked: bool = False  # whether they want padding instead of rows outside of the picture
+    halo: int = 0  # rows of earlier iterations that its readers need
+    columns: Pads = NO_PADS  # of padding that they need
+    is_masked: bool = False  # whether they need padding instead of rows outside of the feature map
     fill: bytes = b""  # one element of that padding
-    is_wide: bool = False  # whether its rows are made with these columns, to be overwritten by the padding
-    is_fetched: bool = False  # whether the halo comes from outside as well, in every turn
 
     @property
-    def is_ring(self) -> bool:
-        """Whether there is something to carry from turn to turn."""
-        return not self.is_fetched and (self.halo > 0 or self.columns != NO_PADS)
+    def has_line_buffer(self) -> bool:
+        """Whether there is something to carry from one iteration to the next."""
+        return self.halo > 0 or self.columns != NO_PADS
 
     @property
     def height(self) -> int:
         return self.halo + self.rows
 
-    def row(self, turn: int) -> int:
-        """The first row that has to be there in a turn, of what is fetched from outside."""
-        return self.first + turn * self.rows - (self.halo if self.is_fetched else 0)
+
+@dataclass(frozen=True)
+class OverInput:
+    """The output of a loop in the place of the input that it consumes: what saves most of all in loops, 18 to 47 % of
+    the arena.
+
+    The loop carries one tensor for both, in which an iteration writes where no later one reads:
+
+        [ output so far | ...free... | input that is still needed ]
+
+    It is seen as rows of ``unit`` elements, of which a row of the input takes a whole number, and what an iteration
+    writes too.
+    """
+
+    source: Tensor
+    output: Tensor
+    rows: int  # of the output, per iteration
 
     @property
-    def rows_per_turn(self) -> int:
-        """That a turn makes or fetches."""
-        return self.height if self.is_fetched else self.rows
+    def row_elements(self) -> tuple[int, int]:
+        """Of the input, and of the output."""
+        source, output = self.source, self.output
+        return source.elements // source.shape[HEIGHT], output.elements // output.shape[HEIGHT]
+
+    @property
+    def unit(self) -> int:
+        old, new = self.row_elements
+        return math.gcd(old, self.rows * new)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the tensor that is carried."""
+        is_plain = self.unit == self.row_elements[0]
+        return self.source.shape if is_plain else (1, self.source.elements // self.unit, 1, self.unit)
+
+    @property
+    def is_output(self) -> bool:
+        """Whether the output is the tensor that is carried, and not its first rows or in another shape."""
+        return self.output.shape == self.shape
+
+    def units(self, rows: np.ndarray) -> np.ndarray:
+        """The rows of units that rows of the input take, by iteration."""
+        parts = self.row_elements[0] // self.unit
+        return (rows[:, :, None] * parts + np.arange(parts)).reshape(len(rows), -1)
 
 
 @dataclass(frozen=True)
@@ -5342,34 +5693,59 @@ class Loop:
     """A region as a loop."""
 
     region: Region
-    turns: int
+    iterations: int
     tracks: Mapping[int, Track]  # of every tensor that is read or written row by row
     sources: tuple[int, ...]  # tensors from outside that it reads row by row
-    whole: tuple[int, ...]  # further ones, of which it reads all in every turn
-    written: Mapping[int, int]  # outputs of the region, and the first row of each that turn 0 writes
-    columns: Mapping[int, Pads]  # by operator: of padding that it reads
-    is_over_input: bool = False  # whether its output lies where the first of its sources is consumed
+    whole: tuple[int, ...]  # further ones, of which it reads all in every iteration
+    written: Mapping[int, int]  # outputs of the region, and the first row of each that iteration 0 writes
+    over_input: OverInput | None = None  # where its output overwrites the first of its sources
 
     def read_by(self, number: int) -> Rows:
-        """The rows that an operator reads of its sources in turn 0."""
+        """The rows that an operator reads of its sources in iteration 0."""
         outputs, rule = self.region.parts[number]
         track = self.tracks[outputs[0]]
-        start = track.first // rule.repeat * rule.stride - rule.above
-        return Rows(start, start + (track.rows // rule.repeat - 1) * rule.stride + rule.extent)
+        start = track.first // rule.repeat * rule.stride - rule.pad_top
+        return Rows(start, start + (track.rows // rule.repeat - 1) * rule.stride + rule.window)
 
     def all_rows(self, t: int) -> np.ndarray:
-        """By turn, the numbers of the rows that it makes or fetches."""
+        """By iteration, the numbers of the rows that it makes or fetches."""
         track = self.tracks[t]
-        return track.row(0) + np.arange(self.turns)[:, None] * track.rows + np.arange(track.rows_per_turn)
+        return track.first + np.arange(self.iterations)[:, None] * track.rows + np.arange(track.rows)
 
     def is_aligned(self, t: int) -> bool:
-        """Whether in every turn all of these rows are inside of the picture, or all outside."""
-        track, height = self.tracks[t], self.region.heights[t]
-        return all(row % track.rows_per_turn == 0 for row in (track.row(0), track.rows, height))
+        """Whether in every iteration all of these rows are inside of the feature map, or all outside."""
+        track = self.tracks[t]
+        return track.first % track.rows == self.region.heights[t] % track.rows == 0
+
+    def is_reshaped(self, t: int) -> bool:
+        """Whether a source goes through the loop in another shape than its own."""
+        over = self.over_input
+        return over is not None and t == over.source.index and over.shape != over.source.shape
+
+    def fetched_rows(self, t: int) -> int:
+        """How many rows of what it carries an iteration fetches of a source."""
+        over, rows = self.over_input, self.tracks[t].rows
+        return rows * over.row_elements[0] // over.unit if over and self.is_reshaped(t) else rows
+
+    def overwriting(self, tensors: Sequence[Tensor]) -> Loop:
+        """With its output over the first of its sources, if no row of that is overwritten that is read later."""
+        if len(self.written) != 1:
+            return self
+        source, output = (tensors[t] for t in (self.sources[0], *self.written))
+        first, track, rows = self.written[output.index], self.tracks[source.index], self.tracks[output.index].rows
+        over = OverInput(source, output, rows)
+        if source.dtype != output.dtype or output.elements > source.elements:
+            return self
+        for iteration in range(self.iterations):
+            next_read = track.first + (iteration + 1) * track.rows
+            stop = max(first + iteration * rows, 0) + rows
+            if next_read < source.shape[HEIGHT] and stop * over.row_elements[1] > next_read * over.row_elements[0]:
+                return self
+        return dataclasses.replace(self, over_input=over)
 
 
 class LoopPads(NamedTuple):
-    """The padding around a tensor that its readers want; ``above`` and ``below`` if that is more than 0 rows."""
+    """The padding around a tensor that its readers need; ``above`` and ``below`` if that is more than 0 rows."""
 
     columns: Pads = NO_PADS
     above: int = 0
@@ -5378,11 +5754,7 @@ class LoopPads(NamedTuple):
 
 
 class Loops:
-    """All loops that a region can be.
-
-    Raises:
-        NoLoop: there are none.
-    """
+    """All loops that a region can be. Raises NoLoop if there are none."""
 
     def __init__(self, subgraph: Subgraph, region: Region) -> None:
         self.subgraph, self.region = subgraph, region
@@ -5394,32 +5766,26 @@ class Loops:
         others = sorted(used - made - {*self.sources})
         self.whole = tuple(t for t in others if subgraph.tensors[t].storage is not Storage.CONSTANT)
         self.step = math.lcm(*(rate.denominator for rate in rates.values()))
-        # In a turn with ``step`` rows of the first source.
+        # In an iteration with ``step`` rows of the first source.
         self.rows = {t: int(rate * self.step) for t, rate in rates.items()}
         self.pads = dict.fromkeys(rates, LoopPads()) | self.all_pads()
-        self.readers = {t: [n for n, part in region.parts.items() if t in part.rule.sources] for t in rates}
-        self.row_bytes = {t: (subgraph.tensors[t].bytes or 0) // region.heights[t] for t in rates}
-        self.columns = {
-            number: part.rule.columns if is_unpadded(subgraph.operators[number], part.rule) else NO_PADS
-            for number, part in region.parts.items()
-        }
-        heights = {output: region.heights[output] for output in region.escaping}
+        heights = {output: region.heights[output] for output in region.live_out}
         most = min(height // self.rows[output] for output, height in heights.items()) // 2
-        # Rows of the first source per turn with which a loop comes out even, the most turns first.
+        # Rows of the first source per iteration with which a loop comes out even, the most iterations first.
         self.paces = [
             self.step * n
             for n in range(1, most + 1)
             if all(height % (n * self.rows[output]) == 0 for output, height in heights.items())
         ]
         if not self.paces:
-            raise NoLoop("no number of turns makes the same number of rows in each")
+            raise NoLoop("no number of iterations makes the same number of rows in each")
 
     def check(self) -> None:
         sources = {t for _, rule in self.region.parts.values() for t in rule.sources}
         for number, (outputs, rule) in self.region.parts.items():
             operator = self.subgraph.operators[number]
             if isinstance(rule, CutRule):
-                raise NoLoop(f"{operator.kind} does not do the same in every turn")
+                raise NoLoop(f"{operator.kind} does not do the same in every iteration")
             if "value" in kind_of(operator).roles:
                 raise NoLoop(f"{operator.kind} pads with a value of its own")
             if sources.intersection(operator.reads) - {*rule.sources}:
@@ -5445,119 +5811,87 @@ class Loops:
     def all_pads(self) -> dict[int, LoopPads]:
         """Of each tensor that windows pad."""
         all_pads: dict[int, LoopPads] = {}
-        for number, (outputs, rule) in self.region.parts.items():
-            operator, source = self.subgraph.operators[number], rule.sources[0]
-            is_max, is_pad = kind_of(operator).rows == "maximum", rule.constants == ROWS_OF_PADDING
-            height = self.region.heights[source]
-            below = (
-                (self.region.heights[outputs[0]] // rule.repeat - 1) * rule.stride - rule.above + rule.extent - height
-            )
-            if not (is_pad or is_unpadded(operator, rule)) or (rule.above <= 0 >= below and rule.columns == NO_PADS):
+        for outputs, rule in self.region.parts.values():
+            source, rows = rule.sources[0], self.region.heights[outputs[0]] // rule.repeat
+            below = (rows - 1) * rule.stride - rule.pad_top + rule.window - self.region.heights[source]
+            is_padded = rule.pad_top > 0 or below > 0 or rule.columns != NO_PADS
+            if not is_padded or not (rule.pads_itself or rule.constants == ROWS_OF_PADDING):
                 continue
-            element = padding_element(self.subgraph.tensors[source], is_max)
+            element = padding_element(self.subgraph.tensors[source], rule.is_max)
             old = all_pads.get(source, LoopPads(element=element))
             if old.element != element:
-                raise NoLoop("the readers of a tensor want different padding")
+                raise NoLoop("the readers of a tensor need different padding")
             wider = Pads(*map(max, old.columns, rule.columns))
-            all_pads[source] = LoopPads(wider, max(old.above, rule.above), max(old.below, below), element)
+            all_pads[source] = LoopPads(wider, max(old.above, rule.pad_top), max(old.below, below), element)
         return all_pads
 
-    def loop(self, pace: int, is_soon: bool = False, is_wide: bool = False, is_fetched: bool = False) -> Loop:
-        """The loop with so many rows of the first source per turn.
-
-        With ``is_soon``, row 0 of the first source is among those of turn 0, so that the output can follow it. With
-        ``is_wide``, many bytes of new rows are made where they belong in the ring, padding included. With
-        ``is_fetched``, sources have no rings: their rows are fetched as often as they are read.
-        """
+    def loop(self, pace: int, is_early: bool = False) -> Loop:
+        """The loop with that many rows of the first source per iteration. With ``is_early``, row 0 of that is among
+        those of iteration 0, so that the output can follow it."""
         counts = {t: rows * pace // self.step for t, rows in self.rows.items()}
-        heights, escaping = self.region.heights, self.region.escaping
-        first, wanted = self.latest(counts)
-        # So many turns earlier, that no row is left out that a later turn reads.
-        early = max([0, *(-(-first[t] // counts[t]) for t in first if wanted[t] < first[t])])
-        turns = heights[escaping[0]] // counts[escaping[0]] + early
-        written = {output: -early * counts[output] for output in escaping}
+        heights, live_out = self.region.heights, self.region.live_out
+        first, needed = self.latest(counts)
+        # As many iterations earlier that no row is left out which a later one reads.
+        early = max([0, *(-(-first[t] // counts[t]) for t in first if needed[t] < first[t])])
+        iterations = heights[live_out[0]] // counts[live_out[0]] + early
+        written = {output: -early * counts[output] for output in live_out}
         tracks = {}
         for t, rows in counts.items():
-            pads, start, oldest = self.pads[t], first[t] - early * rows, wanted[t] - early * rows
-            if is_soon and t == self.sources[0]:
+            pads, start, oldest = self.pads[t], first[t] - early * rows, needed[t] - early * rows
+            if is_early and t == self.sources[0]:
                 start = max(start, 0)
-            halo = max(start - oldest, 0)
-            comes_again = is_fetched and t in self.sources
-            is_masked = pads.above > 0 and (start - halo if comes_again else start) < 0
-            is_masked |= pads.below > 0 and start + turns * rows > heights[t]
-            columns = NO_PADS if comes_again else pads.columns
-            tracks[t] = Track(rows, start, halo, columns, is_masked, pads.element, is_fetched=comes_again)
-        loop = Loop(self.region, turns, tracks, self.sources, self.whole, written, self.columns)
-        return self.widened(loop) if is_wide else loop
+            is_masked = pads.above > 0 and start < 0
+            is_masked |= pads.below > 0 and start + iterations * rows > heights[t]
+            tracks[t] = Track(rows, start, max(start - oldest, 0), pads.columns, is_masked, pads.element)
+        return Loop(self.region, iterations, tracks, self.sources, self.whole, written)
 
     def latest(self, counts: Mapping[int, int]) -> tuple[dict[int, int], dict[int, int]]:
-        """If a turn writes the first rows of the outputs: the first row of every tensor that it makes, as late as the
-        readers allow, and the first that they want."""
-        ends = {output: counts[output] for output in self.region.escaping}
-        wanted = dict.fromkeys(ends, 0)
+        """If an iteration writes the first rows of the outputs: the first row of every tensor that it makes, as late as
+        the readers allow, and the first that they need."""
+        ends = {output: counts[output] for output in self.region.live_out}
+        needed = dict.fromkeys(ends, 0)
         for outputs, rule in reversed(self.region.parts.values()):
             end = -(-max(ends[output] for output in outputs if output in ends) // rule.repeat)
             start = end - counts[outputs[0]] // rule.repeat
             ends.update(dict.fromkeys(outputs, end * rule.repeat))
             for t in rule.sources:
-                last = (end - 1) * rule.stride - rule.above + rule.extent
+                last = (end - 1) * rule.stride - rule.pad_top + rule.window
                 ends[t] = max(ends.get(t, last), last)
-                wanted[t] = min(wanted.get(t, last), start * rule.stride - rule.above)
+                needed[t] = min(needed.get(t, last), start * rule.stride - rule.pad_top)
         first = {t: end - counts[t] for t, end in ends.items()}
-        return first, {t: min(wanted.get(t, row), row) for t, row in first.items()}
-
-    def widened(self, loop: Loop) -> Loop:
-        """With the padding beside rows made together with them, where these are many bytes: by the operators before,
-        which get some columns more."""
-        tracks, columns = dict(loop.tracks), dict(loop.columns)
-        for number, (outputs, rule) in reversed(self.region.parts.items()):
-            track, operator = tracks[outputs[0]], self.subgraph.operators[number]
-            is_large = track.rows * self.row_bytes[outputs[0]] >= WIDE
-            if track.columns == NO_PADS or not is_large or kind_of(operator).rows not in WIDENED:
-                continue
-            source, output = (self.subgraph.tensors[t] for t in (rule.sources[0], outputs[0]))
-            stride = operator.options.get("StrideW", 1)
-            left = columns[number].before + track.columns.before * stride
-            width = (output.shape[2] + sum(track.columns) - 1) * stride + rule.width
-            columns[number] = Pads(left, max(width - left - source.shape[2], columns[number].after))
-            tracks[outputs[0]] = dataclasses.replace(track, is_wide=True)
-            ring = tracks[source.index]
-            if ring.is_ring:
-                wider = Pads(*map(max, ring.columns, columns[number]))
-                tracks[source.index] = dataclasses.replace(ring, columns=wider)
-        return dataclasses.replace(loop, tracks=tracks, columns=columns)
+        return first, {t: min(needed.get(t, row), row) for t, row in first.items()}
 
 
-def padding_element(tensor: Tensor, is_max: bool) -> bytes:
+def padding_element(tensor: Tensor, is_max: bool = False) -> bytes:
     """What windows over a tensor read beside it: zero, or what is less than all others."""
     if is_max:
-        return LEAST[tensor.dtype]
+        return LOWEST[tensor.dtype]
     zero = tensor.affine[1] if tensor.affine else 0
     return struct.pack("<" + {"FLOAT32": "f", "INT8": "b", "INT16": "h"}.get(tensor.dtype, "i"), zero)
 
 
 ####################################################################################################
-# Loops as operators, a turn: the body of WHILE, as plain data
+# Loops as operators, an iteration: the body of WHILE, as plain data
 ####################################################################################################
 
 
-class TurnEmitter:
-    """Emits a turn of a loop. For each tensor: new rows, padding over those that are outside, into the ring, from which
-    the operators read; at the end the last rows of the ring become its first ones.
+class BodyEmitter:
+    """Emits an iteration of a loop. For each tensor: new rows, padding over those that are outside, into the line
+    buffer, from which the operators read; at the end the last rows of the line buffer become its first ones.
 
-    Where a turn reads and writes is in tables, from ``turn * step`` on, and that is what the loop counts.
+    Where an iteration reads and writes is in tables, from ``iteration * step`` on, and that is what the loop counts.
     """
 
     def __init__(self, body: Emitter, loop: Loop) -> None:
         self.body, self.loop, self.subgraph = body, loop, body.subgraph
-        self.step = max([POSITION, *(self.fetched_rows(t) for t in loop.sources)])
+        self.step = max([POSITION, *map(loop.fetched_rows, loop.sources)])
         self.position = -1  # the tensor that counts
-        self.next: dict[int, int] = {}  # by number in the body: what a carried tensor is in the next turn
+        self.next: dict[int, int] = {}  # by number in the body: what a carried tensor is in the next iteration
         self.places: dict[int, int] = {}  # by tensor from outside: where it is in the body
-        self.inside: dict[int, int] = {}  # by tensor, its ring in the body at the beginning of a turn
-        self.rings: dict[int, int] = {}  # the same once the new rows are there
+        self.inside: dict[int, int] = {}  # by tensor, its line buffer in the body at the beginning of an iteration
+        self.line_buffers: dict[int, int] = {}  # the same once the new rows are there
         self.fresh: dict[int, int] = {}  # by tensor, its new rows
-        self.handed: dict[int, int] = {}  # by tensor of the body: what takes its place, where nobody else reads it
+        self.handed: dict[int, int] = {}  # by tensor of the body: what takes its place, where it has no other reader
 
     def run(self) -> None:
         """All that the body does."""
@@ -5568,51 +5902,51 @@ class TurnEmitter:
             for source in rule.sources:
                 if source not in self.fresh:
                     self.arrive(source, self.fetched(source), last)
-                views[source] = self.view(source, read, number)
+                views[source] = self.view(source, read, rule)
             chosen = [views.get(t, self.places.get(t, t)) for t in operator.inputs]
             results = {output: self.new_rows(output) for output in outputs}
-            body.copy(operator, rule, chosen, results.values(), (read.height, loop.tracks[outputs[0]].rows))
+            values = {"": 0, "read": read.height, "made": loop.tracks[outputs[0]].rows, "above": 0, "below": 0}
+            body.copy(operator, rule, chosen, results.values(), values)
             for source in rule.sources:
                 if last[source] == number:
                     self.shift(source)
             for output, rows in results.items():
                 self.arrive(output, rows, last)
-        self.next[self.position] = self.looked_up(np.arange(1, loop.turns + 1)[:, None] * self.step)
+        self.next[self.position] = self.looked_up(np.arange(1, loop.iterations + 1)[:, None] * self.step)
 
     def looked_up(self, entries: np.ndarray) -> int:
-        """What a table of (turns, entries) integers has for a turn."""
-        turns, count = entries.shape
-        table = np.zeros((turns, self.step), dtype="<i4")
+        """What a table of (iterations, entries) integers has for an iteration."""
+        iterations, count = entries.shape
+        table = np.zeros((iterations, self.step), dtype="<i4")
         table[:, :count] = entries
         length = table.size - self.step + count
-        values = self.body.table(table.ravel()[:length].tobytes, (length,))
+        values = self.body.table(table.ravel()[:length].tobytes(), (length,))
         size = self.body.integers(count, shape=(1,))
         return self.body.emit("SLICE", (values, self.position, size), self.body.number("INT32", count))
 
     def looked_up_at(self, axis: int, values: np.ndarray) -> int:
-        """A position in four dimensions that changes along one of them, by turn."""
+        """A position in four dimensions that changes along one of them, by iteration."""
         positions = np.zeros((len(values), POSITION), dtype=np.int64)
         positions[:, axis] = values
         return self.looked_up(positions)
 
     def fetched(self, t: int) -> int:
         """New rows of a source; of those outside, the nearest inside."""
-        tensor, count = self.subgraph.tensors[t], self.loop.tracks[t].rows_per_turn
-        rows, height = self.loop.all_rows(t), tensor.shape[HEIGHT]
+        count, over = self.loop.tracks[t].rows, self.loop.over_input
+        rows, height = self.loop.all_rows(t), self.subgraph.tensors[t].shape[HEIGHT]
         is_aligned = self.loop.is_aligned(t)
-        rows = (
-            np.clip(rows[:, :1], 0, height - count) + np.arange(count) if is_aligned else np.clip(rows, 0, height - 1)
-        )
-        if not self.is_in_units(t):
+        if is_aligned:
+            rows = np.clip(rows[:, :1], 0, height - count) + np.arange(count)
+        rows = np.clip(rows, 0, height - 1)
+        if over is None or not self.loop.is_reshaped(t):
             return self.fetch(t, rows, is_aligned, self.new_shape(t), self.new_rows(t))
-        parts = tensor.elements // height // self.place[-1]
-        rows = (rows[:, :, None] * parts + np.arange(parts)).reshape(len(rows), -1)
-        shape, in_units = self.body.shape(t, count), (1, rows.shape[1], 1, self.place[-1])
+        rows = over.units(rows)
+        shape, in_units = self.new_shape(t), (1, rows.shape[1], 1, over.unit)
         units = self.fetch(t, rows, is_aligned, in_units, self.new_rows(t, in_units))
         return self.body.reshape(units, self.in_place_of(units, t, shape), shape)
 
     def fetch(self, t: int, rows: np.ndarray, is_aligned: bool, shape: tuple[int, ...], target: int) -> int:
-        """Rows of a place, by turn; those of a turn are neighbours if they are aligned."""
+        """Rows of a place, by iteration; those of an iteration are neighbours if they are aligned."""
         if not is_aligned:
             return self.body.emit("GATHER", (self.places[t], self.looked_up(rows)), target, Axis=HEIGHT)
         size = self.body.integers(*shape, shape=(POSITION,))
@@ -5620,14 +5954,12 @@ class TurnEmitter:
 
     def new_shape(self, t: int) -> tuple[int, ...]:
         """That of the new rows of a tensor."""
-        track = self.loop.tracks[t]
-        batch, _, width, channels = self.subgraph.tensors[t].shape
-        return batch, track.rows_per_turn, width + sum(track.columns) if track.is_wide else width, channels
+        return self.body.shape(t, self.loop.tracks[t].rows)
 
     def new_rows(self, t: int, shape: tuple[int, ...] | None = None) -> int:
-        """A tensor for the new rows of another one: where they belong in the ring, if only that is read."""
+        """A tensor for the new rows of another one: where they belong in the line buffer, if only that is read."""
         shape = self.new_shape(t) if shape is None else shape
-        return self.body.carried(t, shape) if self.is_made_in_ring(t) else self.body.tensor(t, shape, "rows")
+        return self.body.carried(t, shape) if self.is_made_in_line_buffer(t) else self.body.tensor(t, shape, "rows")
 
     def in_place_of(self, rows: int, t: int, shape: tuple[int, ...]) -> int:
         """A tensor for what is made of new rows of another one, where these are."""
@@ -5635,135 +5967,112 @@ class TurnEmitter:
         self.handed[rows] = target
         return target
 
-    def is_made_in_ring(self, t: int) -> bool:
+    def is_made_in_line_buffer(self, t: int) -> bool:
         track, tensor = self.loop.tracks[t], self.subgraph.tensors[t]
         firsts = [self.loop.read_by(n).first for n, part in self.loop.region.parts.items() if t in part.rule.sources]
         firsts += [self.loop.written[t]] if t in self.loop.written else []
-        is_read_new = not track.is_wide and any(first >= track.first for first in firsts)
-        above = track.halo * math.prod(self.ring_shape(t)[2:]) * (tensor.element.tflm_bytes or 0)
-        is_together = track.is_ring and (track.columns == NO_PADS or track.is_wide)
-        return is_together and above % ARENA_ALIGNMENT == 0 and not is_read_new
+        is_read_new = any(first >= track.first for first in firsts)
+        above = track.halo * math.prod(self.line_buffer_shape(t)[2:]) * (tensor.element.tflm_bytes or 0)
+        is_contiguous = track.has_line_buffer and track.columns == NO_PADS
+        return is_contiguous and above % ARENA_ALIGNMENT == 0 and not is_read_new
 
     def arrive(self, t: int, rows: int, last: Mapping[int, int]) -> None:
         """New rows of a tensor: to be masked, kept and written."""
-        body, track, loop = self.body, self.loop.tracks[t], self.loop
-        if track.is_wide:
-            rows = self.with_columns(t, rows)
+        body, track = self.body, self.loop.tracks[t]
         if track.is_masked:
             rows = self.masked(t, rows)
         self.fresh[t] = rows
-        if t in self.rings:
-            start = body.integers(0, track.halo, 0 if track.is_wide else track.columns.before, 0, shape=(4,))
-            shape = self.ring_shape(t)
-            self.rings[t] = body.emit("DYNAMIC_UPDATE_SLICE", (self.rings[t], rows, start), body.carried(t, shape))
-        if t in loop.written:
+        if t in self.line_buffers:
+            start = body.integers(0, track.halo, track.columns.before, 0, shape=(4,))
+            target = body.carried(t, self.line_buffer_shape(t))
+            self.line_buffers[t] = body.emit("DYNAMIC_UPDATE_SLICE", (self.line_buffers[t], rows, start), target)
+        if t in self.loop.written:
             self.write(t)
         if t not in last:
             self.shift(t)
 
     def masked(self, t: int, rows: int) -> int:
-        """The rows, with padding in place of those outside of the picture."""
-        body, numbers = self.body, self.loop.all_rows(t)
+        """The rows, with padding in place of those outside of the feature map.
+
+        Where all other values are higher than the padding, the mask can be a minimum; not with several rows, since
+        CMSIS-NN (July 2026) mixes up those of an operand that has one column only.
+        """
+        body, numbers, fill = self.body, self.loop.all_rows(t), self.loop.tracks[t].fill
         inside = (numbers >= 0) & (numbers < self.subgraph.tensors[t].shape[HEIGHT])
-        count = inside.shape[1]
         shape: tuple[int, ...] = (1,)
-        if self.loop.is_aligned(t):  # one value for all rows of a turn, from the position on
-            count = 1
-            by_position = np.repeat(inside[:, 0], self.step)
-            masks, selector = self.mask(t, by_position, by_position.shape), self.position
+        table: tuple[int, ...] = (self.loop.iterations * self.step,)
+        if self.loop.is_aligned(t):  # one value for all rows of an iteration, from the position on
+            inside, selector = np.repeat(inside[:, 0], self.step), self.position
         else:
-            shape = 1, count, 1, 1
-            masks, selector = self.mask(t, inside, (self.loop.turns, *shape[1:])), self.selector
-        mask = body.tensor(t, shape, "mask") if self.is_minimum(t, count) else body.number("BOOL", *shape)
+            shape = 1, inside.shape[1], 1, 1
+            table, selector = (self.loop.iterations, *shape[1:]), self.selector
+        is_minimum = shape == (1,) and fill == LOWEST["INT8"]
+        if is_minimum:
+            values = np.where(inside, 127, -128).astype(np.int8)
+            masks, mask = body.table(values.tobytes(), table, like=t), body.tensor(t, shape, "mask")
+        else:
+            masks, mask = body.table(inside.tobytes(), table, "BOOL"), body.number("BOOL", *shape)
         body.emit("SLICE", (masks, selector, body.integers(*shape, shape=(len(shape),))), mask)
-        return self.overwritten(t, rows, mask, count)
+        target = self.in_place_of(rows, t, self.new_shape(t))
+        if is_minimum:
+            return body.emit("MINIMUM", (rows, mask), target)
+        fill = fill or padding_element(self.subgraph.tensors[t])
+        return body.emit("SELECT_V2", (mask, rows, self.padding(body, t, fill)), target)
 
     @cached_property
     def selector(self) -> int:
-        """Where a mask of several rows begins in the table of those of all turns."""
-        return self.looked_up_at(0, np.arange(self.loop.turns))
+        """Where a mask of several rows begins in the table of those of all iterations."""
+        return self.looked_up_at(0, np.arange(self.loop.iterations))
 
-    def with_columns(self, t: int, rows: int) -> int:
-        """The rows, with padding in their columns of it."""
-        left, right = self.loop.tracks[t].columns
-        width = self.subgraph.tensors[t].shape[2]
-        inside = np.concatenate([np.zeros(left, bool), np.ones(width, bool), np.zeros(right, bool)])
-        return self.overwritten(t, rows, self.mask(t, inside, (1, 1, len(inside), 1)), 1)
-
-    def is_minimum(self, t: int, height: int) -> bool:
-        """Whether a mask of so many rows can be a minimum: where all else is more than the padding.
-
-        CMSIS-NN (July 2026) mixes up the rows of an operand that has one column only.
-        """
-        is_least = self.subgraph.tensors[t].dtype == "INT8" and self.loop.tracks[t].fill == LEAST["INT8"]
-        return is_least and height == 1
-
-    def mask(self, t: int, inside: np.ndarray, shape: tuple[int, ...]) -> int:
-        if self.is_minimum(t, shape[HEIGHT] if len(shape) > 1 else 1):
-            return self.body.table(np.where(inside, 127, -128).astype(np.int8).tobytes, shape, like=t)
-        return self.body.table(inside.tobytes, shape, "BOOL")
-
-    def overwritten(self, t: int, rows: int, mask: int, height: int) -> int:
-        """The rows, with padding wherever a mask of that height has it, in the same place."""
-        body, fill = self.body, self.loop.tracks[t].fill or padding_element(self.subgraph.tensors[t], False)
-        target = self.in_place_of(rows, t, self.new_shape(t))
-        if self.is_minimum(t, height):
-            return body.emit("MINIMUM", (rows, mask), target)
-        return body.emit("SELECT_V2", (mask, rows, self.padding(body, t, fill)), target)
-
-    def view(self, t: int, rows: Rows, number: int) -> int:
-        """The rows that an operator reads of a tensor in the first turn, and their like in all others."""
+    def view(self, t: int, rows: Rows, rule: RowRule) -> int:
+        """The rows that an operator reads of a tensor in the first iteration, and their like in all others."""
         body, track = self.body, self.loop.tracks[t]
-        pads, rule = self.loop.columns[number], self.loop.region.parts[number].rule
-        new = Rows(track.row(0), track.first + track.rows)
-        if t not in self.rings or (pads == NO_PADS and rows.first >= new.first and not track.is_wide):
+        new = Rows(track.first, track.first + track.rows)
+        if t not in self.line_buffers or (rule.columns == NO_PADS and rows.first >= new.first):
             part = body.slice(self.fresh[t], t, new, rows)
-            if pads == NO_PADS:
-                return part
-            is_max = kind_of(self.subgraph.operators[number]).rows == "maximum"
-            return body.padded(t, part, rows.height, NO_PADS, pads, is_max)
-        have = Rows(track.first - track.halo, new.behind)
-        is_window = kind_of(self.subgraph.operators[number]).rows in WINDOWS
-        is_end_ignored = is_window and have.behind - rows.behind < rule.stride  # too little for another window
-        if pads == track.columns and have.first == rows.first and (have == rows or is_end_ignored):
-            return self.rings[t]
-        return self.cut(t, rows, pads)
+            return part if rule.columns == NO_PADS else body.padded(t, part, rows.height, NO_PADS, rule)
+        have = Rows(track.first - track.halo, new.stop)
+        is_window = rule.padding is not None
+        is_end_ignored = is_window and have.stop - rows.stop < rule.stride  # too little for another window
+        if rule.columns == track.columns and have.first == rows.first and (have == rows or is_end_ignored):
+            return self.line_buffers[t]
+        return self.cut(t, rows, rule.columns)
 
     def cut(self, t: int, rows: Rows, columns: Pads) -> int:
-        """Rows of a ring, by their numbers in turn 0, with so many of its columns of padding."""
+        """Rows of a line buffer, by their numbers in iteration 0, with that many of its columns of padding."""
         body, track, (batch, _, width, channels) = self.body, self.loop.tracks[t], self.subgraph.tensors[t].shape
         shape = batch, rows.height, width + sum(columns), channels
         first = rows.first - track.first + track.halo
         begin = body.integers(0, first, track.columns.before - columns.before, 0, shape=(POSITION,))
         size = body.integers(*shape, shape=(POSITION,))
-        return body.emit("SLICE", (self.rings[t], begin, size), body.tensor(t, shape, "view"))
+        return body.emit("SLICE", (self.line_buffers[t], begin, size), body.tensor(t, shape, "view"))
 
     def shift(self, t: int) -> None:
-        """The end of a ring becomes its beginning, once all have read it."""
-        if t not in self.rings:
+        """The end of a line buffer becomes its beginning, once all have read it."""
+        if t not in self.line_buffers:
             return
-        track, inside, ring = self.loop.tracks[t], self.inside[t], self.rings[t]
+        track, lines = self.loop.tracks[t], self.line_buffers[t]
         if track.halo:
             rows = [track.rows + i if i < track.halo else i for i in range(track.height)]
             chosen = self.body.integers(*rows, shape=(track.height,))
-            ring = self.body.emit("GATHER", (ring, chosen), self.body.carried(t, self.ring_shape(t)), Axis=HEIGHT)
-        self.next[inside] = ring
+            target = self.body.carried(t, self.line_buffer_shape(t))
+            lines = self.body.emit("GATHER", (lines, chosen), target, Axis=HEIGHT)
+        self.next[self.inside[t]] = lines
 
     def write(self, output: int) -> None:
         """New rows into the output."""
-        body, loop, tensor = self.body, self.loop, self.subgraph.tensors[output]
-        track, first = loop.tracks[output], loop.written[output]
-        rows = self.fresh[output]
-        if first != track.first or track.is_wide:
+        body, loop, tensor, over = self.body, self.loop, self.subgraph.tensors[output], self.loop.over_input
+        track, first, rows = loop.tracks[output], loop.written[output], self.fresh[output]
+        if first != track.first:
             rows = self.cut(output, Rows(first, first + track.rows), NO_PADS)
-        starts = first + np.arange(loop.turns) * track.rows
-        place, like, shape = self.places.get(output), output, tensor.shape
-        if place is None:  # where the input was
-            place, like, shape = self.places[loop.sources[0]], loop.sources[0], self.place
-            per_turn = track.rows * tensor.elements // tensor.shape[HEIGHT] // math.prod(shape[2:])
-            starts = starts // track.rows * per_turn
-            units = 1, per_turn, *shape[2:]
-            if units != (1, track.rows, *tensor.shape[2:]):
+        starts = first + np.arange(loop.iterations) * track.rows
+        place, like, shape = self.places.get(output, -1), output, tensor.shape
+        if over is not None:
+            place, like, shape = self.places[over.source.index], over.source.index, over.shape
+            per_iteration = track.rows * over.row_elements[1] // math.prod(shape[2:])
+            starts = starts // track.rows * per_iteration
+            units = 1, per_iteration, *shape[2:]
+            if units != self.new_shape(output):
                 target = body.tensor(like, units, "units")
                 self.handed[rows] = target
                 rows = body.reshape(rows, target, units)
@@ -5771,26 +6080,7 @@ class TurnEmitter:
             "DYNAMIC_UPDATE_SLICE", (place, rows, self.looked_up_at(HEIGHT, starts)), body.carried(like, shape)
         )
 
-    @property
-    def place(self) -> tuple[int, ...]:
-        """The shape of the first source where the output will lie on it: in rows of which a row of the input takes a
-        whole number, and what a turn writes as well."""
-        source, output = (self.subgraph.tensors[t] for t in (self.loop.sources[0], *self.loop.written))
-        old, new = (tensor.elements // tensor.shape[HEIGHT] for tensor in (source, output))
-        unit = math.gcd(old, self.loop.tracks[output.index].rows * new)
-        return source.shape if unit == old else (1, source.elements // unit, 1, unit)
-
-    def is_in_units(self, t: int) -> bool:
-        """Whether a source goes through the loop in that shape, which is not its own."""
-        is_place = self.loop.is_over_input and t == self.loop.sources[0]
-        return is_place and self.place != self.subgraph.tensors[t].shape
-
-    def fetched_rows(self, t: int) -> int:
-        """How many rows of its place a turn fetches of a source."""
-        tensor, rows = self.subgraph.tensors[t], self.loop.tracks[t].rows_per_turn
-        return rows * tensor.elements // tensor.shape[HEIGHT] // self.place[-1] if self.is_in_units(t) else rows
-
-    def ring_shape(self, t: int) -> tuple[int, ...]:
+    def line_buffer_shape(self, t: int) -> tuple[int, ...]:
         batch, _, width, channels = self.subgraph.tensors[t].shape
         track = self.loop.tracks[t]
         return batch, track.height, width + sum(track.columns), channels
@@ -5807,7 +6097,7 @@ class TurnEmitter:
 
 
 class Carried(NamedTuple):
-    """A tensor that a loop carries from turn to turn, by its numbers: before the loop, in the body, and after it."""
+    """A tensor that a loop carries from one iteration to the next, by its numbers: before it, in the body, after it."""
 
     before: int
     inside: int
@@ -5815,95 +6105,85 @@ class Carried(NamedTuple):
 
 
 class LoopEmitter:
-    """Emits a region as a loop: before it the rings, full of padding, and room for the outputs; then WHILE; and behind
-    it the output, where that lies over the input."""
+    """Emits a region as a loop: before it the line buffers, full of padding, and room for the outputs; then WHILE; and
+    after it the output, where that is over the input."""
 
     def __init__(self, emitter: Emitter, loop: Loop) -> None:
         self.emitter, self.loop, self.subgraph = emitter, loop, emitter.subgraph
-        self.cond, self.turn = emitter.callee(), TurnEmitter(emitter.callee(), loop)
+        self.cond, self.iteration = Emitter(self.subgraph), BodyEmitter(Emitter(self.subgraph), loop)
         self.carried: list[Carried] = []
         self.cond_inputs: list[int] = []
         self.full: dict[tuple[Any, ...], int] = {}  # what is full of one value, for all that begin alike
 
     def run(self) -> None:
-        emitter, loop, tensors = self.emitter, self.loop, self.subgraph.tensors
-        self.turn.position = self.carry(emitter.integers(0, shape=(1,)), None, (1,))
+        emitter, loop, tensors, body = self.emitter, self.loop, self.subgraph.tensors, self.iteration
+        over = loop.over_input
+        body.position = self.carry(emitter.integers(0, shape=(1,)), None, (1,))
         for t in loop.whole:
-            self.turn.places[t] = self.carry(t, t, tensors[t].shape)
+            body.places[t] = self.carry(t, t, tensors[t].shape)
         for t in loop.sources:
-            self.turn.places[t] = self.carry_source(t)
-        for output in loop.written if not loop.is_over_input else ():
+            before, shape, after = t, tensors[t].shape, None
+            if over and over.source.index == t and over.is_output:
+                after = over.output.index
+            if over and loop.is_reshaped(t):
+                before, shape = emitter.reshape(t, emitter.carried(t, over.shape), over.shape), over.shape
+            body.places[t] = self.carry(before, t, shape, after)
+        for output in loop.written if over is None else ():
             shape = tensors[output].shape
-            room = self.filled(output, shape, padding_element(tensors[output], False))
-            self.turn.places[output] = self.carry(room, output, shape, output)
+            room = self.filled(output, shape, padding_element(tensors[output]))
+            body.places[output] = self.carry(room, output, shape, output)
         for t, track in loop.tracks.items():
-            if track.is_ring:
-                shape = self.turn.ring_shape(t)
-                ring = self.filled(t, shape, track.fill or padding_element(tensors[t], False))
-                self.turn.inside[t] = self.turn.rings[t] = self.carry(ring, t, shape)
-        self.turn.run()
+            if track.has_line_buffer:
+                shape = body.line_buffer_shape(t)
+                lines = self.filled(t, shape, track.fill or padding_element(tensors[t]))
+                body.inside[t] = body.line_buffers[t] = self.carry(lines, t, shape)
+        body.run()
         self.close()
-        if loop.is_over_input and self.output_in_place is None:
-            self.move_out()
+        if over and not over.is_output:
+            self.move_out(over)
 
     def carry(self, before: int, like: int | None, shape: tuple[int, ...], after: int | None = None) -> int:
         """Take a tensor along; its number in the body."""
-        inside = self.turn.body.carried(like, shape)
+        inside = self.iteration.body.carried(like, shape)
         self.cond_inputs.append(self.cond.carried(like, shape))
         self.carried.append(Carried(before, inside, self.emitter.carried(like, shape) if after is None else after))
-        self.turn.next[inside] = inside
+        self.iteration.next[inside] = inside
         return inside
 
     def filled(self, like: int, shape: tuple[int, ...], element: bytes) -> int:
         """A tensor full of one value, of which WHILE makes a copy for each that it carries."""
         key = self.subgraph.tensors[like].dtype, shape, element
         if key not in self.full:
-            value = self.turn.padding(self.emitter, like, element)
+            value = self.iteration.padding(self.emitter, like, element)
             size = self.emitter.integers(*shape, shape=(len(shape),))
             self.full[key] = self.emitter.emit("BROADCAST_TO", (value, size), self.emitter.carried(like, shape))
         return self.full[key]
 
-    @property
-    def output_in_place(self) -> int | None:
-        """The output of the loop, if it lies over the input as it is."""
-        if not self.loop.is_over_input:
-            return None
-        (output,) = self.loop.written
-        return output if self.subgraph.tensors[output].shape == self.turn.place else None
-
-    def carry_source(self, t: int) -> int:
-        shape = self.subgraph.tensors[t].shape
-        if not self.turn.is_in_units(t):
-            return self.carry(t, t, shape, self.output_in_place if t == self.loop.sources[0] else None)
-        units = self.emitter.reshape(t, self.emitter.carried(t, self.turn.place), self.turn.place)
-        return self.carry(units, t, self.turn.place)
-
     def close(self) -> None:
         """The condition, and the loop itself."""
         emitter, cond = self.emitter, self.cond
-        count = self.loop.turns * self.turn.step
-        goes_on = cond.table(lambda: b"\1" * count + b"\0", (count + 1,), "BOOL")
+        count = self.loop.iterations * self.iteration.step
+        goes_on = cond.table(b"\1" * count + b"\0", (count + 1,), "BOOL")
         one = cond.integers(1, shape=(1,))
         verdict = cond.emit("SLICE", (goes_on, self.cond_inputs[0], one), cond.number("BOOL", 1))
         inside = [carried.inside for carried in self.carried]
         first = emitter.enclose(cond, "goes on", self.cond_inputs, [verdict])
-        second = emitter.enclose(self.turn.body, "turn", inside, [self.turn.next[t] for t in inside])
+        second = emitter.enclose(self.iteration.body, "turn", inside, [self.iteration.next[t] for t in inside])
         outputs = (carried.after for carried in self.carried)
         before = [carried.before for carried in self.carried]
         emitter.emit("WHILE", before, *outputs, CondSubgraphIndex=first, BodySubgraphIndex=second)
 
-    def move_out(self) -> None:
+    def move_out(self, over: OverInput) -> None:
         """The output, out of the first rows of where the input was."""
-        emitter, (output,) = self.emitter, self.loop.written
-        inside = self.turn.places[self.loop.sources[0]]
+        emitter, inside = self.emitter, self.iteration.places[over.source.index]
         result = next(carried.after for carried in self.carried if carried.inside == inside)
-        elements = self.subgraph.tensors[output].elements
-        batch, height, *row = self.turn.place
-        if elements < height * math.prod(row):
-            size = batch, elements // math.prod(row), *row
+        batch, height, *row = over.shape
+        rows = over.output.elements // math.prod(row)
+        if rows < height:
+            size = batch, rows, *row
             bounds = emitter.integers(0, 0, 0, 0, shape=(4,)), emitter.integers(*size, shape=(4,))
-            result = emitter.emit("SLICE", (result, *bounds), emitter.carried(output, size))
-        emitter.reshape(result, output, self.subgraph.tensors[output].shape)
+            result = emitter.emit("SLICE", (result, *bounds), emitter.carried(over.output.index, size))
+        emitter.reshape(result, over.output.index, over.output.shape)
 
 
 ####################################################################################################
@@ -5971,20 +6251,20 @@ class Lightening:
         return self.reading(operator, reshape["input"].index) if node.get("weights") else None
 
     def without_padding(self, operator: Operator) -> NewOperator | None:
-        pad = self.only_for(operator, "PAD") if kind_of(operator).rows == "convolution" else None
+        pad = self.only_for(operator, "PAD") if kind_of(operator).rows is convolution_rows else None
         if pad is None or isinstance(rule := row_rule(self.subgraph, operator), str):
             return None
         source, output = pad["input"], self.subgraph.tensors[operator.outputs[0]]
         padding = pad.get("paddings")
-        if not padding or not padding.values or not is_picture(source) or any(rule.columns) or rule.above:
+        if not padding or not padding.values or not has_rows(source) or any(rule.columns) or rule.pad_top:
             return None
         pads = [Pads(*padding.values[i : i + 2]) for i in range(0, len(padding.values), 2)]
         if len(pads) != len(source.shape) or any(pads[0]) or any(pads[3]):
             return None
-        steps, extents = (operator.options["StrideH"], operator.options["StrideW"]), (rule.extent, rule.width)
-        for axis, (step, extent) in enumerate(zip(steps, extents, strict=True), start=1):
+        strides, windows = (operator.options["StrideH"], operator.options["StrideW"]), (rule.window, rule.width)
+        for axis, (step, window) in enumerate(zip(strides, windows, strict=True), start=1):
             before, after = source.shape[axis], output.shape[axis]
-            same = same_pads(before, after, step, extent)
+            same = same_pads(before, after, step, window)
             if after != -(-before // step) or same.before != pads[axis].before or same.after > pads[axis].after:
                 return None
         return self.reading(operator, source.index, Padding=tflite.Padding.SAME)
@@ -6116,12 +6396,8 @@ class Cost(NamedTuple):
 
     def then(self, other: Cost) -> Cost:
         """The cost of one after the other."""
-        return Cost(
-            max(self.peak, other.peak),
-            self.macs + other.macs,
-            self.persistent + other.persistent,
-            self.operators + other.operators,
-        )
+        peak, *sums = zip(self, other, strict=True)
+        return Cost(max(peak), *map(sum, sums))
 
     @property
     def sum(self) -> int:
@@ -6130,7 +6406,7 @@ class Cost(NamedTuple):
 
 @dataclass(frozen=True)
 class SplitRegion:
-    """Operators [start, end) in stripes, each written out, or as the turns of a loop."""
+    """Operators [start, end) in stripes, unrolled or as the iterations of a loop."""
 
     start: int
     end: int
@@ -6168,11 +6444,11 @@ class SplitStep:
     need: int  # bytes while it runs whole
     macs: int
     persistent: int
-    least_persistent: int  # of a copy, with its outputs and the padding that it always needs
+    min_persistent: int  # of a copy, with its outputs and the padding that it always needs
 
     @property
     def with_outputs(self) -> int:
-        """Persistent bytes, those of the tensors that it writes among them."""
+        """Persistent bytes, including those of the tensors that it writes."""
         return self.persistent + BITS_32.tensor * len(self.operator.writes)
 
 
@@ -6182,13 +6458,13 @@ class Range(NamedTuple):
     start: int
     end: int
     unsplit: int  # bytes that they need whole
-    bound: int  # bytes that they need at least in stripes that are written out
+    bound: int  # bytes that they need at least in unrolled stripes
     loop_bound: int  # the same as a loop
     copies: int  # bytes of persistent memory that a second stripe takes
 
 
 class Forms(NamedTuple):
-    """What stripes may become: operators of their own, or turns of a loop."""
+    """What stripes may become: operators of their own, or iterations of a loop."""
 
     unrolled: bool
     loops: bool
@@ -6198,28 +6474,23 @@ UNROLLED = Forms(unrolled=True, loops=False)
 STRIPES_AS = {"auto": Forms(True, True), "loop": Forms(False, True), "unrolled": UNROLLED}
 
 
-LONGEST_REGION = 100  # operators
-LOOP_LEAST = 500  # bytes of persistent memory of a loop without rings
+MAX_REGION = 100  # operators
+MIN_LOOP_BYTES = 500  # of persistent memory, of a loop without line buffers
 LOOP_NUMBERS = 4 * ARENA_ALIGNMENT  # bytes for the position of a loop and what is looked up
 STRIPES = (2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32)
 NO_LIMIT = 1 << 80
-A_PICTURE = Tensor(0, "", "INT8", (1, 1, 1, 1), Storage.ACTIVATION, 0, 1)
+A_TENSOR = Tensor(0, "", "INT8", (1, 1, 1, 1), Storage.ACTIVATION, 0, 1)
 
 
 class SplitProblem:
     """What there is to know of a subgraph before any region is tried: sizes, rules, and the ranges of operators that
-    could be regions.
-
-    Raises:
-        ArenaError: a tensor has no size that TFLM could compute.
-    """
+    could be regions. Raises ArenaError if a tensor has no size that TFLM could compute."""
 
     def __init__(self, graph: ModelGraph, subgraph: Subgraph, forms: Forms) -> None:
         self.forms = forms
         self.subgraph, self.subgraph_count = subgraph, len(graph.subgraphs)
         self.sizes = [ARENA_COSTS.tensor(t) if t.ram_bytes else 0 for t in subgraph.tensors]
-        self.element_bytes = [t.element.tflm_bytes or 0 for t in subgraph.tensors]
-        self.row_bytes = [(t.bytes or 0) // t.shape[1] if is_picture(t) else 0 for t in subgraph.tensors]
+        self.row_bytes = [(t.bytes or 0) // t.shape[HEIGHT] if has_rows(t) else 0 for t in subgraph.tensors]
         self.intervals = tensor_intervals(subgraph, lambda tensor: self.sizes[tensor.index])
         self.readers: dict[int, list[int]] = defaultdict(list)
         for operator in subgraph.operators:
@@ -6230,11 +6501,11 @@ class SplitProblem:
         entering = Profile(i._replace(first=i.first + 1) for i in self.intervals.values())
         self.entering = [entering.at(position) for position in range(len(subgraph.operators) + 1)]
         self.steps = self.all_steps(graph)
-        asking = {step.operator.index for step in self.steps if self.may_take_scratch(step)}
-        self.scratch = ScratchOfCopies(subgraph, asking) if asking else None
-        self.cut: dict[tuple[int, int, bool], Region] = {}
+        candidates = {step.operator.index for step in self.steps if self.may_take_scratch(step)}
+        self.scratch = ScratchOfCopies(subgraph, candidates) if candidates else None
+        self.regions: dict[tuple[int, int, bool], Region] = {}
         self.ranges: dict[int, list[Range]] = defaultdict(list)  # by start, the shortest first
-        self.starts: dict[int, set[int]] = defaultdict(set)  # by end, of those that can pay written out
+        self.starts: dict[int, set[int]] = defaultdict(set)  # by end, of those that can pay unrolled
         for found in self.possible_ranges():
             self.ranges[found.start].append(found)
             if found.bound < found.unsplit:
@@ -6242,26 +6513,17 @@ class SplitProblem:
 
     def all_steps(self, graph: ModelGraph) -> list[SplitStep]:
         subgraph = self.subgraph
-        callee_peaks = {s.subgraph.index: s.peak for s in schedule_model(graph)}
-        problem = ordering_problem(graph, subgraph, callee_peaks, ARENA_COSTS)
+        needs = operator_needs(graph, subgraph)
         pad = node_persistent_bytes(Node(KINDS["PAD"], (None, None))) + BITS_32.tensor
         steps = []
-        for operator, need in zip(subgraph.operators, problem.needs(range(problem.n)), strict=True):
+        for operator, need in zip(subgraph.operators, needs, strict=True):
             rule = row_rule(subgraph, operator)
             if not self.is_only_producer(operator):
                 rule = "its output is also written elsewhere, or read before"
-            persistent = operator_persistent_bytes(subgraph, operator)
-            is_padded = isinstance(rule, RowRule) and any(rule.columns)
-            steps.append(
-                SplitStep(
-                    operator,
-                    rule,
-                    need,
-                    multiply_accumulates(subgraph, operator),
-                    persistent,
-                    persistent + BITS_32.tensor * len(operator.writes) + (pad if is_padded else 0),
-                )
-            )
+            persistent, macs = operator_persistent_bytes(subgraph, operator), multiply_accumulates(subgraph, operator)
+            copy = persistent + BITS_32.tensor * len(operator.writes)
+            copy += pad if isinstance(rule, RowRule) and any(rule.columns) else 0
+            steps.append(SplitStep(operator, rule, need, macs, persistent, copy))
         return steps
 
     def is_only_producer(self, operator: Operator) -> bool:
@@ -6285,9 +6547,6 @@ class SplitProblem:
             return False
         return self.subgraph.kernels is not REFERENCE or any(scratch_requests(self.subgraph, step.operator))
 
-    def bill(self, emitter: Emitter) -> Bill:
-        return Bill(emitter, self.scratch)
-
     @property
     def unsplit(self) -> Composition:
         return Composition((), Cost(max((step.need for step in self.steps), default=0)))
@@ -6298,8 +6557,8 @@ class SplitProblem:
         Whatever the stripes are, at its start all that it reads is there, at its end every output and its pieces.
         """
         for end in range(1, len(self.steps) + 1):
-            earliest = unsplit = escaping = copies = 0
-            for start in reversed(range(max(end - LONGEST_REGION, 0), end)):
+            earliest = unsplit = live_out = copies = 0
+            for start in reversed(range(max(end - MAX_REGION, 0), end)):
                 step = self.steps[start]
                 if isinstance(step.rule, str):
                     break
@@ -6309,46 +6568,91 @@ class SplitProblem:
                 if start < earliest:
                     break
                 unsplit = max(unsplit, step.need)
-                escaping += sum(self.sizes[t] for t in step.operator.writes if self.escapes(t, end))
-                copies += 2 * step.least_persistent - step.with_outputs
+                live_out += sum(self.sizes[t] for t in step.operator.writes if self.is_live_out(t, end))
+                copies += 2 * step.min_persistent - step.with_outputs
                 loop_bound = max(self.entering[start], self.entering[end]) if self.forms.loops else NO_LIMIT
-                bound = max(self.entering[start], self.entering[end] + escaping) if self.forms.unrolled else NO_LIMIT
+                bound = max(self.entering[start], self.entering[end] + live_out) if self.forms.unrolled else NO_LIMIT
                 if min(bound, loop_bound) < unsplit:
                     yield Range(start, end, unsplit, bound, loop_bound, copies)
 
-    def escapes(self, output: int, end: int) -> bool:
+    def is_live_out(self, output: int, end: int) -> bool:
         """Whether a tensor made before ``end`` has to be whole then."""
         return not self.readers[output] or (output in self.intervals and self.intervals[output].last >= end)
 
-    @staticmethod
-    @cache
-    def glue_bytes(kind: str, inputs: int) -> int:
-        """Persistent bytes of an operator that glues stripes together."""
-        return node_persistent_bytes(Node(KINDS[kind], (None,) * inputs, (A_PICTURE,)))
-
     def region(self, start: int, end: int, is_cached: bool) -> Region:
         key = start, end, is_cached
-        if key not in self.cut:
-            self.cut[key] = self.new_region(*key)
-        return self.cut[key]
+        if key not in self.regions:
+            steps = self.steps[start:end]
+            parts = {s.operator.index: Part(s.operator.writes, s.rule) for s in steps if isinstance(s.rule, RowRule)}
+            named = (t for outputs, rule in parts.values() for t in (*outputs, *rule.sources))
+            heights = {t: self.subgraph.tensors[t].shape[HEIGHT] for t in named}
+            outputs = (t for step in steps for t in step.operator.writes)
+            live_out = tuple(t for t in outputs if self.is_live_out(t, end))
+            self.regions[key] = Region(parts, heights, live_out, is_cached)
+        return self.regions[key]
 
-    def new_region(self, start: int, end: int, is_cached: bool) -> Region:
-        steps = self.steps[start:end]
-        parts = {s.operator.index: Part(s.operator.writes, s.rule) for s in steps if isinstance(s.rule, RowRule)}
-        named = (t for outputs, rule in parts.values() for t in (*outputs, *rule.sources))
-        heights = {t: self.subgraph.tensors[t].shape[HEIGHT] for t in named}
-        outputs = (t for step in steps for t in step.operator.writes)
-        return Region(parts, heights, tuple(t for t in outputs if self.escapes(t, end)), is_cached)
+    def persistent(self, *bills: Bill) -> int:
+        """Persistent bytes of the operators that have been emitted."""
+        glue = sum(n * glue_bytes(*kind) for bill in bills for kind, n in bill.glue.items())
+        return glue + sum(n * self.steps[like].persistent for bill in bills for like, n in bill.copies.items())
+
+    def evaluate(self, start: int, end: int, stripes: int, is_cached: bool) -> SplitRegion | None:
+        """What a region takes; None if it cannot be cut like that."""
+        region = self.region(start, end, is_cached)
+        if min(region.heights[t] for t in region.live_out) < stripes:
+            return None
+        try:
+            rows = stripe_rows(region, stripes)
+        except NoStripes:
+            return None
+        emitter = Emitter(self.subgraph)
+        RegionEmitter(emitter, region).run(rows)
+        bill, steps = Bill(emitter, self.scratch), self.steps[start:end]
+        before = sum(step.with_outputs for step in steps) - BITS_32.tensor * len(region.live_out)
+        after = BITS_32.tensor * len(bill.sizes) + self.persistent(bill)
+        macs = sum(self.stripe_macs(region, stripe) for stripe in rows) - sum(step.macs for step in steps)
+        cost = Cost(self.peak(bill, start, end), macs, after - before, len(bill.runs) - len(steps))
+        return SplitRegion(start, end, stripes, is_cached, cost)
+
+    def stripe_macs(self, region: Region, stripe: Stripe) -> int:
+        heights, macs = region.heights, 0
+        for number, rows in stripe.computed.items():
+            outputs, rule = region.parts[number]
+            height = heights[rule.sources[0]]
+            first, stop = rule.made(rows, rule.span(*rows, height)[:2], height)
+            macs += self.steps[number].macs * (stop - first) // heights[outputs[0]]
+        return macs
+
+    def peak(self, bill: Bill, start: int, end: int) -> int:
+        """The most bytes alive while the new operators run."""
+        old, count = bill.old, len(bill.runs)
+        born = {t: number for number, (_, outputs) in enumerate(bill.runs) for t in outputs}
+        last = {t: number for number, (inputs, _) in enumerate(bill.runs) for t in inputs}
+        around, intervals = self.entering[start], []
+        for t, number in last.items():  # what is there before and falls away within the region
+            if t < old and t in self.intervals and self.intervals[t].last < end:
+                around -= self.sizes[t]
+                intervals.append((self.sizes[t], 0, number))
+        for t, number in born.items():
+            size, until = (self.sizes[t], count) if t < old else (bill.sizes[t - old], last.get(t, count))
+            intervals.append((size, number, until))
+        return around + peak_of([*intervals, *bill.requests], count)
+
+
+@cache
+def glue_bytes(kind: str, inputs: int) -> int:
+    """Persistent bytes of an operator that glues stripes together."""
+    return node_persistent_bytes(Node(KINDS[kind], (None,) * inputs, (A_TENSOR,)))
 
 
 ####################################################################################################
-# Splitting, the outlook: what regions take at least, many at a time
+# Splitting, lower bounds: what unrolled regions take at least, many at a time
 ####################################################################################################
 
 MANY_BYTES = 1 << 50
 
 
-class Outlook:
+class LowerBounds:
     """What all regions with one end take at least, in every number of stripes: row by row of ``alive``, from the last
     operator backwards, bytes of rows that are alive while an operator runs.
 
@@ -6356,10 +6660,10 @@ class Outlook:
     what stays: a piece of an output of the region, and rows that are kept for later stripes.
     """
 
-    def __init__(self, search: SplitProblem, end: int, is_cached: bool) -> None:
-        start = min(search.starts[end])
-        self.search, self.end = search, end
-        self.region = search.region(start, end, is_cached)
+    def __init__(self, problem: SplitProblem, end: int, is_cached: bool) -> None:
+        start = min(problem.starts[end])
+        self.problem, self.end = problem, end
+        self.region = problem.region(start, end, is_cached)
         self.ways = ways = Stripings(STRIPES)
         self.last = {t: number for number, part in self.region.parts.items() for t in part.rule.sources}
         self.readers = {t: [n for n, part in self.region.parts.items() if t in part.rule.sources] for t in self.last}
@@ -6372,32 +6676,32 @@ class Outlook:
         self.is_possible = np.ones(columns, dtype=bool)
         # What comes from outside and falls away: the stripes that read it, and its bytes where no later one does.
         self.outside: dict[int, tuple[np.ndarray, np.ndarray]] = {}
-        self.lists: dict[int, list[tuple[int, Cost]]] = {}
+        self.lists: dict[int, list[tuple[int, Cost]]] = {}  # by start: numbers of stripes and costs, the fewest first
         for row in rows_at_once(self.region, ways):
             self.add(row)
-            if row.operator in search.starts[end]:
+            if row.operator in problem.starts[end]:
                 self.lists[row.operator] = self.list(row.operator)
 
     def add(self, row: RowArrays) -> None:
-        ways, number, row_bytes = self.ways, row.operator, self.search.row_bytes
-        step, (outputs, rule) = self.search.steps[number], self.region.parts[number]
-        first, behind = row.computed
-        runs = first < behind
+        ways, number, row_bytes = self.ways, row.operator, self.problem.row_bytes
+        step, (outputs, rule) = self.problem.steps[number], self.region.parts[number]
+        first, stop = row.computed
+        runs = first < stop
         self.rows[number] = row
         self.is_possible &= ~row.is_empty
         macs = (row.made[1] - row.made[0]) * step.macs // self.region.heights[outputs[0]]
         self.macs = self.macs + np.where(runs, macs, 0)
-        self.persistent = self.persistent + np.where(runs, step.least_persistent, 0)
+        self.persistent = self.persistent + np.where(runs, step.min_persistent, 0)
         later = self.alive[number + 1 :]
-        done = np.maximum(ways.so_far(behind), 0)
+        done = np.maximum(ways.so_far(stop), 0)
         for output in outputs:
-            if output in self.region.escaping:
+            if output in self.region.live_out:
                 self.is_possible &= ways.stripes <= self.region.heights[output]
                 self.around = self.around + ways.before(done) * row_bytes[output]
                 if output not in self.region.read_inside:
-                    later += np.where(runs, behind - first, 0) * row_bytes[output]
+                    later += np.where(runs, stop - first, 0) * row_bytes[output]
             if self.region.is_cached:
-                kept = np.maximum(done - ways.later(row.wanted[output][0]), 0) * row_bytes[output]
+                kept = np.maximum(done - ways.later(row.needed[output][0]), 0) * row_bytes[output]
                 before = ways.before(kept)
                 self.around = self.around + before
                 later += kept - before
@@ -6405,11 +6709,11 @@ class Outlook:
                 self.alive[number + 1 : self.last[output] + 1] += self.held(number, output)
             self.outside.pop(output, None)
         for source in rule.sources:
-            interval = self.search.intervals.get(source)
+            interval = self.problem.intervals.get(source)
             if interval and interval.last < self.end:
                 reads = runs | self.outside[source][0] if source in self.outside else runs
                 is_gone = ways.later(np.where(reads, 0, 1)) > 0
-                self.outside[source] = reads, is_gone * self.search.sizes[source]
+                self.outside[source] = reads, is_gone * self.problem.sizes[source]
         readers = {reader for output in outputs for reader in self.readers.get(output, ())}
         for changed in (number, *readers):
             self.own[changed] = self.needed(self.rows[changed])
@@ -6417,33 +6721,33 @@ class Outlook:
     def available(self, number: int, output: int) -> np.ndarray:
         """Bytes of the rows of an output that are there once the operator has run."""
         row = self.rows[number]
-        first, behind = row.computed
-        have = np.minimum(first, row.wanted[output][0]) if self.region.is_cached else first
-        return np.where(first < behind, behind - have, 0) * self.search.row_bytes[output]
+        first, stop = row.computed
+        have = np.minimum(first, row.needed[output][0]) if self.region.is_cached else first
+        return np.where(first < stop, stop - have, 0) * self.problem.row_bytes[output]
 
     def held(self, number: int, output: int) -> np.ndarray:
         """The same in stripes in which its last reader runs; in others an earlier one may be the last.
 
-        Of what several operators read, nothing but the slice for the last one may be left.
+        If several operators read it, nothing but the slice for the last one may be left.
         """
         reader = self.rows[self.last[output]]
-        first, behind = reader.computed
+        first, stop = reader.computed
         size = self.available(number, output)
         if len(self.readers[output]) > 1:
             start, end = reader.read[output]
-            size = np.minimum(size, (end - start) * self.search.row_bytes[output])
-        return np.where(first < behind, size, 0)
+            size = np.minimum(size, (end - start) * self.problem.row_bytes[output])
+        return np.where(first < stop, size, 0)
 
     def needed(self, row: RowArrays) -> np.ndarray:
         """Bytes that an operator takes on top of what is alive before it: to cut, to pad and to run."""
-        search, number = self.search, row.operator
+        problem, number = self.problem, row.operator
         outputs, rule = self.region.parts[number]
         runs = row.computed[0] < row.computed[1]
         cut = padded = freed = self.nothing
         for source in rule.sources:
             start, end = row.read[source]
-            size = np.where(runs, end - start, 0) * search.row_bytes[source]
-            maker = search.producers.get(source, -1)
+            size = np.where(runs, end - start, 0) * problem.row_bytes[source]
+            maker = problem.producers.get(source, -1)
             if maker in self.rows:
                 if self.last[source] == number:
                     freed = freed + self.held(maker, source)
@@ -6451,9 +6755,9 @@ class Outlook:
             else:
                 cut = cut + np.where(end - start < self.region.heights[source], size, 0)
             if rule.columns != NO_PADS:
-                width = search.subgraph.tensors[source].shape[2]
+                width = problem.subgraph.tensors[source].shape[2]
                 padded = size * (width + sum(rule.columns)) // width
-        width = sum(search.row_bytes[output] for output in outputs)
+        width = sum(problem.row_bytes[output] for output in outputs)
         out = np.where(runs, row.made[1] - row.made[0], 0) * width
         inputs = np.where(cut > 0, cut, freed)
         most = np.maximum(np.where(padded > 0, padded, inputs) + out, inputs + padded)
@@ -6461,9 +6765,9 @@ class Outlook:
 
     def list(self, start: int) -> list[tuple[int, Cost]]:
         """What the region from ``start`` takes at least, the fewest stripes first."""
-        ways, steps = self.ways, self.search.steps[start : self.end]
-        around = self.search.entering[start] + self.around - sum(gone for _, gone in self.outside.values())
-        peaks = ways.most(around + np.max(self.alive[start:] + self.own[start:], axis=0))
+        ways, steps = self.ways, self.problem.steps[start : self.end]
+        around = self.problem.entering[start] + self.around - sum(gone for _, gone in self.outside.values())
+        peaks = ways.largest(around + np.max(self.alive[start:] + self.own[start:], axis=0))
         macs = ways.total(self.macs) - sum(step.macs for step in steps)
         persistent = ways.total(self.persistent) - sum(step.with_outputs for step in steps)
         possible = np.flatnonzero(ways.total(~self.is_possible) == 0).tolist()
@@ -6475,139 +6779,107 @@ class Outlook:
 ####################################################################################################
 
 
-class LoopProblem(SplitProblem):
-    """The loops that regions of a subgraph can be, and their figures.
+class LoopCosts:
+    """The loops that regions of a subgraph can be, and their figures."""
 
-    Raises:
-        ArenaError: as :class:`SplitProblem`.
-    """
-
-    def __init__(self, graph: ModelGraph, subgraph: Subgraph, forms: Forms) -> None:
-        super().__init__(graph, subgraph, forms)
+    def __init__(self, problem: SplitProblem) -> None:
+        self.problem = problem
         self.families: dict[tuple[int, int], Loops | NoLoop] = {}
-        self.loops: dict[tuple[int, int, int, bool], Loop | None] = {}  # by start, end, pace and whether it is wide
+        self.loops: dict[tuple[int, int, int], Loop] = {}  # by start, end and pace
 
     def family(self, start: int, end: int) -> Loops | None:
         """All loops that a region can be, if there are any."""
         key = start, end
         if key not in self.families:
             try:
-                self.families[key] = Loops(self.subgraph, self.region(start, end, is_cached=True))
+                self.families[key] = Loops(self.problem.subgraph, self.problem.region(start, end, is_cached=True))
             except NoLoop as reason:
                 self.families[key] = reason
         family = self.families[key]
         return family if isinstance(family, Loops) else None
 
     def why_no_loop(self, start: int, end: int) -> str:
-        """Why a region can be no loop; nothing if it can, or if no loop was asked for."""
-        is_none = self.forms.loops and self.family(start, end) is None
-        return str(self.families[start, end]) if is_none else ""
+        """Why a region cannot be a loop; nothing if it can."""
+        return "" if self.family(start, end) else str(self.families[start, end])
 
-    def over_input(self, loop: Loop, end: int) -> Loop:
-        """With its output where its first source is, if that is not needed after the region, and no row of it is
-        overwritten that a later turn reads."""
-        first = loop.sources[0]
-        if len(loop.written) != 1 or first not in self.intervals or self.intervals[first].last >= end:
-            return loop
-        source, output = (self.subgraph.tensors[t] for t in (first, *loop.written))
-        old, new = (t.elements // t.shape[HEIGHT] for t in (source, output))
-        if source.dtype != output.dtype or output.elements > source.elements:
-            return loop
-        tracks, begin = loop.tracks, loop.written[output.index]
-        rows = tracks[output.index].rows
-        for turn in range(loop.turns):
-            fetched = tracks[source.index].row(turn + 1)
-            if fetched < source.shape[HEIGHT] and (max(begin + turn * rows, 0) + rows) * new > fetched * old:
-                return loop
-        return dataclasses.replace(loop, is_over_input=True)
-
-    def loop(self, start: int, end: int, pace: int, is_wide: bool) -> Loop | None:
-        """The loop that carries the least, if there is one."""
-        key = start, end, pace, is_wide
+    def loop(self, family: Loops, start: int, end: int, pace: int) -> Loop:
+        """The loop that carries the least."""
+        key, problem = (start, end, pace), self.problem
         if key not in self.loops:
-            family = self.family(start, end)
-            self.loops[key] = self.best_loop(family, end, pace, is_wide) if family else None
+            loops = [family.loop(pace, is_early) for is_early in (False, True)]
+            source = problem.intervals.get(loops[0].sources[0])
+            if source and source.last < end:
+                loops = [loop.overwriting(problem.subgraph.tensors) for loop in loops]
+            self.loops[key] = min(loops, key=lambda loop: (self.price(loop), self.macs(loop)))
         return self.loops[key]
 
-    def best_loop(self, family: Loops, end: int, pace: int, is_wide: bool) -> Loop | None:
-        def price(loop: Loop) -> tuple[int, int]:
-            return self.price_of_rings(loop), self.loop_macs(loop)
-
-        ways = ((False, False), (True, False), (False, True), (True, True))
-        best = min((self.over_input(family.loop(pace, soon, is_wide, again), end) for soon, again in ways), key=price)
-        return best if not is_wide or any(track.is_wide for track in best.tracks.values()) else None
-
-    def price_of_rings(self, loop: Loop) -> int:
+    def price(self, loop: Loop) -> int:
         """Bytes that tell loops over the same operators apart, more or less."""
-        fetched = [t for t, track in loop.tracks.items() if track.is_fetched]
-        again = sum(self.row_bytes[t] * loop.tracks[t].height for t in fetched)
         masks = [t for t, track in loop.tracks.items() if track.is_masked]
-        rings = sum(track.is_ring for track in loop.tracks.values())
+        buffers = sum(track.has_line_buffer for track in loop.tracks.values())
         uneven = sum(not loop.is_aligned(t) for t in (*masks, *loop.sources))
-        return self.carried_bytes(loop) + again + RING_BYTES * rings + MASK_BYTES * len(masks) + UNEVEN_BYTES * uneven
+        estimate = LINE_BUFFER_BYTES * buffers + MASK_BYTES * len(masks) + UNEVEN_BYTES * uneven
+        return self.carried_bytes(loop) + estimate
 
     def carried_bytes(self, loop: Loop) -> int:
         """What a loop carries, its inputs apart."""
-        outputs = 0 if loop.is_over_input else sum(self.sizes[output] for output in loop.written)
-        rings = sum(self.one_ring(t, track) for t, track in loop.tracks.items() if track.is_ring)
-        return rings + outputs + LOOP_NUMBERS
+        outputs = 0 if loop.over_input else sum(self.problem.sizes[output] for output in loop.written)
+        lines = sum(self.line_buffer(t, track) for t, track in loop.tracks.items() if track.has_line_buffer)
+        return lines + outputs + LOOP_NUMBERS
 
-    def least_of_loop(self, start: int, end: int, pace: int, is_wide: bool) -> int:
+    def line_buffer(self, t: int, track: Track) -> int:
+        width = self.problem.subgraph.tensors[t].shape[2]
+        return align(track.height * self.problem.row_bytes[t] * (width + sum(track.columns)) // width)
+
+    def min_bytes(self, family: Loops, start: int, end: int, pace: int) -> int:
         """Bytes that a loop takes at least."""
-        loop = self.loop(start, end, pace, is_wide)
-        return NO_LIMIT if loop is None else self.entering[start] + self.carried_bytes(loop)
+        return self.problem.entering[start] + self.carried_bytes(self.loop(family, start, end, pace))
 
-    def evaluate_loop(self, start: int, end: int, pace: int, is_wide: bool) -> SplitRegion:
-        """What a region takes as a loop that it can be."""
-        loop = self.loop(start, end, pace, is_wide)
-        assert loop is not None
-        outside = Emitter(self.subgraph)
-        emitter = LoopEmitter(outside, loop)
-        emitter.run()
-        steps = self.steps[start:end]
-        meter, body, cond = map(self.bill, (outside, emitter.turn.body, emitter.cond))
-        used = {t for step in steps for t in (*step.operator.reads, *step.operator.writes)} - {*loop.written}
-        free = {t for t in used if self.is_only_used(t, start, end)}  # places for new tensors, in subgraph 0
-        tensors = max(len(meter.sizes) - len(free), 0)
-        for part in (body, cond):
-            constants = {t for inputs, _ in part.runs for t in inputs if t < meter.old}
-            tensors += len(part.sizes) + len(constants)
-        persistent = 2 * BITS_32.subgraph + BITS_32.tensor * tensors - sum(step.persistent for step in steps)
-        for part in (meter, body, cond):
-            persistent += sum(n * self.glue_bytes(*glue) for glue, n in part.glue.items())
-            persistent += sum(n * self.steps[like].persistent for like, n in part.copies.items())
-        peak = self.entering[start] + self.carried_bytes(loop) + self.turn_peak(body, emitter.turn.handed)
-        macs = self.loop_macs(loop) - sum(step.macs for step in steps)
-        runs = sum(len(part.runs) for part in (meter, body, cond)) - len(steps)
-        return SplitRegion(start, end, loop.turns, True, Cost(peak, macs, persistent, runs), loop)
-
-    def is_only_used(self, t: int, start: int, end: int) -> bool:
-        """Whether nothing but operators [start, end) has to do with a tensor, its maker included."""
-        makers = [self.producers[t]] if t in self.producers else []
-        is_port = t in self.subgraph.inputs or t in self.subgraph.outputs
-        return not is_port and all(start <= number < end for number in (*self.readers[t], *makers))
-
-    def one_ring(self, t: int, track: Track) -> int:
-        width = self.subgraph.tensors[t].shape[2]
-        return align(track.height * self.row_bytes[t] * (width + sum(track.columns)) // width)
-
-    def loop_macs(self, loop: Loop) -> int:
+    def macs(self, loop: Loop) -> int:
         parts, heights = loop.region.parts, loop.region.heights
         return sum(
-            self.steps[number].macs * loop.turns * loop.tracks[outputs[0]].rows // heights[outputs[0]]
+            self.problem.steps[number].macs * loop.iterations * loop.tracks[outputs[0]].rows // heights[outputs[0]]
             for number, (outputs, _) in parts.items()
         )
 
-    @staticmethod
-    def turn_peak(body: Bill, handed: Mapping[int, int]) -> int:
-        """The most bytes alive in a turn, of what is not carried."""
-        born = {t: number for number, (_, outputs) in enumerate(body.runs) for t in outputs}
-        last = {t: number for number, (inputs, _) in enumerate(body.runs) for t in inputs}
-        for old, new in handed.items():
-            if last[old] == born[new]:
-                last[old] -= 1
-        intervals = ((body.sizes[t - body.old], number, last.get(t, number)) for t, number in born.items())
-        return peak_of([*intervals, *body.requests], len(body.runs))
+    def evaluate(self, family: Loops, start: int, end: int, pace: int) -> SplitRegion:
+        """What a region takes as a loop."""
+        problem, loop = self.problem, self.loop(family, start, end, pace)
+        outside, steps = Emitter(problem.subgraph), problem.steps[start:end]
+        emitter = LoopEmitter(outside, loop)
+        emitter.run()
+        emitters = outside, emitter.iteration.body, emitter.cond
+        bills = around, body, cond = [Bill(one, problem.scratch) for one in emitters]
+        used = {t for step in steps for t in (*step.operator.reads, *step.operator.writes)} - {*loop.written}
+        free = {t for t in used if self.is_only_used(t, start, end)}  # places for new tensors, in subgraph 0
+        tensors = max(len(around.sizes) - len(free), 0)
+        for part in (body, cond):
+            constants = {t for inputs, _ in part.runs for t in inputs if t < part.old}
+            tensors += len(part.sizes) + len(constants)
+        persistent = 2 * BITS_32.subgraph + BITS_32.tensor * tensors - sum(step.persistent for step in steps)
+        persistent += problem.persistent(*bills)
+        peak = problem.entering[start] + self.carried_bytes(loop) + iteration_peak(body, emitter.iteration.handed)
+        macs = self.macs(loop) - sum(step.macs for step in steps)
+        runs = sum(len(bill.runs) for bill in bills) - len(steps)
+        return SplitRegion(start, end, loop.iterations, True, Cost(peak, macs, persistent, runs), loop)
+
+    def is_only_used(self, t: int, start: int, end: int) -> bool:
+        """Whether only operators [start, end) read and write a tensor."""
+        problem = self.problem
+        makers = [problem.producers[t]] if t in problem.producers else []
+        is_outside = t in problem.subgraph.inputs or t in problem.subgraph.outputs
+        return not is_outside and all(start <= number < end for number in (*problem.readers[t], *makers))
+
+
+def iteration_peak(body: Bill, handed: Mapping[int, int]) -> int:
+    """The most bytes alive in an iteration, of what is not carried."""
+    born = {t: number for number, (_, outputs) in enumerate(body.runs) for t in outputs}
+    last = {t: number for number, (inputs, _) in enumerate(body.runs) for t in inputs}
+    for old, new in handed.items():
+        if last[old] == born[new]:
+            last[old] -= 1
+    intervals = ((body.sizes[t - body.old], number, last.get(t, number)) for t, number in born.items())
+    return peak_of([*intervals, *body.requests], len(body.runs))
 
 
 ####################################################################################################
@@ -6630,90 +6902,34 @@ def in_time(cost: Cost) -> int:
     return (cost.macs << 40) + cost.persistent
 
 
-class SplitSearch(LoopProblem):
+class SplitSearch:
     """Finds the regions of a subgraph that pay. With a fixed order the peaks of disjoint regions are independent, given
-    what is alive at their ends, so choices compose by dynamic programming.
-
-    Raises:
-        ArenaError: as :class:`SplitProblem`.
-    """
+    what is alive at their ends, so choices compose by dynamic programming. Raises ArenaError as SplitProblem does."""
 
     def __init__(self, graph: ModelGraph, subgraph: Subgraph, budget: Budget, forms: Forms = UNROLLED) -> None:
-        super().__init__(graph, subgraph, forms)
-        self.budget = budget
+        self.problem = SplitProblem(graph, subgraph, forms)
+        self.loops, self.budget = LoopCosts(self.problem), budget
         self.regions: dict[int, list[SplitRegion]] = defaultdict(list)  # by start
-        # Per end and halo mode, for every start: numbers of stripes with what they need at least, the fewest first.
-        self.outlooks: dict[tuple[int, bool], dict[int, list[tuple[int, Cost]]]] = {}
+        self.bounds: dict[tuple[int, bool], dict[int, list[tuple[int, Cost]]]] = {}  # by end and halo mode
         self.known: dict[tuple[int, int, int, bool], SplitRegion | None] = {}
-        self.looped: dict[tuple[int, int, int, bool], SplitRegion] = {}
+        self.looped: dict[tuple[int, int, int], SplitRegion] = {}
 
-    def evaluate(self, start: int, end: int, stripes: int, is_cached: bool) -> SplitRegion | None:
-        """What a region takes; None if it cannot be cut like that."""
-        region = self.region(start, end, is_cached)
-        if min(region.heights[t] for t in region.escaping) < stripes:
-            return None
-        try:
-            rows = stripe_rows(region, stripes)
-        except NoStripes:
-            return None
-        emitter = Emitter(self.subgraph)
-        RegionEmitter(emitter, region).run(rows)
-        meter = self.bill(emitter)
-        steps = self.steps[start:end]
-        before = sum(step.with_outputs for step in steps) - BITS_32.tensor * len(region.escaping)
-        after = BITS_32.tensor * len(meter.sizes)
-        after += sum(n * self.glue_bytes(*glue) for glue, n in meter.glue.items())
-        after += sum(n * self.steps[like].persistent for like, n in meter.copies.items())
-        macs = sum(self.stripe_macs(region, stripe) for stripe in rows) - sum(step.macs for step in steps)
-        cost = Cost(self.peak(meter, start, end), macs, after - before, len(meter.runs) - len(steps))
-        return SplitRegion(start, end, stripes, is_cached, cost)
-
-    def stripe_macs(self, region: Region, stripe: Stripe) -> int:
-        heights, macs = region.heights, 0
-        for number, rows in stripe.computed.items():
-            outputs, rule = region.parts[number]
-            height = heights[rule.sources[0]]
-            first, behind = rule.made(rows, rule.span(*rows, height)[:2], height)
-            macs += self.steps[number].macs * (behind - first) // heights[outputs[0]]
-        return macs
-
-    def peak(self, meter: Bill, start: int, end: int) -> int:
-        """The most bytes alive while the new operators run."""
-        old, count = meter.old, len(meter.runs)
-        born: dict[int, int] = {}
-        last: dict[int, int] = {}
-        for number, (inputs, outputs) in enumerate(meter.runs):
-            born.update(dict.fromkeys(outputs, number))
-            for t in inputs:
-                last[t] = number
-        around = self.entering[start]
-        intervals = []
-        for t, number in last.items():  # what is there before and falls away within the region
-            if t < old and t in self.intervals and self.intervals[t].last < end:
-                around -= self.sizes[t]
-                intervals.append((self.sizes[t], 0, number))
-        for t, number in born.items():
-            is_old = t < old
-            size = self.sizes[t] if is_old else meter.sizes[t - old]
-            intervals.append((size, number, count if is_old else last.get(t, count)))
-        return around + peak_of([*intervals, *meter.requests], count)
-
-    def try_ranges(self, limit: int, most_macs: int, best: int, price: Price) -> None:
+    def try_ranges(self, limit: int, max_macs: int, best: int, price: Price) -> None:
         """Give every range that needs more than ``limit`` bytes, if it can have it, a region that does not.
 
         Few stripes come first, since more of them cost more; later calls, with lower limits, go on from there.
         ``best`` is the smallest sum of peak and additional persistent bytes so far; a region that cannot be part of a
         smaller one is left out, and so is one that costs more than regions within it that do the same.
         """
-        limits = Cost(limit, most_macs)
-        cheapest = [self.cheapest(self.regions[start], limits, price) for start in range(len(self.steps))]
-        for start in sorted(self.ranges, reverse=True):
-            inside = [NO_LIMIT] * (len(self.steps) + 1)  # by end, the price from start to there of what is known
+        limits, steps = Cost(limit, max_macs), self.problem.steps
+        cheapest = [self.cheapest(self.regions[start], limits, price) for start in range(len(steps))]
+        for start in sorted(self.problem.ranges, reverse=True):
+            inside = [NO_LIMIT] * (len(steps) + 1)  # by end, the price from start to there of what is known
             inside[start] = 0
             done = start
-            for found in self.ranges[start]:
+            for found in self.problem.ranges[start]:
                 for position in range(done, found.end):
-                    if self.steps[position].need <= limit:
+                    if steps[position].need <= limit:
                         inside[position + 1] = min(inside[position + 1], inside[position])
                     for end, extra in cheapest[position].items():
                         inside[end] = min(inside[end], inside[position] + extra)
@@ -6723,12 +6939,12 @@ class SplitSearch(LoopProblem):
                 if self.budget.is_over:
                     return
                 if found.bound <= min(limit, best - 1) and inside[found.end] > price(Cost(0, 0, found.copies)):
-                    within = Cost(limit, most_macs, best - found.bound)
+                    within = Cost(limit, max_macs, best - found.bound)
                     for is_cached in (False, True):
                         self.try_range(found, is_cached, within, inside[found.end], price)
-                if found.loop_bound <= min(limit, best - 1) and inside[found.end] > price(Cost(0, 0, LOOP_LEAST)):
-                    self.try_loop(found, Cost(limit, most_macs, best - found.loop_bound), inside[found.end], price)
-                cheapest[start] = self.cheapest(self.regions[start], Cost(limit, most_macs), price)
+                if found.loop_bound <= min(limit, best - 1) and inside[found.end] > price(Cost(0, 0, MIN_LOOP_BYTES)):
+                    self.try_loop(found, Cost(limit, max_macs, best - found.loop_bound), inside[found.end], price)
+                cheapest[start] = self.cheapest(self.regions[start], limits, price)
                 inside[found.end] = min(inside[found.end], cheapest[start].get(found.end, NO_LIMIT))
 
     @staticmethod
@@ -6740,81 +6956,83 @@ class SplitSearch(LoopProblem):
                 found[region.end] = min(found.get(region.end, NO_LIMIT), price(region.cost))
         return found
 
-    def try_range(self, found: Range, is_cached: bool, limits: Cost, dearest: int, price: Price) -> None:
-        """Cut a range in ever more stripes until it is within the limits, or costs as much as ``dearest``."""
+    def try_range(self, found: Range, is_cached: bool, limits: Cost, max_price: int, price: Price) -> None:
+        """Cut a range in ever more stripes until it is within the limits, or costs as much as ``max_price``."""
         which = found.end, is_cached
-        if which not in self.outlooks:
-            self.outlooks[which] = Outlook(self, *which).lists
-        for stripes, least in self.outlooks[which][found.start]:
-            too_dear = least.macs > limits.macs or least.persistent > limits.persistent or price(least) >= dearest
+        if which not in self.bounds:
+            self.bounds[which] = LowerBounds(self.problem, *which).lists
+        for stripes, least in self.bounds[which][found.start]:
+            too_dear = least.macs > limits.macs or least.persistent > limits.persistent or price(least) >= max_price
             if too_dear or self.budget.is_over:
                 return
             if least.peak > limits.peak:
                 continue
             key = found.start, found.end, stripes, is_cached
             if key not in self.known:
-                self.known[key] = region = self.evaluate(*key)
+                self.known[key] = region = self.problem.evaluate(*key)
                 if region is not None:
                     self.regions[found.start].append(region)
             if (known := self.known[key]) and known.cost.peak <= limits.peak:
                 return
 
-    def try_loop(self, found: Range, limits: Cost, dearest: int, price: Price) -> None:
-        """Make a range a loop with as few turns as the limits allow."""
+    def try_loop(self, found: Range, limits: Cost, max_price: int, price: Price) -> None:
+        """Make a range a loop with as few iterations as the limits allow."""
         where = found.start, found.end
-        family = self.family(*where)
-        paces = family.paces if family else []
-        # The more rows in a turn, the larger the rings.
-        fitting = bisect.bisect_right(paces, limits.peak, key=lambda pace: self.least_of_loop(*where, pace, False))
-        for is_wide, pace in itertools.product((False, True), reversed(paces[:fitting])):
+        if (family := self.loops.family(*where)) is None:
+            return
+        # The more rows in an iteration, the larger the line buffers.
+        count = bisect.bisect_right(
+            family.paces, limits.peak, key=lambda pace: self.loops.min_bytes(family, *where, pace)
+        )
+        for pace in reversed(family.paces[:count]):
             if self.budget.is_over:
                 return
-            key = *where, pace, is_wide
-            if self.least_of_loop(*key) > limits.peak:
-                continue
+            key = *where, pace
             if key not in self.looped:
-                self.looped[key] = self.evaluate_loop(*key)
+                self.looped[key] = self.loops.evaluate(family, *key)
                 self.regions[found.start].append(self.looped[key])
             cost = self.looped[key].cost
-            if cost.persistent > limits.persistent or price(cost) >= dearest:
-                return  # and so are all others, of more turns or with more operators
+            if cost.persistent > limits.persistent or price(cost) >= max_price:
+                return  # and so are all others, of more iterations
             if cost.peak <= limits.peak and cost.macs <= limits.macs:
                 return
 
-    def compose(self, limit: int, most_macs: int, price: Price) -> Composition | None:
+    def compose(self, limit: int, max_macs: int, price: Price) -> Composition | None:
         """The regions that keep the peak within the limit at the least price."""
-        labels: list[list[Composition]] = [[] for _ in range(len(self.steps) + 1)]
+        steps = self.problem.steps
+        labels: list[list[Composition]] = [[] for _ in range(len(steps) + 1)]
         labels[0] = [Composition((), Cost(0))]
         for position, here in enumerate(labels[:-1]):
-            whole = position + 1, (), Cost(self.steps[position].need)
+            whole = position + 1, (), Cost(steps[position].need)
             options = [whole, *((r.end, (r,), r.cost) for r in self.regions[position])]
             for end, regions, cost in options:
                 if cost.peak > limit:
                     continue
                 for label in here:
-                    if label.cost.macs + cost.macs <= most_macs:
+                    if label.cost.macs + cost.macs <= max_macs:
                         _extend(labels[end], label, regions, cost)
         return min(labels[-1], key=lambda label: price(label.cost), default=None)
 
-    def fitting(self, limit: int, most_macs: int) -> Composition | None:
+    def fitting(self, limit: int, max_macs: int) -> Composition | None:
         """The fewest multiply-accumulates, and of those the least memory, within a peak."""
-        self.try_ranges(limit, most_macs, NO_LIMIT, in_time)
-        return self.compose(limit, most_macs, in_time)
+        self.try_ranges(limit, max_macs, NO_LIMIT, in_time)
+        return self.compose(limit, max_macs, in_time)
 
-    def front(self, most_macs: int) -> list[Composition]:
+    def front(self, max_macs: int) -> list[Composition]:
         """Compositions with ever lower peaks, each with the least persistent memory for its peak, unsplit first; all
         those near the smallest sum, and some others.
 
         The lower the peak, the more persistent memory: so between two limits no sum is smaller than the lower limit
         and the memory for the upper one.
         """
-        found = {(): self.unsplit}
-        limit = self.unsplit.cost.peak - 1
+        unsplit = self.problem.unsplit
+        found: dict[Any, Composition] = {(): unsplit}
+        limit = unsplit.cost.peak - 1
         steps: list[tuple[Composition, int]] = []  # what has been found, and the limit that was tried after it
-        latest: Composition | None = self.unsplit
+        latest: Composition | None = unsplit
         while latest is not None and not self.budget.is_over:
             steps.append((latest, limit))
-            latest = self.within(limit, most_macs, found)
+            latest = self.within(limit, max_macs, found)
             if latest is not None:
                 limit = min(latest.cost.peak - 1, int(COARSE * limit))
         for start, floor in sorted(steps, key=lambda step: step[0].cost.persistent + step[1]):
@@ -6822,59 +7040,21 @@ class SplitSearch(LoopProblem):
             while current is not None and current.cost.peak - 1 > floor and not self.budget.is_over:
                 if floor + current.cost.persistent > RIVALS * min(c.cost.sum for c in found.values()):
                     break
-                current = self.within(current.cost.peak - 1, most_macs, found)
+                current = self.within(current.cost.peak - 1, max_macs, found)
         return sorted(found.values(), key=lambda c: -c.cost.peak)
 
-    def within(self, limit: int, most_macs: int, found: dict[Any, Composition]) -> Composition | None:
+    def within(self, limit: int, max_macs: int, found: dict[Any, Composition]) -> Composition | None:
         """What takes the least persistent memory within a peak, to be added to what has been found."""
-        self.try_ranges(limit, most_macs, min(c.cost.sum for c in found.values()), in_memory)
-        composition = self.compose(limit, most_macs, in_memory)
+        self.try_ranges(limit, max_macs, min(c.cost.sum for c in found.values()), in_memory)
+        composition = self.compose(limit, max_macs, in_memory)
         if composition is None or composition.cost.peak > limit:
             return None
         found[composition.regions] = composition
         return composition
 
-    def whole(self, composition: Composition) -> list[SplitStep]:
-        """The operators that run whole."""
-        inside = {i for region in composition.regions for i in range(region.start, region.end)}
-        return [step for i, step in enumerate(self.steps) if i not in inside]
-
-    def bounded_by(self, composition: Composition) -> str:
-        """What needs the most memory with these regions in stripes, and what might lower that."""
-        region = max(composition.regions, key=lambda r: r.cost.peak, default=None)
-        step = max(self.whole(composition), key=lambda s: s.need, default=None)
-        if region and (step is None or region.cost.peak >= step.need):
-            return (
-                f"operators {region.start} to {region.end - 1} in stripes; finer ones cost more than they save or may"
-            )
-        if step is None:
-            return ""
-        number = step.operator.index
-        if isinstance(step.rule, str):
-            why = step.rule
-        else:
-            why = "" if self.forms.unrolled else self.why_no_loop(number, number + 1)
-            why = f"it can be no loop, since {why}" if why else "stripes of it cost more than they save"
-        given = sum(self.sizes[t] for t in self.subgraph.inputs if t in step.operator.reads)
-        inputs = f", and {given:,} B of it are the input of the model" if given > step.need // 2 else ""
-        return f"operator {number} ({shorten(step.operator.kind)}), which runs whole: {why}{inputs}"
-
-    def reasons(self, composition: Composition) -> list[str]:
-        """Why operators that need more than half of the peak have to run whole, one sentence per reason."""
-        found: dict[tuple[str, str], list[str]] = defaultdict(list)
-        for step in self.whole(composition):
-            if isinstance(step.rule, str) and 2 * step.need > composition.cost.peak:
-                found[step.operator.kind, step.rule].append(str(step.operator.index))
-        return [f"{numbered(numbers)} ({shorten(kind)}): {why}" for (kind, why), numbers in found.items()]
-
-    def no_loops(self, composition: Composition) -> list[str]:
-        """Why regions in stripes can be no loops, one sentence for each."""
-        reasons = {region: self.why_no_loop(region.start, region.end) for region in composition.regions}
-        return [f"operators {region.start} to {region.end - 1}: {why}" for region, why in reasons.items() if why]
-
     def rewrite(self, composition: Composition) -> Rewrite:
         """The schedule of the whole subgraph with these regions in stripes."""
-        emitter = Emitter(self.subgraph, self.subgraph_count)
+        emitter = Emitter(self.problem.subgraph, self.problem.subgraph_count)
         schedule: list[int | NewOperator] = []
         done = 0
         for chosen in composition.regions:
@@ -6883,11 +7063,11 @@ class SplitSearch(LoopProblem):
             if chosen.loop:
                 LoopEmitter(emitter, chosen.loop).run()
             else:
-                region = self.region(chosen.start, chosen.end, chosen.is_cached)
+                region = self.problem.region(chosen.start, chosen.end, chosen.is_cached)
                 RegionEmitter(emitter, region).run(stripe_rows(region, chosen.stripes))
             schedule += emitter.operators[before:]
             done = chosen.end
-        schedule += range(done, len(self.steps))
+        schedule += range(done, len(self.problem.steps))
         return Rewrite(tuple(schedule), tuple(emitter.tensors), callees=tuple(emitter.callees))
 
 
@@ -6900,14 +7080,54 @@ def _extend(labels: list[Composition], label: Composition, regions: tuple[SplitR
         labels.append(Composition(label.regions + regions, label.cost.then(cost)))
 
 
-SHOWN_ALTERNATIVES = 10
+MAX_ALTERNATIVES = 10  # that are shown
 
 
 def spread(front: Sequence[Composition], best: Composition) -> list[Composition]:
     """The first, the last and the best of a front, and some that lie evenly between by their peaks."""
-    goals = np.linspace(front[0].cost.peak, front[-1].cost.peak, SHOWN_ALTERNATIVES)
+    goals = np.linspace(front[0].cost.peak, front[-1].cost.peak, MAX_ALTERNATIVES)
     chosen = {min(range(len(front)), key=lambda i: abs(front[i].cost.peak - goal)) for goal in goals}
     return [front[i] for i in sorted(chosen | {front.index(best)})]
+
+
+def whole_steps(search: SplitSearch, composition: Composition) -> list[SplitStep]:
+    """The operators that run whole."""
+    inside = {i for region in composition.regions for i in range(region.start, region.end)}
+    return [step for i, step in enumerate(search.problem.steps) if i not in inside]
+
+
+def bottleneck_of(search: SplitSearch, composition: Composition) -> str:
+    """What needs the most memory with these regions in stripes, and what might lower that."""
+    problem = search.problem
+    region = max(composition.regions, key=lambda r: r.cost.peak, default=None)
+    step = max(whole_steps(search, composition), key=lambda s: s.need, default=None)
+    if region and (step is None or region.cost.peak >= step.need):
+        return f"operators {region.start} to {region.end - 1} in stripes; finer ones cost more than they save or may"
+    if step is None:
+        return ""
+    number, why = step.operator.index, step.rule
+    if isinstance(why, RowRule):
+        why = "" if problem.forms.unrolled else search.loops.why_no_loop(number, number + 1)
+        why = f"it cannot be a loop, since {why}" if why else "stripes of it cost more than they save"
+    given = sum(problem.sizes[t] for t in problem.subgraph.inputs if t in step.operator.reads)
+    inputs = f", and {given:,} B of it are the input of the model" if given > step.need // 2 else ""
+    return f"operator {number} ({shorten(step.operator.kind)}), which runs whole: {why}{inputs}"
+
+
+def reasons_for_whole(search: SplitSearch, composition: Composition) -> list[str]:
+    """Why operators that need more than half of the peak have to run whole, one sentence per reason."""
+    found: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for step in whole_steps(search, composition):
+        if isinstance(step.rule, str) and 2 * step.need > composition.cost.peak:
+            found[step.operator.kind, step.rule].append(str(step.operator.index))
+    return [f"{numbered(numbers)} ({shorten(kind)}): {why}" for (kind, why), numbers in found.items()]
+
+
+def reasons_for_no_loop(search: SplitSearch, composition: Composition) -> list[str]:
+    """Why regions in stripes cannot be loops, one sentence for each, if loops were asked for."""
+    regions = composition.regions if search.problem.forms.loops else ()
+    reasons = {region: search.loops.why_no_loop(region.start, region.end) for region in regions}
+    return [f"operators {region.start} to {region.end - 1}: {why}" for region, why in reasons.items() if why]
 
 
 ####################################################################################################
@@ -7359,16 +7579,14 @@ class Compression:
         ArenaError: a tensor has no size that TFLM could compute.
     """
 
-    def __init__(self, graph: ModelGraph, data: Bytes) -> None:
-        self.graph, self.data, self.subgraph = graph, data, graph.subgraphs[0]
-        callee_peaks = {s.subgraph.index: s.peak for s in schedule_model(graph)}
-        problem = ordering_problem(graph, self.subgraph, callee_peaks, ARENA_COSTS)
-        self.needs = problem.needs(range(problem.n))
+    def __init__(self, model: Snapshot) -> None:
+        self.model, self.graph, self.subgraph = model, model.graph, model.graph.subgraphs[0]
+        self.needs = operator_needs(self.graph, self.subgraph)
         self.readers: dict[int, list[tuple[int, int]]] = defaultdict(list)  # by tensor: operator, position
         for operator in self.subgraph.operators:
             for position, t in enumerate(operator.inputs):
                 self.readers[t].append((operator.index, position))
-        self.users = Counter(t.buffer for s in graph.subgraphs for t in s.tensors)
+        self.users = Counter(t.buffer for s in self.graph.subgraphs for t in s.tensors)
         self.left_out: dict[str, list[str]] = defaultdict(list)  # names of weights, by the reason
         self.in_slices: dict[tuple[int, int], Compressible | None] = {}  # by tensor and how many
         self.found = [c for tensor in self.subgraph.tensors if (c := self.compressible(tensor))]
@@ -7408,8 +7626,8 @@ class Compression:
             return f"{' and '.join(sorted(other))} may need constant weights"
         if tensor.dtype not in COMPRESSED_DTYPES or tensor.is_sparse:
             return f"TFLM does not decode {'sparse tensors' if tensor.is_sparse else tensor.dtype}"
-        if self.users[tensor.buffer] > 1 or self.graph.buffers[tensor.buffer].is_external:
-            return "other tensors have the same data" if self.users[tensor.buffer] > 1 else "its data is elsewhere"
+        if self.users[tensor.buffer] > 1:
+            return "other tensors have the same data"
         if self.graph.buffers[tensor.buffer].size != tensor.bytes:
             return "it does not fill its buffer"
         scales = tensor.quantization.scales if tensor.quantization else ()
@@ -7426,8 +7644,7 @@ class Compression:
         return quantization.dimension if quantization and len(quantization.scales) > 1 else None
 
     def values(self, tensor: Tensor) -> np.ndarray:
-        stored = np.frombuffer(self.graph.buffers[tensor.buffer].of(self.data), dtype=np.uint8)
-        return decode_weights(tensor, stored)
+        return decode_weights(tensor, self.graph.buffers[tensor.buffer].data)
 
     def sliced(self, whole: Compressible, limit: int) -> Compressible | None:
         """The weights of a FULLY_CONNECTED in as few slices of its outputs as need no more than a limit, decoded one
@@ -7440,7 +7657,7 @@ class Compression:
         if not is_constant or len(output.shape) < 2 or output.shape[-1] != tensor.shape[0]:
             return None
         need = self.needs[operator.index]
-        for count in range(2, LONGEST_CONCATENATION + 1):
+        for count in range(2, MAX_CONCATENATED + 1):
             level = need + align((tensor.bytes or 0) // count) + count * ARENA_ALIGNMENT
             if tensor.shape[0] % count == 0 and level <= limit:
                 key = tensor.index, count
@@ -7458,7 +7675,7 @@ class Compression:
         if saved <= 0 or len(payloads) < count:
             return None
         found = Compressible(whole.tensor, whole.readers, tuple(payloads), saved, level, 0)
-        after = persistent_bytes(with_rewrite(self.graph, self.rewrite([found]))).total
+        after = persistent_bytes(self.model.rewritten(self.rewrite([found])).graph).total
         return found._replace(kept=after - persistent_bytes(self.graph).total)
 
     def within(self, limit: int, budget: int | None = None) -> list[Compressible]:
@@ -7531,7 +7748,7 @@ class Compression:
             channels = number * count, (number + 1) * count
             inputs = [operator.inputs[0], self.emit_decode(emitter, part.tensor, payload, channels)]
             for bias in operator.inputs[2:3]:
-                stored = self.graph.buffers[tensors[bias].buffer].of(self.data) if bias >= 0 else b""
+                stored = self.graph.content(tensors[bias]).data if bias >= 0 else b""
                 size = len(stored) // part.slices
                 own = bytes(stored[number * size : (number + 1) * size])
                 inputs.append(
@@ -7540,528 +7757,6 @@ class Compression:
             made = emitter.tensor(output, (*rows, count), f"{channels[0]}:{channels[1]}")
             parts.append(emitter.emit(operator.kind, inputs, made, like=operator.index))
         emitter.emit("CONCATENATION", parts, output, Axis=len(rows))
-
-
-####################################################################################################
-# The file as plain data: tables -> tables that can be changed -> bytes. One writer for every change
-####################################################################################################
-
-
-class Table(dict[str, Any]):
-    """A table of the file: its fields under the names of the schema, those that are there. A field is a number, a text
-    (bytes), an array, another table, or a list of texts or tables."""
-
-    def __init__(self, kind: str, fields: Mapping[str, Any] = MappingProxyType({}), **more: Any) -> None:
-        super().__init__(fields, **more)
-        self.kind = kind
-
-    def but(self, **changes: Any) -> Table:
-        """The same with other fields."""
-        return Table(self.kind, self, **changes)
-
-
-class Slot(NamedTuple):
-    """A field of a table, as the bindings write it."""
-
-    field: str
-    number: int
-    scalar: Any  # how to read a number; None for what is referred to
-
-
-class _Recorder:
-    """In place of a builder: notes what the bindings ask of it."""
-
-    def __getattr__(self, method: str) -> Callable[..., None]:
-        def note(number: int, *_: Any) -> None:
-            scalar = getattr(number_types, method.removeprefix("Prepend").removesuffix("Slot") + "Flags", None)
-            self.noted = number, scalar
-
-        return note
-
-
-@cache
-def layout(kind: str) -> tuple[list[Slot], int]:
-    """The fields of a table, and how many slots it has."""
-    recorder, slots = _Recorder(), []
-    for field in (name.removeprefix(f"{kind}Add") for name in dir(tflite) if name.startswith(f"{kind}Add")):
-        getattr(tflite, f"{kind}Add{field}")(recorder, 0)
-        slots.append(Slot(field, *recorder.noted))
-    getattr(tflite, f"{kind}Start")(recorder)
-    return slots, recorder.noted[0]
-
-
-# Unions that are not called like the field.
-UNIONS = {"Details": "QuantizationDetails"} | dict.fromkeys(("ArraySegments", "ArrayIndices"), "SparseIndexVector")
-OUTSIDE = (("Buffer", "Offset"), ("Operator", "LargeCustomOptionsOffset"))  # positions in the file, behind the tables
-
-
-def unpacked(data: Bytes) -> Table:
-    """The file as plain data. What tables share they still share; arrays are views of the file.
-
-    Raises:
-        ModelError: it has fields whose meaning is not known here, or is damaged.
-    """
-    known: dict[tuple[str, int], Table] = {}
-
-    def table(source: Any) -> Table:
-        kind, tab = type(source).__name__, source._tab
-        if (kind, tab.Pos) not in known:
-            slots, count = layout(kind)
-            vtable = tab.Pos - struct.unpack_from("<i", data, tab.Pos)[0]
-            size = struct.unpack_from("<H", data, vtable)[0] // 2 - 2
-            places = struct.unpack_from(f"<{size}H", data, vtable + 4)  # of the fields, as far as the file has them
-            if any(places[count:]):
-                raise ModelError(f"the file uses a newer schema of {kind} than this tool knows, so it stays as it is")
-            known[kind, tab.Pos] = result = Table(kind)
-            for field, number, scalar in slots:
-                if number < size and (place := places[number]):
-                    result[field] = tab.Get(scalar, tab.Pos + place) if scalar else target(source, field)
-        return known[kind, tab.Pos]
-
-    def target(source: Any, field: str) -> Any:
-        accessor = getattr(source, field)
-        if hasattr(source, f"{field}Length"):
-            count = getattr(source, f"{field}Length")()
-            first = accessor(0) if count else None
-            if isinstance(first, bytes):
-                return [accessor(i) for i in range(count)]
-            if hasattr(first, "_tab"):
-                return [table(accessor(i)) for i in range(count)]
-            return getattr(source, f"{field}AsNumpy")() if count else []
-        value = accessor()
-        if isinstance(value, flatbuffers.table.Table):
-            union, number = getattr(tflite, UNIONS.get(field, field)), getattr(source, f"{field}Type")()
-            kind = next((name for name, known in vars(union).items() if known == number), "")
-            if not hasattr(tflite, kind):
-                raise ModelError("the file uses a newer schema than this tool knows, so it stays as it is")
-            inner = getattr(tflite, kind)()
-            inner.Init(value.Bytes, value.Pos)
-            return table(inner)
-        return value if isinstance(value, bytes) else table(value)
-
-    try:
-        return table(tflite.Model.GetRootAs(data, 0))
-    except (struct.error, IndexError, ValueError, TypeError, OverflowError, AttributeError) as error:
-        if isinstance(error, ModelError):
-            raise
-        raise ModelError("the file is damaged: it cannot be written again") from error
-
-
-class _Packer:
-    """Writes tables, of equal ones and of equal texts and arrays one; the data of buffers as aligned as TFLM wants."""
-
-    def __init__(self, size: int) -> None:
-        self.builder = flatbuffers.Builder(size)
-        self.known: dict[Any, int] = {}
-
-    def once(self, key: Any, write: Callable[[], int]) -> int:
-        if key not in self.known:
-            self.known[key] = write()
-        return self.known[key]
-
-    def packed(self, value: Any, alignment: int = 1) -> Any:
-        if isinstance(value, Table):
-            return self.once(id(value), partial(self.table, value))
-        if isinstance(value, bytes):
-            return self.builder.CreateSharedString(value)
-        if isinstance(value, list):
-            targets = tuple(map(self.packed, value))
-            return self.once((list, targets), partial(self.references, targets))
-        if isinstance(value, np.ndarray):
-            write = partial(self.array, value, alignment)
-            return write() if alignment > 1 else self.once((value.dtype, value.tobytes()), write)
-        return value
-
-    def table(self, table: Table) -> int:
-        alignment = 16 if table.kind == "Buffer" else 1
-        fields = {field: self.packed(value, alignment) for field, value in table.items()}
-        return self.once((table.kind, *fields.items()), partial(self.new_table, table.kind, fields))
-
-    def new_table(self, kind: str, fields: Mapping[str, int]) -> int:
-        getattr(tflite, f"{kind}Start")(self.builder)
-        for field, value in fields.items():
-            getattr(tflite, f"{kind}Add{field}")(self.builder, value)
-        return int(self.builder.EndObject())
-
-    def references(self, targets: Sequence[int]) -> int:
-        self.builder.StartVector(4, len(targets), 4)
-        for target in reversed(targets):
-            self.builder.PrependUOffsetTRelative(target)
-        return int(self.builder.EndVector())
-
-    def array(self, values: np.ndarray, alignment: int) -> int:
-        builder, size = self.builder, values.dtype.itemsize
-        builder.StartVector(size, len(values), max(size, alignment))
-        builder.head -= values.nbytes
-        builder.Bytes[builder.head : builder.head + values.nbytes] = values.tobytes()
-        return int(builder.EndVector())
-
-
-def appended_files(data: Bytes) -> int:
-    """Where the zip archive begins that converters append for labels and the like; the end of the file without one."""
-    with contextlib.suppress(zipfile.BadZipFile), zipfile.ZipFile(io.BytesIO(data)) as archive:
-        return min((file.header_offset for file in archive.infolist()), default=len(data))
-    return len(data)
-
-
-class File:
-    """A file that is being changed."""
-
-    def __init__(self, data: Bytes) -> None:
-        self.data, self.model = data, unpacked(data)
-        self.model.setdefault("Buffers", []) or self.model["Buffers"].append(Table("Buffer"))  # 0 stands for "no data"
-
-    @property
-    def buffers(self) -> list[Table]:
-        return self.model["Buffers"]
-
-    def buffer(self, content: bytes) -> int:
-        """Add a buffer; its index."""
-        self.buffers.append(Table("Buffer", Data=np.frombuffer(content, np.uint8)))
-        return len(self.buffers) - 1
-
-    def set_metadata(self, name: str, content: bytes = b"") -> None:
-        """An entry in place of any of that name; none without content."""
-        entries = [entry for entry in self.model.get("Metadata", ()) if entry.get("Name") != name.encode()]
-        entries += [Table("Metadata", Name=name.encode(), Buffer=self.buffer(content))] if content else []
-        self.model["Metadata"] = entries
-
-    def written(self) -> bytearray:
-        """The bytes of the file, without the data of buffers that nothing refers to; and behind the tables what was
-        there, as far from a multiple of 16 as before."""
-        users = [t for s in self.model["Subgraphs"] for t in s.get("Tensors", ())] + self.model.get("Metadata", [])
-        used = {user.get("Buffer", 0) for user in users}.union(map(int, self.model.get("MetadataBuffer", ())))
-        self.model["Buffers"] = [b if i in used else Table("Buffer") for i, b in enumerate(self.buffers)]
-        outside = [(table, field) for kind, field in OUTSIDE for table in self.all(kind) if table.get(field, 0) > 1]
-        start = min((table[field] for table, field in outside), default=len(self.data))
-        start = min(start, appended_files(self.data))
-        packed = self.packed()
-        if start == len(self.data):
-            return packed
-        shift = -((start - len(packed)) // 16 * 16)
-        for table, field in outside:  # which changes no length
-            table[field] += shift
-        return self.packed().ljust(start + shift, b"\0") + self.data[start:]
-
-    def packed(self) -> bytearray:
-        packer = _Packer(len(self.data))
-        packer.builder.Finish(packer.packed(self.model), FILE_IDENTIFIER)
-        return packer.builder.Bytes[packer.builder.head :]
-
-    def all(self, kind: str) -> Iterator[Table]:
-        """The buffers or operators, each once."""
-        tables = self.buffers
-        if kind == "Operator":
-            tables = [operator for subgraph in self.model["Subgraphs"] for operator in subgraph.get("Operators", ())]
-        return iter({id(table): table for table in tables}.values())
-
-
-####################################################################################################
-# Changes of a file
-####################################################################################################
-
-
-def write_orders(data: Bytes, orders: Sequence[Sequence[int]]) -> bytearray:
-    """The file with the operators of each subgraph in a new order, without a memory plan, which was for the old."""
-    file = File(data)
-    for subgraph, order in zip(file.model["Subgraphs"], orders, strict=True):
-        subgraph["Operators"] = [subgraph["Operators"][i] for i in order]
-    file.set_metadata(OFFLINE_PLAN)
-    return file.written()
-
-
-def write_plan(data: Bytes, graph: ModelGraph, offsets: Mapping[tuple[int, int], int]) -> bytearray:
-    """The file with these offsets fixed for its (subgraph, tensor) pairs, as ``OfflineMemoryAllocation`` metadata."""
-    file = File(data)
-    file.set_metadata(OFFLINE_PLAN, plan_words(graph, offsets))
-    return file.written()
-
-
-def write_buffers(data: Bytes, graph: ModelGraph, contents: Mapping[int, np.ndarray]) -> bytearray:
-    """The file with other data in these buffers, as many bytes as before."""
-    file = File(data)
-    for index, content in contents.items():
-        span = graph.buffers[index]
-        if span.is_external:
-            file.data = b"".join((file.data[: span.start], content.tobytes(), file.data[span.start + span.size :]))
-        else:
-            file.buffers[index]["Data"] = content
-    return file.written()
-
-
-def write_inlined(data: Bytes, graph: ModelGraph) -> bytearray:
-    """The file with the data of external buffers inside of the FlatBuffer, where TFLM looks for it."""
-    file = File(data)
-    for i, span in enumerate(graph.buffers):
-        if span.is_external:
-            file.buffers[i] = Table("Buffer", Data=np.frombuffer(span.of(data), np.uint8))
-    return file.written()
-
-
-def _code_version(kind: str, dtype: str) -> int:
-    """The version that the operator code of a new operator must have, for LiteRT."""
-    if kind == "FULLY_CONNECTED":
-        return 5  # the first that keeps the number of dimensions
-    if kind == "BROADCAST_TO":
-        return 2  # the first that there is
-    return 2 if dtype == "INT8" and kind not in ("RESHAPE", "WHILE", "SELECT_V2", "DYNAMIC_UPDATE_SLICE") else 1
-
-
-LAST_SHORT_CODE = 127  # what the one byte of the deprecated code holds for all later operators
-
-
-def _words(values: Sequence[int]) -> np.ndarray:
-    return np.array(values, dtype="<i4")
-
-
-class RewriteWriter:
-    """Applies a rewrite to the tables of a file: weights are shared, a memory plan is dropped."""
-
-    def __init__(self, data: Bytes, subgraph: Subgraph, rewrite: Rewrite) -> None:
-        self.file, self.subgraph, self.rewrite = File(data), subgraph, rewrite
-        self.model = self.file.model
-        self.table = self.model["Subgraphs"][subgraph.index]
-        self.tables: dict[NewTensor, Table] = {}
-        self.codes: dict[tuple[str, int], int] = {}
-
-    def written(self) -> bytearray:
-        old, table, rewrite = self.subgraph, self.table, self.rewrite
-        after, number, placed = apply_rewrite(old, rewrite)
-        dtypes = {i: after.tensors[place].dtype for i, place in number.items()}
-        dtypes |= {tensor.index: tensor.dtype for tensor in old.tensors}
-        fresh = {place: self.tensor(tensor) for place, tensor in placed.items()}
-        operators = [
-            table["Operators"][o] if isinstance(o, int) else self.operator(o, number, dtypes) for o in rewrite.operators
-        ]
-        new = [self.callee(callee) for callee in rewrite.callees]
-        table["Tensors"] = [fresh[i] if i in fresh else table["Tensors"][i] for i in range(len(after.tensors))]
-        table["Operators"] = operators
-        self.model["Subgraphs"] += new
-        self.file.set_metadata(OFFLINE_PLAN)
-        if rewrite.ports:
-            self.move_ports(after)
-        return self.file.written()
-
-    def move_ports(self, after: Subgraph) -> None:
-        """The inputs and outputs of the subgraph and of its signatures are where they are now."""
-        self.table |= {"Inputs": _words(after.inputs), "Outputs": _words(after.outputs)}
-        for signature in self.model.get("SignatureDefs", ()):
-            for field in ("Inputs", "Outputs") if signature.get("SubgraphIndex", 0) == after.index else ():
-                old = [(entry, entry.get("TensorIndex", 0)) for entry in signature.get(field, ())]
-                signature[field] = [entry.but(TensorIndex=self.rewrite.ports.get(t, t)) for entry, t in old]
-
-    def callee(self, new: NewSubgraph) -> Table:
-        like = self.subgraph.tensors
-        dtypes = {i: t.dtype if t.like is None else like[t.like].dtype for i, t in enumerate(new.tensors)}
-        return Table(
-            "SubGraph",
-            Tensors=[self.tensor(tensor) for tensor in new.tensors],
-            Inputs=_words(new.inputs),
-            Outputs=_words(new.outputs),
-            Operators=[self.operator(operator, {}, dtypes) for operator in new.operators],
-            Name=new.name.encode(),
-        )
-
-    def tensor(self, new: NewTensor) -> Table:
-        if new not in self.tables:
-            self.tables[new] = self.new_tensor(new)
-        return self.tables[new]
-
-    def new_tensor(self, new: NewTensor) -> Table:
-        title, like = "", Table("Tensor", Type=DTYPES.index(new.dtype))
-        if new.like is not None:
-            like, title = self.table["Tensors"][new.like], shorten(self.subgraph.tensors[new.like].name, 24) + " "
-            if new.has_content and new.shape == self.subgraph.tensors[new.like].shape:
-                return like
-        buffer = like.get("Buffer", 0) if new.has_content else 0
-        made = Table("Tensor", Type=like.get("Type", 0), Shape=_words(new.shape), HasRank=True)
-        made["Name"] = (title + new.label).encode()
-        made["Buffer"] = buffer if new.values is None else self.file.buffer(new.values)
-        if scales := like.get("Quantization"):
-            if new.channels is not None and len(scales.get("Scale", ())) > 1:
-                part = slice(*new.channels)
-                scales = scales.but(Scale=scales["Scale"][part], ZeroPoint=scales["ZeroPoint"][part])
-            made["Quantization"] = scales
-        return made
-
-    def operator(self, new: NewOperator, number: Mapping[int, int], dtypes: Mapping[int, str]) -> Table:
-        inputs, outputs = (_words([number.get(i, i) for i in group]) for group in (new.inputs, new.outputs))
-        like, name = Table("Operator"), "" if new.kind in CUSTOM_KINDS else KINDS[new.kind].options.table
-        if new.like is None:
-            like["OpcodeIndex"] = self.code(new.kind, _code_version(new.kind, dtypes[new.outputs[0]]))
-        else:
-            like = self.table["Operators"][new.like]
-        made = like.but(Inputs=inputs, Outputs=outputs)
-        if name and (new.options or new.like is None):
-            options = {field: _words(v) if isinstance(v, tuple) else v for field, v in new.options}
-            old = like.get("BuiltinOptions", Table(name))
-            made |= {"BuiltinOptionsType": getattr(tflite.BuiltinOptions, name), "BuiltinOptions": old.but(**options)}
-        return made
-
-    def code(self, kind: str, version: int) -> int:
-        """The index of an operator code for a new operator; one that is in the file, if it will do."""
-        is_custom = kind in CUSTOM_KINDS
-        if (kind, version) in self.codes:
-            return self.codes[kind, version]
-        builtin = tflite.BuiltinOperator.CUSTOM if is_custom else getattr(tflite.BuiltinOperator, kind)
-        codes = self.model["OperatorCodes"]
-
-        def serves(code: Table) -> bool:
-            # Older builds of TFLM look at the full code alone to find the subgraphs that an operator runs.
-            short = 0 if kind == "WHILE" else code.get("DeprecatedBuiltinCode", 0)
-            return max(code.get("BuiltinCode", 0), short) == builtin and code.get("Version", 1) >= version
-
-        index = len(codes) if is_custom else next((i for i, code in enumerate(codes) if serves(code)), len(codes))
-        if index == len(codes):
-            name, short = {"CustomCode": kind.encode()} if is_custom else {}, min(builtin, LAST_SHORT_CODE)
-            codes.append(Table("OperatorCode", name, DeprecatedBuiltinCode=short, BuiltinCode=builtin, Version=version))
-        self.codes[kind, version] = index
-        return index
-
-
-####################################################################################################
-# Snapshots: a model that never changes. Every change makes another one
-####################################################################################################
-
-
-class BrokenCertificate(RuntimeError):
-    """A model that was written is not what was decided: a fault of this program, found before any harm is done."""
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """The bytes of a file and what they say. What is derived from them is computed once, when it is asked for."""
-
-    data: Bytes
-    graph: ModelGraph
-
-    @classmethod
-    def read(cls, data: Bytes, kernels: Kernels = REFERENCE) -> Snapshot:
-        """Raises ModelError, as :func:`read_model`."""
-        return cls(data, read_model(data, kernels))
-
-    def changed(self, data: Bytes) -> Snapshot:
-        """Other bytes, for the same kernels."""
-        return Snapshot.read(data, self.graph.kernels)
-
-    @cached_property
-    def schedules(self) -> tuple[Schedule, ...]:
-        shared = NOT_SHARED
-        if looped_operators(self.graph):
-            with contextlib.suppress(ArenaError):
-                shared = shared_in_loops(self.graph, self.arena)
-        return schedule_model(self.graph, shared)
-
-    @property
-    def peak(self) -> int:
-        return model_peak(self.schedules)
-
-    @cached_property
-    def arena(self) -> Arena:
-        """Raises ArenaError, as :func:`analyse_arena`."""
-        return analyse_arena(self.graph)
-
-    @cached_property
-    def elsewhere(self) -> dict[str, int]:
-        """Bytes to reserve with the kernels that most devices run, if the model is analysed for the reference kernels.
-
-        Raises:
-            ArenaError: as :func:`analyse_arena`.
-        """
-        names = USUAL_LIBRARIES if self.graph.kernels is REFERENCE else ()
-        others = {name: self.graph.on(LIBRARIES[name]) for name in names}
-        own = all_requests(self.graph)
-        return {
-            name: self.arena.reserve if all_requests(other) == own else reserve_of(other)
-            for name, other in others.items()
-        }
-
-    @cached_property
-    def ports(self) -> list[Port]:
-        """Inputs and outputs that the application can convert itself."""
-        return [] if why_not_rewritten(self.graph) else convertible_ports(self.graph.subgraphs[0])
-
-    @cached_property
-    def saved_by_integer_ports(self) -> int:
-        """Bytes of arena that the conversions at its ports take."""
-        if not self.ports:
-            return 0
-        rewrite = without_conversions(self.graph.subgraphs[0], self.ports)
-        try:
-            before, after = self.arena, analyse_arena(with_rewrite(self.graph, rewrite))
-        except ArenaError:
-            return 0
-        head = plan_by_first_fit(after.intervals).height if before.has_plan else after.head
-        return before.head + before.persistent - head - after.persistent
-
-    @cached_property
-    def refusals(self) -> list[str]:
-        """Why TFLM does not run the model, as :func:`refusals`."""
-        return refusals(self.graph)
-
-    def reordered(self, orders: Sequence[Sequence[int]]) -> Snapshot:
-        """With the operators of every subgraph in another order: their old numbers."""
-        return self.changed(write_orders(self.data, orders))
-
-    def planned(self, plan: Plan) -> Snapshot:
-        """With the places of the arena's tensors fixed in the file.
-
-        Raises:
-            BrokenCertificate: the plan is at fault, or the runtime would not follow it.
-        """
-        buffers = self.arena.buffers
-        faults = sharing_faults(self.graph, buffers, plan.intervals, self.arena.sharing)
-        if faults:
-            raise BrokenCertificate(f"the plan that was found is at fault: {faults[0]}")
-        offsets = {
-            (buffer.subgraph, buffer.tensor): interval.offset
-            for buffer, interval in zip(buffers, plan.intervals, strict=True)
-            if buffer.tensor is not None and interval.offset is not None
-        }
-        planned = self.changed(write_plan(self.data, self.graph, offsets))
-        if planned.arena.head != plan.height or planned.arena.problems:
-            raise BrokenCertificate(f"the plan of {plan.height:,} B takes {planned.arena.head:,} B in the file")
-        return planned
-
-    def without_wrong_plan(self) -> Snapshot:
-        """Without the plan in the file, if that is wrong: with it the runtime computes something else."""
-        with contextlib.suppress(ArenaError):
-            if self.arena.problems:
-                return self.changed(write_plan(self.data, self.graph, {}))
-        return self
-
-    def rewritten(self, rewrite: Rewrite) -> Snapshot:
-        """With the operators of subgraph 0 replaced."""
-        return self.changed(RewriteWriter(self.data, self.graph.subgraphs[0], rewrite).written())
-
-    def anew(self) -> Snapshot:
-        """The same model without bytes that nothing refers to.
-
-        Raises:
-            BrokenCertificate: the copy is another model.
-        """
-        copy = self.changed(File(self.data).written())
-        if copy.content != self.content:
-            raise BrokenCertificate("the copy of the file is another model")
-        return copy
-
-    @property
-    def content(self) -> Any:
-        """All that the file says, wherever it is in there, to be compared."""
-        buffers = {i: bytes(self.graph.buffers[i].of(self.data)) for i in self.graph.used_buffers}
-        return repr((self.graph.subgraphs, self.graph.metadata, self.graph.plan)), buffers  # NaN is not equal to itself
-
-    def inlined(self) -> Snapshot:
-        """With the data of external buffers inside of the FlatBuffer."""
-        changed = self.changed(write_inlined(self.data, self.graph))
-        contents, others = ([b.of(m.data) for b in m.graph.buffers] for m in (self, changed))
-        if contents != others[: len(contents)]:
-            raise BrokenCertificate("the file with its data inside is another model")
-        return changed
-
-    def with_weights(self, contents: Mapping[int, np.ndarray]) -> Snapshot:
-        """With other data in some buffers."""
-        return self.changed(write_buffers(self.data, self.graph, contents)) if contents else self
 
 
 ####################################################################################################
@@ -8284,7 +7979,7 @@ def _largest_index(subgraph: Subgraph, tensor: int) -> int:
             axis = node.options.get("Axis", 0)
             is_there = -len(table.shape) <= axis < len(table.shape)
             behind.append(max(table.shape[axis] if is_row and is_there else min(table.shape, default=1), 1))
-        elif node.kind.rows not in ("unary", "binary"):
+        elif node.kind.rows is not elementwise_rows:
             behind.append(SURE_TO_EXIST)
     return min(behind, default=0)
 
@@ -8969,8 +8664,8 @@ def decide_inlining(model: Snapshot) -> tuple[Snapshot, InliningDecision]:
     Raises:
         ModelError: the file uses a schema that is not known here.
     """
-    outside = [span.size for span in model.graph.buffers if span.is_external]
-    after = model.inlined() if outside else model
+    outside = [content.size for content in model.graph.buffers if content.is_external]
+    after = model.repacked() if outside else model
     return after, InliningDecision(before=sum(outside), after=0, buffers=len(outside))
 
 
@@ -9005,14 +8700,15 @@ def decide_lightening(model: Snapshot) -> tuple[Snapshot, LighteningDecision]:
         raise Refusal(why)
     first = model.graph.subgraphs[0]
     rewrite = Lightening(first).rewrite()
-    before, after = (persistent_bytes(g).total for g in (model.graph, with_rewrite(model.graph, rewrite)))
+    changed = model.rewritten(rewrite)
+    before, after = (persistent_bytes(m.graph).total for m in (model, changed))
     if after >= before:
         return model, LighteningDecision(before=before, after=before)
     dense = [item for item in rewrite.operators if isinstance(item, NewOperator) and item.like is None]
     kept = {item.like if isinstance(item, NewOperator) else item for item in rewrite.operators}
     gone = Counter(o.kind for o in first.operators if o.index not in kept)
     gone.subtract({"CONV_2D": len(dense)})
-    return model.rewritten(rewrite), LighteningDecision(
+    return changed, LighteningDecision(
         before=before,
         after=after,
         dense=len(dense),
@@ -9036,6 +8732,21 @@ class PortsDecision(Decision):
         return [*map(str, self.ports), f"Conversion is up to the application: peak {self.saving}."]
 
 
+def saved_by_integer_ports(model: Snapshot) -> int:
+    """Bytes of arena that the conversions at its ports take."""
+    if why_not_rewritten(model.graph) or model.file.newer:
+        return 0
+    subgraph = model.graph.subgraphs[0]
+    try:
+        if not (ports := convertible_ports(subgraph)):
+            return 0
+        before, after = model.arena, model.rewritten(without_conversions(subgraph, ports)).arena
+    except ArenaError:
+        return 0
+    head = plan_by_first_fit(after.intervals).height if before.has_plan else after.head
+    return before.head + before.persistent - head - after.persistent
+
+
 @deciding(PortsDecision)
 def decide_ports(model: Snapshot) -> tuple[Snapshot, PortsDecision]:
     """Take away the conversions of inputs and outputs that the application can do itself.
@@ -9045,7 +8756,7 @@ def decide_ports(model: Snapshot) -> tuple[Snapshot, PortsDecision]:
     """
     if why := why_not_rewritten(model.graph):
         raise Refusal(why, before=model.peak, after=model.peak)
-    ports = model.ports
+    ports = convertible_ports(model.graph.subgraphs[0])
     after = model.rewritten(without_conversions(model.graph.subgraphs[0], ports)) if ports else model
     return after, PortsDecision(before=model.peak, after=after.peak, ports=tuple(ports))
 
@@ -9130,7 +8841,7 @@ class SplitDecision(Decision):
             halo = "kept" if region.is_cached else "computed twice"
             how = f"rows that two stripes need are {halo}"
             if region.loop:
-                how = "the output takes the place of the input" if region.loop.is_over_input else "one after the other"
+                how = "the output takes the place of the input" if region.loop.over_input else "one after the other"
             lines.append(f"{region.stripes} {'turns of a loop' if region.loop else 'stripes'}: {which}; {how}")
         if self.new_kinds:
             lines.append(registered(self.new_kinds))
@@ -9185,7 +8896,7 @@ class SplitCandidate:
         patience = budget.share(0.8) if is_judged else budget
         first = model.graph.subgraphs[0]
         search = SplitSearch(model.graph, first, patience, forms)
-        most_macs = int(search.macs * max_macs / 100)
+        most_macs = int(search.problem.macs * max_macs / 100)
         fitting = None
         if max_peak is not None:  # by a search of its own, which looks for other regions
             other = SplitSearch(model.graph, first, patience.share(0.5), forms)
@@ -9202,7 +8913,7 @@ class SplitCandidate:
             rivals = [c for c in front if c.cost.sum <= RIVALS * best.cost.sum or c is best]
             totals = []
             for i, rival in enumerate(rivals):
-                graph = with_rewrite(model.graph, search.rewrite(rival))
+                graph = model.rewritten(search.rewrite(rival)).graph
                 seconds = min(RIVAL_SECONDS, budget.left / (len(rivals) - i))
                 totals.append(sum_when_planned(graph, seconds, is_reordered and not rival.has_loops))
             total, best = min(zip(totals, rivals, strict=True), key=lambda pair: pair[0])
@@ -9217,17 +8928,16 @@ class SplitCandidate:
 
     def alternative(self, composition: Composition) -> SplitAlternative:
         """In exact figures; the length of the file is known only once it is written."""
-        graph, data, cost = self.model.graph, self.model.data, composition.cost
-        rewrite, macs = self.search.rewrite(composition), self.search.macs
-        arena = analyse_arena(with_rewrite(graph, rewrite))
-        written = RewriteWriter(data, graph.subgraphs[0], rewrite).written() if composition.regions else data
+        cost, macs, rewrite = composition.cost, self.search.problem.macs, self.search.rewrite(composition)
+        written = self.model.rewritten(rewrite) if composition.regions else self.model
+        arena = analyse_arena(written.graph)
         exact = cost._replace(persistent=arena.persistent, operators=len(rewrite.operators))
         return SplitAlternative(
             composition.regions,
             exact,
             reserve=max(align(exact.sum), arena.planning),
             macs_percent=100 * cost.macs / macs if macs else 0.0,
-            file_bytes=len(written),
+            file_bytes=len(written.data),
         )
 
     def decide(self, budget: Budget) -> tuple[Snapshot, SplitDecision]:
@@ -9247,9 +8957,9 @@ class SplitCandidate:
             is_complete=self.is_complete,
             new_kinds=tuple(sorted(added - {operator.kind for _, operator in graph.operators})),
             max_peak=self.max_peak,
-            bounded_by=self.search.bounded_by(best),
-            whole=tuple(self.search.reasons(best)),
-            no_loops=tuple(self.search.no_loops(best)),
+            bounded_by=bottleneck_of(self.search, best),
+            whole=tuple(reasons_for_whole(self.search, best)),
+            no_loops=tuple(reasons_for_no_loop(self.search, best)),
             is_batch_fixed=any(0 in t.dynamic for t in graph.subgraphs[0].tensors),
         )
 
@@ -9360,7 +9070,7 @@ def _compressed_within(
     and what they are then."""
     chosen, spare = compression.best(more_ram), more_ram
     while chosen:
-        after = figures(with_rewrite(compression.graph, compression.rewrite(chosen)))
+        after = figures(compression.model.rewritten(compression.rewrite(chosen)).graph)
         excess = after[0] - before[0] if more_ram is None else sum(after) - sum(before) - more_ram
         if excess <= 0:
             return chosen, after
@@ -9407,10 +9117,10 @@ def decide_compression(
             return arena.head, arena.persistent
         return min(arena.head, plan_arena(arena, min(1.0, budget.left), in_place).height), arena.persistent
 
-    compression = Compression(model.graph, model.data)
+    compression = Compression(model)
     before = figures(model.graph)
     chosen, after = _compressed_within(compression, more_ram, figures, before, budget)
-    changed = (model.rewritten(compression.rewrite(chosen)) if chosen else model).anew()
+    changed = model.rewritten(compression.rewrite(chosen)) if chosen else model.repacked()
     if loops and chosen:
         changed, _ = decide_plan(changed, budget.left, in_place)
     if len(changed.data) >= len(model.data):
@@ -9547,8 +9257,7 @@ def decide_clustering(
     accounts = []
     contents = {}
     for kind, tensor in weights:
-        span = model.graph.buffers[tensor.buffer]
-        values = decode_weights(tensor, np.frombuffer(span.of(model.data), dtype=np.uint8))
+        values = decode_weights(tensor, model.graph.buffers[tensor.buffer].data)
         if values.dtype.kind == "f" and not np.isfinite(values).all():
             notes.append(f"{tensor.name} holds infinities or NaNs and stays as it is")
             continue
@@ -9559,10 +9268,10 @@ def decide_clustering(
             if account.sqnr_db < min_sqnr:
                 notes.append(f"{tensor.name} stays as it is: {clusters} values have only {account.sqnr_db:.1f} dB")
                 continue
-        contents[tensor.buffer] = encode_weights(tensor, clustered)
+        if not np.array_equal(clustered, values):
+            contents[tensor.buffer] = encode_weights(tensor, clustered)
         accounts.append(account)
-    after = model.with_weights(contents)
-    return model if after.data == model.data else after, ClusteringDecision(
+    return model.with_contents(contents), ClusteringDecision(
         before=sum(account.bytes_before for account in accounts),
         after=sum(account.codebook_bytes + account.index_bytes for account in accounts),
         clusters=clusters,
@@ -9693,7 +9402,7 @@ def subgraph_title(subgraph: Subgraph) -> str:
 def shown_tensors(schedule: Schedule) -> list[Tensor]:
     """The tensors that take working memory, or might: their size is unknown."""
     tensors = schedule.subgraph.tensors
-    return [t for t in tensors if t.storage is Storage.INSIDE or (t.storage is Storage.ACTIVATION and t.bytes != 0)]
+    return [t for t in tensors if t.storage is Storage.ACTIVATION and t.bytes != 0]
 
 
 @dataclass(frozen=True)
@@ -9729,8 +9438,6 @@ def tensor_table(schedule: Schedule, is_full: bool = False) -> str:
 
 
 def _size_in_ram(tensor: Tensor) -> str:
-    if tensor.storage is Storage.INSIDE:
-        return "in scratch"
     return "unknown" if tensor.bytes is None else f"{tensor.ram_bytes:,}"
 
 
@@ -9785,8 +9492,8 @@ def analysis_text(model: Snapshot, extras: Extras, is_full: bool = False, is_div
         return "\n".join(lines)
     try:
         lines += arena_lines(model)
-        if model.saved_by_integer_ports > WORTH_TELLING * model.arena.reserve:
-            lines += [f"With --integer-io, and integers from the application: {model.saved_by_integer_ports:,} B less"]
+        if (saved := saved_by_integer_ports(model)) > WORTH_TELLING * model.arena.reserve:
+            lines += [f"With --integer-io, and integers from the application: {saved:,} B less"]
     except ArenaError as error:
         lines += [f"Arena of TensorFlow Lite Micro: not known, since {shorten(str(error), 200)}"]
     return "\n".join(lines)
@@ -9798,7 +9505,9 @@ def arena_lines(model: Snapshot) -> list[str]:
     plan = plan_arena(arena, time_limit=0)
     who = "as planned in the file" if arena.has_plan else "as its own planner lays it out"
     lines = [f"Arena of TensorFlow Lite Micro: {arena.head:,} B {who}"]
-    if arena.problems or arena.is_compiled:
+    if arena.is_compiled:
+        lines += ["(compiled for an NPU, in whose scratch memory other tensors lie: in the tables these count as well)"]
+    elif arena.problems:
         pass  # what a plan could be is not known then
     elif arena.head <= plan.bound:
         lines[0] += ", the least possible for this order"
@@ -9860,7 +9569,7 @@ def analysis_json(model: Snapshot) -> dict[str, Any]:
     }
     try:
         document["arena"] = arena_json(model.arena) | {
-            "saved_by_integer_io": model.saved_by_integer_ports,
+            "saved_by_integer_io": saved_by_integer_ports(model),
             "kernels": graph.kernels.name,
             "reserve_bytes_elsewhere": model.elsewhere,
         }
@@ -9903,16 +9612,6 @@ def write_csv(folder: Path, model: Snapshot, extras: Extras) -> None:
 # Firmware: a model -> C++ that a TFLM application includes
 ####################################################################################################
 
-# How tensorflow/lite/micro/micro_mutable_op_resolver.h calls what it does not simply write in camel case.
-REGISTERED_AS = {
-    "BATCH_MATMUL": "BatchMatMul",
-    "CUMSUM": "CumSum",
-    "PADV2": "PadV2",
-    "UNIDIRECTIONAL_SEQUENCE_LSTM": "UnidirectionalSequenceLSTM",
-    "TFLite_Detection_PostProcess": "DetectionPostprocess",
-    "ethos-u": "EthosU",
-    DECODE: "Decode",
-}
 CPP_KEYWORDS = frozenset(
     """alignas alignof and asm auto bool break case catch char class const constexpr continue
     default delete do double else enum explicit export extern false float for friend goto if inline int long mutable
@@ -9938,11 +9637,12 @@ def registration(kind: str, is_custom: bool) -> str:
     """
     if is_custom and kind not in CUSTOM_KINDS:
         return f'AddCustom("{kind}", Register_{cpp_name(kind)}())'
-    if (CUSTOM_KINDS if is_custom else KINDS).get(kind, UNKNOWN_KIND).tflm is None:
+    known = (CUSTOM_KINDS if is_custom else KINDS).get(kind, UNKNOWN_KIND)
+    if known.tflm is None:
         raise ValueError(f"TFLM has no kernel for {shorten(kind)}, so there is nothing to register")
-    plain = "".join(part.capitalize() if part.isupper() else part for part in kind.removeprefix("Signal").split("_"))
-    plain = re.sub(r"(\d)d$", r"\1D", plain)
-    return f"Add{'PCAN' if kind == 'SignalPCAN' else REGISTERED_AS.get(kind, plain)}()"
+    words = kind.removeprefix("Signal").split("_")
+    plain = re.sub(r"(\d)d$", r"\1D", "".join(word.capitalize() if word.isupper() else word for word in words))
+    return f"Add{known.registered or plain}()"
 
 
 def _port_lines(number: int, what: str, tensor: Tensor) -> list[str]:
@@ -10766,8 +10466,6 @@ class Command:
             decision = self.model.plan_memory(seconds, self.in_place)
             with contextlib.suppress(ArenaError):
                 decision = dataclasses.replace(decision, original=self.original.arena.head)
-        if a.compress and decision.changed:
-            self.model.snapshot = self.model.snapshot.anew()  # without what the plan has left over
         return decision
 
     def verify(self, seconds: float) -> Decision:

@@ -13,13 +13,13 @@ from pathlib import Path
 import flatbuffers
 import numpy as np
 import pytest
-import tflite_tools
 from ai_edge_litert import schema_py_generated as schema
 from builder import Builder, ModelBuilder, branches
 from conftest import MODELS, SHARED, corpus, corpus_id, fits_in_wheel, needs_shared, run_in_wheel, run_litert, run_tflm
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import tflite_tools
 from tflite_tools import (
     BITS_64,
     OFFLINE_PLAN,
