@@ -19,7 +19,7 @@ from tflite_tools import (
     Composition,
     Cost,
     Rewrite,
-    RewriteWriter,
+    Snapshot,
     SplitRegion,
     SplitSearch,
     read_model,
@@ -182,9 +182,9 @@ def search_of(data: bytes, kernels: str = "reference") -> SplitSearch:
 def regions(data: bytes) -> Iterator[tuple[SplitSearch, SplitRegion]]:
     """Every region of a model in every number of stripes and both halo modes."""
     search = search_of(data)
-    for start, end in [(found.start, found.end) for ranges in search.ranges.values() for found in ranges]:
+    for start, end in [(found.start, found.end) for ranges in search.problem.ranges.values() for found in ranges]:
         for stripes, is_cached in itertools.product(tflite_tools.STRIPES, (False, True)):
-            region = search.evaluate(start, end, stripes, is_cached)
+            region = search.problem.evaluate(start, end, stripes, is_cached)
             if region is not None:
                 yield search, region
 
@@ -195,4 +195,4 @@ def rewritten(search: SplitSearch, *chosen: SplitRegion) -> Rewrite:
 
 def split(data: bytes, search: SplitSearch, *chosen: SplitRegion) -> bytes:
     """The model with these regions in stripes."""
-    return bytes(RewriteWriter(data, search.subgraph, rewritten(search, *chosen)).written())
+    return bytes(Snapshot.read(data).rewritten(rewritten(search, *chosen)).data)

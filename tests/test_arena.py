@@ -24,7 +24,6 @@ from tflite_tools import (
     BITS_64,
     OFFLINE_PLAN,
     ArenaError,
-    Budget,
     Interval,
     ModelError,
     Plan,
@@ -36,7 +35,6 @@ from tflite_tools import (
     conflicts,
     main,
     place_greedily,
-    plan_bottom_up,
     plan_by_first_fit,
     plan_faults,
     plan_optimally,
@@ -132,21 +130,11 @@ def tower(blocks: Iterable[Interval]) -> Plan:
     return Plan(placed, Profile(blocks).peak)
 
 
-@settings(max_examples=100, deadline=None)
-@given(blocks_strategy | st.permutations(TIGHT).map(lambda lives: [Interval(*life) for life in lives]))
-def test_the_search_from_the_bottom_sees_every_placement(blocks: list[Interval]):
-    """Alone, without first fit before it and a proof after it."""
-    plan = plan_bottom_up(blocks, (), tower(blocks), Budget())
-    assert [interval._replace(offset=None) for interval in plan.intervals] == blocks
-    assert not plan_faults(plan.intervals, str)
-    assert plan.height == plan.bound or not fits(blocks, plan.height - 16)
-
-
 @pytest.mark.parametrize("count", [30, 60])
-def test_the_search_from_the_bottom_fits_pieces_together(count: int):
+def test_pieces_of_a_rectangle_fit_together(count: int):
     """A rectangle that was cut into pieces is filled by them, which first fit fails to see."""
     blocks = list(map(Interval._make, pieces(np.random.default_rng(count), count)))
-    plan = plan_bottom_up(blocks, (), tower(blocks), Budget())
+    plan = plan_optimally(blocks, 20)
     assert not plan_faults(plan.intervals, str)
     assert plan.height == plan.bound == 16 * 256 < plan_by_first_fit(blocks).height
 
@@ -164,13 +152,6 @@ def pieces(rng: np.random.Generator, count: int) -> list[tuple[int, int, int, No
             at = 1 + at % (height - 1)
             rectangles += [(first, length, at), (first, length, height - at)]
     return [(16 * height, first, first + length - 1, None) for first, length, height in rectangles]
-
-
-def test_the_search_from_the_bottom_ends_in_time():
-    many = Plan(tower(Interval(16, n % 50, 200) for n in range(1000)).intervals, 0)
-    assert plan_bottom_up(many.intervals, (), many, Budget()) is many  # too many to be looked at
-    few = tower(Interval(16 * n, n % 3, n % 3 + n) for n in range(9))
-    assert plan_bottom_up(few.intervals, (), few, Budget(0)) == few
 
 
 def test_no_time_still_gives_a_valid_plan():

@@ -27,7 +27,6 @@ from tflite_tools import (
     persistent_bytes,
     read_model,
     scratch_requests,
-    with_rewrite,
 )
 
 CASES = recorded()
@@ -107,15 +106,15 @@ def test_float_convolutions_of_cmsis_nn_keep_nothing_per_channel():
 def test_stripes_take_what_the_search_counts(seed: int, name: str):
     """The tensors, and the scratch memory of the shapes that stripes have."""
     rng = random.Random(seed)
-    graph = read_model(random_net(rng), LIBRARIES[name])
-    search = SplitSearch(graph, graph.subgraphs[0], tflite_tools.Budget(1e6))
-    ranges = [found for group in search.ranges.values() for found in group]
+    model = tflite_tools.Snapshot.read(random_net(rng), LIBRARIES[name])
+    search = SplitSearch(model.graph, model.graph.subgraphs[0], tflite_tools.Budget(1e6))
+    ranges = [found for group in search.problem.ranges.values() for found in group]
     for found in rng.sample(ranges, min(4, len(ranges))):
         for stripes in (2, 3):
-            region = search.evaluate(found.start, found.end, stripes, is_cached=True)
+            region = search.problem.evaluate(found.start, found.end, stripes, is_cached=True)
             if region is not None:
-                around = [s.need for i, s in enumerate(search.steps) if not region.start <= i < region.end]
-                after = analyse_arena(with_rewrite(graph, rewritten(search, region)))
+                around = [s.need for i, s in enumerate(search.problem.steps) if not region.start <= i < region.end]
+                after = model.rewritten(rewritten(search, region)).arena
                 assert Profile(after.intervals).peak == max([region.cost.peak, *around])
 
 

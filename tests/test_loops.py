@@ -33,27 +33,23 @@ from tflite_tools import (
     persistent_bytes,
     read_model,
     refusals,
-    write_plan,
 )
 
 
-@pytest.fixture(autouse=True)
-def small_rows_are_wide(monkeypatch: pytest.MonkeyPatch):
-    """So that small nets have rows that are made together with their padding."""
-    monkeypatch.setattr(tflite_tools, "WIDE", 1)
-
-
 def loops(data: bytes, most: int = 3, kernels: str = "reference") -> Iterator[tuple[SplitSearch, SplitRegion]]:
-    """Every region of a model that can be a loop, with up to so many paces, in both ways to make its rows."""
+    """Every region of a model that can be a loop, with up to that many paces."""
     search = search_of(data, kernels)
-    count = len(search.steps)
+    count = len(search.problem.steps)
     for start, end in itertools.combinations(range(count + 1), 2):
-        if any(isinstance(step.rule, str) for step in search.steps[start:end]):
+        if any(isinstance(step.rule, str) for step in search.problem.steps[start:end]):
             continue
-        family = search.family(start, end)
-        for pace, is_wide in itertools.product(family.paces[:most] if family else (), (False, True)):
-            if search.loop(start, end, pace, is_wide):
-                yield search, search.evaluate_loop(start, end, pace, is_wide)
+        family = search.loops.family(start, end)
+        for pace in family.paces[:most] if family else ():
+            yield search, search.loops.evaluate(family, start, end, pace)
+
+
+def without_plan(model: TFLiteModel) -> bytes:
+    return model.snapshot.changed(tflite_tools.with_metadata(model.snapshot.file, tflite_tools.OFFLINE_PLAN)).data
 
 
 def looped(seed: int, dtype: str = "INT8") -> tuple[bytes, bytes]:
@@ -126,12 +122,12 @@ def test_edges(edge: str, dtype: str):
 
 def test_what_no_loop_can_be_is_told():
     search = search_of(chain(("CONV_2D", 4, (3, 3), 1, SAME), size=13))
-    assert search.family(0, 1).paces == [1]
+    assert search.loops.family(0, 1).paces == [1]
     net = Net("INT16")
     x = net.picture(8, 8, 2)
     search = search_of(net.build([x], [net.map("RELU", x)]))
     with pytest.raises(tflite_tools.NoLoop, match="GATHER does not take INT16"):
-        tflite_tools.Loops(search.subgraph, search.region(0, 1, True))
+        tflite_tools.Loops(search.problem.subgraph, search.problem.region(0, 1, True))
 
 
 def test_a_report_says_why_a_region_is_no_loop():
@@ -154,7 +150,7 @@ def test_padding_of_another_value_is_left_alone():
     z = net.window("AVERAGE_POOL_2D", y, kernel=(3, 3), padding=VALID)
     search = search_of(net.build([x], [z]))
     with pytest.raises(tflite_tools.NoLoop, match="a value of its own"):
-        tflite_tools.Loops(search.subgraph, search.region(0, 3, True))
+        tflite_tools.Loops(search.problem.subgraph, search.problem.region(0, 3, True))
 
 
 def test_what_is_also_read_whole_is_left_alone():
@@ -166,7 +162,7 @@ def test_what_is_also_read_whole_is_left_alone():
     net.op("CONV_2D", [net.map("ABS", x), x, net.bias(1)], [y], options)  # the input is the weights as well
     search = search_of(net.build([x], [y]))
     with pytest.raises(tflite_tools.NoLoop, match="both row by row and whole"):
-        tflite_tools.Loops(search.subgraph, search.region(0, 2, True))
+        tflite_tools.Loops(search.problem.subgraph, search.problem.region(0, 2, True))
 
 
 # -- over the input ----------------------------------------------------------------------------------
@@ -174,15 +170,15 @@ def test_what_is_also_read_whole_is_left_alone():
 
 def overwrites(search: SplitSearch, loop: Loop) -> bool:
     """Whether a turn writes over bytes of the input that a later one fetches, row by row."""
-    source, output = (search.subgraph.tensors[t] for t in (loop.sources[0], *loop.written))
+    source, output = (search.problem.subgraph.tensors[t] for t in (loop.sources[0], *loop.written))
     old, new = (tensor.bytes // tensor.shape[1] for tensor in (source, output))
     track, rows = loop.tracks[source.index], loop.tracks[output.index].rows
     first = loop.written[output.index]
-    for turn in range(loop.turns):
+    for turn in range(loop.iterations):
         row = min(max(first + turn * rows, 0), output.shape[1] - rows)
         written = range(row * new, (row + rows) * new)
-        for later in range(turn + 1, loop.turns):
-            for fetched in range(track.row(later), track.row(later) + track.rows_per_turn):
+        for later in range(turn + 1, loop.iterations):
+            for fetched in range(track.first + later * track.rows, track.first + (later + 1) * track.rows):
                 if (
                     0 <= fetched < source.shape[1]
                     and fetched * old < written.stop
@@ -197,14 +193,15 @@ def overwrites(search: SplitSearch, loop: Loop) -> bool:
 def test_an_output_lies_over_the_input_only_where_it_is_consumed(seed: int):
     for search, region in loops(random_net(random.Random(seed))):
         assert region.loop is not None
-        if region.loop.is_over_input:
+        if region.loop.over_input:
             assert not overwrites(search, region.loop)
 
 
 def test_an_output_lies_over_the_input_where_it_can():
     search = search_of(chain(("CONV_2D", 3, (1, 1), 1, SAME), ("CONV_2D", 3, (1, 1), 1, SAME)))
-    for pace in search.family(0, 2).paces:
-        assert search.loop(0, 2, pace, False).is_over_input
+    family = search.loops.family(0, 2)
+    for pace in family.paces:
+        assert search.loops.loop(family, 0, 2, pace).over_input
 
 
 # -- memory ------------------------------------------------------------------------------------------
@@ -232,7 +229,7 @@ def test_the_arena_is_about_the_one_that_was_promised(seed: int, kernels: str):
         model = TFLiteModel(split(data, search, region), kernels)
         model.plan_memory(1)
         around = max(
-            (step.need for i, step in enumerate(search.steps) if not region.start <= i < region.end), default=0
+            (step.need for i, step in enumerate(search.problem.steps) if not region.start <= i < region.end), default=0
         )
         assert model.arena.head <= max(region.cost.peak, around) * 1.1 + 64
 
@@ -274,7 +271,7 @@ def test_a_file_with_a_loop_is_analysed_as_what_it_takes(looped_digits: TFLiteMo
     assert not model.arena.problems
     assert model.arena.has_plan
     assert 0.9 * model.arena.head <= model.peak_memory_usage() <= model.arena.head
-    without = TFLiteModel(bytes(write_plan(model.to_bytes(), model.graph, {})))
+    without = TFLiteModel(bytes(without_plan(model)))
     assert without.peak_memory_usage() > 1.5 * model.peak_memory_usage()  # then they do not share, and are not told to
 
 
@@ -290,7 +287,7 @@ def test_a_file_with_a_loop_stays_as_it_is(looped_digits: TFLiteModel):
         assert not decision.changed
     assert not model.plan_memory(2).changed
     assert model.to_bytes() == looped_digits.to_bytes()
-    moved = TFLiteModel(bytes(write_plan(model.to_bytes(), model.graph, {})))
+    moved = TFLiteModel(bytes(without_plan(model)))
     assert moved.plan_memory(5).changed
     assert moved.arena.head == model.arena.head
 
@@ -300,7 +297,7 @@ def test_a_wrong_plan_is_replaced(looped_digits: TFLiteModel, tmp_path: Path, ca
     ring = max((b for b in looped_digits.arena.buffers if b.interval.offset > 0), key=lambda b: b.interval.size)
     offsets[ring.subgraph, ring.tensor] -= 1024
     wrong, right = tmp_path / "wrong.tflite", tmp_path / "right.tflite"
-    wrong.write_bytes(write_plan(looped_digits.to_bytes(), looped_digits.graph, offsets))
+    wrong.write_bytes(looped_digits.snapshot.with_offsets(offsets).data)
     assert TFLiteModel.load_from_file(wrong).arena.problems
     assert main(["-i", str(wrong), "--plan", "-o", str(right)]) == 0
     assert f"Arena planned anew, since its plan was wrong: {looped_digits.arena.head:,} B" in capsys.readouterr().out
@@ -409,7 +406,7 @@ class Memory:
             return self.move(s, operator, known)
         reads = [t for t in operator.reads if (s, t) in self.place]
         same = [t for i, t in enumerate(operator.inputs) if t in reads and self.place[s, t][0] == self.place[s, out][0]
-                and tflite_tools.may_lie_on(node, i)]  # fmt: skip
+                and tflite_tools.may_overwrite(node, i)]  # fmt: skip
         if not all(self.is_intact(s, t) for t in same):
             return False
         self.write(s, out)
@@ -547,7 +544,7 @@ def test_a_tensor_of_a_loop_in_the_wrong_place_is_noticed(seed: int):
     offsets = {(b.subgraph, b.tensor): b.interval.offset for b in model.arena.buffers if b.tensor is not None}
     moved = rng.choice(sorted(offsets))
     offsets[moved] = 16 * rng.randrange(model.arena.head // 16 + 1)
-    changed = bytes(write_plan(model.to_bytes(), model.graph, offsets))
+    changed = bytes(model.snapshot.with_offsets(offsets).data)
     if not Memory(changed).is_sound():
         assert analyse_arena(read_model(changed)).problems
 
@@ -558,7 +555,7 @@ def test_wrong_places_are_found_at_all():
         model = planned(rng.randrange(8))
         offsets = {(b.subgraph, b.tensor): b.interval.offset for b in model.arena.buffers if b.tensor is not None}
         offsets[rng.choice(sorted(offsets))] = 0
-        found += not Memory(bytes(write_plan(model.to_bytes(), model.graph, offsets))).is_sound()
+        found += not Memory(bytes(model.snapshot.with_offsets(offsets).data)).is_sound()
     assert 5 <= found < 30
 
 
@@ -570,10 +567,10 @@ def test_loops_compete_with_stripes_that_are_written_out():
     sums = []
     for forms in (Forms(True, False), Forms(False, True), Forms(True, True)):
         search = SplitSearch(graph, graph.subgraphs[0], Budget(20), forms)
-        front = search.front(search.macs // 10)
+        front = search.front(search.problem.macs // 10)
         sums.append(min(composition.cost.sum for composition in front))
         for composition in front:
-            assert composition.cost.macs <= search.macs // 10
+            assert composition.cost.macs <= search.problem.macs // 10
             assert all(region.is_loop or forms.unrolled for region in composition.regions)
             assert forms.loops or not composition.has_loops
     assert sums[2] <= min(sums[:2])

@@ -508,7 +508,7 @@ REDUCTIONS = "MEAN SUM REDUCE_MAX REDUCE_MIN ARG_MAX ARG_MIN".split()
 UNARY = """CEIL COS ELU EXP FLOOR LOG NEG ROUND SIN SQRT SQUARE TANH ABS RSQRT QUANTIZE DEQUANTIZE RELU RELU6
     RELU_N1_TO_1 LEAKY_RELU LOGISTIC HARD_SWISH SOFTMAX LOG_SOFTMAX L2_NORMALIZATION""".split()
 BINARY = "ADD SUB MUL DIV MAXIMUM MINIMUM SQUARED_DIFFERENCE PRELU".split()
-SHIFTED = RowRule((0,), above=1)
+SHIFTED = RowRule((0,), pad_top=1)
 ALLOWED: list[tuple[str, list[Any], Any, Any, RowRule]] = [
     *((kind, [X], X, None, RowRule((0,))) for kind in UNARY),
     *((kind, [X, X], X, None, RowRule((0, 1))) for kind in BINARY),
@@ -532,12 +532,12 @@ ALLOWED: list[tuple[str, list[Any], Any, Any, RowRule]] = [
     ("TRANSPOSE_CONV", [I(1, 18, 13, 5), W(5, 4, 3, 4), X], (1, 18, 13, 5),
      options("TransposeConv", **SCATTERED | {"padding": VALID}), CutRule((2,), 1, 2, 1, repeat=2, pace=2, last=4)),
     ("FULLY_CONNECTED", [X, W(5, 4), None], (1, 8, 6, 5), options("FullyConnected", keepNumDims=True), RowRule((0,))),
-    ("MIRROR_PAD", [X, MIRRORED], (1, 11, 7, 4), options("MirrorPad"), MirrorRule((0,), above=1, below=2, skipped=1)),
-    ("MIRROR_PAD", [X, MIRRORED], (1, 11, 7, 4), options("MirrorPad", mode=1), MirrorRule((0,), above=1, below=2)),
-    ("SLICE", [X, I(0, 3, 0, 1), I(1, 4, -1, 2)], (1, 4, 6, 2), None, RowRule((0,), above=-3)),
-    ("SLICE", [X, I(0, 3, 0, 1), I(1, -1, -1, 2)], (1, 5, 6, 2), None, RowRule((0,), above=-3)),
+    ("MIRROR_PAD", [X, MIRRORED], (1, 11, 7, 4), options("MirrorPad"), MirrorRule((0,), pad_top=1, below=2, skipped=1)),
+    ("MIRROR_PAD", [X, MIRRORED], (1, 11, 7, 4), options("MirrorPad", mode=1), MirrorRule((0,), pad_top=1, below=2)),
+    ("SLICE", [X, I(0, 3, 0, 1), I(1, 4, -1, 2)], (1, 4, 6, 2), None, RowRule((0,), pad_top=-3)),
+    ("SLICE", [X, I(0, 3, 0, 1), I(1, -1, -1, 2)], (1, 5, 6, 2), None, RowRule((0,), pad_top=-3)),
     *(("STRIDED_SLICE", [X, I(0, first, 0, 0), I(1, end, 6, 4), I(1, 2, 1, 1)], (1, rows, 6, 4), given,
-       RowRule((0,), stride=2, above=-start))
+       RowRule((0,), stride=2, pad_top=-start))
       for first, end, given, start, rows in (
           (1, 8, options("StridedSlice"), 1, 4), (-6, -1, options("StridedSlice"), 2, 3), (3, 3, MASKED, 0, 4),
           (-99, 99, options("StridedSlice"), 0, 4))),
@@ -546,7 +546,7 @@ ALLOWED: list[tuple[str, list[Any], Any, Any, RowRule]] = [
     *((kind, [X, I(axis)], output, None, RowRule((0,))) for kind in REDUCTIONS
       for axis, output in ((3, (1, 8, 6)), (-1, (1, 8, 6, 1)), (2, (1, 8, 1, 4)))),
     ("DEPTH_TO_SPACE", [X], (1, 16, 12, 1), options("DepthToSpace", blockSize=2), RowRule((0,), repeat=2)),
-    ("SPACE_TO_DEPTH", [X], (1, 4, 3, 16), options("SpaceToDepth", blockSize=2), RowRule((0,), stride=2, extent=2)),
+    ("SPACE_TO_DEPTH", [X], (1, 4, 3, 16), options("SpaceToDepth", blockSize=2), RowRule((0,), stride=2, window=2)),
     *(("ADD", [(1, 8, 6), other], (1, 8, 6), None, RowRule((0, 1) if isinstance(other, tuple) else (0,)))
       for other in ((1, 8, 6), W(6), W(1, 1, 6))),
 ]  # fmt: skip

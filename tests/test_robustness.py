@@ -683,9 +683,9 @@ def test_a_plan_whose_bytes_mean_something_else_too_is_replaced_not_overwritten(
         assert model.optimize_memory().changed
     else:
         assert model.plan_memory().changed
-    note = model.graph.metadata_buffer("note")
+    note = model.graph.metadata_content("note")
     assert note is not None
-    assert model.to_bytes()[note.start : note.start + note.size] == words
+    assert note.data.tobytes() == words
     assert model.arena.head < 5120
 
 

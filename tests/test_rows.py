@@ -178,9 +178,9 @@ def test_what_is_cut_has_been_made():
     rules = [
         CutRule((0,), 1, 3, 1),
         CutRule((0,), 1, 2, 0, repeat=4, pace=4, last=4),
-        MirrorRule((0,), above=2, below=1),
+        MirrorRule((0,), pad_top=2, below=1),
     ]
-    rules.append(MirrorRule((0,), above=1, below=2, skipped=1))
+    rules.append(MirrorRule((0,), pad_top=1, below=2, skipped=1))
     for rule, height in zip(rules, (9, 36, 12, 12), strict=True):
         for first in range(height):
             for behind in range(first + 1, height + 1):

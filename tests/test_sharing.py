@@ -23,26 +23,23 @@ from tflite_tools import (
     IN_PLACE_COSTS,
     KINDS,
     OFFLINE_PLAN,
-    Budget,
     Interval,
     Place,
-    Plan,
     Profile,
     Sharing,
+    Snapshot,
     Storage,
     TFLiteModel,
     analyse_arena,
     layout_of,
     main,
-    may_lie_on,
+    may_overwrite,
     node_of,
     ordering_problem,
-    plan_bottom_up,
     plan_by_first_fit,
     plan_faults,
     plan_optimally,
     read_model,
-    write_plan,
 )
 
 # -- blocks: intervals that keep their distance ------------------------------------------------------
@@ -60,10 +57,7 @@ def test_blocks_keep_their_distance(intervals: list[Interval], gap: int):
     intervals[2:4] = Interval(32, 0, 3), Interval(48, 4, 9)
     groups = [{0: 0, 1: a.size + 16 * gap}, {2: 0, 3: 0}]
     first = plan_by_first_fit(intervals, groups)
-    raised = tuple(i._replace(offset=i.offset + 160) for i in first.intervals)
-    searched = plan_bottom_up(intervals, groups, Plan(raised, first.bound), Budget())
-    assert searched.height < first.height + 160
-    for plan in (first, searched, plan_optimally(intervals, 5, groups)):
+    for plan in (first, plan_optimally(intervals, 5, groups)):
         assert not plan_faults(plan.intervals, str)
         assert plan.intervals[1].offset - plan.intervals[0].offset == a.size + 16 * gap
         assert plan.intervals[2].offset == plan.intervals[3].offset
@@ -149,7 +143,7 @@ def test_quantize_may_between_int8_and_uint8(dtypes: tuple[str, str], expected: 
     x, y = (b.tensor((1, 8), dtype) for dtype in dtypes)
     b.op("QUANTIZE", [x], [y])
     subgraph = read_model(b.build([x], [y])).subgraphs[0]
-    assert may_lie_on(node_of(subgraph, subgraph.operators[0]), 0) == expected
+    assert may_overwrite(node_of(subgraph, subgraph.operators[0]), 0) == expected
 
 
 def test_state_and_what_never_runs_are_left_alone():
@@ -158,7 +152,7 @@ def test_state_and_what_never_runs_are_left_alone():
     b.op("RELU", [x], [y])
     subgraph = read_model(b.build([], [y])).subgraphs[0]
     assert subgraph.tensors[0].storage is Storage.STATE
-    assert not may_lie_on(node_of(subgraph, subgraph.operators[0]), 0)
+    assert not may_overwrite(node_of(subgraph, subgraph.operators[0]), 0)
     model = ModelBuilder()
     for graph in (Builder(model), Builder(model)):
         x, y = (graph.tensor((1, 8)) for _ in range(2))
@@ -207,7 +201,7 @@ def test_an_update_lies_in_the_block_only_with_the_operand():
     at = {0: 0, 2: 1024, 1: 512, 3: 640, 4: 512}
     for operand, is_right in ((512, True), (2048, False)):
         offsets = {(0, t): operand if t == 1 else at[t] for t in at}
-        problems = analyse_arena(read_model(bytes(write_plan(data, read_model(data), offsets)))).problems
+        problems = Snapshot.read(data).with_offsets(offsets).arena.problems
         assert bool(problems) != is_right
     assert len(arena.buffers) == len(at)
 
@@ -242,7 +236,7 @@ def is_intact(data: bytes) -> bool:
         write(t)
     for operator in subgraph.operators:
         node = node_of(subgraph, operator)
-        lies_on = next((t for i, t in enumerate(operator.inputs) if t in place and may_lie_on(node, i)
+        lies_on = next((t for i, t in enumerate(operator.inputs) if t in place and may_overwrite(node, i)
                         and place[t][0] == place.get(operator.outputs[0], (None,))[0]), None)  # fmt: skip
         expected = []
         for t in operator.reads:
@@ -302,7 +296,7 @@ def test_a_plan_with_a_fault_is_not_taken_for_shared_memory(seed: int):
     offsets = {(0, b.tensor): b.interval.offset for b in arena.buffers if b.tensor is not None}
     moved = rng.choice(sorted(offsets))
     offsets[moved] = 16 * rng.randrange(arena.head // 16 + 1)
-    changed = bytes(write_plan(model.to_bytes(), graph, offsets))
+    changed = bytes(model.snapshot.with_offsets(offsets).data)
     if not is_intact(changed):
         assert analyse_arena(read_model(changed)).problems
 
@@ -420,7 +414,7 @@ def test_the_runtime_computes_the_same_in_place(kind: str, dtype: str):
     top = sum(b.interval.size for b in arena.buffers)
     offsets = {(0, b.tensor): sum(c.interval.size for c in arena.buffers[:i]) for i, b in enumerate(arena.buffers)}
     offsets[0, y] = offsets[0, arena.buffers[below].tensor]
-    planned = bytes(write_plan(data, graph, offsets))
+    planned = bytes(Snapshot.read(data).with_offsets(offsets).data)
     after = analyse_arena(read_model(planned))
     assert not after.problems
     assert (below, above) in after.shared

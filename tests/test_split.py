@@ -62,8 +62,8 @@ def computed(operator: Operator, rule: RowRule | str, rows: dict[int, list[Row]]
     sources = [rows[inputs[operator.inputs.index(i)]] for i in rule.sources]
     result = []
     for row in range(height):
-        start = row // rule.repeat * rule.stride - rule.above
-        read = [[source[r] if 0 <= r < len(source) else PADDING for r in range(start, start + rule.extent)]
+        start = row // rule.repeat * rule.stride - rule.pad_top
+        read = [[source[r] if 0 <= r < len(source) else PADDING for r in range(start, start + rule.window)]
                 for source in sources]  # fmt: skip
         result.append((operator.index, hash(tuple(map(tuple, read)))))
     return result
@@ -97,9 +97,9 @@ def rewritten_rows(subgraph: Subgraph, rewrite: Rewrite) -> dict[int, list[Row]]
         else:
             rule = row_rule(subgraph, operator)
             if new is not None and new.options:
-                rule = dataclasses.replace(rule, above=0)
+                rule = dataclasses.replace(rule, pad_top=0)
             elif new is not None and operator.kind == "PAD":
-                rule = dataclasses.replace(rule, above=struct.unpack("<8i", constants[inputs[1]])[2])
+                rule = dataclasses.replace(rule, pad_top=struct.unpack("<8i", constants[inputs[1]])[2])
             height = heights.get(output) or subgraph.tensors[output].shape[1]
             rows[output] = computed(operator, rule, rows, inputs, height)
         assert len(rows[output]) == (heights.get(output) or subgraph.tensors[output].shape[1])
@@ -133,7 +133,7 @@ def test_one_row_off_is_noticed(seed: int):
     found = list(regions(data))
     for search, region in rng.sample(found, min(len(found), 10)):
         rewrite = rewritten(search, region)
-        old = len(search.subgraph.tensors)
+        old = len(search.problem.subgraph.tensors)
         begins = sorted({o.inputs[1] - old for o in rewrite.operators
                          if isinstance(o, NewOperator) and o.like is None and o.kind == "SLICE"})  # fmt: skip
         if not begins:
@@ -156,7 +156,7 @@ def test_cached_rows_are_computed_once(seed: int):
     data = random_net(random.Random(seed))
     for search, region in regions(data):
         if region.is_cached:
-            whole = search.region(region.start, region.end, is_cached=True)
+            whole = search.problem.region(region.start, region.end, is_cached=True)
             assert region.cost.macs <= 0 or any(
                 isinstance(part.rule, tflite_tools.CutRule) for part in whole.parts.values()
             )
@@ -164,8 +164,8 @@ def test_cached_rows_are_computed_once(seed: int):
             for number, ((output,), _) in whole.parts.items():
                 ranges = [stripe.computed[number] for stripe in rows if number in stripe.computed]
                 assert all(a[1] <= b[0] for a, b in itertools.pairwise(ranges))
-                if output in whole.escaping:
-                    assert sum(b - a for a, b in ranges) == search.subgraph.tensors[output].shape[1]
+                if output in whole.live_out:
+                    assert sum(b - a for a, b in ranges) == search.problem.subgraph.tensors[output].shape[1]
 
 
 @settings(max_examples=28, deadline=None)
@@ -173,8 +173,8 @@ def test_cached_rows_are_computed_once(seed: int):
 def test_rows_of_many_stripes_at_once_are_those_of_each(seed: int, is_cached: bool):
     data = random_net(random.Random(seed), steps=6)
     search = search_of(data)
-    for start, ranges in search.ranges.items():
-        region = search.region(start, ranges[-1].end, is_cached)
+    for start, ranges in search.problem.ranges.items():
+        region = search.problem.region(start, ranges[-1].end, is_cached)
         ways = tflite_tools.Stripings((2, 3, 5))
         rows = {row.operator: row for row in rows_at_once(region, ways)}
         place = 0
@@ -189,8 +189,8 @@ def test_rows_of_many_stripes_at_once_are_those_of_each(seed: int, is_cached: bo
                     first, behind = (int(values[i]) for values in row.computed)
                     assert stripe.computed.get(number) == ((first, behind) if first < behind else None)
                     if first < behind:
-                        wanted = stripe.wanted[region.parts[number].outputs[0]]
-                        assert wanted == tuple(int(values[i]) for values in row.wanted[region.parts[number].outputs[0]])
+                        wanted = stripe.needed[region.parts[number].outputs[0]]
+                        assert wanted == tuple(int(values[i]) for values in row.needed[region.parts[number].outputs[0]])
                         assert not row.is_empty[i]
             place += count
 
@@ -200,12 +200,12 @@ def test_rows_of_many_stripes_at_once_are_those_of_each(seed: int, is_cached: bo
 def test_no_region_takes_less_than_its_outlook(seed: int, is_cached: bool):
     data = random_net(random.Random(seed), steps=6)
     search = search_of(data)
-    for end, starts in search.starts.items():
-        outlook = tflite_tools.Outlook(search, end, is_cached)
+    for end, starts in search.problem.starts.items():
+        outlook = tflite_tools.LowerBounds(search.problem, end, is_cached)
         for start in starts:
             least = dict(outlook.lists[start])
             for count in tflite_tools.STRIPES:
-                found = search.evaluate(start, end, count, is_cached)
+                found = search.problem.evaluate(start, end, count, is_cached)
                 assert (found is not None) == (count in least)
                 if found is not None:
                     assert found.cost.peak >= least[count].peak
@@ -218,9 +218,9 @@ def test_the_outlook_is_near_what_regions_take():
     for name in ("cnn", "mobilenet"):
         search = search_of((MODELS / f"digits_{name}_int8.tflite").read_bytes())
         ratios = []
-        for found, is_cached in itertools.product(itertools.chain(*search.ranges.values()), (False, True)):
-            for count, least in tflite_tools.Outlook(search, found.end, is_cached).lists[found.start]:
-                region = search.evaluate(found.start, found.end, count, is_cached)
+        for found, is_cached in itertools.product(itertools.chain(*search.problem.ranges.values()), (False, True)):
+            for count, least in tflite_tools.LowerBounds(search.problem, found.end, is_cached).lists[found.start]:
+                region = search.problem.evaluate(found.start, found.end, count, is_cached)
                 ratios.append(region.cost.peak / max(least.peak, found.bound))
         assert min(ratios) >= 1
         assert sum(ratios) / len(ratios) < 1.05
@@ -301,7 +301,7 @@ def test_several_regions_and_what_is_around_them(is_cached: bool):
     data = net.build([source], [x])
     graph = read_model(data)
     search = search_of(data)
-    chosen = [search.evaluate(start, end, 4, is_cached) for start, end in ((0, 3), (4, 5))]
+    chosen = [search.problem.evaluate(start, end, 4, is_cached) for start, end in ((0, 3), (4, 5))]
     changed = split(data, search, *chosen)
     after = read_model(changed)
     assert [name for name, _ in after.metadata] == ["note"]  # the plan was for other tensors
@@ -327,7 +327,7 @@ def test_the_composition_is_the_best_of_all_that_were_tried():
         x = net.window("CONV_2D", x, channels, stride=stride)
     data = net.build([source], [x])
     search = search_of(data)
-    most_macs = search.macs // 3
+    most_macs = search.problem.macs // 3
     front = search.front(most_macs)
     assert len(front) > 2
     assert all(a.cost.peak > b.cost.peak for a, b in itertools.pairwise(front))
@@ -339,7 +339,7 @@ def test_the_composition_is_the_best_of_all_that_were_tried():
             for chosen in itertools.combinations([r for r in options if r.cost.peak <= limit], count)
             if all(a.end <= b.start or b.end <= a.start for a, b in itertools.combinations(chosen, 2))
             and sum(r.cost.macs for r in chosen) <= most_macs
-            and all(step.need <= limit for k, step in enumerate(search.steps)
+            and all(step.need <= limit for k, step in enumerate(search.problem.steps)
                     if not any(r.start <= k < r.end for r in chosen))
         )  # fmt: skip
         composed = search.compose(limit, most_macs, tflite_tools.in_memory)

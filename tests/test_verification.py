@@ -330,6 +330,6 @@ def test_outputs_are_those_without_a_wrong_plan(tmp_path: Path, capsys: pytest.C
     model = TFLiteModel(CELLS)
     offsets = {(0, b.tensor): 0 for b in model.arena.buffers if b.tensor is not None}
     path = tmp_path / "model.tflite"
-    path.write_bytes(tflite_tools.write_plan(model.to_bytes(), model.graph, offsets))
+    path.write_bytes(model.snapshot.with_offsets(offsets).data)
     assert main(["-i", str(path), "--plan", "--verify", "-o", str(tmp_path / "out.tflite")]) == 0
     assert "are bit-identical to the input model's without the wrong memory plan." in capsys.readouterr().out
