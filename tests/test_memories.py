@@ -27,7 +27,6 @@ from tflite_tools import (
     MemoriesDecision,
     TFLiteModel,
     main,
-    plan_arena,
     plan_faults,
     plan_memories,
     traffic,
@@ -105,7 +104,8 @@ def test_memory_is_shared_within_each(seed: int):
     for kept in itertools.product((False, True), repeat=len(free)):
         chosen = sorted([*pinned, *(i for i, k in zip(free, kept, strict=True) if k)])
         value = sum(values[i] for i in chosen)
-        if value > best and plan_arena(arena.only(chosen), 0.2, enough=fast).height <= fast:
+        buffers = [arena.buffers[i] for i in chosen]
+        if value > best and plan_buffers(buffers, arena.aliases.among(chosen), 0.2, fast).height <= fast:
             best = value
     assert (found is None) == (best < 0)
     if found is None:

@@ -17,16 +17,15 @@ from hypothesis import strategies as st
 from nets import VALID, Net, random_net, regions, split
 from test_lighter import converting
 
-import tflite_tools
 from tflite_tools import (
     ARENA_COSTS,
     IN_PLACE_COSTS,
     KINDS,
     OFFLINE_PLAN,
+    Alias,
+    Aliases,
     Interval,
-    Place,
     Profile,
-    Sharing,
     Snapshot,
     Storage,
     TFLiteModel,
@@ -73,7 +72,7 @@ SAFE = """ABS CEIL COS ELU EXP FLOOR HARD_SWISH LEAKY_RELU LOG LOGISTIC NEG QUAN
 
 
 def test_these_kinds_and_no_others():
-    assert {name for name, kind in KINDS.items() if kind.is_safe_in_place} == {*SAFE}
+    assert {name for name, kind in KINDS.items() if kind.in_place} == {*SAFE}
 
 
 def three(kind: str, middle: Any, inputs: Any = None, dtype: str = "FLOAT32", outputs: Any = None) -> bytes:
@@ -91,7 +90,7 @@ def three(kind: str, middle: Any, inputs: Any = None, dtype: str = "FLOAT32", ou
 def pairs(data: bytes) -> set[tuple[int, int]]:
     """(input, output) tensors that may share memory."""
     arena = analyse_arena(read_model(data))
-    return {(arena.buffers[a].tensor, arena.buffers[b].tensor) for a, b, *_ in arena.sharing.places}
+    return {(arena.buffers[a].tensor, arena.buffers[b].tensor) for a, b, *_ in arena.aliases.pairs}
 
 
 PICTURE = ((1, 4, 4, 2), "FLOAT32")
@@ -164,13 +163,13 @@ def test_state_and_what_never_runs_are_left_alone():
 def test_places_that_contradict_each_other_are_left_out():
     """By one way they would be at one address, by another one 16 bytes apart."""
     intervals = [Interval(64, 0, 1), Interval(64, 2, 3), Interval(64, 4, 5)]
-    places = (Place(0, 1), Place(1, 2), Place(0, 2, 16))
-    found = tflite_tools._without_clashes(intervals, Sharing(places))
-    assert set(found.places) < {*places}
-    assert len(found.places) == 2
-    assert tflite_tools._without_clashes(intervals, Sharing(places[:2])).places == places[:2]
+    places = (Alias(0, 1), Alias(1, 2), Alias(0, 2, 16))
+    found = Aliases(places).consistent(intervals)
+    assert set(found.pairs) < {*places}
+    assert len(found.pairs) == 2
+    assert Aliases(places[:2]).consistent(intervals).pairs == places[:2]
     together = [Interval(64, 0, 3), *intervals[1:]]  # no buffer ends in time
-    assert not tflite_tools._without_clashes(together, Sharing((Place(0, 2), Place(1, 2)))).places
+    assert not Aliases((Alias(0, 2), Alias(1, 2))).consistent(together).pairs
 
 
 def updated(shape: tuple[int, ...], start: list[int]) -> Builder:
@@ -187,10 +186,10 @@ def test_what_is_overwritten_unread_is_free():
     """Rows 2 to 5 of the first: their memory can hold what will lie there."""
     arena = analyse_arena(read_model(updated((1, 4, 4, 4), [0, 2, 0, 0]).model.build()))
     number = {b.tensor: i for i, b in enumerate(arena.buffers)}
-    assert Place(number[1], number[4]) in arena.sharing.places
-    assert Place(number[3], number[4], above=128, beside=number[1]) in arena.sharing.places
+    assert Alias(number[1], number[4]) in arena.aliases.pairs
+    assert Alias(number[3], number[4], above=128, beside=number[1]) in arena.aliases.pairs
     size, row = 512, 64
-    assert [(p.size, p.first, p.last, p.offset) for p in arena.sharing.pieces[number[1]]] == [
+    assert [(p.size, p.first, p.last, p.offset) for p in arena.aliases.pieces[number[1]]] == [
         (size, 1, 1, 0), (2 * row, 2, 3, 0), (2 * row, 2, 3, 6 * row)]  # fmt: skip
 
 
@@ -212,8 +211,8 @@ def test_an_update_lies_in_the_block_only_with_the_operand():
 ])  # fmt: skip
 def test_blocks_that_are_not_together_are_not_shared(shape: tuple[int, ...], start: list[int]):
     arena = analyse_arena(read_model(updated(shape, start).model.build()))
-    assert not any(place.above for place in arena.sharing.places)
-    assert not arena.sharing.pieces
+    assert not any(place.above for place in arena.aliases.pairs)
+    assert not arena.aliases.pieces
 
 
 # -- what plans are worth, and what they are not allowed ----------------------------------------------
@@ -280,7 +279,7 @@ def test_plans_of_stripes_leave_intact_what_is_read(seed: int):
     apart.plan_memory(1, in_place=False)
     assert is_intact(model.to_bytes())
     assert not model.arena.problems
-    assert not apart.arena.shared
+    assert not apart.arena.used.pairs
     assert not apart.arena.freed
     assert model.arena.head <= apart.arena.head
 
@@ -292,7 +291,7 @@ def test_a_plan_with_a_fault_is_not_taken_for_shared_memory(seed: int):
     rng = random.Random(seed)
     model = TFLiteModel(in_stripes(rng.randrange(20)))
     model.plan_memory(1)
-    arena, graph = model.arena, read_model(model.to_bytes())
+    arena = model.arena
     offsets = {(0, b.tensor): b.interval.offset for b in arena.buffers if b.tensor is not None}
     moved = rng.choice(sorted(offsets))
     offsets[moved] = 16 * rng.randrange(arena.head // 16 + 1)
@@ -342,7 +341,7 @@ def test_only_the_very_same_place_is_in_place():
         b.model.add_metadata(OFFLINE_PLAN, np.array([1, 1, 2, 0, offset], "<i4").tobytes())
         arena = analyse_arena(read_model(b.build([x], [y])))
         assert (not arena.problems) == is_right
-        assert bool(arena.shared) == (offset == 0)
+        assert bool(arena.used.pairs) == (offset == 0)
 
 
 def test_a_model_that_reads_what_nobody_writes_is_not_planned():
@@ -409,7 +408,7 @@ def test_the_runtime_computes_the_same_in_place(kind: str, dtype: str):
         pytest.skip("TFLM has no such kernel")
     if (kind, dtype) == ("RSQRT", "INT8"):
         pytest.skip("the kernel refuses negative numbers")
-    below, above, *_ = [place for place in arena.sharing.places if place.above == 0][-1]
+    below, above, *_ = [place for place in arena.aliases.pairs if place.above == 0][-1]
     assert arena.buffers[above].tensor == y
     top = sum(b.interval.size for b in arena.buffers)
     offsets = {(0, b.tensor): sum(c.interval.size for c in arena.buffers[:i]) for i, b in enumerate(arena.buffers)}
@@ -417,7 +416,7 @@ def test_the_runtime_computes_the_same_in_place(kind: str, dtype: str):
     planned = bytes(Snapshot.read(data).with_offsets(offsets).data)
     after = analyse_arena(read_model(planned))
     assert not after.problems
-    assert (below, above) in after.shared
+    assert (below, above) in [(a.old, a.new) for a in after.used.pairs]
     assert after.head <= top
     assert all(wheel_agrees([(data, planned)]))
 
@@ -475,7 +474,7 @@ def test_orders_know_what_certainly_shares_a_place(seed: int):
         order.append(rng.choice(ready))
         waiting.remove(order[-1])
     arena = snapshot.reordered([order]).arena
-    alive = Profile(layout_of(arena.intervals, arena.sharing).intervals).peak
+    alive = Profile(layout_of(arena.intervals, arena.aliases).intervals).peak
     at_the_start = Profile(arena.intervals).at(0)  # an input that nobody reads is unknown to the problem
     assert alive <= max(shared.peak(order), at_the_start)
     assert shared.peak(order) <= plain.peak(order)
