@@ -368,8 +368,8 @@ def plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-LONGEST_NAME = 60  # characters of a name in a table or message; CSV and JSON have it whole
-MOST_LISTED = 5  # sentences or names of one kind in a report
+MAX_NAME = 60  # characters of a name in a table or message; CSV and JSON have it whole
+MAX_LISTED = 5  # sentences or names of one kind in a report
 
 
 def printable(text: str) -> str:
@@ -377,7 +377,7 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else "\ufffd" for c in text)
 
 
-def shorten(name: str, limit: int = LONGEST_NAME) -> str:
+def shorten(name: str, limit: int = MAX_NAME) -> str:
     """The name on one line, with its middle left out when it is too long: both ends tell names apart."""
     name = printable(name)
     if len(name) <= limit:
@@ -395,12 +395,7 @@ class Budget:
     is_interrupted: ClassVar[bool] = False  # then all budgets are over, and every search ends with the best it has
 
     def __init__(self, seconds: float = TIME_LIMIT) -> None:
-        self.start = time.monotonic()
-        self.deadline = self.start + seconds
-
-    @property
-    def spent(self) -> float:
-        return time.monotonic() - self.start
+        self.deadline = time.monotonic() + seconds
 
     @property
     def left(self) -> float:
@@ -690,11 +685,8 @@ class File:
             raise ModelError("the file is damaged or cut short: one of its offsets points outside of it") from error
 
     def but(self, **fields: Any) -> File:
-        """The same with other fields of the model.
-
-        Raises:
-            ModelError: the file has fields whose meaning is not known here.
-        """
+        """The same with other fields of the model. Raises ModelError if the file has fields whose meaning is not known
+        here."""
         if self.newer:
             raise ModelError(f"the file uses a newer schema of {self.newer} than this tool knows, so it stays as it is")
         return File(self.model.but(**fields), self.source, is_changed=True)
@@ -702,10 +694,7 @@ class File:
     @cached_property
     def data(self) -> Bytes:
         """The file as bytes: as it was read, or if it is changed packed, with all data inside and none left over.
-
-        Raises:
-            BrokenCertificate: what was packed is another model.
-        """
+        Raises BrokenCertificate if what was packed is another model."""
         if not self.is_changed:
             return self.source
         packer, model = _Packer(len(self.source)), self.compacted()
@@ -2122,11 +2111,8 @@ def model_macs(graph: ModelGraph) -> int:
 
 
 def scratch_requests(subgraph: Subgraph, operator: Operator) -> list[int]:
-    """The scratch buffers, in bytes, that the kernel of this operator asks for, in its order.
-
-    Raises:
-        ArenaError: the inputs or options are not what the kernel needs.
-    """
+    """The scratch buffers, in bytes, that the kernel of this operator asks for, in its order. Raises ArenaError if the
+    inputs or options are not what the kernel needs."""
     node = node_of(subgraph, operator)
     try:
         requests = node.kernel.scratch(node) if node.kernel and node.output else []
@@ -2188,7 +2174,7 @@ def refusals(graph: ModelGraph) -> list[str]:
         if why := operator_refusal(subgraph, operator):
             where = f" of subgraph {subgraph.index}" if subgraph.index else ""
             found[operator.kind, why].append(f"{operator.index}{where}")
-    reasons = [f"{shorten(kind)}: {why} ({numbered(places, MOST_LISTED)})" for (kind, why), places in found.items()]
+    reasons = [f"{shorten(kind)}: {why} ({numbered(places, MAX_LISTED)})" for (kind, why), places in found.items()]
     tensors = [tensor for subgraph in graph.subgraphs for tensor in subgraph.tensors]
     unsized = sorted({tensor.dtype for tensor in tensors if tensor.element.tflm_bytes is None})
     reasons += [f"it has tensors of type {dtype}" for dtype in unsized]
@@ -2207,11 +2193,8 @@ PLAN_VERSIONS = (0, 1)  # that compilers write; runtimes do not look
 
 
 def planned_offsets(graph: ModelGraph) -> dict[tuple[int, int], int]:
-    """The offsets that the file fixes: (subgraph, tensor) -> bytes.
-
-    Raises:
-        ArenaError: the plan is not for this model, and the runtime would refuse the file.
-    """
+    """The offsets that the file fixes: (subgraph, tensor) -> bytes. Raises ArenaError if the plan is not for this
+    model, and the runtime would refuse the file."""
     if graph.plan is None:
         return {}
     tensors = [(s.index, t.index) for s in graph.subgraphs for t in s.tensors]
@@ -2277,7 +2260,7 @@ def fixed_by_plan(graph: ModelGraph) -> str:
 # Reading: tables -> graph. Every check on what the tables say is here
 ####################################################################################################
 
-HIGHEST_RANK = 64  # dimensions
+MAX_RANK = 64  # dimensions
 SMALL_CONSTANT = 1024  # bytes of integers that are kept as values
 DTYPES = tuple(ELEMENT_TYPES)
 EXTERNAL_BUFFER = 10  # slot of a tensor, newer than the bindings: its data is in another file
@@ -2295,10 +2278,7 @@ def reshaped(source: tuple[int, ...], target: tuple[int, ...]) -> tuple[int, ...
 
 def read_model(data: Bytes, kernels: Kernels = REFERENCE) -> ModelGraph:
     """Read a .tflite file that will run on these kernels. Only its tables are touched: a memory map stays on disk.
-
-    Raises:
-        ModelError: not a TensorFlow Lite model, or a damaged one.
-    """
+    Raises ModelError if not a TensorFlow Lite model, or a damaged one."""
     return read_graph(File.read(data), kernels)
 
 
@@ -2421,7 +2401,7 @@ class _Reader:
         )  # fmt: skip
 
     def tensor_bytes(self, index: int, dtype: str, shape: tuple[int, ...]) -> int | None:
-        elements = math.prod(abs(d) for d in shape) if len(shape) <= HIGHEST_RANK else MAX_ELEMENTS + 1
+        elements = math.prod(abs(d) for d in shape) if len(shape) <= MAX_RANK else MAX_ELEMENTS + 1
         if elements > MAX_ELEMENTS:
             raise ModelError(f"the file is damaged: tensor {index} claims an impossible shape")
         bits = ELEMENT_TYPES.get(dtype, UNKNOWN_TYPE).bits
@@ -2591,15 +2571,12 @@ def schedule_subgraph(subgraph: Subgraph, callee_peaks: Mapping[int, int], share
     return Schedule(subgraph, tuple(steps), max([profile.at(BEFORE), *(step.bytes for step in steps)]))
 
 
-DEEPEST_CALLS = 64  # subgraphs that run each other; no real model comes near
+MAX_CALL_DEPTH = 64  # subgraphs that run each other; no real model comes near
 
 
 def callees_first(graph: ModelGraph) -> list[int]:
-    """Subgraph indices, each after all subgraphs that it runs.
-
-    Raises:
-        ModelError: a subgraph runs itself, directly or through others, or the calls are nested absurdly deep.
-    """
+    """Subgraph indices, each after all subgraphs that it runs. Raises ModelError if a subgraph runs itself, directly or
+    through others, or the calls are nested absurdly deep."""
     callees = {s.index: {c for op in s.operators for c in op.callees} for s in graph.subgraphs}
     try:
         order = list(graphlib.TopologicalSorter(callees).static_order())
@@ -2611,8 +2588,8 @@ def callees_first(graph: ModelGraph) -> list[int]:
     depth: dict[int, int] = {}
     for index in order:
         depth[index] = 1 + max((depth[c] for c in callees[index]), default=0)
-    if max(depth.values()) > DEEPEST_CALLS:
-        raise ModelError(f"subgraphs run each other more than {DEEPEST_CALLS} deep, which no runtime survives")
+    if max(depth.values()) > MAX_CALL_DEPTH:
+        raise ModelError(f"subgraphs run each other more than {MAX_CALL_DEPTH} deep, which no runtime survives")
     return order
 
 
@@ -3404,11 +3381,8 @@ def ordering_problem(
 def order_model(
     graph: ModelGraph, time_limit: float, progress: Progress = no_progress, costs: Costs = PLAIN_COSTS
 ) -> tuple[Ordering, ...]:
-    """The best order of every subgraph, by subgraph index; callees first, since their peak counts in the caller.
-
-    Raises:
-        OrderingRefusal: the file numbers its operators elsewhere, so moving them would break it.
-    """
+    """The best order of every subgraph, by subgraph index; callees first, since their peak counts in the caller. Raises
+    OrderingRefusal if the file numbers its operators elsewhere, so moving them would break it."""
     if why := fixed_by_plan(graph):
         raise OrderingRefusal(f"the operators stay in place: {why}")
     if graph.metadata_content(CONTROL_DEPENDENCIES) is not None:
@@ -3537,7 +3511,7 @@ def conflicts(intervals: Sequence[Interval], most: int = 1000) -> list[tuple[int
     return found
 
 
-HIGHEST_OFFSET = 1 << 31  # offsets in the file have 32 bits, with a sign
+MAX_OFFSET = 1 << 31  # offsets in the file have 32 bits, with a sign
 
 
 def plan_faults(intervals: Sequence[Interval], name: Callable[[int], str]) -> list[str]:
@@ -3545,7 +3519,7 @@ def plan_faults(intervals: Sequence[Interval], name: Callable[[int], str]) -> li
     faults = [
         f"{name(i)} is planned at {at:,}, which is not a multiple of {ARENA_ALIGNMENT} from 0 up to 31 bits"
         for i, (size, _, _, at) in enumerate(intervals)
-        if at is None or at < 0 or at % ARENA_ALIGNMENT or at + size > HIGHEST_OFFSET
+        if at is None or at < 0 or at % ARENA_ALIGNMENT or at + size > MAX_OFFSET
     ]
     shared = "are alive together and share memory, which no operator allows"
     return faults + [f"{name(i)} and {name(j)} {shared}" for i, j in conflicts(intervals)]
@@ -3554,28 +3528,13 @@ def plan_faults(intervals: Sequence[Interval], name: Callable[[int], str]) -> li
 Key = Callable[[Interval], Any]  # by which intervals are sorted
 
 
-def _by_size(b: Interval) -> Any:
-    return -b.size, b.first
-
-
-def _by_area(b: Interval) -> Any:
-    return -b.size * (b.last - b.first + 1), b.first
-
-
-def _by_life(b: Interval) -> Any:
-    return b.first - b.last, -b.size
-
-
-def _by_first_use(b: Interval) -> Any:
-    return b.first, -b.size
-
-
-def _by_last_use(b: Interval) -> Any:
-    return -b.last, -b.size
-
-
-FIRST_FIT_ORDERS: tuple[Key, ...] = (_by_size, _by_area, _by_life, _by_first_use, _by_last_use)
-DECISION_ORDERS: tuple[Key, ...] = (lambda b: _by_area(b)[0], _by_first_use, _by_life, _by_last_use)
+FIRST_FIT_ORDERS: tuple[Key, ...] = (
+    lambda b: (-b.size, b.first),
+    lambda b: (-b.size * (b.last - b.first + 1), b.first),  # area
+    lambda b: (b.first - b.last, -b.size),  # length of life
+    lambda b: (b.first, -b.size),
+    lambda b: (-b.last, -b.size),
+)
 
 
 def plan_by_first_fit(intervals: Sequence[Interval], groups: Sequence[Block] = (), enough: int = 0) -> Plan:
@@ -3585,10 +3544,10 @@ def plan_by_first_fit(intervals: Sequence[Interval], groups: Sequence[Block] = (
     """
     bound = max(Profile(intervals).peak, enough)
     blocks = blocks_of(intervals, groups)
-    hulls = [_hull(intervals, block) for block in blocks]
+    boxes = [_bounding_box(intervals, block) for block in blocks]
     best: Plan | None = None
     for key in FIRST_FIT_ORDERS:
-        order = sorted(range(len(blocks)), key=lambda i: key(hulls[i]))
+        order = sorted(range(len(blocks)), key=lambda i: key(boxes[i]))
         plan = Plan(place_first_fit(intervals, order, blocks), bound)
         if best is None or plan.height < best.height:
             best = plan
@@ -3598,13 +3557,13 @@ def plan_by_first_fit(intervals: Sequence[Interval], groups: Sequence[Block] = (
     return best
 
 
-def unit_of(intervals: Sequence[Interval], groups: Sequence[Block]) -> int:
+def granularity(intervals: Sequence[Interval], groups: Sequence[Block]) -> int:
     """Bytes of which all sizes and distances are multiples, and so the height of the lowest plan."""
     sizes = (interval.size for interval in intervals)
     return math.gcd(*sizes, *(above for group in groups for above in group.values())) or ARENA_ALIGNMENT
 
 
-def _hull(intervals: Sequence[Interval], block: Block) -> Interval:
+def _bounding_box(intervals: Sequence[Interval], block: Block) -> Interval:
     members = _members(intervals, block)
     first, last = min(i.first for i in members), max(i.last for i in members)
     return Interval(max(i.size + (i.offset or 0) for i in members), first, last)
@@ -3623,10 +3582,10 @@ def plan_by_learning(intervals: Sequence[Interval], groups: Sequence[Block], pla
     """First fit again and again: what ends above the bound comes earlier the next time ("squeaky wheel", D. Joslin and
     D. Clements, JAIR 1999)."""
     blocks = blocks_of(intervals, groups)
-    hulls = [_hull(intervals, block) for block in blocks]
+    boxes = [_bounding_box(intervals, block) for block in blocks]
     rng = np.random.default_rng(0)
     for key in FIRST_FIT_ORDERS:
-        order = sorted(range(len(blocks)), key=lambda i: key(hulls[i]))
+        order = sorted(range(len(blocks)), key=lambda i: key(boxes[i]))
         urgency = -np.argsort(order).astype(float)
         for _ in range(ROUNDS):
             if plan.optimal or budget.is_over:
@@ -3678,11 +3637,11 @@ def _solve_placement(
     intervals: Sequence[Interval], groups: Sequence[Block], least: int, height: int, time_limit: float
 ) -> tuple[tuple[Interval, ...] | None, int]:
     """(a placement of the least height from ``least`` to ``height``, if any was found; the proven bound, 0 if none)."""
-    from ortools.sat.python import cp_model
-
     if time_limit <= 0 or height < least:
         return None, 0
-    unit = unit_of(intervals, groups)
+    from ortools.sat.python import cp_model
+
+    unit = granularity(intervals, groups)
     model = cp_model.CpModel()
     top = model.new_int_var(least // unit, height // unit, "")
     starts = [model.new_int_var(0, height // unit - interval.size // unit, "") for interval in intervals]
@@ -3712,7 +3671,7 @@ def _solve_placement(
 # TFLM's arena, the head: the tensors and scratch buffers that TensorFlow Lite Micro plans
 ####################################################################################################
 
-LONGEST_CLOCK = 100_000  # operators run, every call of a subgraph counted anew
+MAX_CLOCK = 100_000  # operators run, every call of a subgraph counted anew
 
 
 @dataclass(frozen=True)
@@ -3739,7 +3698,7 @@ def _times_on_the_clock(graph: ModelGraph) -> tuple[dict[tuple[int, int], tuple[
 
     def run(subgraph: Subgraph) -> None:
         nonlocal clock
-        if clock > LONGEST_CLOCK:
+        if clock > MAX_CLOCK:
             raise ArenaError("its subgraphs run each other too often to follow")
         s = subgraph.index
         for i in subgraph.inputs:
@@ -3767,11 +3726,8 @@ def _times_on_the_clock(graph: ModelGraph) -> tuple[dict[tuple[int, int], tuple[
 
 
 def arena_buffers(graph: ModelGraph) -> list[ArenaBuffer]:
-    """What TFLM plans for a model, in its order; a tensor that nobody touches is planned as well.
-
-    Raises:
-        ArenaError: a tensor has no size that TFLM could compute.
-    """
+    """What TFLM plans for a model, in its order; a tensor that nobody touches is planned as well. Raises ArenaError if
+    a tensor has no size that TFLM could compute."""
     touched, runs = _times_on_the_clock(graph)
     never = -1, -1
     buffers = []
@@ -4212,11 +4168,8 @@ def node_persistent_bytes(node: Node) -> int:
 
 
 def operator_persistent_bytes(subgraph: Subgraph, operator: Operator) -> int:
-    """What an operator takes of TFLM's persistent memory on a 32-bit target, its tensors apart.
-
-    Raises:
-        ArenaError: its inputs or options are not what its kernel needs.
-    """
+    """What an operator takes of TFLM's persistent memory on a 32-bit target, its tensors apart. Raises ArenaError if
+    its inputs or options are not what its kernel needs."""
     requests = scratch_requests(subgraph, operator)
     return node_persistent_bytes(node_of(subgraph, operator)) + BITS_32.pointer * len(requests)
 
@@ -4254,10 +4207,8 @@ class TailBytes(NamedTuple):
 def persistent_bytes(graph: ModelGraph, target: Target = BITS_32) -> TailBytes:
     """What TFLM keeps in the tail of its arena, piece by piece in its order.
 
-    To the byte what was measured: tflite-micro of August 2026 with 32 bits, the package of October 2026 with 64.
-
-    Raises:
-        ArenaError: the inputs or options of an operator are not what its kernel needs.
+    To the byte what was measured: tflite-micro of August 2026 with 32 bits, the package of October 2026 with 64. Raises
+    ArenaError if the inputs or options of an operator are not what its kernel needs.
     """
     tail, pointer, first = Tail(), target.pointer, graph.subgraphs[0]
     nodes = [(node_of(s, operator), len(scratch_requests(s, operator))) for s, operator in graph.operators]
@@ -4276,7 +4227,7 @@ def persistent_bytes(graph: ModelGraph, target: Target = BITS_32) -> TailBytes:
     most = requests = 0
     for (node, count), (_, _, arrays) in zip(nodes, kept, strict=True):
         tail.add((size, ARENA_ALIGNMENT) for size in arrays)
-        most = max(most, tail.size + target.request * (REQUEST_SLOTS + requests) + _moment(node, target))
+        most = max(most, tail.size + target.request * (REQUEST_SLOTS + requests) + _prepare_temp_bytes(node, target))
         requests += count
     tail.add((size, ARENA_ALIGNMENT) for size in variables.values())
     tail.add([(pointer * requests, pointer)])
@@ -4294,7 +4245,7 @@ def _options_alignment(node: Node, target: Target) -> int:
     return target.pointer if kernel.wider[0] else 1 if kernel.options % 4 else 4
 
 
-def _moment(node: Node, target: Target) -> int:
+def _prepare_temp_bytes(node: Node, target: Target) -> int:
     """What a kernel takes for a moment while it prepares: the structures of its tensors, of some of them twice."""
     tensors = [t for t in (*node.inputs, *node.outputs) if t]
     sizes = [sum(size for size, _ in port_pieces(tensor, target)) for tensor in tensors]
@@ -4321,7 +4272,7 @@ def planning_bytes(graph: ModelGraph, buffers: Sequence[ArenaBuffer], target: Ta
 ####################################################################################################
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Arena:
     """The planned part of TFLM's arena, its head, with the buffers in the order in which TFLM plans them.
 
@@ -4329,7 +4280,7 @@ class Arena:
     is. What else there is to know is computed when it is asked for.
     """
 
-    graph: ModelGraph
+    graph: ModelGraph = dataclasses.field(compare=False)
     buffers: tuple[ArenaBuffer, ...]
     persistent: int  # the tail, see :class:`Target`
     planning: int  # what must be there while TFLM prepares and plans
@@ -4493,7 +4444,7 @@ def plan_buffers(buffers: Sequence[ArenaBuffer], aliases: Aliases, time_limit: f
 # TFLM gets the slow memory as its arena, and a planner that puts what the file has below some address, and all scratch
 # memory, into the fast one instead. So a plan in the file is for both: addresses of the fast memory, then of the slow.
 
-EXACT_DIVISIONS, MOST_DIVISIONS = 20, 40  # that are tried until one can be placed: for all memory, then for less
+EXACT_DIVISIONS, MAX_DIVISIONS = 20, 40  # that are tried until one can be placed: for all memory, then for less
 PLANNER_INDEX = 4  # bytes that the planner class takes for every buffer while TFLM plans, besides its own
 
 
@@ -4504,11 +4455,8 @@ def tensor_number(subgraph: int, tensor: int) -> str:
 
 @dataclass(frozen=True)
 class Memories:
-    """Bytes of both, and the tensors that have to be in ``"fast"`` or ``"slow"`` memory, by name.
-
-    Raises:
-        ValueError: a size is no number of bytes.
-    """
+    """Bytes of both, and the tensors that have to be in ``"fast"`` or ``"slow"`` memory, by name. Raises ValueError if
+    a size is no number of bytes."""
 
     fast: int
     slow: int | None = None  # None: as much as is needed
@@ -4521,15 +4469,12 @@ class Memories:
 
     def limits(self, persistent: int) -> tuple[int, int]:
         """Bytes that tensors and scratch may take in the fast memory, and tensors in the slow one."""
-        slow = HIGHEST_OFFSET if self.slow is None else min(self.slow, HIGHEST_OFFSET)
-        return min(self.fast, HIGHEST_OFFSET), max(slow // ARENA_ALIGNMENT * ARENA_ALIGNMENT - persistent, 0)
+        slow = MAX_OFFSET if self.slow is None else min(self.slow, MAX_OFFSET)
+        return min(self.fast, MAX_OFFSET), max(slow // ARENA_ALIGNMENT * ARENA_ALIGNMENT - persistent, 0)
 
     def pinned(self, graph: ModelGraph, arena: Arena) -> dict[int, bool]:
         """The buffers that have no choice: True for the fast memory, as for scratch. A name may also be a number.
-
-        Raises:
-            ValueError: no tensor in the arena has that name, it is pinned to both, or there is no such memory.
-        """
+        Raises ValueError if no tensor in the arena has that name, it is pinned to both, or there is no such memory."""
         found = {i: True for i, buffer in enumerate(arena.buffers) if buffer.tensor is None}
         tensors = {i: (b.subgraph, b.tensor) for i, b in enumerate(arena.buffers) if b.tensor is not None}
         for name, where in self.pins.items():
@@ -4716,7 +4661,7 @@ def plan_memories(
     if aliases.copies:  # which may be of each other where what all of them are copies of is elsewhere
         _, most = problem.without_copies(aliases.copies).solve(room, apart, budget.share(0.2).left)
         is_proven = False
-    for attempt in range(MOST_DIVISIONS):
+    for attempt in range(MAX_DIVISIONS):
         choice, bound = problem.solve(room, apart, budget.share(0.5).left)
         if choice is None:
             break
@@ -5042,12 +4987,9 @@ class Snapshot:
         return analyse_arena(self.graph)
 
     @cached_property
-    def elsewhere(self) -> dict[str, int]:
+    def reserve_by_library(self) -> dict[str, int]:
         """Bytes to reserve with the kernels that most devices run, if the model is analysed for the reference kernels.
-
-        Raises:
-            ArenaError: as :func:`analyse_arena`.
-        """
+        Raises ArenaError, as :func:`analyse_arena`."""
         names = USUAL_LIBRARIES if self.graph.kernels is REFERENCE else ()
         return {name: analyse_arena(self.graph.on(LIBRARIES[name])).reserve for name in names}
 
@@ -5065,11 +5007,8 @@ class Snapshot:
         return self.changed(with_metadata(self.file, OFFLINE_PLAN, plan_words(self.graph, offsets)))
 
     def planned(self, plan: Plan) -> Snapshot:
-        """With the places of the arena's tensors fixed in the file.
-
-        Raises:
-            BrokenCertificate: the plan is at fault, or the runtime would not follow it.
-        """
+        """With the places of the arena's tensors fixed in the file. Raises BrokenCertificate if the plan is at fault,
+        or the runtime would not follow it."""
         buffers = self.arena.buffers
         if faults := self.arena.faults(plan.intervals):
             raise BrokenCertificate(f"the plan that was found is at fault: {faults[0]}")
@@ -5768,25 +5707,25 @@ class Loops:
         counts = {t: rows * pace // self.step for t, rows in self.rows.items()}
         heights, live_out = self.region.heights, self.region.live_out
         first, needed = self.latest(counts)
-        # As many iterations earlier that no row is left out which a later one reads.
-        early = max([0, *(-(-first[t] // counts[t]) for t in first if needed[t] < first[t])])
-        iterations = heights[live_out[0]] // counts[live_out[0]] + early
-        written = {output: -early * counts[output] for output in live_out}
+        # As many iterations before that one that no row is left out which is written or which a later one reads.
+        kept = (-(-first[t] // counts[t]) for t in first if needed[t] < first[t])
+        before = max(*(heights[output] // counts[output] - 1 for output in live_out), *kept, 0)
+        written = {output: heights[output] - (before + 1) * counts[output] for output in live_out}
         tracks = {}
         for t, rows in counts.items():
-            pads, start, oldest = self.pads[t], first[t] - early * rows, needed[t] - early * rows
+            pads, start, oldest = self.pads[t], first[t] - before * rows, needed[t] - before * rows
             if is_early and t == self.sources[0]:
                 start = max(start, 0)
             is_masked = pads.above > 0 and start < 0
-            is_masked |= pads.below > 0 and start + iterations * rows > heights[t]
+            is_masked |= pads.below > 0 and start + (before + 1) * rows > heights[t]
             tracks[t] = Track(rows, start, max(start - oldest, 0), pads.columns, is_masked, pads.element)
-        return Loop(self.region, iterations, tracks, self.sources, self.whole, written)
+        return Loop(self.region, before + 1, tracks, self.sources, self.whole, written)
 
     def latest(self, counts: Mapping[int, int]) -> tuple[dict[int, int], dict[int, int]]:
-        """If an iteration writes the first rows of the outputs: the first row of every tensor that it makes, as late as
-        the readers allow, and the first that they need."""
-        ends = {output: counts[output] for output in self.region.live_out}
-        needed = dict.fromkeys(ends, 0)
+        """In the last iteration, which writes the last rows of the outputs: the first row of every tensor that it
+        makes, as late as the readers allow, and the first that they need."""
+        ends = {output: self.region.heights[output] for output in self.region.live_out}
+        needed = {output: end - counts[output] for output, end in ends.items()}
         for outputs, rule in reversed(self.region.parts.values()):
             end = -(-max(ends[output] for output in outputs if output in ends) // rule.repeat)
             start = end - counts[outputs[0]] // rule.repeat
@@ -6269,7 +6208,7 @@ class Port(NamedTuple):
 
 CONVERSIONS = ("QUANTIZE", "DEQUANTIZE")
 PORT_DTYPES = ("INT8", "INT16")  # of which TFLM's kernels make use
-SMALLEST_SCALE = 1e-30  # below, floats run out of digits
+MIN_SCALE = 1e-30  # below, floats run out of digits
 
 
 def convertible_ports(subgraph: Subgraph) -> list[Port]:
@@ -6300,7 +6239,7 @@ def is_exact(port: Port) -> bool:
     has_one = inner.quantization is not None and len(inner.quantization.scales) == 1
     if not has_one or not inner.affine or inner.dtype not in PORT_DTYPES:
         return False
-    if (inner.shape, inner.dynamic) != (outer.shape, outer.dynamic) or not SMALLEST_SCALE < inner.affine[0] < math.inf:
+    if (inner.shape, inner.dynamic) != (outer.shape, outer.dynamic) or not MIN_SCALE < inner.affine[0] < math.inf:
         return False
     if any(tensor.storage is not Storage.ACTIVATION for tensor in (outer, inner)):
         return False
@@ -7116,7 +7055,14 @@ def cluster_values(values: np.ndarray, clusters: int) -> Clustering:
     members = np.diff(ranked.prefix[0][borders]).astype(np.int64)
     distance = ranked.values - np.repeat(codebook.astype(np.float64), np.diff(borders))
     error = float(np.einsum("i,i,i", ranked.counts, distance, distance))  # np.dot would wait for threads
-    clustered = _replaced(flat, codebook, below).astype(values.dtype, copy=False).reshape(values.shape)
+    if flat.dtype.kind == "f" or flat.dtype.itemsize > 2:
+        clustered = codebook[np.searchsorted(below, flat)]
+    else:  # by a table, which is many times faster
+        least = int(distinct[0])
+        clustered = codebook[np.searchsorted(below, np.arange(least, int(distinct[-1]) + 1))][
+            flat.astype(np.int64) - least
+        ]
+    clustered = clustered.astype(values.dtype, copy=False).reshape(values.shape)
     used = members > 0
     return Clustering(clustered, codebook[used].astype(values.dtype), members[used], error, len(distinct))
 
@@ -7138,23 +7084,6 @@ def _thresholds(codebook: np.ndarray) -> np.ndarray:
         return np.floor(middles).astype(codebook.dtype)
     rounded = middles.astype(codebook.dtype)
     return np.where(rounded > middles, np.nextafter(rounded, codebook.dtype.type(-np.inf)), rounded)
-
-
-CHUNK = 1 << 15  # elements replaced at a time, so that they stay in the cache
-
-
-def _replaced(flat: np.ndarray, codebook: np.ndarray, below: np.ndarray) -> np.ndarray:
-    """Every element replaced by the nearest entry of the code-book."""
-    if len(codebook) > 64:
-        return codebook[np.searchsorted(below, flat)]
-    replaced = np.empty_like(flat)
-    for start in range(0, len(flat), CHUNK):  # some simple passes are faster than one search per element
-        chunk = flat[start : start + CHUNK]
-        labels = np.zeros(len(chunk), np.uint8)
-        for threshold in below:
-            labels += (chunk > threshold).view(np.uint8)
-        replaced[start : start + CHUNK] = codebook.take(labels)
-    return replaced
 
 
 def _polished(ranked: Ranked, clusters: int) -> np.ndarray:
@@ -7442,7 +7371,7 @@ def cluster_to_quality(
 
 COMPRESSED_KINDS = frozenset("CONV_2D DEPTHWISE_CONV_2D FULLY_CONNECTED TRANSPOSE_CONV".split())
 COMPRESSED_DTYPES = frozenset(("INT8", "INT16", "FLOAT32"))
-LARGEST_CODEBOOK = 128  # values
+MAX_CODEBOOK = 128  # values
 DECODE_FILE_BYTES = 160  # of tables in the file for one more operator and its tensors, about
 HAS_ONE_CODEBOOK = 15  # in place of the axis of the channels
 
@@ -7466,7 +7395,7 @@ def payload_of(values: np.ndarray, axis: int | None) -> Payload | None:
     rows = words[np.newaxis] if axis is None else np.moveaxis(words, axis, 0)
     books, indices = zip(*(np.unique(row, return_inverse=True) for row in rows), strict=True)
     stride = max(map(len, books))
-    if stride > LARGEST_CODEBOOK:
+    if stride > MAX_CODEBOOK:
         return None
     bits = max(1, (stride - 1).bit_length())
     codes = np.stack(indices).astype(np.uint8).reshape(rows.shape)
@@ -7510,11 +7439,8 @@ def most_saved(parts: Sequence[Compressible], budget: int) -> Sequence[Compressi
 
 
 class Compression:
-    """The weights of subgraph 0 that have few values, and what decoding them takes.
-
-    Raises:
-        ArenaError: a tensor has no size that TFLM could compute.
-    """
+    """The weights of subgraph 0 that have few values, and what decoding them takes. Raises ArenaError if a tensor has
+    no size that TFLM could compute."""
 
     def __init__(self, model: Snapshot) -> None:
         self.model, self.graph, self.subgraph = model, model.graph, model.graph.subgraphs[0]
@@ -7708,20 +7634,20 @@ def saving(before: int, after: int) -> str:
 
 
 def listed(title: str, sentences: Sequence[str]) -> list[str]:
-    """A line for each sentence, up to MOST_LISTED."""
-    lines = [f"{title} {sentence}" for sentence in sentences[:MOST_LISTED]]
-    more = len(sentences) - MOST_LISTED
+    """A line for each sentence, up to MAX_LISTED."""
+    lines = [f"{title} {sentence}" for sentence in sentences[:MAX_LISTED]]
+    more = len(sentences) - MAX_LISTED
     return lines + ([f"{title} ... and {more:,} more reasons"] if more > 0 else [])
 
 
-MOST_FOLDERS = 20  # in a name
+MAX_FOLDERS = 20  # in a name
 
 
 def plain_names(names: Iterable[str]) -> dict[str, str]:
     """The names without the folders that most of them share."""
     names = list(names)
     shared = [""]
-    while len(shared) <= MOST_FOLDERS:
+    while len(shared) <= MAX_FOLDERS:
         inside = [name.removeprefix(shared[-1]) for name in names if name.startswith(shared[-1])]
         folders = Counter(name.split("/", 1)[0] for name in inside if "/" in name.split(";", 1)[0])
         folder, count = next(iter(folders.most_common(1)), ("", 0))
@@ -7785,9 +7711,9 @@ class Decision:
 
     def lines(self) -> list[str]:
         """What to tell people."""
-        return [f"{self.refused}: {self.refusal}."] if self.refusal else self.told()
+        return [f"{self.refused}: {self.refusal}."] if self.refusal else self.message()
 
-    def told(self) -> list[str]:
+    def message(self) -> list[str]:
         """The same, where nothing was refused."""
         raise NotImplementedError
 
@@ -7864,10 +7790,7 @@ class Run(NamedTuple):
 
 def random_inputs(graph: ModelGraph, seed: int) -> list[list[np.ndarray]]:
     """Seeded inputs of a model for several inferences: integers over all their range, unless they may be indices.
-
-    Raises:
-        VerificationError: there are no random values of a type.
-    """
+    Raises VerificationError if there are no random values of a type."""
     rng = np.random.default_rng(seed)
     subgraph = graph.subgraphs[0]
     tensors = [subgraph.tensors[i] for i in subgraph.inputs]
@@ -7920,7 +7843,7 @@ def _largest_index(subgraph: Subgraph, tensor: int) -> int:
     return min(behind, default=0)
 
 
-def _run_apart(
+def _run_in_subprocess(
     runtime: str, data: Bytes, graph: ModelGraph, inputs: Sequence[Sequence[np.ndarray]], kernels: str, timeout: float
 ) -> Run:
     """Raises RunFailure, also for a runtime that crashes or does not end."""
@@ -8050,9 +7973,7 @@ class VerificationDecision(Decision):
     may_differ: bool = False  # since weights were changed
 
     key = "verification"
-    json_keys = (
-        "identical runtimes signatures outputs different constant_outputs notes signal noise"
-    )
+    json_keys = "identical runtimes signatures outputs different constant_outputs notes signal noise"
 
     @property
     def failure(self) -> str:
@@ -8066,7 +7987,7 @@ class VerificationDecision(Decision):
     def sqnr_db(self) -> float:
         return decibels(self.signal, self.noise)
 
-    def told(self) -> list[str]:
+    def message(self) -> list[str]:
         where = " and ".join(self.runtimes)
         if self.identical:
             what = f"all outputs of {self.inferences} inferences ({self.outputs} arrays)"
@@ -8075,7 +7996,7 @@ class VerificationDecision(Decision):
             what = f"{self.different} of {self.outputs} outputs of {self.inferences} inferences"
             lines = [f"Compared in {where}: {what} differ from {self.against}, SQNR {self.sqnr_db:.1f} dB."]
         if self.constant_outputs:
-            names = ", ".join(map(shorten, self.constant_outputs[:MOST_LISTED]))
+            names = ", ".join(map(shorten, self.constant_outputs[:MAX_LISTED]))
             lines.append(f"That proves little: whatever the inputs are, these outputs are the same: {names}")
         return lines + [f"Not verified there: {note}" for note in self.notes]
 
@@ -8089,8 +8010,7 @@ def verify_models(original: Bytes, changed: Bytes, seed: int = 0, timeout: float
     Args:
         timeout: seconds for each run.
 
-    Raises:
-        VerificationError: no runtime runs the original, or one of them that does refuses the changed model.
+    Raises VerificationError if no runtime runs the original, or one of them that does refuses the changed model.
     """
     import importlib.util
 
@@ -8121,12 +8041,12 @@ def verify_models(original: Bytes, changed: Bytes, seed: int = 0, timeout: float
             notes.append(f"the package of {TFLM} does not hand out outputs with a dimension that the file leaves open")
             continue
         try:
-            before = _run_apart(runtime, original, graphs[0], meant, kernels, timeout)
+            before = _run_in_subprocess(runtime, original, graphs[0], meant, kernels, timeout)
         except RunFailure as failure:
             notes.append(f"{runtime} does not run the original model: {failure}")
             continue
         try:
-            after = _run_apart(runtime, changed, graphs[1], given, kernels, timeout)
+            after = _run_in_subprocess(runtime, changed, graphs[1], given, kernels, timeout)
         except RunFailure as failure:
             raise VerificationError(f"{runtime} runs the original model, but not the changed one: {failure}") from None
         comparisons[runtime] = before, _run_as_before(after, second, ports)
@@ -8136,11 +8056,8 @@ def verify_models(original: Bytes, changed: Bytes, seed: int = 0, timeout: float
 
 
 def _converted_ports(before: Subgraph, after: Subgraph) -> list[Port]:
-    """The inputs and outputs that are integers now and stand for what they were.
-
-    Raises:
-        VerificationError: an input has another type, and does not.
-    """
+    """The inputs and outputs that are integers now and stand for what they were. Raises VerificationError if an input
+    has another type, and does not."""
     ports = []
     for olds, news, is_input in ((before.inputs, after.inputs, True), (before.outputs, after.outputs, False)):
         for old, new in zip(olds, news, strict=False):
@@ -8239,7 +8156,7 @@ class OrderDecision(Decision):
     key, refused = "optimization", "Not reordered"
     json_keys = "peak_before=before peak=after orders states bound optimal changed seconds refusal"
 
-    def told(self) -> list[str]:
+    def message(self) -> list[str]:
         verdict = "proven optimal: no order needs less"
         if not self.optimal:
             gap = 100 * (1 - (self.bound or 0) / (self.after or 1))
@@ -8329,7 +8246,7 @@ class PlanDecision(Decision):
     key, refused = "planning", "Arena not planned"
     json_keys = "head_before=before head=after in_place read_by_slices loops bound optimal changed seconds refusal"
 
-    def told(self) -> list[str]:
+    def message(self) -> list[str]:
         verdict = "proven optimal: no layout is smaller" if self.optimal else f"no plan is below {self.bound:,} B"
         whole = self if self.original is None else dataclasses.replace(self, before=self.original)
         if self.after == whole.before:
@@ -8379,7 +8296,7 @@ def decide_plan(
         raise Refusal(why, before=arena.head, after=arena.head)
     best = plan_arena(arena, Budget(time_limit).left, in_place)
     bound = best.bound if arena.problems else min(best.bound, arena.head)
-    if best.height >= HIGHEST_OFFSET:
+    if best.height >= MAX_OFFSET:
         why = f"it would be {best.height:,} B, but offsets in the file have 32 bits"
         raise Refusal(why, before=arena.head, after=arena.head, bound=bound)
     after = model.planned(best) if best.height < arena.head or arena.problems else model
@@ -8439,7 +8356,7 @@ class MemoriesDecision(Decision):
     def failure(self) -> str:
         return f"no model was written: {self.refusal}" if self.refusal else ""
 
-    def told(self) -> list[str]:
+    def message(self) -> list[str]:
         if not self.is_divided:
             return [
                 f"Two memories: all of it fits into the fast one, an arena of {self.reserve:,} B of {self.fast:,} B."
@@ -8447,7 +8364,7 @@ class MemoriesDecision(Decision):
         stays, most = (100 * (1 - (n or 0) / max(self.before or 0, 1)) for n in (self.after, self.bound))
         verdict = "proven optimal" if self.optimal else f"no plan has more than {most:.1f} %"
         plain = plain_names(t.name for t in self.tensors)
-        largest = sorted(self.tensors, key=lambda t: -t.bytes)[:MOST_LISTED]
+        largest = sorted(self.tensors, key=lambda t: -t.bytes)[:MAX_LISTED]
         names = [f"{t.number} ({shorten(plain[t.name], 40)}) {t.bytes:,} B" for t in largest]
         names += [f"{len(self.tensors) - len(largest):,} more"] if len(self.tensors) > len(largest) else []
         limit = "" if self.slow is None else f" of {self.slow:,} B"
@@ -8491,8 +8408,7 @@ def decide_memories(
         slow: bytes for other tensors and persistent structures.
         pins: by name of a tensor ``"fast"`` or ``"slow"``, for what has to be there.
 
-    Raises:
-        ValueError: a size is no number of bytes, or a pin cannot be (no such tensor or memory, both memories).
+    Raises ValueError if a size is no number of bytes, or a pin cannot be (no such tensor or memory, both memories).
     """
     memories, budget = Memories(fast, slow, pins or {}), Budget(time_limit)
     known: dict[str, Any] = {"fast": fast, "slow": slow, "has_loops": has_loops(model.graph)}
@@ -8517,8 +8433,8 @@ def decide_memories(
         why = f"scratch memory and what is pinned take {required:,} B, more than the {fast:,} B of fast memory"
         raise Refusal(why if required else f"a fast memory of {fast:,} B holds nothing", **known)
     found = plan_memories(arena, problem, memories, budget.left)
-    if found is None or found.plan.height >= HIGHEST_OFFSET:
-        room = HIGHEST_OFFSET if slow is None else slow
+    if found is None or found.plan.height >= MAX_OFFSET:
+        room = MAX_OFFSET if slow is None else slow
         free = plan_memories(arena, problem, Memories(fast), 1.0)
         why = f"no plan was found for {fast:,} B of fast memory and {room:,} B of slow memory"
         raise Refusal(why + (f"; {free.reserve(arena):,} B of slow memory are enough" if free else ""), **known)
@@ -8564,7 +8480,7 @@ class InliningDecision(Decision):
 
     key, json_keys = "inlining", "buffers bytes=before changed"
 
-    def told(self) -> list[str]:
+    def message(self) -> list[str]:
         if not self.buffers:
             return ["No data was moved: all of it is inside of the FlatBuffer."]
         return [
@@ -8574,11 +8490,8 @@ class InliningDecision(Decision):
 
 @deciding(InliningDecision)
 def decide_inlining(model: Snapshot) -> tuple[Snapshot, InliningDecision]:
-    """Move data of external buffers into the FlatBuffer; TFLM would not find it elsewhere.
-
-    Raises:
-        ModelError: the file uses a schema that is not known here.
-    """
+    """Move data of external buffers into the FlatBuffer; TFLM would not find it elsewhere. Raises ModelError if the
+    file uses a schema that is not known here."""
     outside = [content.size for content in model.graph.buffers if content.is_external]
     after = model.repacked() if outside else model
     return after, InliningDecision(before=sum(outside), after=0, buffers=len(outside))
@@ -8595,7 +8508,7 @@ class LighteningDecision(Decision):
     key, refused = "lightening", "No operator replaced"
     json_keys = "persistent_before=before persistent=after dropped dense new_kinds changed seconds refusal"
 
-    def told(self) -> list[str]:
+    def message(self) -> list[str]:
         if not self.changed:
             return ["No operator replaced: none has a lighter form with the same results."]
         done = [f"{self.dense} CONV_2D -> FULLY_CONNECTED"] if self.dense else []
@@ -8641,7 +8554,7 @@ class PortsDecision(Decision):
     key, refused = "integer_io", "Inputs and outputs left as they are"
     json_keys = "peak_before=before peak=after ports changed seconds refusal"
 
-    def told(self) -> list[str]:
+    def message(self) -> list[str]:
         if not self.ports:
             return ["Inputs and outputs left as they are: the model converts none of them to or from integers."]
         return [*map(str, self.ports), f"Conversion is up to the application: peak {self.saving}."]
@@ -8735,7 +8648,7 @@ class SplitDecision(Decision):
         titles = ["", "Peak (B)", "Persistent, 32-bit (B)", "To reserve (B)", "More MACs", "Operators", "File (B)"]
         return text_table(titles, (a.row("->" if i == self.taken else "") for i, a in enumerate(self.alternatives)))
 
-    def told(self) -> list[str]:
+    def message(self) -> list[str]:
         before, after = self.alternatives[0], self.alternatives[self.taken]
         order = "in the best order" if self.is_reordered else "before reordering"
         lines = ["", f"Ways to run it in stripes (peak {order} and as a perfect layout has it):", self.table()]
@@ -8902,8 +8815,7 @@ def decide_split(
         stripes: ``"unrolled"``, every one has operators of its own; ``"loop"``, they are turns of a WHILE, and the
             memory plan without which that takes far more is written as well; ``"auto"``, what needs less.
 
-    Raises:
-        ValueError: ``stripes`` is none of these.
+    Raises ValueError if ``stripes`` is none of these.
     """
     if stripes not in STRIPES_AS:
         raise ValueError(f"stripes are one of {', '.join(STRIPES_AS)}, not {stripes!r}")
@@ -8945,7 +8857,7 @@ class CompressionDecision(Decision):
         "file_before=before file=after head_before head persistent_before persistent left notes changed seconds refusal"
     )
 
-    def told(self) -> list[str]:
+    def message(self) -> list[str]:
         lines = ["", *listed("Not compressed:", self.notes)]
         if self.left:
             lines += [f"Not compressed: {self.left} more weights, whose decoding takes memory (--compress-ram BYTES)"]
@@ -9016,8 +8928,7 @@ def decide_compression(
         for_plan: the arena will be planned, so that what counts is the head of a plan, with ``in_place`` as in
             :func:`decide_plan`.
 
-    Raises:
-        ModelError: as for :func:`unpacked`.
+    Raises ModelError, as for :func:`unpacked`.
     """
     budget = Budget(time_limit)
     loops = looped_operators(model.graph)  # these get a new plan, since they need one
@@ -9095,7 +9006,7 @@ class ClusteringDecision(Decision):
         """Code-books and entropy-coded indices, as an ideal coder would store them."""
         return sum(w.codebook_bytes + w.entropy_bytes for w in self.weights)
 
-    def told(self) -> list[str]:
+    def message(self) -> list[str]:
         if not self.weights:
             return ["", "No weights were clustered: the model has no weight matrix of a supported type."]
         headers = ["Weights", "Type", "Distinct values", "SQNR (dB)", "Bytes", "Code-book + indices (B)", "Entropy (B)"]
@@ -9133,7 +9044,7 @@ class TrialsDecision(Decision):
     def remarks(self) -> Sequence[str]:
         return self.trials[0].notes
 
-    def told(self) -> list[str]:
+    def message(self) -> list[str]:
         """One row per number of clusters; the bytes are those of all clustered weights, and of the compressed file."""
         headers = ["N", "SQNR (dB)", "Worst matrix (dB)", "Bytes", "Code-books + indices (B)", "Entropy (B)"]
         rows = []
@@ -9154,7 +9065,7 @@ class TrialsDecision(Decision):
 
 @deciding(ClusteringDecision)
 def decide_clustering(
-    model: Snapshot, clusters: int = LARGEST_CODEBOOK, per_channel: bool = False, min_sqnr: float | None = None
+    model: Snapshot, clusters: int = MAX_CODEBOOK, per_channel: bool = False, min_sqnr: float | None = None
 ) -> tuple[Snapshot, ClusteringDecision]:
     """Give every weight matrix at most ``clusters`` distinct values, biases untouched.
 
@@ -9162,9 +9073,7 @@ def decide_clustering(
         per_channel: a code-book for every output channel, where the quantisation is per channel as well.
         min_sqnr: decibels; every matrix gets the fewest values that keep them, or stays as it is.
 
-    Raises:
-        ValueError: fewer than one cluster.
-        ModelError: the weights lie on top of the file's tables.
+    Raises ValueError if fewer than one cluster. Raises ModelError if the weights lie on top of the file's tables.
     """
     if clusters < 1:
         raise ValueError("the number of clusters must be at least 1")
@@ -9252,7 +9161,7 @@ class ComparisonDecision(Decision):
 
     key, json_keys = "comparison", "name=other_name this other"
 
-    def told(self) -> list[str]:
+    def message(self) -> list[str]:
         this, other, rows = self.this, self.other, []
         for key, title in COMPARED.items():
             before, after = other[key], this[key]
@@ -9321,7 +9230,7 @@ def shown_tensors(schedule: Schedule) -> list[Tensor]:
 
 
 @dataclass(frozen=True)
-class Extras:
+class Columns:
     """The optional columns of a schedule."""
 
     macs: bool = False
@@ -9336,13 +9245,13 @@ class Extras:
         return macs + ([parameter_bytes(graph, [(subgraph, operator)])] if self.size else [])
 
 
-MOST_ROWS, MOST_IDS = 200, 16  # of a table for people, unless they want it whole
+MAX_ROWS, MAX_IDS = 200, 16  # of a table for people, unless they want it whole
 
 
 def tensor_table(schedule: Schedule, is_full: bool = False) -> str:
     """The tensors; of very many the largest, unless ``is_full``."""
     tensors = shown_tensors(schedule)
-    shown = tensors if is_full else sorted(tensors, key=lambda t: -t.ram_bytes)[:MOST_ROWS]
+    shown = tensors if is_full else sorted(tensors, key=lambda t: -t.ram_bytes)[:MAX_ROWS]
     rows = (
         [t.index, shorten(t.name), str(t.shape), _size_in_ram(t)]
         for t in sorted(shown, key=lambda tensor: tensor.index)
@@ -9356,18 +9265,18 @@ def _size_in_ram(tensor: Tensor) -> str:
     return "unknown" if tensor.bytes is None else f"{tensor.ram_bytes:,}"
 
 
-def schedule_table(graph: ModelGraph, schedule: Schedule, extras: Extras, is_full: bool = False) -> str:
+def schedule_table(graph: ModelGraph, schedule: Schedule, columns: Columns, is_full: bool = False) -> str:
     """The operators; of very many those at both ends and around the peak, unless ``is_full``."""
-    headers = ["Operator (output name)", "Tensors in memory (IDs)", "Memory use (B)", *extras.headers]
+    headers = ["Operator (output name)", "Tensors in memory (IDs)", "Memory use (B)", *columns.headers]
     steps = schedule.steps
     top = max(range(len(steps)), key=lambda i: steps[i].bytes, default=0)
-    part = MOST_ROWS // 4
+    part = MAX_ROWS // 4
     rows = []
     for i, step in enumerate(steps):
-        if is_full or len(steps) <= MOST_ROWS or min(i, len(steps) - 1 - i) < part or -part < i - top < part:
-            live = step.live if is_full else step.live[:MOST_IDS]
+        if is_full or len(steps) <= MAX_ROWS or min(i, len(steps) - 1 - i) < part or -part < i - top < part:
+            live = step.live if is_full else step.live[:MAX_IDS]
             more = [f"{len(step.live) - len(live)} more"] if len(live) < len(step.live) else []
-            figures = [f"{figure:,}" for figure in extras.figures(graph, schedule.subgraph, step.operator)]
+            figures = [f"{figure:,}" for figure in columns.figures(graph, schedule.subgraph, step.operator)]
             ids = f"[{', '.join([*map(str, live), *more])}]"
             title = f"{shorten(step.operator.kind)} ({shorten(schedule.subgraph.output_name(step.operator))})"
             rows.append([title, ids, f"{step.bytes:,}", *figures])
@@ -9380,7 +9289,7 @@ def schedule_table(graph: ModelGraph, schedule: Schedule, extras: Extras, is_ful
 WORTH_TELLING = 0.02  # of the arena
 
 
-def analysis_text(model: Snapshot, extras: Extras, is_full: bool = False, is_divided: bool = False) -> str:
+def analysis_text(model: Snapshot, columns: Columns, is_full: bool = False, is_divided: bool = False) -> str:
     """The report for people: two tables per subgraph, one peak for the model, and its arena, if that is one."""
     graph, schedules = model.graph, model.schedules
     lines = []
@@ -9389,7 +9298,7 @@ def analysis_text(model: Snapshot, extras: Extras, is_full: bool = False, is_div
             title = subgraph_title(schedule.subgraph)
             lines += [title, "=" * len(title)]
         lines += ["Tensor information (weights excluded):", tensor_table(schedule, is_full), ""]
-        lines += ["Operator execution schedule:", schedule_table(graph, schedule, extras, is_full)]
+        lines += ["Operator execution schedule:", schedule_table(graph, schedule, columns, is_full)]
         if len(schedules) > 1:
             lines += [f"Peak of this subgraph: {schedule.peak:,} B", ""]
         if any(step.callee_bytes for step in schedule.steps):
@@ -9397,10 +9306,10 @@ def analysis_text(model: Snapshot, extras: Extras, is_full: bool = False, is_div
     lines += [f"Current peak memory usage: {model.peak:,} B"]
     if state := state_bytes(graph):
         lines += [f"State kept between inferences: {state:,} B (not part of the peak, but to be reserved)"]
-    if extras.macs:
+    if columns.macs:
         once = f" ({COUNTED_ONCE})" if has_loops(graph) else ""
         lines += [f"Total MACs: {model_macs(graph):,}{once}"]
-    if extras.size:
+    if columns.size:
         lines += [f"Total weight size: {parameter_bytes(graph, graph.operators):,} B"]
     lines += listed("TFLM does not run this model:", model.refusals)
     if is_divided:
@@ -9434,8 +9343,10 @@ def arena_lines(model: Snapshot) -> list[str]:
     if arena.planning > arena.head + arena.persistent:
         parts += f"; for a moment, while it plans, {arena.planning:,} B"
     lines += [f"({parts}; a plain MicroInterpreter with {kernels.title})"]
-    if model.elsewhere:
-        others = "; ".join(f"{reserve:,} B with {LIBRARIES[name].title}" for name, reserve in model.elsewhere.items())
+    if model.reserve_by_library:
+        others = "; ".join(
+            f"{reserve:,} B with {LIBRARIES[name].title}" for name, reserve in model.reserve_by_library.items()
+        )
         lines += [f"Arena to reserve with --kernels: {others}"]
     return lines + listed("Problem of the memory plan in the file:", arena.problems)
 
@@ -9486,7 +9397,7 @@ def analysis_json(model: Snapshot) -> dict[str, Any]:
         document["arena"] = arena_json(model.arena) | {
             "saved_by_integer_io": saved_by_integer_ports(model),
             "kernels": graph.kernels.name,
-            "reserve_bytes_elsewhere": model.elsewhere,
+            "reserve_bytes_elsewhere": model.reserve_by_library,
         }
     except ArenaError as error:
         document["notes"].append(f"the arena is not known, since {error}")
@@ -9499,7 +9410,7 @@ def _cell(text: str) -> str:
     return f"'{text}" if text[:1] in tuple("=+-@") else text
 
 
-def write_csv(folder: Path, model: Snapshot, extras: Extras) -> None:
+def write_csv(folder: Path, model: Snapshot, columns: Columns) -> None:
     """``tensor_details.csv`` and ``execution_schedule_info.csv``, whole names, one row per tensor and per operator."""
     folder.mkdir(parents=True, exist_ok=True)
     with replacing(folder / "tensor_details.csv", "w", newline="", encoding="utf-8") as file:
@@ -9513,12 +9424,12 @@ def write_csv(folder: Path, model: Snapshot, extras: Extras) -> None:
                 )
     with replacing(folder / "execution_schedule_info.csv", "w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file)
-        rows.writerow(["Operator", "Working set", "Memory use", *extras.headers, "Kind", "Subgraph"])
+        rows.writerow(["Operator", "Working set", "Memory use", *columns.headers, "Kind", "Subgraph"])
         for schedule in model.schedules:
             subgraph = schedule.subgraph
             for step in schedule.steps:
                 live = " ".join(map(str, step.live))
-                figures = extras.figures(model.graph, subgraph, step.operator)
+                figures = columns.figures(model.graph, subgraph, step.operator)
                 name, kind = _cell(subgraph.output_name(step.operator)), _cell(step.operator.kind)
                 rows.writerow([name, live, step.bytes, *figures, kind, subgraph.index])
 
@@ -9545,11 +9456,8 @@ def cpp_name(text: str) -> str:
 
 
 def registration(kind: str, is_custom: bool) -> str:
-    """The call that registers an operator with a MicroMutableOpResolver.
-
-    Raises:
-        ValueError: TFLM has no kernel for it.
-    """
+    """The call that registers an operator with a MicroMutableOpResolver. Raises ValueError if TFLM has no kernel for
+    it."""
     if is_custom and kind not in CUSTOM_KINDS:
         return f'AddCustom("{kind}", Register_{cpp_name(kind)}())'
     known = (CUSTOM_KINDS if is_custom else KINDS).get(kind, UNKNOWN_KIND)
@@ -9582,7 +9490,7 @@ FIRMWARE_HEADER = """\
 #include <cstddef>
 #include <cstdint>
 
-{include}#include "tensorflow/lite/micro/micro_mutable_op_resolver.h"
+{planner_include}#include "tensorflow/lite/micro/micro_mutable_op_resolver.h"
 {declared}
 namespace {name} {{
 
@@ -9700,7 +9608,7 @@ FIRMWARE_EXAMPLE = """\
 // Written by tflite-tools {version}: how to run the model. Copy from here.
 #include "{name}_model.h"
 #include "tensorflow/lite/micro/micro_interpreter.h"
-{include}#include "tensorflow/lite/schema/schema_generated.h"
+{variables_include}#include "tensorflow/lite/schema/schema_generated.h"
 
 int main() {{
 {arrays}
@@ -9726,6 +9634,7 @@ WITH_ALLOCATOR = """\
   tflite::MicroAllocator* allocator = tflite::MicroAllocator::Create(arena, {name}::kTensorArenaSize{planner});
   if (allocator == nullptr) return 2;{more}
   static tflite::MicroInterpreter interpreter(model, resolver, allocator{variables});"""
+VARIABLES_INCLUDE = '#include "tensorflow/lite/micro/micro_resource_variable.h"\n'
 VARIABLES = """
   auto* variables = tflite::MicroResourceVariables::Create(allocator, {count});"""
 
@@ -9734,58 +9643,54 @@ def firmware_files(model: Snapshot, title: str, memories: MemoriesDecision | Non
     """By name of the file, C++17 for an application of TFLM: the model as an array with its arena and operators, and
     an example of their use; with what two memories need, if that is how the model was planned.
 
-    Raises:
-        ArenaError: nothing can be said about the arena.
-        ValueError: TFLM has no kernel for an operator.
+    Raises ArenaError if nothing can be said about the arena, and ValueError if TFLM has no kernel for an operator.
     """
-    graph, arena, name = model.graph, model.arena, cpp_name(title)
+    graph, arena, name, data = model.graph, model.arena, cpp_name(title), bytes(model.data)
     first, kinds = graph.subgraphs[0], sorted({(o.kind, o.is_custom) for _, o in graph.operators})
+    divided = memories if memories is not None and memories.is_divided else None
+    own = [cpp_name(kind) for kind, is_custom in kinds if is_custom and kind not in CUSTOM_KINDS]
+    declared = "".join(f"\nTFLMRegistration* Register_{kind}();  // by the application" for kind in own)
     ports = [
         line
         for what, tensors in (("Input", first.inputs), ("Output", first.outputs))
         for number, t in enumerate(tensors)
         for line in _port_lines(number, what, first.tensors[t])
     ]
-    own = [cpp_name(kind) for kind, is_custom in kinds if is_custom and kind not in CUSTOM_KINDS]
-    declared = "".join(f"\nTFLMRegistration* Register_{kind}();  // by the application" for kind in own)
-    calls = (f"  TF_LITE_ENSURE_STATUS(resolver.{registration(*kind)});" for kind in kinds)
-    lines = (model.data[i : i + BYTES_PER_LINE] for i in range(0, len(model.data), BYTES_PER_LINE))
-    fill = {"name": name, "version": __version__, "guard": f"{name.upper()}_MODEL_H_"}
-    variables, is_divided = len(resource_variables(graph)), memories is not None and memories.is_divided
-    interpreter = (WITH_ALLOCATOR if variables or is_divided else PLAIN_INTERPRETER).format(
-        name=name,
-        planner=", &planner" if is_divided else "",
-        more=VARIABLES.format(count=variables) if variables else "",
-        variables=", variables" if variables else "",
-    )
-    if is_divided:
-        interpreter = f"  static {name}::Planner planner(fast, arena);\n{interpreter}"
-    include = '#include "tensorflow/lite/micro/micro_resource_variable.h"\n' if variables else ""
-    figures = {"head": arena.head, "tail": arena.persistent, "reserve": arena.reserve, "kernels": graph.kernels.title}
-    if memories is not None and is_divided:
-        figures |= {"fast": memories.fast_head, "slow": memories.slow_head, "reserve": memories.reserve}
+    lines = (data[i : i + BYTES_PER_LINE] for i in range(0, len(data), BYTES_PER_LINE))
+    variables = len(resource_variables(graph))
+    values: dict[str, Any] = {
+        "name": name,
+        "version": __version__,
+        "guard": f"{name.upper()}_MODEL_H_",
+        "size": len(data),
+        "count": max(len(kinds), 1),
+        "declared": f"{declared}\n" if declared else "",
+        "ports": "\n".join(ports),
+        "calls": "\n".join(f"  TF_LITE_ENSURE_STATUS(resolver.{registration(*kind)});" for kind in kinds),
+        "content": "\n".join("  " + "".join(f"0x{byte:02x}," for byte in line) for line in lines),
+        "kernels": graph.kernels.title,
+        "head": arena.head,
+        "tail": arena.persistent,
+        "reserve": divided.reserve if divided else arena.reserve,
+        "fast": divided.fast_head if divided else 0,
+        "slow": divided.slow_head if divided else 0,
+        "planner": ", &planner" if divided else "",
+        "more": VARIABLES.format(count=variables) if variables else "",
+        "variables": ", variables" if variables else "",
+    }
+    interpreter = (WITH_ALLOCATOR if variables or divided else PLAIN_INTERPRETER).format(**values)
+    values |= {
+        "arena": (TWO_MEMORIES if divided else ONE_ARENA).format(**values),
+        "arrays": (TWO_ARRAYS if divided else ONE_ARRAY).format(**values),
+        "interpreter": f"  static {name}::Planner planner(fast, arena);\n{interpreter}" if divided else interpreter,
+        "planner": PLANNER if divided else "",
+        "planner_include": PLANNER_INCLUDE if divided else "",
+        "variables_include": VARIABLES_INCLUDE if variables else "",
+    }
     return {
-        f"{name}_model.h": FIRMWARE_HEADER.format(
-            **fill,
-            declared=f"{declared}\n" if declared else "",
-            size=len(model.data),
-            include=PLANNER_INCLUDE if is_divided else "",
-            arena=(TWO_MEMORIES if is_divided else ONE_ARENA).format(**figures),
-            planner=PLANNER if is_divided else "",
-            ports="\n".join(ports),
-            count=max(len(kinds), 1),
-        ),
-        f"{name}_model.cc": FIRMWARE_SOURCE.format(
-            **fill,
-            calls="\n".join(calls),
-            content="\n".join("  " + "".join(f"0x{byte:02x}," for byte in line) for line in lines),
-        ),
-        "example.cc": FIRMWARE_EXAMPLE.format(
-            **fill,
-            include=include,
-            arrays=(TWO_ARRAYS if is_divided else ONE_ARRAY).format(name=name),
-            interpreter=interpreter,
-        ),
+        f"{name}_model.h": FIRMWARE_HEADER.format(**values),
+        f"{name}_model.cc": FIRMWARE_SOURCE.format(**values),
+        "example.cc": FIRMWARE_EXAMPLE.format(**values),
     }
 
 
@@ -9807,14 +9712,14 @@ PARTS = {
     "Other tensors": OTHER_COLOUR,
     "Subgraphs it runs": CALLEE_COLOUR,
 }
-MOST_LABELLED_BARS = 80  # more operators than this are numbered, not named
-MOST_PANELS = 6
+MAX_LABELLED_BARS = 80  # more operators than this are numbered, not named
+MAX_PANELS = 6
 WORTH_A_PANEL = 0.01  # of the largest peak
 WORTH_A_LINE = 1.6  # of the peak: a limit that is higher is only told
 CHARACTER, LINE = 0.064, 0.13  # inches, of text of 7 points
-SHORTEST_NAME = 8  # letters that are worth writing
-MOST_NAMED_TENSORS = 25  # of a memory map
-MOST_TICKS = 14
+MIN_LETTERS = 8  # letters that are worth writing
+MAX_NAMED_TENSORS = 25  # of a memory map
+MAX_TICKS = 14
 BOX = {"facecolor": "white", "alpha": 0.8, "linewidth": 0, "pad": 1}
 
 
@@ -9835,18 +9740,18 @@ def plot_schedules(
     """Stacked bars per operator: inputs, outputs, other tensors in memory, in KB (1,024 B); the peak is marked, and
     ``room``, the bytes that there are for tensors.
 
-    Several subgraphs get a panel each, the MOST_PANELS largest, and so do the alternatives of partial execution and a
+    Several subgraphs get a panel each, the MAX_PANELS largest, and so do the alternatives of partial execution and a
     model to compare with. The extension decides the format.
     """
     peak = max((s.peak for s in schedules), default=0)
     shown = [s for s in schedules if s.steps and s.peak >= WORTH_A_PANEL * peak] or list(schedules[:1])
-    shown = sorted(sorted(shown, key=lambda s: -s.peak)[:MOST_PANELS], key=lambda s: s.subgraph.index)
+    shown = sorted(sorted(shown, key=lambda s: -s.peak)[:MAX_PANELS], key=lambda s: s.subgraph.index)
     left_out = sum(bool(s.steps) for s in schedules) - len(shown)
     names = [subgraph_title(s.subgraph) if len(schedules) > 1 else "" for s in shown]
     drawn = list(zip(names, shown, strict=True))
     if other:
         drawn = [(f"This model {name}", s) for name, s in drawn] + [("Compared with", other)]
-    heights = [4.2 if len(s.steps) > MOST_LABELLED_BARS else 6.6 for _, s in drawn] + [4.5] * (split is not None)
+    heights = [4.2 if len(s.steps) > MAX_LABELLED_BARS else 6.6 for _, s in drawn] + [4.5] * (split is not None)
     width = min(max(max(len(s.steps) for _, s in drawn) / 4, 8), 24)
     figure, (*panels,) = new_figure(width, sum(heights), heights)
     for (title, schedule), axes in zip(drawn, panels, strict=False):
@@ -9911,7 +9816,7 @@ def _plot_schedule(axes: Any, schedule: Schedule, title: str, room: int | None) 
         axes.plot([at], [peak], marker="v", color="black", markersize=6)
     if room is not None:
         _mark(axes, room / 1024, f"room for tensors: {room:,} B", INPUT_COLOUR, schedule.peak / 1024)
-    if count > MOST_LABELLED_BARS:
+    if count > MAX_LABELLED_BARS:
         axes.set_xlabel("Operator number, in execution order")
     else:
         axes.set_xticks(np.arange(count), [f"{text}  {i}" for i, text in enumerate(titles)], rotation=90, fontsize=8)
@@ -9990,7 +9895,7 @@ def _plot_arena(axes: Any, model: Snapshot, inches: tuple[float, float]) -> None
     axes.axhspan(0, arena.head / 1024, color="#e4e4e4", linewidth=0)
     rectangles: dict[str | None, list[Any]] = defaultdict(list)  # by their hatch
     pieces = arena.pieces
-    named = sorted(range(len(pieces)), key=lambda i: -pieces[i][1].size)[:MOST_NAMED_TENSORS]
+    named = sorted(range(len(pieces)), key=lambda i: -pieces[i][1].size)[:MAX_NAMED_TENSORS]
     titles = _buffer_titles(graph, arena)
     for number, (buffer, (size, first, last, offset)) in enumerate(pieces):
         x, width, y, height = first - 1.5, last - first + 1, (offset or 0) / 1024, size / 1024
@@ -10010,9 +9915,9 @@ def _plot_arena(axes: Any, model: Snapshot, inches: tuple[float, float]) -> None
 
 def _fitting(across: float, up: float, label: str, name: str) -> tuple[str, bool]:
     """What of a label and a name fits into a rectangle of so many inches, and whether it has to be written upright."""
-    is_upright = across < up and across < CHARACTER * (len(label) + SHORTEST_NAME)
+    is_upright = across < up and across < CHARACTER * (len(label) + MIN_LETTERS)
     room = int((up if is_upright else across) / CHARACTER) - len(label) - 2
-    if name and room >= SHORTEST_NAME and min(across, up) > LINE:
+    if name and room >= MIN_LETTERS and min(across, up) > LINE:
         return f"{label} {escape_dollars(shorten(name, room))}", is_upright
     return label if across >= CHARACTER * len(label) and up >= LINE else "", False
 
@@ -10034,29 +9939,10 @@ def _buffer_titles(graph: ModelGraph, arena: Arena) -> dict[tuple[int, int], tup
 def _number_operators(axes: Any, graph: ModelGraph) -> None:
     """The numbers of the operators of subgraph 0, where they begin, as the bars have them."""
     runs = {o: begin for (s, o), (begin, _) in _times_on_the_clock(graph)[1].items() if s == 0}
-    rough = max(len(runs) / MOST_TICKS, 1)
+    rough = max(len(runs) / MAX_TICKS, 1)
     step = next(n for k in range(10) for n in (10**k, 2 * 10**k, 5 * 10**k) if n >= rough)
     axes.set_xticks([runs[o] - 1 for o in range(0, len(runs), step)], range(0, len(runs), step))
     axes.set_xlabel("Operator number, in execution order (before 0, the inputs are there)")
-
-
-def plot_clusterings(file: Path, results: Sequence[ClusteringDecision]) -> None:
-    """Size of the clustered weights against their error, a point per number of clusters."""
-    figure, (axes,) = new_figure(7, 5)
-    shown = [r for r in results if r.weights and math.isfinite(r.sqnr_db)]
-    for label, sizes in (
-        ("code-books and packed indices", [r.after or 0 for r in shown]),
-        ("code-books and entropy-coded indices", [r.entropy_bytes for r in shown]),
-    ):
-        axes.plot([size / 1024 for size in sizes], [r.sqnr_db for r in shown], marker="o", label=label)
-    for r in shown:
-        axes.annotate(f"N = {r.clusters}", ((r.after or 0) / 1024, r.sqnr_db), (6, -10), textcoords="offset points")
-    axes.set_xlabel("Size of all clustered weights (KB)")
-    axes.set_ylabel("SQNR of all clustered weights (dB)")
-    axes.margins(x=0.12)
-    axes.legend(loc="lower right")
-    axes.grid(alpha=0.3)
-    _save(figure, file)
 
 
 ####################################################################################################
@@ -10090,9 +9976,8 @@ class TFLiteModel:
         Args:
             kernels: what TFLM will run it with, a name of LIBRARIES: that decides how much scratch memory it takes.
 
-        Raises:
-            ValueError: no such kernels are known.
-            ModelError: not a TensorFlow Lite model, or a damaged one.
+        Raises ValueError if no such kernels are known. Raises ModelError if not a TensorFlow Lite model, or a damaged
+        one.
         """
         if kernels not in LIBRARIES:
             raise ValueError(f"kernels are one of {', '.join(LIBRARIES)}, not {kernels!r}")
@@ -10101,23 +9986,16 @@ class TFLiteModel:
 
     @classmethod
     def load_from_file(cls, path: str | os.PathLike[str], kernels: str = REFERENCE.name) -> TFLiteModel:
-        """Read a model from a file, as :class:`TFLiteModel` takes its bytes.
-
-        Raises:
-            OSError: the file cannot be read.
-            ValueError: as for :class:`TFLiteModel`, and ModelError.
-        """
+        """Read a model from a file, as :class:`TFLiteModel` takes its bytes. Raises OSError if the file cannot be read.
+        Raises ValueError, as for :class:`TFLiteModel`, and ModelError."""
         with open(path, "rb") as file:
             if os.fstat(file.fileno()).st_size > MAPPED_FROM:
                 return cls(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), kernels)
             return cls(file.read(), kernels)
 
     def write_to_file(self, path: str | os.PathLike[str]) -> None:
-        """Write the model; an existing file is replaced only once all bytes are written.
-
-        Raises:
-            OSError: the file cannot be written.
-        """
+        """Write the model; an existing file is replaced only once all bytes are written. Raises OSError if the file
+        cannot be written."""
         with replacing(Path(path)) as file:
             file.write(self.snapshot.data)
 
@@ -10137,11 +10015,8 @@ class TFLiteModel:
 
     @property
     def arena(self) -> Arena:
-        """What TFLM allocates for the model as it is: buffers, offsets, bytes.
-
-        Raises:
-            ArenaError: a tensor has no size that TFLM could compute, or the runtime would refuse the file.
-        """
+        """What TFLM allocates for the model as it is: buffers, offsets, bytes. Raises ArenaError if a tensor has no
+        size that TFLM could compute, or the runtime would refuse the file."""
         return self.snapshot.arena
 
     def peak_memory_usage(self) -> int:
@@ -10153,29 +10028,22 @@ class TFLiteModel:
 
         Of hundreds of operators and tensors only those that matter most are shown, unless ``is_full``.
         """
-        print(analysis_text(self.snapshot, Extras(calc_macs, calc_size), is_full))
+        print(analysis_text(self.snapshot, Columns(calc_macs, calc_size), is_full))
 
     def output_model_analysis_to_csv(
         self, folder: str | os.PathLike[str], calc_macs: bool = False, calc_size: bool = False
     ) -> None:
-        """Write ``tensor_details.csv`` and ``execution_schedule_info.csv`` into a folder, created if missing.
-
-        Raises:
-            OSError: the folder or a file cannot be written.
-        """
-        write_csv(Path(folder), self.snapshot, Extras(calc_macs, calc_size))
+        """Write ``tensor_details.csv`` and ``execution_schedule_info.csv`` into a folder, created if missing. Raises
+        OSError if the folder or a file cannot be written."""
+        write_csv(Path(folder), self.snapshot, Columns(calc_macs, calc_size))
 
     def write_firmware(
         self, folder: str | os.PathLike[str], name: str = "model", memories: MemoriesDecision | None = None
     ) -> None:
         """Write ``NAME_model.h``, ``NAME_model.cc`` and ``example.cc``: C++17 for an application of TFLM; with
-        ``memories``, from :meth:`plan_two_memories`, the planner class as well.
-
-        Raises:
-            ArenaError: as for :attr:`arena`.
-            ValueError: TFLM has no kernel for an operator.
-            OSError: a file cannot be written.
-        """
+        ``memories``, from :meth:`plan_two_memories`, the planner class as well. Raises ArenaError, as for
+        :attr:`arena`. Raises ValueError if TFLM has no kernel for an operator. Raises OSError if a file cannot be
+        written."""
         write_firmware(Path(folder), firmware_files(self.snapshot, name, memories))
 
     def analysis(self) -> dict[str, Any]:
@@ -10196,8 +10064,7 @@ class TFLiteModel:
             other: a model whose subgraph 0 is drawn below.
             room: bytes that there are for tensors, as a line.
 
-        Raises:
-            OSError: the file cannot be written.
+        Raises OSError if the file cannot be written.
         """
         plot_schedules(Path(file), self.schedules, split, other.schedules[0] if other else None, room)
 
@@ -10209,12 +10076,8 @@ class TFLiteModel:
         room: int | None = None,
     ) -> None:
         """Draw TFLM's arena: time across, address up; beside that of ``before``, if given. What ``memories``, from
-        :meth:`plan_two_memories`, divides is a line, and so is ``room``: bytes for tensors and scratch memory.
-
-        Raises:
-            ArenaError: as for :attr:`arena`.
-            OSError: the file cannot be written.
-        """
+        :meth:`plan_two_memories`, divides is a line, and so is ``room``: bytes for tensors and scratch memory. Raises
+        ArenaError, as for :attr:`arena`. Raises OSError if the file cannot be written."""
         models = [("before", before.snapshot), ("after", self.snapshot)] if before else [("arena", self.snapshot)]
         plot_arenas(Path(file), models, memories, room)
 
@@ -10236,10 +10099,7 @@ class TFLiteModel:
 
     def verify_against(self, original: TFLiteModel, seed: int = 0) -> VerificationDecision:
         """Run this model and another on the same random inputs, in TFLM and in LiteRT, and compare all bit by bit.
-
-        Raises:
-            VerificationError: no runtime is installed that runs the original, or one does not run this model.
-        """
+        Raises VerificationError if no runtime is installed that runs the original, or one does not run this model."""
         return decide_verification(self.snapshot, original.snapshot, seed=seed)
 
     def compare_with(self, other: TFLiteModel, name: str = "other") -> ComparisonDecision:
@@ -10331,13 +10191,13 @@ class Command:
             if self.output != STREAM or error.filename:  # else only stderr has failed, which is for people
                 raise
         if Budget.is_interrupted:
-            _say("interrupted: this is the best so far")
+            _log("interrupted: this is the best so far")
         failures = [result.failure for result in self.results if result.failure][:1]
         if not failures:
             self.write()
             failures = self.exceeded() if is_limited else []
         for failure in failures:
-            _say(f"check failed: {failure}")
+            _log(f"check failed: {failure}")
         return CHECK_FAILED if failures else DONE
 
     # -- steps, in the order of the options ---------------------------------------------------------
@@ -10347,7 +10207,7 @@ class Command:
         if self.is_trial:
             trials = self.model.compare_clusterings(a.clusters, a.per_channel, a.compress, a.compress_ram)
             return TrialsDecision(trials=tuple(trials))
-        most = a.clusters[0] if a.clusters else LARGEST_CODEBOOK
+        most = a.clusters[0] if a.clusters else MAX_CODEBOOK
         decision = self.model.cluster_weights(most, a.per_channel, a.min_sqnr)
         if a.compress:  # which changes no bit of what comes after this
             self.baseline = self.model.snapshot
@@ -10421,14 +10281,14 @@ class Command:
         """Everything but the model itself: notes, tables, JSON, CSV, pictures."""
         a, model, original = self.arguments, self.model, self.original
         for note in [*(note for result in self.results for note in result.remarks), *model.graph.notes]:
-            _say(f"note: {note}")
+            _log(f"note: {note}")
         with contextlib.suppress(ArenaError):
             for problem in model.arena.problems[:1]:
-                _say(f"warning: the memory plan in the file is wrong: {problem}")
+                _log(f"warning: the memory plan in the file is wrong: {problem}")
         others = [] if self.other is None else [model.compare_with(self.other, a.compare.name)]
         if a.json != "-":
-            extras = Extras(a.calc_macs, a.calc_size)
-            print(analysis_text(model.snapshot, extras, a.full, self.memories is not None))
+            columns = Columns(a.calc_macs, a.calc_size)
+            print(analysis_text(model.snapshot, columns, a.full, self.memories is not None))
             for result in [*self.results, *others]:
                 print("\n".join(result.lines()))
             with contextlib.suppress(ArenaError):
@@ -10443,10 +10303,7 @@ class Command:
                     file.write(text + "\n")
         if a.csv:
             model.output_model_analysis_to_csv(a.csv, a.calc_macs, a.calc_size)
-        trials = self.result(TrialsDecision)
-        if a.plot and trials:
-            plot_clusterings(a.plot, trials.trials)
-        elif a.plot:
+        if a.plot:
             model.plot_memory_usage(a.plot, self.result(SplitDecision), self.other, self.room)
         if a.memory_map:
             plot_arenas(a.memory_map, self.maps(), self.memories, self.room)
@@ -10472,15 +10329,15 @@ class Command:
                 raise
             except ValueError as error:
                 raise UsageError(f"no firmware written: {error}") from None
-            _say(f"wrote {folder}")
+            _log(f"wrote {folder}")
         if output == STREAM:
             sys.stdout.buffer.write(model.to_bytes())
             sys.stdout.flush()
         elif output:
             model.write_to_file(output)
-            _say(f"wrote {output}")
+            _log(f"wrote {output}")
         elif self.results and not folder:
-            _say("nothing was written: give -o FILE to save this model")
+            _log("nothing was written: give -o FILE to save this model")
 
 
 def pins_of(pairs: Sequence[tuple[str, str]]) -> dict[str, str]:
@@ -10515,7 +10372,7 @@ def _standard_output() -> Iterator[None]:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _say(text: str) -> None:
+def _log(text: str) -> None:
     if sys.stdout is not None:
         with _standard_output():  # so that both streams show up in the order of events
             pass
@@ -10742,7 +10599,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with contextlib.suppress(AttributeError, OSError):
             stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # names may hold what it cannot show
     if sys.stdout is None:
-        _say("tflite-tools: error: standard output is closed; to see nothing, send it to the null device")
+        _log("tflite-tools: error: standard output is closed; to see nothing, send it to the null device")
         return BAD_INPUT
     try:
         arguments = _parser().parse_args(argv)
@@ -10763,13 +10620,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         strerror = getattr(error, "strerror", None)
         message = f"{getattr(error, 'filename', None) or 'standard output'}: {strerror}" if strerror else str(error)
     except VerificationError as error:
-        _say(f"tflite-tools: check failed: {name}: not verified: {error}")
+        _log(f"tflite-tools: check failed: {name}: not verified: {error}")
         return CHECK_FAILED
     except MemoryError:
         message = f"{name}: not enough memory for this model"
     except KeyboardInterrupt:
         message = "interrupted; nothing was written"
-    _say(f"tflite-tools: error: {message}")
+    _log(f"tflite-tools: error: {message}")
     return BAD_INPUT
 
 

@@ -219,8 +219,10 @@ def table_bytes(data: bytes) -> np.ndarray:
     """The positions outside of buffers. Weights are most of a file, and damage there is no damage to a reader."""
     outside = np.ones(len(data), dtype=bool)
     with contextlib.suppress(tflite_tools.ModelError):  # damaged already: then anywhere
-        for span in tflite_tools.read_model(data).buffers:
-            outside[span.start : span.start + span.size] = False
+        start = np.frombuffer(data, np.uint8).ctypes.data
+        for content in tflite_tools.read_model(data).buffers:
+            place = content.data.ctypes.data - start
+            outside[place : place + content.size] = False
     return np.flatnonzero(outside)
 
 
@@ -623,8 +625,7 @@ def split_differences(before: bytes, after: bytes) -> list[str]:
 
 
 def content(data: bytes, graph: tflite_tools.ModelGraph, buffer: int) -> bytes:
-    span = graph.buffers[buffer]
-    return data[span.start : span.start + span.size]
+    return graph.buffers[buffer].data.tobytes()
 
 
 def meaning(subgraph: tflite_tools.Subgraph) -> Any:

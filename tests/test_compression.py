@@ -367,11 +367,8 @@ def test_the_corpus_can_be_written_anew():
 
 def test_a_newer_schema_is_not_copied(monkeypatch: pytest.MonkeyPatch):
     known = tflite_tools.layout
-
-    def older(kind: str):
-        return {name: f for name, f in known(kind).items() if kind != "SubGraph" or f.slot < 4}
-
-    monkeypatch.setattr(tflite_tools, "layout", older)
+    older = {name: field for name, field in known("SubGraph").items() if field.slot < 4}
+    monkeypatch.setattr(tflite_tools, "layout", lambda kind: older if kind == "SubGraph" else known(kind))
     snapshot = Snapshot.read(CNN.read_bytes())
     with pytest.raises(ModelError, match="newer schema of SubGraph"):
         snapshot.repacked()

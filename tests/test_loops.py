@@ -139,7 +139,7 @@ def test_a_report_says_why_a_region_is_no_loop():
     assert decision.no_loops == ("operators 0 to 1: a tensor has a batch, or no rows and columns",)
     assert any(line.startswith("No loop: operators 0 to 1") for line in decision.lines())
     assert TFLiteModel(data).split_operators(stripes="unrolled").no_loops == ()  # nobody asked for one
-    assert "can be no loop, since a tensor has a batch" in TFLiteModel(data).split_operators(stripes="loop").bounded_by
+    assert "cannot be a loop, since a tensor has a batch" in TFLiteModel(data).split_operators(stripes="loop").bounded_by
 
 
 def test_padding_of_another_value_is_left_alone():
@@ -347,7 +347,7 @@ class Memory:
         tensors = ((subgraph.index, t) for subgraph in self.graph.subgraphs for t in subgraph.tensors)
         for s, t in ((s, t) for s, t in tensors if t.storage.name == "CONSTANT"):
             if t.dtype in ("INT32", "BOOL"):
-                content = self.graph.buffers[t.buffer].of(data)
+                content = self.graph.buffers[t.buffer].data.tobytes()
                 self.integers[s, t.index] = np.frombuffer(content, "<i4" if t.dtype == "INT32" else "?")
 
     def shape(self, s: int, t: int) -> tuple[int, ...]:

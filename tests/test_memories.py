@@ -27,6 +27,7 @@ from tflite_tools import (
     MemoriesDecision,
     TFLiteModel,
     main,
+    plan_buffers,
     plan_faults,
     plan_memories,
     traffic,

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from ai_edge_litert import schema_py_generated as schema
 from builder import Builder, branches, worked_example
-from conftest import MODELS, corpus, corpus_id, needs_shared, random_inputs, run_litert
+from conftest import MODELS, changed_buffers, corpus, corpus_id, needs_shared, random_inputs, run_litert
 
 import tflite_tools
 from tflite_tools import BrokenCertificate, ModelError, Snapshot, TFLiteModel
@@ -85,13 +85,7 @@ def test_clustering_changes_only_weights():
     assert len(result.weights) == sum(kind in ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED") for kind in kinds)
     assert all(w.distinct_after <= 16 for w in result.weights)
     weights = {t.buffer for _, t in tflite_tools.weight_tensors(model.graph)[0]}
-    spans = [model.graph.buffers[b] for b in weights]
-    allowed = np.zeros(len(data), bool)
-    for span in spans:
-        allowed[span.start : span.start + span.size] = True
-    changed = np.frombuffer(data, np.uint8) != np.frombuffer(model.to_bytes(), np.uint8)
-    assert changed.any()
-    assert not (changed & ~allowed).any()
+    assert set() < changed_buffers(data, model.to_bytes()) <= weights
     correct = sum(
         int(np.argmax(run_litert(model.to_bytes(), [x[None]])[0]) == y)
         for x, y in zip(digits(), np.load(MODELS / "digits_test.npz")["y"], strict=True)
@@ -99,25 +93,18 @@ def test_clustering_changes_only_weights():
     assert correct > 430  # of 450; 442 without clustering
 
 
-def weights_on_tables() -> bytes:
-    """A file whose weight buffer lies, as an external one, on the FlatBuffer itself."""
-    b = Builder()
-    x, y, w = b.tensor((1, 16)), b.tensor((1, 8)), b.tensor((8, 16))
-    b.op("FULLY_CONNECTED", [x, w, -1], [y])
-    buffer = schema.BufferT()
-    buffer.offset, buffer.size = 16, 128
-    b.model.buffers.append(buffer)
-    b.table.tensors[w].buffer = len(b.model.buffers) - 1
-    return b.build([x], [y])
-
-
-def test_an_error_leaves_the_model_as_it_was():
-    data = weights_on_tables()
+def test_an_error_leaves_the_model_as_it_was(monkeypatch: pytest.MonkeyPatch):
+    data = CELLS.read_bytes()
+    known = tflite_tools.layout
+    older = {name: field for name, field in known("Tensor").items() if field.slot < 4}
+    monkeypatch.setattr(tflite_tools, "layout", lambda kind: older if kind == "Tensor" else known(kind))
     model = TFLiteModel(data)
-    with pytest.raises(ModelError, match="on top of its tables"):
-        model.cluster_weights(2)
+    peak = model.peak_memory_usage()
+    for change in (model.cluster_weights, model.optimize_memory, model.plan_memory):
+        with pytest.raises(ModelError, match="newer schema of Tensor"):
+            change()
     assert model.to_bytes() == data
-    assert model.peak_memory_usage() == 24
+    assert model.peak_memory_usage() == peak
 
 
 def test_a_scale_that_is_not_a_number_does_not_look_like_damage():
