@@ -729,6 +729,8 @@ class File:
             place, size = (operator[f"LargeCustomOptions{what}"] for what in ("Offset", "Size"))
             if place <= 1:
                 return operator
+            if place + size > len(self.source):
+                raise ModelError("the file is cut short: the options of an operator are after its end")
             kept = {name: value for name, value in operator.items() if not name.startswith("LargeCustomOptions")}
             return Table("Operator", kept, CustomOptions=np.frombuffer(self.source, np.uint8, size, place))
 
@@ -2453,9 +2455,9 @@ class Interval(NamedTuple):
 class Profile:
     """How many bytes of some intervals are alive at each time; one sweep over their ends."""
 
-    def __init__(self, intervals: Iterable[tuple[int, int, int, int | None]]) -> None:
+    def __init__(self, intervals: Iterable[tuple[int, ...] | Interval]) -> None:
         change: dict[int, int] = defaultdict(int)
-        for size, first, last, _ in intervals:
+        for size, first, last, *_ in intervals:
             change[first] += size
             change[last + 1] -= size
         self.times = sorted(change)
@@ -2468,15 +2470,6 @@ class Profile:
     @property
     def peak(self) -> int:
         return max(self.live, default=0)
-
-
-def peak_of(intervals: Iterable[tuple[int, int, int]], count: int) -> int:
-    """The peak of (size, first, last) with times from 0 to ``count``: of a search that asks a million times."""
-    change = [0] * (count + 2)
-    for size, first, last in intervals:
-        change[first] += size
-        change[last + 1] -= size
-    return max(itertools.accumulate(change))
 
 
 def alive(intervals: Mapping[int, Interval], count: int) -> Iterator[tuple[int, ...]]:
@@ -3573,7 +3566,7 @@ def _bounding_box(intervals: Sequence[Interval], block: Block) -> Interval:
 # Placement, optimal: first fit that learns, then constraint programming
 ####################################################################################################
 
-ROUNDS = 300  # of first fit for each order: milliseconds each, and most plans are optimal before the tenth
+LEARNING_ROUNDS = 300  # of first fit for each order: milliseconds each, and most plans are optimal before the tenth
 PUSH = 0.6  # of all blocks, at most, that a block which ended too high overtakes in the next round
 PROOF_SHARE, WORKERS = 0.5, 8  # of the time left, for the bound itself before the height is minimised
 
@@ -3587,7 +3580,7 @@ def plan_by_learning(intervals: Sequence[Interval], groups: Sequence[Block], pla
     for key in FIRST_FIT_ORDERS:
         order = sorted(range(len(blocks)), key=lambda i: key(boxes[i]))
         urgency = -np.argsort(order).astype(float)
-        for _ in range(ROUNDS):
+        for _ in range(LEARNING_ROUNDS):
             if plan.optimal or budget.is_over:
                 return plan
             placed = place_first_fit(intervals, np.argsort(-urgency, kind="stable").tolist(), blocks)
@@ -6512,7 +6505,7 @@ class SplitProblem:
         for t, number in born.items():
             size, until = (self.sizes[t], count) if t < old else (bill.sizes[t - old], last.get(t, count))
             intervals.append((size, number, until))
-        return around + peak_of([*intervals, *bill.requests], count)
+        return around + Profile([*intervals, *bill.requests]).peak
 
 
 @cache
@@ -6755,7 +6748,7 @@ def iteration_peak(body: Bill, handed: Mapping[int, int]) -> int:
         if last[old] == born[new]:
             last[old] -= 1
     intervals = ((body.sizes[t - body.old], number, last.get(t, number)) for t, number in born.items())
-    return peak_of([*intervals, *body.requests], len(body.runs))
+    return Profile([*intervals, *body.requests]).peak
 
 
 ####################################################################################################
@@ -7016,7 +7009,7 @@ def reasons_for_no_loop(search: SplitSearch, composition: Composition) -> list[s
 EXACT_UP_TO = 1 << 12  # distinct values, for which every border between clusters is tried
 TABLE_UP_TO = 1 << 9  # of them, the gains of all intervals are computed at once
 CELLS, CELLS_PER_CLUSTER = 1 << 10, 32  # the larger, where there are more distinct values
-ROUNDS, REACH = 20, 32  # of the polish, and how many values a border may move in one of the last
+POLISH_ROUNDS, REACH = 20, 32  # of the polish, and how many values a border may move in one of the last
 
 
 @dataclass(frozen=True)
@@ -7094,14 +7087,14 @@ def _polished(ranked: Ranked, clusters: int) -> np.ndarray:
     points = ranked.grouped(EXACT_UP_TO)
     cells = points.grouped(max(CELLS, CELLS_PER_CLUSTER * clusters))
     codebook = cells.centroids(cells.best_borders(clusters))
-    kmeans = KMeans(len(codebook), init=codebook[:, None], n_init=1, max_iter=ROUNDS, tol=0)
+    kmeans = KMeans(len(codebook), init=codebook[:, None], n_init=1, max_iter=POLISH_ROUNDS, tol=0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that it has not converged, or takes close values for the same
         kmeans.fit(points.values[:, None], sample_weight=points.counts)
     reached = np.sort(kmeans.cluster_centers_[:, 0])
     inner = np.unique(np.searchsorted(ranked.values, (reached[1:] + reached[:-1]) / 2, side="right"))
     borders = np.concatenate(([0], inner, [len(ranked.values)]))
-    for _ in range(ROUNDS):
+    for _ in range(POLISH_ROUNDS):
         before, borders = borders, ranked.moved(borders)
         if np.array_equal(before, borders):
             break
@@ -8019,7 +8012,7 @@ def verify_models(original: Bytes, changed: Bytes, seed: int = 0, timeout: float
     first, second = (graph.subgraphs[0] for graph in graphs)
     ports = {port.inner.index: port for port in _converted_ports(first, second)}
     given = random_inputs(graphs[1] if ports else graphs[0], seed)
-    meant = [[_as_before(i, array, ports) for i, array in zip(second.inputs, arrays, strict=False)] for arrays in given]
+    meant = [_as_before(second.inputs, arrays, ports) for arrays in given]
     # LiteRT's optimised kernels sum floats in an order that depends on the number of rows; TFLM's and the reference
     # kernels do not.
     counts = {len(list(graph.operators)) for graph in graphs}
@@ -8049,7 +8042,13 @@ def verify_models(original: Bytes, changed: Bytes, seed: int = 0, timeout: float
             after = _run_in_subprocess(runtime, changed, graphs[1], given, kernels, timeout)
         except RunFailure as failure:
             raise VerificationError(f"{runtime} runs the original model, but not the changed one: {failure}") from None
-        comparisons[runtime] = before, _run_as_before(after, second, ports)
+        outputs = [_as_before(second.outputs, arrays, ports) for arrays in after.outputs]
+        signatures = dict(after.signatures)
+        for name, results in after.signatures.items():
+            if not isinstance(results, str):
+                ids, arrays = [i for i, _ in results], [array for _, array in results]
+                signatures[name] = list(zip(ids, _as_before(ids, arrays, ports), strict=True))
+        comparisons[runtime] = before, Run(outputs, signatures)
     if not comparisons:
         raise VerificationError("; ".join(notes))
     return _compare(comparisons, first, tuple(notes), time.monotonic() - start)
@@ -8071,20 +8070,9 @@ def _converted_ports(before: Subgraph, after: Subgraph) -> list[Port]:
     return ports
 
 
-def _as_before(tensor: int, values: np.ndarray, ports: Mapping[int, Port]) -> np.ndarray:
-    """What an input or output means in the original."""
-    return ports[tensor].stands_for(values) if tensor in ports else values
-
-
-def _run_as_before(run: Run, subgraph: Subgraph, ports: Mapping[int, Port]) -> Run:
-    if not ports:
-        return run
-    outputs = [[_as_before(i, array, ports) for i, array in zip(subgraph.outputs, o, strict=True)] for o in run.outputs]
-    signatures = {
-        name: results if isinstance(results, str) else [(i, _as_before(i, array, ports)) for i, array in results]
-        for name, results in run.signatures.items()
-    }
-    return Run(outputs, signatures)
+def _as_before(ids: Sequence[int], arrays: Sequence[np.ndarray], ports: Mapping[int, Port]) -> list[np.ndarray]:
+    """What inputs or outputs mean in the original."""
+    return [ports[i].stands_for(a) if i in ports else a for i, a in zip(ids, arrays, strict=False)]
 
 
 def _compare(
@@ -8117,7 +8105,7 @@ def _compare(
         runtimes=tuple(comparisons),
         signatures=tuple(signatures),
         outputs=len(pairs),
-        different=different + sum(not _same(a, b) for a, b in pairs),
+        different=different + sum(a.shape != b.shape or not is_same(a, b) for a, b in pairs),
         constant_outputs=tuple(subgraph.tensors[subgraph.outputs[i]].name for i in sorted(constant)),
         notes=notes,
         signal=signal,
@@ -8125,10 +8113,6 @@ def _compare(
         inferences=len(INPUT_SCALES),
         seconds=seconds,
     )
-
-
-def _same(a: np.ndarray, b: np.ndarray) -> bool:
-    return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
 
 
 def decide_verification(

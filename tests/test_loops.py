@@ -139,7 +139,8 @@ def test_a_report_says_why_a_region_is_no_loop():
     assert decision.no_loops == ("operators 0 to 1: a tensor has a batch, or no rows and columns",)
     assert any(line.startswith("No loop: operators 0 to 1") for line in decision.lines())
     assert TFLiteModel(data).split_operators(stripes="unrolled").no_loops == ()  # nobody asked for one
-    assert "cannot be a loop, since a tensor has a batch" in TFLiteModel(data).split_operators(stripes="loop").bounded_by
+    decision = TFLiteModel(data).split_operators(stripes="loop")
+    assert "cannot be a loop, since a tensor has a batch" in decision.bounded_by
 
 
 def test_padding_of_another_value_is_left_alone():

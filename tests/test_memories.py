@@ -18,6 +18,7 @@ from test_arena import TIGHT, blocks_strategy, lowest_height
 from test_sharing import is_intact, updated
 
 from tflite_tools import (
+    Aliases,
     Arena,
     ArenaBuffer,
     Division,
@@ -25,6 +26,7 @@ from tflite_tools import (
     Interval,
     Memories,
     MemoriesDecision,
+    ModelGraph,
     TFLiteModel,
     main,
     plan_buffers,
@@ -43,7 +45,9 @@ def divided(
 
 
 def arena_of(blocks: list[Interval]) -> Arena:
-    return Arena(tuple(ArenaBuffer(block, 0, i) for i, block in enumerate(blocks)), 0, has_plan=False)
+    arena = Arena(ModelGraph((), (), ()), tuple(ArenaBuffer(block, 0, i) for i, block in enumerate(blocks)), 0, 0)
+    arena.__dict__["aliases"] = Aliases()  # which no operators tell of
+    return arena
 
 
 @settings(max_examples=40, deadline=None)

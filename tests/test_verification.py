@@ -47,7 +47,6 @@ def test_a_reordered_and_planned_model_is_identical():
     assert result.runtimes == INSTALLED
     assert result.signatures == ("serving_default",)
     assert result.outputs == (len(INSTALLED) + 1) * len(INPUT_SCALES)  # in each of them, and of the signature
-    assert result.inner_tensors > 30
     assert not result.constant_outputs
     assert result.noise == 0
     assert result.sqnr_db == float("inf")
@@ -59,7 +58,6 @@ def test_a_different_model_is_told_apart():
     result = verify_models(CELLS, model.to_bytes())
     assert not result.identical
     assert 0 < result.sqnr_db < 60
-    assert result.inner_different > 0
 
 
 def test_a_mismatch_fails_the_check_and_writes_nothing(
@@ -174,7 +172,7 @@ def test_a_crash_of_the_runtime_is_told_as_one():
     b.op("SOFTMAX", [x], [y], options("Softmax", beta=1.0))
     model = b.build([x], [y])
     with pytest.raises(RunFailure, match=r"it crashed \(SIGABRT\)"):
-        tflite_tools._run_apart(TFLM, model, read_model(model), [], tflite_tools.KERNELS[0], 60)
+        tflite_tools._run_in_subprocess(TFLM, model, read_model(model), [], tflite_tools.KERNELS[0], 60)
     assert verify_models(model, model).runtimes == (LITERT,)
 
 
@@ -227,9 +225,9 @@ def test_what_a_worker_process_does(tmp_path: Path, runtime: str):
     (tmp_path / "model.tflite").write_bytes(CELLS)
     (tmp_path / "inputs").write_bytes(pickle.dumps(inputs))
     run_model(runtime, str(tmp_path), str(1 << 20), tflite_tools.KERNELS[1])
-    outputs, signatures, inner = pickle.loads((tmp_path / "outputs").read_bytes())
+    outputs, signatures = pickle.loads((tmp_path / "outputs").read_bytes())
     assert [len(o) for o in outputs] == [1] * len(INPUT_SCALES)
-    assert bool(signatures) == bool(inner) == (runtime == LITERT)
+    assert bool(signatures) == (runtime == LITERT)
 
 
 def with_a_signature_of_an_inner_tensor(last: str) -> bytes:
@@ -280,7 +278,6 @@ def test_outputs_that_never_change_prove_little():
     model.cluster_weights(16)
     result = model.verify_against(original)
     assert result.constant_outputs
-    assert not result.identical  # the tensors inside tell
 
 
 @needs_shared
