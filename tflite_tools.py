@@ -9237,16 +9237,12 @@ def tensor_table(schedule: Schedule, is_full: bool = False) -> str:
     tensors = shown_tensors(schedule)
     shown = tensors if is_full else sorted(tensors, key=lambda t: -t.ram_bytes)[:MAX_ROWS]
     rows = (
-        [t.index, shorten(t.name), str(t.shape), _size_in_ram(t)]
+        [t.index, shorten(t.name), str(t.shape), "unknown" if t.bytes is None else f"{t.ram_bytes:,}"]
         for t in sorted(shown, key=lambda tensor: tensor.index)
     )
     table = text_table(["Id", "Tensor", "Shape", "Size in RAM (B)"], rows, left=("Tensor", "Shape"))
     left_out = len(tensors) - len(shown)
     return table + (f"\n({left_out:,} smaller ones are left out; --full shows all)" if left_out else "")
-
-
-def _size_in_ram(tensor: Tensor) -> str:
-    return "unknown" if tensor.bytes is None else f"{tensor.ram_bytes:,}"
 
 
 def schedule_table(graph: ModelGraph, schedule: Schedule, columns: Columns, is_full: bool = False) -> str:
@@ -9698,8 +9694,7 @@ PARTS = {
 }
 MAX_LABELLED_BARS = 80  # more operators than this are numbered, not named
 MAX_PANELS = 6
-WORTH_A_PANEL = 0.01  # of the largest peak
-WORTH_A_LINE = 1.6  # of the peak: a limit that is higher is only told
+WORTH_A_LINE = 1.6  # of the peak: a limit that is higher is left out
 CHARACTER, LINE = 0.064, 0.13  # inches, of text of 7 points
 MIN_LETTERS = 8  # letters that are worth writing
 MAX_NAMED_TENSORS = 25  # of a memory map
@@ -9727,8 +9722,7 @@ def plot_schedules(
     Several subgraphs get a panel each, the MAX_PANELS largest, and so do the alternatives of partial execution and a
     model to compare with. The extension decides the format.
     """
-    peak = max((s.peak for s in schedules), default=0)
-    shown = [s for s in schedules if s.steps and s.peak >= WORTH_A_PANEL * peak] or list(schedules[:1])
+    shown = [s for s in schedules if s.steps] or list(schedules[:1])
     shown = sorted(sorted(shown, key=lambda s: -s.peak)[:MAX_PANELS], key=lambda s: s.subgraph.index)
     left_out = sum(bool(s.steps) for s in schedules) - len(shown)
     names = [subgraph_title(s.subgraph) if len(schedules) > 1 else "" for s in shown]
@@ -9764,13 +9758,11 @@ def escape_dollars(text: str) -> str:
 
 
 def _mark(axes: Any, y: float, text: str, colour: str, top: float) -> None:
-    """A line across, named at its right end; only the name where it would be far above the ``top`` of what is drawn."""
+    """A line across, named at its right end; none if it would be far above the ``top`` of what is drawn."""
     if y <= WORTH_A_LINE * top:
         axes.axhline(y, color=colour, linewidth=0.9, linestyle=":")
-    else:
-        y, text = top, f"{text}, far above"
-    at = axes.get_xlim()[1], y
-    axes.annotate(text, at, (-4, 4), textcoords="offset points", ha="right", fontsize=8, color=colour, bbox=BOX)
+        at, how = (axes.get_xlim()[1], y), {"textcoords": "offset points", "ha": "right", "fontsize": 8, "bbox": BOX}
+        axes.annotate(text, at, (-4, 4), color=colour, **how)
 
 
 def _plot_schedule(axes: Any, schedule: Schedule, title: str, room: int | None) -> None:
@@ -10135,7 +10127,6 @@ class Command:
         self.arguments = arguments
         self.in_place = not arguments.no_in_place
         self.is_trial = len(arguments.clusters or []) > 1
-        self.limits = arguments.max_arena, arguments.max_peak  # the latter on the head
         self.output = output_of(arguments)
         if arguments.input == STREAM:
             if sys.stdin is None:
@@ -10165,7 +10156,7 @@ class Command:
             still = sum(later.weight for later in steps[number:])
             if option.step and (decision := option.step(self, budget.share(option.weight / (still or 1)).left)):
                 self.results.append(decision)
-        is_limited = any(limit is not None for limit in self.limits)
+        is_limited = arguments.max_arena is not None or arguments.max_peak is not None
         if arguments.memory_map or is_limited:
             _ = model.arena  # if it is not known, better now than with half of the outputs written
         try:
@@ -10245,21 +10236,24 @@ class Command:
         return memories if memories and memories.is_divided else None
 
     @property
+    def limits(self) -> list[tuple[str, int, int]]:
+        """What may take how many bytes at most, and takes how many."""
+        arena, a = self.model.arena, self.arguments
+        limits = ("arena to reserve", a.max_arena, arena.reserve), ("head of the arena", a.max_peak, arena.head)
+        return [(what, limit, taken) for what, limit, taken in limits if limit is not None]
+
+    @property
     def room(self) -> int | None:
         """Bytes that a limit leaves for tensors and scratch memory, if there is one."""
-        whole, head = self.limits
-        limits = [None if whole is None else whole - self.model.arena.persistent, head]
+        a = self.arguments
+        limits = [a.max_peak, a.max_arena and a.max_arena - self.model.arena.persistent]
         return min((max(limit, 0) for limit in limits if limit is not None), default=None)
 
     def exceeded(self) -> list[str]:
         """What does not hold of the limits on the arena, one sentence each."""
-        arena = self.model.arena
-        failures = [f"the memory plan in the file is wrong: {fault}" for fault in arena.problems[:1]]
-        takes = ("arena to reserve", arena.reserve), ("head of the arena", arena.head)
-        for limit, (what, taken) in zip(self.limits, takes, strict=True):
-            if limit is not None and taken > limit:
-                failures.append(f"the {what} takes {taken:,} B, more than {limit:,} B")
-        return failures
+        failures = [f"the memory plan in the file is wrong: {fault}" for fault in self.model.arena.problems[:1]]
+        over = [(what, limit, taken) for what, limit, taken in self.limits if taken > limit]
+        return failures + [f"the {what} takes {taken:,} B, more than {limit:,} B" for what, limit, taken in over]
 
     def report(self) -> None:
         """Everything but the model itself: notes, tables, JSON, CSV, pictures."""
@@ -10406,18 +10400,11 @@ def _pin(text: str) -> tuple[str, str]:
     return name, where
 
 
-def _positive(text: str) -> int:
-    try:
-        number = int(text)
-    except ValueError:
-        number = 0
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
-    return number
-
-
 def _cluster_counts(text: str) -> list[int]:
-    return [_positive(part) for part in text.split(",")]
+    numbers = [int(part) if part.isdecimal() else 0 for part in text.split(",")]
+    if min(numbers) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0, or several")
+    return numbers
 
 
 def _picture(text: str) -> Path:
