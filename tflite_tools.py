@@ -8662,9 +8662,9 @@ class SplitDecision(Decision):
         if self.is_batch_fixed:
             lines.append("The batch stays as it is stored in the file; LiteRT may refuse to resize it")
         lines += why
-        growth = after.file_bytes - before.file_bytes
-        more = "more" if after.macs_percent >= 0 else "fewer"
-        cost = f"{abs(after.macs_percent):.1f} % {more} multiply-accumulates, {growth:,} B more file"
+        growth, more = after.file_bytes - before.file_bytes, "more" if after.macs_percent >= 0 else "fewer"
+        cost = f"{abs(after.macs_percent):.1f} % {more} multiply-accumulates, "
+        cost += f"the file {'grows' if growth >= 0 else 'shrinks'} by {abs(growth):,} B"
         return [*lines, f"Split: peak {self.saving}, {cost}."]
 
 
