@@ -106,20 +106,20 @@ __all__ = [
 ]
 
 ####################################################################################################
-# Model graph: what a .tflite file says, read once, as plain frozen data
+# Model graph: the contents of a .tflite file, read once, as plain frozen data
 ####################################################################################################
 
 
 class ModelError(ValueError):
-    """The bytes are not a model that can be processed; the message says why, in one line."""
+    """The data is not a model that this tool can process; the message gives the reason in one line."""
 
 
 class BrokenCertificate(RuntimeError):
-    """A model that was written is not what was decided: a fault of this program, found before any harm is done."""
+    """The written model differs from what was decided: a bug in this program, caught before it does harm."""
 
 
 class ArenaError(ValueError):
-    """Why nothing can be said about the arena of a model, in one line."""
+    """The arena of a model cannot be determined; the message gives the reason in one line."""
 
 
 Bytes = bytes | bytearray | memoryview | mmap.mmap
@@ -130,14 +130,14 @@ OFFLINE_PLAN = "OfflineMemoryAllocation"  # metadata that fixes offsets (tflite-
 
 
 class ElementType(NamedTuple):
-    """What the elements of a tensor take: bits in the file, bytes in TFLM's RAM, where they are not packed."""
+    """Size of the elements of a tensor: bits in the file, and bytes in TFLM's RAM, where they are not packed."""
 
     bits: int | None  # None: not a fixed number
     tflm_bytes: int | None = None  # None: TFLM has no tensors of that type
-    numpy: str | None = None  # how to read them as weights; None: they are not clustered
+    numpy: str | None = None  # numpy type to read weights with; None: such weights are not clustered
 
 
-# By the number in the schema; the last ones are newer than the bindings.
+# In the order of their numbers in the schema; the last ones are newer than the bindings.
 ELEMENT_TYPES = {
     "FLOAT32": ElementType(32, 4, "<f4"),
     "FLOAT16": ElementType(16, 2, "<f2"),
@@ -167,7 +167,7 @@ UNKNOWN_TYPE = ElementType(None)
 
 
 class Storage(enum.Enum):
-    """Where the bytes of a tensor live."""
+    """Where the data of a tensor is stored."""
 
     ACTIVATION = "activation"  # RAM, only while it is alive: the tensors that this tool is about
     CONSTANT = "constant"  # flash: a weight, a bias, a shape
@@ -185,7 +185,7 @@ class Quantization:
 
 @dataclass(frozen=True)
 class Tensor:
-    """One tensor of a subgraph; ``index`` is its id in the tables."""
+    """A tensor of a subgraph; ``index`` is its position in the subgraph's list of tensors."""
 
     index: int
     name: str
@@ -193,10 +193,10 @@ class Tensor:
     shape: tuple[int, ...]
     storage: Storage
     buffer: int  # index into ModelGraph.buffers
-    bytes: int | None  # product(shape) x element size, sub-byte types packed; None when the file cannot tell
+    bytes: int | None  # product(shape) x element size, sub-byte types packed; None if the file does not say
     dynamic: tuple[int, ...] = ()  # dimensions that are only known at run time; ``bytes`` is for the stored shape
     is_sparse: bool = False
-    is_completed: bool = False  # a dimension that the file leaves open was filled in, as a RESHAPE does it
+    is_completed: bool = False  # True: a dimension that the file leaves open was filled in, as RESHAPE does
     quantization: Quantization | None = None
     values: tuple[int, ...] | None = None  # of a small constant of integers: a shape, axes, paddings
 
@@ -206,12 +206,12 @@ class Tensor:
 
     @property
     def ram_bytes(self) -> int:
-        """Bytes of working memory while alive: 0 for constants, for state, and where the size is unknown."""
+        """Bytes of working memory while alive; 0 for constants, state and tensors of unknown size."""
         return (self.bytes or 0) if self.storage is Storage.ACTIVATION else 0
 
     @property
     def is_updated_in_place(self) -> bool:
-        """Whether reading it changes it: a state tensor, unlike the handle of a resource, which stays the same."""
+        """True if reading the tensor changes it: state tensors, but not resource handles, which stay the same."""
         return self.storage is Storage.STATE and self.dtype != "RESOURCE"
 
     @property
@@ -220,14 +220,14 @@ class Tensor:
 
     @property
     def affine(self) -> tuple[float, int] | None:
-        """The first scale and zero point; TFLM takes a tensor that lacks one of them as not quantised."""
+        """(first scale, first zero point); None if either is missing: TFLM then sees the tensor as not quantised."""
         known = self.quantization
         return (known.scales[0], known.zero_points[0]) if known and known.scales and known.zero_points else None
 
 
 @dataclass(frozen=True)
 class Operator:
-    """One operator; ``index`` is its place in the file's schedule. An omitted optional tensor is -1."""
+    """An operator; ``index`` is its position in the file's schedule. An omitted optional tensor is -1."""
 
     index: int
     kind: str  # "CONV_2D"; a custom operator goes by its own name
@@ -241,17 +241,17 @@ class Operator:
 
     @cached_property
     def reads(self) -> tuple[int, ...]:
-        """Input tensors, each once, without the omitted ones."""
+        """Input tensors in order, without duplicates and omitted ones."""
         return tuple(dict.fromkeys(i for i in self.inputs if i >= 0))
 
     @cached_property
     def writes(self) -> tuple[int, ...]:
-        """Output tensors, each once, without the omitted ones."""
+        """Output tensors in order, without duplicates and omitted ones."""
         return tuple(dict.fromkeys(i for i in self.outputs if i >= 0))
 
     @property
     def variable(self) -> str | None:
-        """The name of the variable whose handle this operator makes, if it makes one."""
+        """Name of the variable whose handle this operator creates; None for other operators."""
         if self.kind != "VAR_HANDLE":
             return None
         container, name = (self.options.get(f) or b"" for f in ("Container", "SharedName"))
@@ -260,12 +260,12 @@ class Operator:
 
 @dataclass(frozen=True)
 class Kernels:
-    """A library of kernels on one sort of processor, with which TFLM is built."""
+    """A library of kernels for one kind of processor, with which TFLM is built."""
 
     name: str  # for the command line
-    title: str  # for people
+    title: str  # for reports and messages
     library: str = ""  # empty: the reference kernels
-    core: str = ""  # what its formulas depend on
+    core: str = ""  # the processor variant, on which its formulas depend
 
 
 REFERENCE = Kernels("reference", "the reference kernels")
@@ -273,7 +273,7 @@ REFERENCE = Kernels("reference", "the reference kernels")
 
 @dataclass(frozen=True)
 class Subgraph:
-    """One function of the model. Subgraph 0 is the model itself; others are branches, bodies and signatures."""
+    """A function of the model: subgraph 0 is the model itself; others are branches, loop bodies and signatures."""
 
     index: int
     name: str
@@ -281,28 +281,28 @@ class Subgraph:
     operators: tuple[Operator, ...]
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
-    kernels: Kernels = REFERENCE  # that run it
+    kernels: Kernels = REFERENCE  # that execute it
 
     def output_name(self, operator: Operator) -> str:
-        """The name of the first output, by which people know an operator."""
+        """Name of the first output, which identifies the operator in reports; empty if it has no output."""
         return self.tensors[operator.writes[0]].name if operator.writes else ""
 
     def variable(self, handle: int) -> str | None:
-        """The name of the variable behind a resource handle; None when the handle comes from the caller."""
+        """Name of the variable that a resource handle refers to; None if the caller passes the handle."""
         return next((name for op in self.operators if (name := op.variable) and handle in op.writes), None)
 
     def reordered(self, order: Sequence[int]) -> Subgraph:
-        """The same with its operators in another order: ``order`` has their old numbers."""
+        """The subgraph with its operators in ``order``, given as their old numbers."""
         operators = (dataclasses.replace(self.operators[old], index=new) for new, old in enumerate(order))
         return dataclasses.replace(self, operators=tuple(operators))
 
 
 @dataclass(frozen=True, eq=False)
 class Content:
-    """The data of a buffer, uint8. No bytes mean that its tensor has none in the file."""
+    """The data of a buffer, uint8; empty if the file holds no data for its tensor."""
 
     data: np.ndarray
-    is_external: bool = False  # behind the FlatBuffer, where TFLM does not look
+    is_external: bool = False  # after the FlatBuffer, where TFLM does not look
 
     @property
     def size(self) -> int:
@@ -314,7 +314,7 @@ NO_CONTENT = Content(np.empty(0, np.uint8))
 
 @dataclass(frozen=True)
 class ModelGraph:
-    """All that the tool knows of a model. ``notes`` name what the file leaves open, one sentence each."""
+    """Everything the tool knows about a model; ``notes`` name what the file leaves open, one sentence each."""
 
     subgraphs: tuple[Subgraph, ...]
     buffers: tuple[Content, ...]
@@ -323,16 +323,16 @@ class ModelGraph:
     notes: tuple[str, ...] = ()
 
     def content(self, tensor: Tensor) -> Content:
-        """Its data in the file; buffer 0 stands for none."""
+        """Data of the tensor in the file; buffer 0 means that it has none."""
         return self.buffers[tensor.buffer] if tensor.buffer else NO_CONTENT
 
     def metadata_content(self, name: str) -> Content | None:
-        """The content of the last metadata entry of that name, which is the one that runtimes honour."""
+        """Content of the last metadata entry of that name, the one that runtimes use; None if there is none."""
         found = [self.buffers[buffer] for entry, buffer in self.metadata if entry == name]
         return found[-1] if found else None
 
     def with_subgraphs(self, subgraphs: Iterable[Subgraph]) -> ModelGraph:
-        """The model with other operators, without the memory plan, which was for the old ones."""
+        """The model with these subgraphs, and without its memory plan, which does not fit them."""
         return dataclasses.replace(self, subgraphs=tuple(subgraphs), plan=None)
 
     @property
@@ -340,7 +340,7 @@ class ModelGraph:
         return self.subgraphs[0].kernels
 
     def on(self, kernels: Kernels) -> ModelGraph:
-        """The same model on other kernels."""
+        """The same model, executed by other kernels."""
         subgraphs = tuple(dataclasses.replace(subgraph, kernels=kernels) for subgraph in self.subgraphs)
         return dataclasses.replace(self, subgraphs=subgraphs)
 
@@ -350,13 +350,13 @@ class ModelGraph:
 
 
 def picked(source: object, keys: str) -> dict[str, Any]:
-    """Some properties for JSON, by their names or as ``key=property.of.it``."""
+    """Properties of an object as JSON; ``keys`` holds names or ``key=property.of.it``."""
     pairs = (key.partition("=") for key in keys.split())
     return {key: plain(attrgetter(name or key)(source)) for key, _, name in pairs}
 
 
 def plain(value: Any) -> Any:
-    """A value as JSON has it, which knows no tuples and no infinite numbers."""
+    """The value as JSON allows it: tuples become lists, infinite numbers and NaN become None."""
     if hasattr(value, "json"):
         return value.json()
     if hasattr(value, "_fields"):
@@ -368,17 +368,17 @@ def plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-MAX_NAME = 60  # characters of a name in a table or message; CSV and JSON have it whole
+MAX_NAME = 60  # characters of a name in a table or message; CSV and JSON have the full name
 MAX_LISTED = 5  # sentences or names of one kind in a report
 
 
 def printable(text: str) -> str:
-    """The text on one line, with a mark in place of what no terminal or spreadsheet should get."""
+    """The text on one line; each character that is unsafe in a terminal or spreadsheet becomes U+FFFD."""
     return "".join(c if c.isprintable() else "\ufffd" for c in text)
 
 
 def shorten(name: str, limit: int = MAX_NAME) -> str:
-    """The name on one line, with its middle left out when it is too long: both ends tell names apart."""
+    """The name on one line, with its middle left out if it is too long: both ends tell names apart."""
     name = printable(name)
     if len(name) <= limit:
         return name
@@ -386,13 +386,13 @@ def shorten(name: str, limit: int = MAX_NAME) -> str:
     return name[:left] + "..." + name[left + 3 - limit :]
 
 
-TIME_LIMIT = 60.0  # seconds, by default, of everything that one command or one call searches for
+TIME_LIMIT = 60.0  # default in seconds for all searches of one command or call together
 
 
 class Budget:
-    """Seconds for a search as a whole; its parts take shares of what is left."""
+    """A time limit in seconds for a whole search; its parts take shares of the time left."""
 
-    is_interrupted: ClassVar[bool] = False  # then all budgets are over, and every search ends with the best it has
+    is_interrupted: ClassVar[bool] = False  # if True, all budgets are over and every search ends with its best result
 
     def __init__(self, seconds: float = TIME_LIMIT) -> None:
         self.deadline = time.monotonic() + seconds
@@ -411,7 +411,7 @@ class Budget:
 
 @contextlib.contextmanager
 def keeping_the_best() -> Iterator[None]:
-    """While it lasts, Ctrl-C and requests to terminate end every search with the best it has; a second one stops."""
+    """Lets Ctrl-C and termination signals end searches with their best; a second one raises KeyboardInterrupt."""
     numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
     def interrupt(number: int, frame: Any) -> None:
@@ -432,7 +432,7 @@ def keeping_the_best() -> Iterator[None]:
 
 
 ####################################################################################################
-# The file: bytes <-> tables. All that is read or written passes through here
+# The file: bytes <-> tables. Everything read or written passes through here
 ####################################################################################################
 
 # A .tflite file is a FlatBuffer: tables that refer to each other by offsets. Unpacked, it is plain data; a change makes
@@ -445,16 +445,16 @@ INT32, UINT32, UINT16 = struct.Struct("<i"), struct.Struct("<I"), struct.Struct(
 
 
 class Field(NamedTuple):
-    """A field of a kind of table."""
+    """Slot, form, type and default of a field in a kind of table."""
 
     slot: int
-    form: str  # "number", "text", "table" or "union"; of several: "numbers", "texts" or "tables"
+    form: str  # "number", "text", "table" or "union"; for several: "numbers", "texts" or "tables"
     of: Any  # the type of the numbers, or the kind of the tables
-    default: Any  # what a field means that the file leaves out
+    default: Any  # value of a field that is missing in the file
 
 
 class _Probe:
-    """Stands in for a file and for a builder, and notes what the bindings ask of them."""
+    """Stands in for a file and a builder to record which calls the bindings make."""
 
     Pos, Bytes = 0, b""
 
@@ -471,7 +471,7 @@ class _Probe:
 
 @cache
 def layout(kind: str) -> dict[str, Field]:
-    """The fields of a kind of table, by name in the order of their slots."""
+    """The fields of a kind of table by name, in slot order; empty if the bindings do not have that kind."""
     if not hasattr(tflite, kind):
         return {}
     fields, table = {}, getattr(tflite, kind)()
@@ -496,8 +496,8 @@ def layout(kind: str) -> dict[str, Field]:
 
 
 class Table(dict[str, Any]):
-    """A table of the file: the fields that it has, by their names in the schema. A field is a number, a text (bytes or
-    a view of them), an array, a table, or a list of texts or tables; one that is missing has its default."""
+    """A table of the file: a dict of its fields by schema name. Values are numbers, texts (bytes or views of them),
+    arrays, tables, or lists of texts or tables; a missing field has its default."""
 
     def __init__(self, kind: str, fields: Mapping[str, Any] = MappingProxyType({}), **more: Any) -> None:
         super().__init__(fields, **more)
@@ -508,17 +508,17 @@ class Table(dict[str, Any]):
         return layout(self.kind)[field].default
 
     def but(self, **changes: Any) -> Table:
-        """The same table with other fields."""
+        """A copy with these fields changed."""
         return Table(self.kind, self, **changes)
 
 
-# Unions that are not called like the field.
+# Unions whose name differs from that of their field.
 UNIONS = {"Details": "QuantizationDetails"} | dict.fromkeys(("ArraySegments", "ArrayIndices"), "SparseIndexVector")
 
 
 @cache
 def union_kind(field: str, number: int) -> str:
-    """The kind of table in a field that may hold several; empty for one that the bindings do not know."""
+    """The kind of table that a union field holds; empty if the bindings do not know it."""
     union = getattr(tflite, UNIONS.get(field, field))
     return next((kind for kind, known in vars(union).items() if known == number and hasattr(tflite, kind)), "")
 
@@ -527,13 +527,12 @@ TOO_MANY_ITEMS = "the file is damaged: it refers to more items than its size can
 
 
 class _Unpacker:
-    """Every table and vector of the file becomes one object, wherever it is referred to from; texts and arrays are
-    views of the file."""
+    """Unpacks each table and vector once, however often it is referred to; texts and arrays are views of the file."""
 
     def __init__(self, data: Bytes) -> None:
         self.data, self.view = data, memoryview(data)
-        self.newer = ""  # a kind of table that has fields which the bindings do not know
-        self.left = len(data)  # a sound file spends 4 bytes on a reference; overlapping vectors could claim far more
+        self.newer = ""  # a kind of table with fields unknown to the bindings
+        self.left = len(data)  # bytes for references, 4 each: only overlapping vectors of a damaged file claim more
         self.known: dict[tuple[str, Any, int], Any] = {}
         self.vtables: dict[tuple[str, int], tuple[list[tuple[str, Field, int]], tuple[int, ...]]] = {}
 
@@ -560,14 +559,14 @@ class _Unpacker:
         return table
 
     def fields(self, kind: str, vtable: int) -> tuple[list[tuple[str, Field, int]], tuple[int, ...]]:
-        """The fields that a table has, each with its distance from it, and the slots of those that are unknown."""
+        """(fields present in a table, each with its distance from it in bytes; slots of unknown fields)."""
         if (kind, vtable) not in self.vtables:
             if vtable < 0:
                 raise IndexError("a table is described before the beginning of the file")
             count = UINT16.unpack_from(self.data, vtable)[0] // 2 - 2
             places = dict(enumerate(struct.unpack_from(f"<{count}H", self.data, vtable + 4)))
             known = [(name, f, place) for name, f in layout(kind).items() if (place := places.pop(f.slot, 0))]
-            last = max((field.slot for field in layout(kind).values()), default=-1)  # others before it are deprecated
+            last = max((field.slot for field in layout(kind).values()), default=-1)  # lower ones are deprecated
             unknown = tuple(slot for slot, place in places.items() if place and slot > last)
             self.newer = kind or "a union" if unknown or not kind else self.newer
             self.vtables[kind, vtable] = known, unknown
@@ -594,7 +593,7 @@ class _Unpacker:
 
 
 class _Packer:
-    """Writes tables: of equal ones, and of equal texts and vectors, one. The data of every buffer is aligned."""
+    """Writes tables: equal tables, texts and vectors only once, and the data of every buffer aligned."""
 
     def __init__(self, size: int) -> None:
         self.builder = flatbuffers.Builder(size)
@@ -649,7 +648,7 @@ class _Packer:
 
 
 def is_same(a: Any, b: Any) -> bool:
-    """Whether two fields have the same content, bit by bit."""
+    """True if two fields have the same content, bit by bit."""
     if isinstance(a, Table):
         is_alike = isinstance(b, Table) and a.kind == b.kind and a.keys() == b.keys()
         return is_alike and all(is_same(a[field], b[field]) for field in a)
@@ -662,16 +661,16 @@ def is_same(a: Any, b: Any) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class File:
-    """A .tflite file: its tables, and the bytes that it was read from. Whoever changes it makes another one."""
+    """A .tflite file: its tables and the bytes that they were read from. Immutable; a change makes a new File."""
 
     model: Table
     source: Bytes
-    newer: str = ""  # a kind of table with fields that are not known here, so that nothing can be written
+    newer: str = ""  # a kind of table with fields unknown to the bindings, so that the file cannot be changed
     is_changed: bool = False
 
     @classmethod
     def read(cls, data: Bytes) -> File:
-        """Raises ModelError: not a TensorFlow Lite model, or a damaged one."""
+        """Unpack a file. Raises ModelError if it is damaged or not a TensorFlow Lite model."""
         if len(data) == 0:
             raise ModelError("the file is empty")
         if len(data) < 8 or bytes(data[4:8]) != FILE_IDENTIFIER:
@@ -685,16 +684,15 @@ class File:
             raise ModelError("the file is damaged or cut short: one of its offsets points outside of it") from error
 
     def but(self, **fields: Any) -> File:
-        """The same with other fields of the model. Raises ModelError if the file has fields whose meaning is not known
-        here."""
+        """A copy with changed fields of the model. Raises ModelError if the file uses a newer, unknown schema."""
         if self.newer:
             raise ModelError(f"the file uses a newer schema of {self.newer} than this tool knows, so it stays as it is")
         return File(self.model.but(**fields), self.source, is_changed=True)
 
     @cached_property
     def data(self) -> Bytes:
-        """The file as bytes: as it was read, or if it is changed packed, with all data inside and none left over.
-        Raises BrokenCertificate if what was packed is another model."""
+        """The bytes as read or, if changed, packed with all data inside and none unused. Raises BrokenCertificate if
+        the packed bytes hold another model."""
         if not self.is_changed:
             return self.source
         packer, model = _Packer(len(self.source)), self.compacted()
@@ -712,18 +710,18 @@ class File:
         return self.model.but(Buffers=buffers, Subgraphs=list(map(self._with_options_inside, self.model["Subgraphs"])))
 
     def content(self, buffer: Table) -> np.ndarray:
-        """The data of a buffer, uint8, wherever it is in the file."""
+        """Data of a buffer, uint8, inside or outside of the FlatBuffer."""
         if self.is_external(buffer):
             return np.frombuffer(self.source, np.uint8, buffer["Size"], buffer["Offset"])
         return np.asarray(buffer["Data"], np.uint8)
 
     @staticmethod
     def is_external(buffer: Table) -> bool:
-        """Whether its data is behind the FlatBuffer. Converters write 1 as a placeholder for an offset."""
+        """True if the data is after the FlatBuffer; converters write offset 1 as a placeholder."""
         return bool(buffer["Offset"] > 1)
 
     def _with_options_inside(self, subgraph: Table) -> Table:
-        """With the large options of custom operators, which may be behind the FlatBuffer, inside."""
+        """The subgraph with large options of custom operators, possibly after the FlatBuffer, moved inside."""
 
         def inside(operator: Table) -> Table:
             place, size = (operator[f"LargeCustomOptions{what}"] for what in ("Offset", "Size"))
@@ -738,7 +736,7 @@ class File:
 
 
 def with_archive(data: bytes, source: Bytes) -> bytes:
-    """The file with the zip archive behind it that converters append to the source for labels and the like."""
+    """The file with the source's zip archive appended, in which converters store labels and the like."""
     import zipfile
 
     file = io.BytesIO(data)
@@ -749,7 +747,7 @@ def with_archive(data: bytes, source: Bytes) -> bytes:
     return file.getvalue()
 
 
-OTHER_FORMATS = (  # how they begin, what they are, what to do
+OTHER_FORMATS = (  # pattern of the first bytes, what the file is, what to do
     (rb"version https://git-lfs", "a Git LFS pointer instead of the model: git lfs pull fetches it"),
     (rb"PK\x03\x04", "a zip archive (a .keras or .task file is one): unpack or convert it first"),
     (rb"\x1f\x8b", "a gzip archive: unpack it first"),
@@ -772,27 +770,25 @@ def _what_it_is(data: Bytes) -> str:
 
 
 ####################################################################################################
-# Operators, the columns: how what is known of a kind is computed from an operator and its tensors
+# Operators, the columns: functions that compute the properties of a kind from an operator and its tensors
 ####################################################################################################
 
 # Sizes of TFLM's own structures are those of a 32-bit target, in bytes, and scratch is what its reference kernels ask
 # for: tensorflow/lite/micro/kernels of tflite-micro at 90b983c (August 2026), measured on the runtime by the tests.
 
-HEIGHT = 1  # the axis of the rows of a picture
+HEIGHT = 1  # axis of the rows of a feature map
 ARENA_ALIGNMENT = 16  # bytes, of every buffer that TFLM plans
 
 
 def align(size: int, multiple: int = ARENA_ALIGNMENT) -> int:
-    """The size, rounded up."""
+    """The size, rounded up to a multiple of ``multiple``."""
     return -(-size // multiple) * multiple
 
 
 @dataclass(frozen=True)
 class Node:
-    """An operator with its tensors at hand; an omitted input is None. ``node["weights"]`` is the input of that role.
-
-    Where an operator lacks something that its kernel needs, that is a LookupError.
-    """
+    """An operator with its tensors; an omitted input is None. ``node["weights"]`` is the input of that role. Raises
+    LookupError if the operator lacks something that its kernel needs."""
 
     kind: Kind
     inputs: tuple[Tensor | None, ...]
@@ -803,7 +799,7 @@ class Node:
 
     @cached_property
     def kernel(self) -> Tflm | None:
-        """What runs it, if anything does."""
+        """The kernel that executes the operator; None if TFLM has none."""
         other = self.kind.libraries.get(self.kernels.library)
         return self.kind.tflm._replace(**other) if self.kind.tflm and other else self.kind.tflm
 
@@ -824,17 +820,17 @@ class Node:
 
     @property
     def elements(self) -> int:
-        """Elements of the output."""
+        """Number of elements of the output."""
         return self.output.elements if self.output else 0
 
     @cached_property
     def rank(self) -> int:
-        """Of an SVDF: filters per unit."""
+        """Filters per unit of an SVDF."""
         return max(self.options.get("Rank", 1), 1)
 
     @cached_property
     def custom(self) -> Mapping[str, Any]:
-        """The options of a custom operator, 0 where there is none of that name."""
+        """The options of a custom operator; a missing one is 0."""
         from flatbuffers import flexbuffers
 
         options = flexbuffers.Loads(self.custom_options) if self.custom_options else {}
@@ -842,29 +838,29 @@ class Node:
 
 
 class Target(NamedTuple):
-    """Bytes of TFLM's own structures with pointers of one size; those for planning live only while it plans."""
+    """Bytes of TFLM's own structures for one pointer size; those for planning exist only while TFLM plans."""
 
     pointer: int
-    interpreter: tuple[int, ...]  # what comes first: allocators and the planner
+    interpreter: tuple[int, ...]  # at the start: allocators and the planner
     subgraph: int
-    tensor: int  # for every one, constants included
+    tensor: int  # per tensor, constants included
     operator: int
-    variable: int  # for every resource variable
-    port: int  # for every input and output
-    quantization: int  # for those that are quantised, besides 4 bytes more than 4 per scale
-    request: int  # while planning, for every request for scratch
-    planned: int  # while planning, for every tensor and request
+    variable: int  # per resource variable
+    port: int  # per input and output
+    quantization: int  # per quantised input and output, besides 4 bytes and 4 per scale
+    request: int  # while planning, per request for scratch
+    planned: int  # while planning, per tensor and request
 
 
-# A plain MicroInterpreter of 32 bits, and that of the package tflite-micro, which records what it allocates.
+# A plain MicroInterpreter of 32 bits, and that of the package tflite-micro, which records its allocations.
 BITS_32 = Target(4, (36, 44, 36, 8), 8, 12, 32, 20, 40, 12, request=12, planned=24)
 BITS_64 = Target(8, (104, 72, 272, 16), 24, 24, 64, 40, 64, 24, request=16, planned=32)
 
 Scratch = Callable[[Node], list[int]]  # bytes of each buffer that a kernel requests, in its order
-Arrays = Callable[[Node, Target], list[int]]  # bytes of each array that it keeps
-Need = Callable[[Node], str]  # what stands against an operator, if anything does
-RowsOf = Callable[[Node], "RowRule | str"]  # how it works along the height, or why it does not
-InPlace = Callable[[Node, int, Tensor, Tensor], bool]  # whether the output may overwrite the input of that position
+Arrays = Callable[[Node, Target], list[int]]  # bytes of each array that a kernel keeps
+Need = Callable[[Node], str]  # why a kernel rejects an operator; empty if it accepts it
+RowsOf = Callable[[Node], "RowRule | str"]  # the rule along the height, or why there is none
+InPlace = Callable[[Node, int, Tensor, Tensor], bool]  # True if the output may overwrite the input at that position
 
 
 def _no_scratch(node: Node) -> list[int]:
@@ -872,7 +868,7 @@ def _no_scratch(node: Node) -> list[int]:
 
 
 class Options(NamedTuple):
-    """The table in the bindings that holds the options, and those of its fields that some section uses."""
+    """The table in the bindings that holds an operator's options, and the fields of it that this module uses."""
 
     table: str = ""
     fields: tuple[str, ...] = ()
@@ -880,12 +876,12 @@ class Options(NamedTuple):
 
 
 class Tflm(NamedTuple):
-    """What TFLM's reference kernel takes."""
+    """What TFLM's reference kernel accepts and allocates."""
 
     types: str = "*"  # of its inputs and its output, see :func:`accepts`
-    options: int = 0  # bytes of the options as it keeps them
+    options: int = 0  # bytes of the options in TFLM
     data: int = 0  # bytes of its own structure with pointers of 32 bits
-    wider: tuple[int, int] = (0, 0)  # more of both with pointers of 64 bits
+    wider: tuple[int, int] = (0, 0)  # extra bytes of both with pointers of 64 bits
     scratch: Scratch = _no_scratch
     arrays: Arrays = lambda node, target: []
     needs: tuple[Need, ...] = ()
@@ -896,17 +892,17 @@ NO_OPTIONS, PLAIN_KERNEL = Options(), Tflm()
 
 @dataclass(frozen=True)
 class Kind:
-    """A row of the table. The defaults hold for a kind that needs no more than its kernel."""
+    """A row of the table of operators. The defaults fit a kind that needs no more than its kernel."""
 
     inputs: str = ""  # their roles, in order; those with a star are weight matrices if they are constant
     options: Options = NO_OPTIONS
     macs: Callable[[Node], int] = lambda node: 0  # approximate multiply-accumulates
     rows: RowsOf | None = None  # how it works along the height of a feature map; None: only as a whole
-    tflm: Tflm | None = PLAIN_KERNEL  # None: it has no kernel for it
-    effect: tuple[str, bool] | None = None  # (what it touches besides its tensors, whether it changes that)
-    in_place: InPlace | None = None  # whether its output may overwrite an input
-    libraries: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)  # what differs there of tflm
-    registered: str = ""  # how TFLM's resolver calls it, if not in camel case
+    tflm: Tflm | None = PLAIN_KERNEL  # None: TFLM has no kernel for it
+    effect: tuple[str, bool] | None = None  # (what it touches besides its tensors, True if it changes that)
+    in_place: InPlace | None = None  # decides if its output may overwrite an input; None: never
+    libraries: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)  # fields of tflm that differ
+    registered: str = ""  # its name in TFLM's resolver, if that is not in camel case
 
     @cached_property
     def roles(self) -> tuple[str, ...]:
@@ -914,7 +910,7 @@ class Kind:
 
     @cached_property
     def weights(self) -> tuple[int, ...]:
-        """Positions of the inputs that are weight matrices: neither biases nor peepholes nor normalisation vectors."""
+        """Positions of inputs that are weight matrices: not biases, peepholes or normalisation vectors."""
         return tuple(i for i, role in enumerate(self.inputs.split()) if role.startswith("*"))
 
 
@@ -922,11 +918,11 @@ EVERYTHING = "every side effect"  # the effect of operators that may touch any s
 VARIABLE = "a variable"  # the one whose handle is the first input
 CUSTOM_OPERATORS, HASH_TABLES, RANDOM_NUMBERS = "custom operators", "hash tables", "random numbers"
 
-# Formulas of more than a line; the others stand in the table.
+# Formulas longer than a line; the others are in the table.
 
 
 def _by_weights(rank: int, first: int, behind: int) -> Callable[[Node], int]:
-    """Per element of the output one multiplication with each weight along the axes [first, behind)."""
+    """MACs: one for each element of the output and weight along these axes; 0 for weights of another rank."""
     return lambda n: n.elements * math.prod(n["weights"].shape[first:behind]) * (len(n["weights"].shape) == rank)
 
 
@@ -991,12 +987,12 @@ def _per_scale(node: Node, target: Target) -> list[int]:
 
 
 def _output_shape(node: Node, target: Target) -> list[int]:
-    """A shape that the kernel writes itself."""
+    """Bytes of a shape that the kernel writes itself."""
     return [4 + 4 * len(node["output"].shape)]
 
 
 def _matmul_arrays(node: Node, target: Target) -> list[int]:
-    """Transposed copies, each with its tensor, and the shape of the output."""
+    """Bytes of transposed copies, each with its tensor and shape, and of the shape of the output."""
     copies = [node["a"]] if node.options.get("AdjX") else []
     copies += [] if node.options.get("AdjY") else [node["b"]]
     sizes = [size for t in copies for size in (t.bytes or 0, target.tensor, 4 + 4 * len(t.shape))]
@@ -1004,18 +1000,18 @@ def _matmul_arrays(node: Node, target: Target) -> list[int]:
 
 
 def _fft_state(node: Node, target: Target) -> list[int]:
-    """Factors of KISS FFT, for a complex transform of half the length and for making it a real one."""
+    """Bytes of KISS FFT's factors: for a complex transform of half the length, and for making it a real one."""
     half, size = node.custom["fft_length"] // 2, node["input"].element.tflm_bytes or 0
     return [3 * target.pointer + 264 + 2 * size * (half + 3 * half // 2)]
 
 
 def _ring(capacity: int, target: Target) -> int:
-    """A ring buffer of so many int16, each stored twice."""
+    """Bytes of a circular buffer of ``capacity`` int16, each stored twice."""
     return 4 * target.pointer + 8 + 4 * capacity
 
 
 def _rings(node: Node, target: Target, capacity: int) -> list[int]:
-    """One for every row of the input, and two lists of them."""
+    """Bytes of a circular buffer for each row of the input, and of two lists of pointers to them."""
     rows = node["input"].elements // max(node["input"].shape[-1], 1)
     return [rows * target.pointer] * 2 + [rows * align(_ring(capacity, target))]
 
@@ -1027,13 +1023,13 @@ def _overlaps(node: Node, target: Target) -> list[int]:
 
 
 def _if_quantized(size: int, wider: int = 0) -> Arrays:
-    """A structure that kernels of integers have."""
+    """Bytes of a structure that only integer kernels have."""
     floats = (None, "FLOAT32")
     return lambda n, t: [size + wider * (t is BITS_64)] if (n.inputs[0] and n.inputs[0].dtype) not in floats else []
 
 
 ####################################################################################################
-# Operators, the kernels of devices: what CMSIS-NN and ESP-NN take where the reference kernels take something else
+# Operators, the kernels of devices: memory of CMSIS-NN and ESP-NN where it differs from the reference kernels
 ####################################################################################################
 
 # CMSIS-NN: kernels/cmsis_nn of tflite-micro at 90b983c (August 2026) and *_get_buffer_size of CMSIS-NN at 4ab83cc (June
@@ -1058,7 +1054,7 @@ USUAL_LIBRARIES = ("cmsis-nn", "esp-nn")  # what most devices run
 
 
 class Window(NamedTuple):
-    """A window over a picture, as its kernel is given it: (height, width), with channels where there are any."""
+    """A window over a feature map as the kernel receives it: (height, width), with channels where there are any."""
 
     input: tuple[int, int, int]
     filter: tuple[int, int]
@@ -1069,7 +1065,7 @@ class Window(NamedTuple):
 
     @classmethod
     def of(cls, node: Node) -> Window:
-        """Raises LookupError or ValueError: it has no such shape."""
+        """The window of an operator. Raises LookupError or ValueError if its tensors do not have such shapes."""
         (_, *whole, channels), (_, *taken, _) = node["input"].shape, node["weights"].shape
         _, *size, depth = node["output"].shape
         stride = node.options["StrideH"], node.options["StrideW"]
@@ -1081,12 +1077,12 @@ class Window(NamedTuple):
 
     @property
     def patch(self) -> int:
-        """Elements under the window."""
+        """Number of elements under the window."""
         return math.prod(self.filter) * self.input[2]
 
     @property
     def is_plain(self) -> bool:
-        """Whether it is over one element without padding."""
+        """True for a 1 x 1 window without padding."""
         return self.filter == (1, 1) and self.padding == (0, 0)
 
 
@@ -1095,14 +1091,13 @@ def _requests(*sizes: int) -> list[int]:
 
 
 def _only_for(kernels: str, dtypes: str, sizes: Scratch) -> Scratch:
-    """These sizes on some processors and for some types of the first input; elsewhere nothing."""
+    """These sizes on the given cores and for the given types of the first input; otherwise none."""
     cores, types = kernels.split(), dtypes.split()
     return lambda n: sizes(n) if n.kernels.core in cores and n.inputs[0] and n.inputs[0].dtype in types else []
 
 
 def _cmsis_columns(w: Window, is_grouped: bool) -> int:
-    """Bytes for a convolution of int8, whose patches become columns of a matrix; with MVE several at a time, unless it
-    is along one row only, whose ends alone are copied."""
+    """Bytes for int8 patches as matrix columns, several at a time with MVE; along a single row only for its ends."""
     (height, width, channels), (rows, columns), (_, made, _), (_, step), _, (_, left) = w
     odd = int(math.fmod((made - 1) * step + columns - width, 2))
     ends = [max(1, (pad + step - 1) // step) if pad else 0 for pad in (left + odd, left)]
@@ -1156,13 +1151,13 @@ def _is_constant(tensor: Tensor | None) -> bool:
 
 
 def _is_by_rows(node: Node) -> bool:
-    """Whether a matrix product runs as a convolution of 1 x 1."""
+    """True if a matrix product runs as a 1 x 1 convolution."""
     is_int8 = node["input"].dtype == node["weights"].dtype == "INT8"
     return is_int8 and len(node["output"].shape) > 2 and node["weights"].shape[-1] % 4 == 0
 
 
 def _cmsis_sums(node: Node, is_kept: bool) -> list[int]:
-    """Bytes for sums over the weights of each output, with MVE: kept, if all is constant, otherwise scratch."""
+    """Bytes for MVE's sums over the weights of each output: kept if weights and bias are constant, else scratch."""
     is_used = node.kernels.core == "mve" and node["input"].dtype == node["weights"].dtype == "INT8"
     is_constant = _is_constant(node["weights"]) and _is_constant(node.get("bias"))
     is_here = is_used and not _is_by_rows(node) and is_kept == is_constant
@@ -1184,7 +1179,7 @@ def _cmsis_channels(node: Node, target: Target) -> list[int]:
 
 
 def _esp_int8(size_on: Mapping[str, Callable[[Window], int]]) -> Scratch:
-    """Unpacked weights of 4 bits, and so many bytes on a processor."""
+    """Scratch for int8: the unpacked 4-bit weights, and the bytes that ``size_on`` gives for the processor."""
 
     def scratch(node: Node) -> list[int]:
         if node["input"].dtype != "INT8":
@@ -1196,7 +1191,7 @@ def _esp_int8(size_on: Mapping[str, Callable[[Window], int]]) -> Scratch:
 
 
 def _esp_one_by_one(w: Window, guard: int) -> int:
-    """Bytes for a convolution of 1 x 1: a picture and weights with more channels, and room for 16 elements."""
+    """Bytes for a 1 x 1 convolution: feature map and weights with more channels, room for 16 pixels, the guard."""
     (height, width, channels), wide = w.input, align(w.input[2], 8)
     copy = height * width * wide if channels % 8 else 0
     return copy + wide * w.output[2] + (0 if height * width < 8 else 16 * wide) + guard
@@ -1217,7 +1212,7 @@ def _esp_conv_s3(w: Window) -> int:
     return padded + filters + wider + 64 + 4 * made
 
 
-ESP32P4_CACHE = 32768  # bytes for which a picture is cut in tiles
+ESP32P4_CACHE = 32768  # bytes above which a feature map is cut into tiles
 
 
 def _esp_conv_p4(w: Window) -> int:
@@ -1243,11 +1238,11 @@ def _esp_conv_p4(w: Window) -> int:
     return ((tiles - 1) * down + rows + 2 * above) * row + filters + 32 + 4 * made
 
 
-ESP32S3_TILE, ESP32S3_WORDS = 40960, 49152  # bytes up to which a depthwise convolution copies a picture as a whole
+ESP32S3_TILE, ESP32S3_WORDS = 40960, 49152  # bytes up to which a depthwise convolution copies a whole feature map
 
 
 def _esp_depthwise_s3(w: Window) -> int:
-    """Bytes, most of them for a copy of the picture: with its padding, or of 16 bits, or with more channels."""
+    """Bytes, most of them for a copy of the feature map: with its padding, in 16 bits, or with more channels."""
     (height, width, channels), (rows, columns), (made_height, made_width, made), (down, right), _, (above, left) = w
     multiplier = made // max(channels, 1)
     weights, picture = w.patch * multiplier, height * width * channels
@@ -1279,21 +1274,19 @@ def _esp_softmax(node: Node) -> list[int]:
 
 
 ####################################################################################################
-# Operators, the needs: what their kernels ask of types, shapes and quantisation, in words
+# Operators, the needs: what kernels require of types, shapes and quantisation, as messages
 ####################################################################################################
 
 
 def type_code(dtype: str) -> str:
-    """``f32`` for FLOAT32, ``i8`` for INT8, ``u8`` for UINT8, ``bool`` for BOOL."""
+    """Short name of a type: ``f32`` for FLOAT32, ``i8`` for INT8, ``u8`` for UINT8, ``bool`` for BOOL."""
     return dtype.lower().replace("float", "f").replace("uint", "u").replace("int", "i")
 
 
 def accepts(types: str, node: Node) -> bool:
-    """Whether an operator's tensors have one of these combinations of types.
-
-    ``f32/f32 i8/i8|i4/i32>i8`` are two: the types of inputs 0, 1, ... and, behind ``>``, of the output, with
-    alternatives between bars. ``*`` is any type that TFLM has; ``_``, and what is not named, is not looked at.
-    """
+    """True if an operator's tensors have one of these combinations of types. ``f32/f32 i8/i8|i4/i32>i8`` are two: the
+    types of inputs 0, 1, ... and, after ``>``, of the output, with alternatives between bars. ``*`` is any type that
+    TFLM has; ``_`` and tensors that are not listed are not checked."""
 
     def fits(allowed: str, tensor: Tensor | None) -> bool:
         if tensor is None or allowed in ("", "_"):
@@ -1313,7 +1306,7 @@ MAX_CONCATENATED = 10  # inputs that TFLM's kernel takes
 
 
 def need(what: Callable[..., str]) -> Callable[..., Need]:
-    """What says what stands against an operator, if anything does, becomes a maker of needs from further arguments."""
+    """Decorator that turns ``what(node, *args)`` into ``what(*args)``, which returns a Need."""
     return lambda *args, **options: lambda node: what(node, *args, **options)
 
 
@@ -1337,14 +1330,14 @@ def _rank(node: Node, least: int, most: int) -> str:
 
 @need
 def _scaled(node: Node, *roles: str) -> str:
-    """If they are of integers, these are quantised."""
+    """Tensors of these roles must have a scale and a zero point, unless they are FLOAT32."""
     bare = [t for t in map(node.get, roles) if t and t.dtype != "FLOAT32" and t.affine is None]
     return f"{shorten(bare[0].name)} has no scale and zero point" if bare else ""
 
 
 @need
 def _alike(node: Node, *dtypes: str, within: float = 0.0) -> str:
-    """Inputs of these types are quantised like the output, but for so much of the scale."""
+    """Inputs of these types must have the zero point of the output, and its scale up to ``within``."""
     scale, zero = (node.output and node.output.affine) or (0.0, 0)
     given = [t.affine or (0.0, 0) for t in node.inputs if t and t.dtype in dtypes]
     is_alike = all(abs(s - scale) <= within and z == zero for s, z in given)
@@ -1353,7 +1346,7 @@ def _alike(node: Node, *dtypes: str, within: float = 0.0) -> str:
 
 @need
 def _quantized(node: Node, **expected: tuple[float | None, int]) -> str:
-    """Outputs of these types have that scale, where it is given, and that zero point."""
+    """An output of one of these types must have its zero point, and its scale unless that is None."""
     scale, zero = expected.get(node["output"].dtype, (None, None))
     has = node["output"].affine or (0.0, 0)
     if zero is None or (has[1] == zero and (scale is None or math.isclose(has[0], scale, rel_tol=1e-3))):
@@ -1408,34 +1401,32 @@ def _svdf_output(node: Node) -> str:
 # its inner tensors never exist whole (patches of MCUNetV2, Lin et al. 2021; Pex, Liberis and Lane 2023). The rows that
 # two stripes both need, the halo, are computed again or cached (StreamNet, Zheng et al. 2023), whatever costs less.
 
-SPLIT_DTYPES = ("FLOAT32", "INT8", "INT16", "INT32")  # that the kernels of SLICE, PAD and CONCATENATION take
-UPSAMPLING = (2, 4, 8, 16, 32)  # factors whose reciprocal is exact, so that every row has its source where it had it
+SPLIT_DTYPES = ("FLOAT32", "INT8", "INT16", "INT32")  # supported by the kernels of SLICE, PAD and CONCATENATION
+UPSAMPLING = (2, 4, 8, 16, 32)  # factors with an exact reciprocal, so that each row of a stripe keeps its source row
 
 
 class Pads(NamedTuple):
-    """How much padding there is on two opposite sides."""
+    """Amounts of padding on two opposite sides."""
 
     before: int
     after: int
 
 
 NO_PADS = Pads(0, 0)
-Pair = tuple[Any, Any]  # the first row and the one after the last; or arrays of them
+Pair = tuple[Any, Any]  # (first row, stop), or arrays of them
 
 
 @dataclass(frozen=True)
 class RowRule:
-    """How an operator works along the height: which rows of its inputs make which rows of its output.
-
-    Output row r reads ``window`` rows from ``r * stride - pad_top`` on, of those that exist; the others are padding.
-    With ``repeat``, it reads row ``r // repeat``. For a 3 x 3 window of stride 2 with one row of padding:
+    """How an operator works along the height. Output row r reads ``window`` rows of the input, the first of which is
+    ``r // repeat * stride - pad_top``; rows that do not exist are padding. A 3 x 3 window of stride 2, padded by a row:
 
         input    (-1)  0   1   2   3   4   5          window 3, stride 2, pad_top 1
         output    `-- row 0 --'
                            `-- row 1 --'              rows 1 to 3 of the input make row 1
     """
 
-    sources: tuple[int, ...]  # the tensors of which it reads rows; all others it reads whole
+    sources: tuple[int, ...]  # tensors read by rows; all others are read whole
     stride: int = 1
     window: int = 1
     pad_top: int = 0  # negative: that many rows of the input are skipped
@@ -1450,20 +1441,19 @@ class RowRule:
 
     @property
     def pads_itself(self) -> bool:
-        """Whether the operator adds padding, which stripes then have to get from elsewhere."""
+        """True if the operator adds padding (SAME), which stripes have to add explicitly."""
         return self.padding == tflite.Padding.SAME
 
     def whole(self, first: Any, stop: Any) -> Pair:
-        """The rows, extended to what can be computed on its own."""
+        """The output rows, extended to a range that can be computed on its own."""
         return first // self.repeat * self.repeat, -(-stop // self.repeat) * self.repeat
 
     def made(self, rows: Pair, read: Pair, height: Any) -> Pair:
-        """The rows that the operator makes of all rows that it reads for these, of an input of that height."""
+        """Output rows that result from reading the input rows ``read`` to get ``rows``; ``height`` is the input's."""
         return rows
 
     def span(self, first: Any, stop: Any, height: int) -> tuple[Any, Any, Any, Any]:
-        """(the first row, and the one after the last, of an input of that height that these output rows read; how many
-        rows of padding there are above and below them)."""
+        """(first input row, stop, padding rows above, padding rows below) that these output rows read."""
         start = first // self.repeat * self.stride - self.pad_top
         end = (stop - 1) // self.repeat * self.stride - self.pad_top + self.window
         above, below = (start < 0) * -start, (end > height) * (end - height)
@@ -1472,9 +1462,8 @@ class RowRule:
 
 @dataclass(frozen=True)
 class CutRule(RowRule):
-    """An operator that works differently at the ends of its input. It gets more rows than it needs, and of what it
-    makes, the rows at the ends are cut off. Input row r makes output rows from ``r * pace`` on, and the last one
-    ``last`` of them."""
+    """An operator that works differently at the ends of its input: it reads extra rows, and the surplus output rows at
+    the ends are cut off. Input row r makes output rows from ``r * pace`` on, the last one ``last`` of them."""
 
     pace: int = 1
     last: int = 1
@@ -1492,7 +1481,7 @@ class CutRule(RowRule):
 
 @dataclass(frozen=True)
 class MirrorRule(CutRule):
-    """MIRROR_PAD, at an end of the input with all its padding there, which repeats the rows next to it."""
+    """MIRROR_PAD: an end of the input comes with all its padding, which repeats the rows next to it."""
 
     below: int = 0
     skipped: int = 0  # rows at the very end, which are not repeated
@@ -1501,7 +1490,7 @@ class MirrorRule(CutRule):
         def smaller(a: Any, b: int) -> Any:  # a may be an array
             return a + (b < a) * (b - a)
 
-        # Never more than the mirror at either end needs, so that later stripes do not go back before earlier ones.
+        # Reads no more than the mirror at either end needs, so that later stripes do not start before earlier ones.
         start = smaller(-smaller(self.pad_top - first, 0), height - self.below - self.skipped - 1)
         end = -smaller(-smaller(stop - self.pad_top, height), -(self.pad_top + self.skipped + 1))
         return start, end, (start == 0) * self.pad_top, (end == height) * self.below
@@ -1512,7 +1501,7 @@ class MirrorRule(CutRule):
 
 
 def has_rows(tensor: Tensor) -> bool:
-    """Whether it has rows, of columns of channels or of channels only, in a batch, and a size that is known."""
+    """True for an activation of known size: a batch of rows, of columns of channels or of channels only."""
     return (
         3 <= len(tensor.shape) <= 4
         and min(tensor.shape) > 0
@@ -1529,25 +1518,25 @@ def why_no_rows(tensor: Tensor) -> str:
 
 
 def is_map(tensor: Tensor) -> bool:
-    """Whether it is a feature map of rows, columns and channels."""
+    """True if the tensor is a feature map of rows, columns and channels."""
     return has_rows(tensor) and len(tensor.shape) == 4
 
 
 def same_pads(source: int, output: int, stride: int, window: int) -> Pads:
-    """SAME padding along one axis: as little as the output needs, and the smaller half first."""
+    """SAME padding along one axis: as little as the output needs; the smaller half comes first."""
     total = max((output - 1) * stride + window - source, 0)
     return Pads(total // 2, total - total // 2)
 
 
 ####################################################################################################
-# Operators, the rules: one per way to work along the height; each gives a RowRule, or the reason why it cannot
+# Operators, the rules: one per way to work along the height; each returns a RowRule or why there is none
 ####################################################################################################
 
 WRONG_SIZE = "its output does not have the size that its options make"
 
 
 def _windowed(node: Node, sizes: Sequence[int], is_average: bool = False, is_max: bool = False) -> RowRule | str:
-    """A window of these (rows, columns)."""
+    """The rule of a window whose ``sizes`` are (rows, columns)."""
     source, output, options = node["input"], node["output"], node.options
     if not options or not is_map(source) or source.shape[0] != output.shape[0]:
         return "its input or its options are not those of a window over a feature map"
@@ -1598,7 +1587,7 @@ def elementwise_rows(node: Node) -> RowRule | str:
 
 
 def _across(node: Node, sources: Sequence[Tensor | None], axes: Sequence[int] | None) -> RowRule | str:
-    """An operator along other axes than the rows and the batch."""
+    """The rule of an operator that works along other axes than batch and rows."""
     tensors = [tensor for tensor in sources if tensor]
     if not axes or any(axis % max(len(tensors[0].shape), 1) <= HEIGHT for axis in axes):
         return "it works along the rows"
@@ -1653,7 +1642,7 @@ def mirrored_rows(node: Node) -> RowRule | str:
 
 
 def slice_bounds(node: Node) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
-    """Where a SLICE begins and how much it cuts, per axis; None where the file does not tell."""
+    """(begin, size) of a SLICE per axis; None if the file does not give them."""
     source, begin, size = (node.get(role) for role in ("input", "begin", "size"))
     if source is None or begin is None or size is None or begin.values is None or size.values is None:
         return None
@@ -1700,7 +1689,7 @@ def block_rows(node: Node) -> RowRule | str:
 
 
 def scattered_rows(node: Node) -> RowRule | str:
-    """Input row i adds to the output rows [i * stride - pad, i * stride - pad + size of the window)."""
+    """Input row i adds to output rows [i * stride - pad, i * stride - pad + size of the window)."""
     source, weights, output = node["input"], node["weights"], node["output"]
     shape = node["output_shape"].values
     if not node.options or not is_map(source) or len(weights.shape) != 4 or shape != output.shape:
@@ -1725,7 +1714,7 @@ def dense_rows(node: Node) -> RowRule | str:
 
 
 def _factor(node: Node, is_aligned: bool) -> int | None:
-    """By how much it enlarges the height, if it does so as often as floats can tell exactly."""
+    """The factor by which the height grows; None unless its reciprocal is exact in floating point."""
     before, after = (tensor.shape[HEIGHT] - is_aligned for tensor in (node["input"], node["output"]))
     factor = after // before if before else 0
     return factor if is_map(node["input"]) and factor * before == after and factor in UPSAMPLING else None
@@ -1740,7 +1729,7 @@ def upsampled_rows(node: Node) -> RowRule | str:
 
 
 def interpolated_rows(node: Node) -> RowRule | str:
-    """A row between two rows of the input, or with half pixels before or after one, is a mean of both."""
+    """An output row is a mean of an input row and the next or, with half pixels, the previous or next one."""
     options = node.options
     if not options or (factor := _factor(node, options["AlignCorners"])) is None:
         return "it does not enlarge by a power of 2"
@@ -1753,7 +1742,7 @@ def interpolated_rows(node: Node) -> RowRule | str:
 # Operators, in place: which inputs may the output overwrite as they are read?
 ####################################################################################################
 
-# Each says whether the output may be where the input of that position is, and gets both tensors. They hold for the
+# Each returns True if the output may overwrite the input at that position; it gets both tensors. They hold for the
 # reference kernels, CMSIS-NN and ESP-NN, which read an element before they write it.
 
 
@@ -1762,7 +1751,7 @@ def over_input(node: Node, position: int, source: Tensor, output: Tensor) -> boo
 
 
 def over_bytes(node: Node, position: int, source: Tensor, output: Tensor) -> bool:
-    """QUANTIZE between the two types of 8 bits."""
+    """True for QUANTIZE between the two types of 8 bits."""
     return source.bytes == output.bytes and {source.dtype, output.dtype} == {"INT8", "UINT8"}
 
 
@@ -1771,19 +1760,19 @@ def over_any_operand(node: Node, position: int, source: Tensor, output: Tensor) 
 
 
 def over_operand(node: Node, position: int, source: Tensor, output: Tensor) -> bool:
-    """Unless the other operand is computed and is repeated, in an order of its own."""
+    """True if shape and type fit, unless the other operand is computed and broadcast, in an order of its own."""
     others = [t for i, t in enumerate(node.inputs[:2]) if i != position and t]
     is_even = all(t.shape == output.shape or t.storage is Storage.CONSTANT or t.elements == 1 for t in others)
     return is_even and over_any_operand(node, position, source, output)
 
 
 def over_choice(node: Node, position: int, source: Tensor, output: Tensor) -> bool:
-    """SELECT_V2: over the values, not the condition."""
+    """SELECT_V2: True for input 1, the values, not for the condition."""
     return position == 1 and source.shape == output.shape and source.bytes == output.bytes
 
 
 def over_later_rows(node: Node, position: int, source: Tensor, output: Tensor) -> bool:
-    """SLICE and GATHER, if every row of the output, one after the other, comes from the same place or a later one."""
+    """SLICE and GATHER: True if each output row, in order, comes from the same or a later input row."""
     rest = slice(HEIGHT + 1, None)
     if position or len(source.shape) <= HEIGHT or source.shape[0] != 1 or source.shape[rest] != output.shape[rest]:
         return False
@@ -1795,12 +1784,11 @@ def over_later_rows(node: Node, position: int, source: Tensor, output: Tensor) -
     return is_plain and rows is not None and all(row >= i for i, row in enumerate(rows))
 
 
-UPDATE = 1  # the input of DYNAMIC_UPDATE_SLICE that is written into the other
+UPDATE = 1  # position of the input of DYNAMIC_UPDATE_SLICE that is written into the other
 
 
 def updated_block(node: Node) -> tuple[int, int] | None:
-    """The first byte that a DYNAMIC_UPDATE_SLICE writes, and the one after the last, if they are contiguous and
-    aligned."""
+    """(first, stop) of the bytes that a DYNAMIC_UPDATE_SLICE writes; None unless contiguous and aligned."""
     operand, update, start = (*node.inputs, None, None, None)[:3]
     if operand is None or update is None or start is None or start.values is None or not operand.bytes:
         return None
@@ -1817,7 +1805,7 @@ def updated_block(node: Node) -> tuple[int, int] | None:
 
 
 def bytes_read(node: Node, tensor: Tensor) -> tuple[int, int]:
-    """The first byte of a tensor that an operator may read, and the one after the last."""
+    """(first, stop) of the bytes of a tensor that an operator may read."""
     whole = 0, tensor.bytes or 0
     if node.kind is not KINDS["SLICE"] or node.get("input") is not tensor or len(node.inputs) != 3:
         return whole
@@ -1835,7 +1823,7 @@ def bytes_read(node: Node, tensor: Tensor) -> tuple[int, int]:
 
 
 ####################################################################################################
-# Operators, the table: one row per kind. All other sections ask it
+# Operators, the table: one row per kind, used by all other sections
 ####################################################################################################
 
 _WINDOW = ("Padding", "StrideH", "StrideW")
@@ -1856,7 +1844,7 @@ _CELL = f"{_GATES} {_PEEPHOLES} bias_i bias_f bias_c bias_o {_PROJECTION}"
 LSTM = f"input {_CELL} output_state cell_state {_NORMS}"
 BIDIRECTIONAL_LSTM = f"input {_CELL} {_CELL} state cell state_back cell_back auxiliary {_GATES}"
 
-# Types that many kernels take, and what they need besides.
+# Types and further needs that many kernels share.
 FLOAT, SMALL, REAL, NUMBER = "f32", "f32 i8", "f32 i8 i16", "f32 i8 i16 i32"
 REDUCIBLE, EXTREME = "f32|i8|i16/i32", "f32|i8/i32"
 CONVOLVED = "f32/f32 i8/i8 i8/i4 i16/i8"
@@ -1866,11 +1854,11 @@ PADDED = Tflm("f32|i8|i16|i32/i32", data=56, needs=(_constant("paddings"), _rank
 BLOCKS = Tflm(SMALL, 4, arrays=_output_shape, needs=PICTURES)
 _unary = partial(Kind, UNARY, rows=elementwise_rows, in_place=over_input)
 _binary = partial(Kind, BINARY, rows=elementwise_rows, in_place=over_operand)
-FRACTION = (2**-15, 0)  # what int16 outputs between -1 and 1 are quantised with
+FRACTION = (2**-15, 0)  # quantisation of int16 outputs between -1 and 1
 
 # fmt: off
 KINDS: dict[str, Kind] = {name: kind for names, kind in {
-    # windows over pictures, matrix products
+    # windows over feature maps, matrix products
     "CONV_2D": Kind(FILTER, CONV, _by_weights(4, 1, 4), convolution_rows,
         Tflm("f32/f32 i8/i8 i8/i4 i16/i8/i32|i64", 28, 56, (0, 24), _int4_scratch, _per_channel, QUANTIZED_FILTER),
         libraries={
@@ -1900,7 +1888,7 @@ KINDS: dict[str, Kind] = {name: kind for names, kind in {
     "AVERAGE_POOL_2D": Kind(UNARY, POOL, _pool_macs, average_rows, Tflm(REAL, 40, 32, needs=POOLED), libraries={
         "cmsis-nn": {"data": 36, "scratch": _only_for("dsp", "INT8 INT16", lambda n: [4 * n["input"].shape[3]])}}),
     "L2_POOL_2D": Kind(UNARY, POOL, _pool_macs, tflm=Tflm(FLOAT, 40, arrays=_output_shape, needs=PICTURES)),
-    # tables and memories
+    # lookups and recurrent operators
     "EMBEDDING_LOOKUP": Kind("indices *table", tflm=Tflm("i32/f32>f32 i32/i8>f32|i8",
         arrays=lambda n, t: [*_output_shape(n, t), 2 * t.pointer])),
     "GATHER": Kind("*table indices", Options("GatherOptions", ("Axis", "BatchDims")), rows=gathered_rows,
@@ -2020,7 +2008,7 @@ KINDS: dict[str, Kind] = {name: kind for names, kind in {
     "HASHTABLE_FIND HASHTABLE_SIZE": Kind(effect=(HASH_TABLES, False), tflm=None),
     "RANDOM_UNIFORM RANDOM_STANDARD_NORMAL MULTINOMIAL": Kind(effect=(RANDOM_NUMBERS, True), tflm=None),
 }.items() for name in names.split()}
-for _name, _table, *_callees in (  # what TFLM does not have
+for _name, _table, *_callees in (  # kinds without a kernel in TFLM
     ("CALL", "CallOptions", "Subgraph"),
     ("STABLEHLO_COMPOSITE", "StableHLOCompositeOptions", "DecompositionSubgraphIndex"),
     ("STABLEHLO_WHILE", "StablehloWhileOptions", "CondSubgraphIndex", "BodySubgraphIndex"),
@@ -2032,9 +2020,9 @@ for _name, _table, *_callees in (  # what TFLM does not have
     KINDS[_name] = Kind(options=Options(_table, callees=tuple(_callees)), tflm=None)
 UNKNOWN_KIND = Kind(tflm=None)
 
-DECODE = "TFLM_DECODE"  # the custom operator that makes weights of code-books and indices
+DECODE = "TFLM_DECODE"  # custom operator that decodes weights from codebooks and indices
 
-# Nobody knows what custom operators share, so all have that effect.
+# What custom operators share is unknown, so all have this effect.
 _CUSTOM = (CUSTOM_OPERATORS, True)
 ACCELERATORS = ("ethos-u",)  # their operators address the memory of their scratch tensors as the compiler planned it
 CUSTOM_KINDS: dict[str, Kind] = {
@@ -2086,7 +2074,7 @@ def node_of(subgraph: Subgraph, operator: Operator) -> Node:
 
 
 def may_overwrite(node: Node, position: int) -> bool:
-    """Whether the output may be where that input is, as it is read."""
+    """True if the output may be computed in place of that input."""
     source, output, rule = node.inputs[position], node.output, node.kind.in_place
     if rule is None or source is None or output is None or source.storage is not Storage.ACTIVATION:
         return False
@@ -2094,10 +2082,8 @@ def may_overwrite(node: Node, position: int) -> bool:
 
 
 def multiply_accumulates(subgraph: Subgraph, operator: Operator) -> int:
-    """Approximate MACs of one operator; 0 for kinds that only move or map data.
-
-    Convolutions and matrix products count exactly; pooling and MEAN count one per element read, ADD one per sum.
-    """
+    """Approximate MACs of an operator: exact for convolutions and matrix products, one per element read for pooling and
+    MEAN, one per sum for ADD, 0 for kinds that only move or map data."""
     node = node_of(subgraph, operator)
     used = [subgraph.tensors[i] for i in (*operator.reads, *operator.writes)]
     if not node.inputs or any(d < 0 for tensor in used for d in tensor.shape):
@@ -2113,8 +2099,7 @@ def model_macs(graph: ModelGraph) -> int:
 
 
 def scratch_requests(subgraph: Subgraph, operator: Operator) -> list[int]:
-    """The scratch buffers, in bytes, that the kernel of this operator asks for, in its order. Raises ArenaError if the
-    inputs or options are not what the kernel needs."""
+    """Bytes of each scratch buffer of a kernel, in its order. Raises ArenaError if inputs or options do not fit."""
     node = node_of(subgraph, operator)
     try:
         requests = node.kernel.scratch(node) if node.kernel and node.output else []
@@ -2127,12 +2112,12 @@ def scratch_requests(subgraph: Subgraph, operator: Operator) -> list[int]:
 
 
 ####################################################################################################
-# Refusals: why TFLM does not run a model
+# Rejections: why TFLM does not run a model
 ####################################################################################################
 
 
 def operator_refusal(subgraph: Subgraph, operator: Operator) -> str:
-    """Why TFLM does not run an operator; empty if it does, as far as types, shapes and quantisation tell."""
+    """Why TFLM rejects an operator, judging by types, shapes and quantisation; empty if it accepts it."""
     node = node_of(subgraph, operator)
     kernel = node.kind.tflm
     if kernel is None:
@@ -2151,7 +2136,7 @@ def operator_refusal(subgraph: Subgraph, operator: Operator) -> str:
 
 
 def _advice(node: Node) -> str:
-    """What to do about the types that converters often write."""
+    """How to convert the model instead, for types that converters often write; may be empty."""
     dtypes = [t.dtype for t in node.inputs if t]
     if "FLOAT16" in dtypes:
         return " (convert without float16 weights)"
@@ -2161,16 +2146,14 @@ def _advice(node: Node) -> str:
 
 
 def numbered(places: Sequence[str], most: int | None = None) -> str:
-    """``operators 3, 5 and 2 more``, of which the first ``most`` are named."""
+    """``operators 3, 5 and 2 more``; at most ``most`` of them are named."""
     more = f" and {len(places) - most} more" if most is not None and len(places) > most else ""
     return f"operator{'s' if len(places) > 1 else ''} {', '.join(places[:most])}{more}"
 
 
 def refusals(graph: ModelGraph) -> list[str]:
-    """Why TFLM, with its reference kernels, does not run a model: one sentence per reason, none if it seems to run.
-
-    The kernels check all subgraphs, called or not. What the table does not know, they may still refuse.
-    """
+    """Why TFLM with its reference kernels rejects a model, one sentence per reason; empty if it seems to run. Covers
+    all subgraphs, called or not, as TFLM does; kernels may still reject what the table does not know."""
     found: dict[tuple[str, str], list[str]] = defaultdict(list)
     for subgraph, operator in graph.operators:
         if why := operator_refusal(subgraph, operator):
@@ -2186,17 +2169,16 @@ def refusals(graph: ModelGraph) -> list[str]:
 
 
 ####################################################################################################
-# Memory plans: what the file fixes of addresses
+# Memory plans: the offsets that the file fixes
 ####################################################################################################
 
 PLAN_HEADER = 3  # words of a memory plan before its offsets: version, subgraphs, number of offsets
 PLANNED_AT_RUN_TIME = -1  # in place of an offset
-PLAN_VERSIONS = (0, 1)  # that compilers write; runtimes do not look
+PLAN_VERSIONS = (0, 1)  # written by compilers; runtimes ignore them
 
 
 def planned_offsets(graph: ModelGraph) -> dict[tuple[int, int], int]:
-    """The offsets that the file fixes: (subgraph, tensor) -> bytes. Raises ArenaError if the plan is not for this
-    model, and the runtime would refuse the file."""
+    """Offsets that the file fixes: (subgraph, tensor) -> bytes. Raises ArenaError if its plan is for another model."""
     if graph.plan is None:
         return {}
     tensors = [(s.index, t.index) for s in graph.subgraphs for t in s.tensors]
@@ -2209,14 +2191,14 @@ def planned_offsets(graph: ModelGraph) -> dict[tuple[int, int], int]:
 
 
 def plan_words(graph: ModelGraph, offsets: Mapping[tuple[int, int], int]) -> bytes:
-    """The memory plan that fixes these offsets, as the file holds it; :func:`planned_offsets` reads it."""
+    """The memory plan with these offsets, encoded as in the file; the inverse of :func:`planned_offsets`."""
     tensors = [(s.index, t.index) for s in graph.subgraphs for t in s.tensors]
     words = [1, len(graph.subgraphs), len(tensors), *(offsets.get(key, PLANNED_AT_RUN_TIME) for key in tensors)]
     return np.array(words, dtype="<i4").tobytes()
 
 
 def is_compiled(graph: ModelGraph) -> bool:
-    """Whether an accelerator addresses memory as the plan in the file has it, so that nothing may move."""
+    """True if an accelerator addresses memory by the plan in the file, so that nothing may move."""
     return graph.plan is not None and any(operator.kind in ACCELERATORS for _, operator in graph.operators)
 
 
@@ -2235,7 +2217,7 @@ COUNTED_ONCE = "what a loop runs counted once"
 
 
 def looped_operators(graph: ModelGraph) -> int:
-    """How many WHILE carry tensors that the plan in the file puts in one place, outside and in the body."""
+    """Number of WHILE that carry tensors at the same offset outside and inside the body, by the plan in the file."""
     try:
         offsets = planned_offsets(graph)
     except ArenaError:
@@ -2254,7 +2236,7 @@ LOOPED = "the tensors of its loops share memory by the plan in the file, which a
 
 
 def fixed_by_plan(graph: ModelGraph) -> str:
-    """Why the operators have to stay as they are for the sake of the plan in the file, if they have to."""
+    """Why the plan in the file forbids any change of the operators; empty if it does not."""
     return COMPILED if is_compiled(graph) else LOOPED if looped_operators(graph) else ""
 
 
@@ -2263,7 +2245,7 @@ def fixed_by_plan(graph: ModelGraph) -> str:
 ####################################################################################################
 
 MAX_RANK = 64  # dimensions
-SMALL_CONSTANT = 1024  # bytes of integers that are kept as values
+SMALL_CONSTANT = 1024  # bytes of the largest constant of integers whose values are kept
 DTYPES = tuple(ELEMENT_TYPES)
 EXTERNAL_BUFFER = 10  # slot of a tensor, newer than the bindings: its data is in another file
 
@@ -2271,7 +2253,7 @@ T = TypeVar("T")
 
 
 def reshaped(source: tuple[int, ...], target: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape to reshape to, with the one dimension of it that may be -1 filled in, as the runtimes do it."""
+    """The target shape; a single -1 in it is filled in, as the runtimes do it."""
     rest = math.prod(d for d in target if d != -1)
     if target.count(-1) != 1 or rest <= 0 or min(source, default=1) < 0:
         return target
@@ -2279,13 +2261,12 @@ def reshaped(source: tuple[int, ...], target: tuple[int, ...]) -> tuple[int, ...
 
 
 def read_model(data: Bytes, kernels: Kernels = REFERENCE) -> ModelGraph:
-    """Read a .tflite file that will run on these kernels. Only its tables are touched: a memory map stays on disk.
-    Raises ModelError if not a TensorFlow Lite model, or a damaged one."""
+    """Read the tables of a .tflite file; a memory map stays on disk. Raises ModelError if damaged or not a model."""
     return read_graph(File.read(data), kernels)
 
 
 def read_graph(file: File, kernels: Kernels = REFERENCE) -> ModelGraph:
-    """What the tables of a file say. Raises ModelError, as :func:`read_model`."""
+    """The model graph of an unpacked file. Raises ModelError as :func:`read_model` does."""
     try:
         return _Reader(file).read().on(kernels)
     except (struct.error, ValueError, TypeError, OverflowError, MemoryError) as error:
@@ -2295,12 +2276,12 @@ def read_graph(file: File, kernels: Kernels = REFERENCE) -> ModelGraph:
 
 
 class _Reader:
-    """Walks the tables once. They are sound, but what they refer to may not be there: each index is checked."""
+    """Builds the graph in one pass over the tables, which are sound; indices may not be, so each is checked."""
 
     def __init__(self, file: File) -> None:
         self.file, self.model = file, file.model
         self.notes: dict[str, None] = {}  # an ordered set
-        # As for _Unpacker, of what is shared: bytes of numbers, and of texts.
+        # Limits in bytes, as in _Unpacker, for vectors and texts that are shared.
         self.left = self.letters = math.inf if file.is_changed else len(file.source)
         self.buffers = tuple(map(self.content, self.model["Buffers"]))
         self.kinds = list(map(self.operator_kind, self.model["OperatorCodes"]))
@@ -2325,7 +2306,6 @@ class _Reader:
         return str(value, "utf-8", "replace")
 
     def vector(self, table: Table, field: str) -> tuple[Any, ...]:
-        """The numbers of a vector; a missing one is empty."""
         values = table[field]
         self.left -= 4 * len(values)
         if self.left < 0:
@@ -2339,8 +2319,7 @@ class _Reader:
         return Content(self.file.content(buffer), is_external)
 
     def operator_kind(self, code: Table) -> tuple[str, bool]:
-        """(name, is it custom). Files from before 2020 know only the one-byte deprecated code, some newer ones only
-        the full one."""
+        """(name, is_custom). Files before 2020 have only the one-byte deprecated code, some newer only the full."""
         number = max(code["BuiltinCode"], code["DeprecatedBuiltinCode"])
         if number == tflite.BuiltinOperator.CUSTOM:
             return self.text(code["CustomCode"]) or "CUSTOM", True
@@ -2436,15 +2415,13 @@ class _Reader:
 
 
 ####################################################################################################
-# Lifetimes: who is alive when, and how many bytes that is
+# Lifetimes: which tensors are alive when, and how many bytes that is
 ####################################################################################################
 
 
 class Interval(NamedTuple):
-    """Bytes in memory from time ``first`` to time ``last``, both inclusive, at address ``offset`` once that is known.
-
-    This is the only notion of liveness here: of tensors in a schedule, of buffers in an order, of what TFLM plans.
-    """
+    """``size`` bytes of memory at times ``first`` to ``last`` inclusive, at address ``offset`` once that is known. The
+    only notion of lifetime in this module: for tensors of a schedule, buffers of an order, and what TFLM plans."""
 
     size: int
     first: int
@@ -2453,7 +2430,7 @@ class Interval(NamedTuple):
 
 
 class Profile:
-    """How many bytes of some intervals are alive at each time; one sweep over their ends."""
+    """Total bytes of the intervals alive at each time, from one sweep over their ends."""
 
     def __init__(self, intervals: Iterable[tuple[int, ...] | Interval]) -> None:
         change: dict[int, int] = defaultdict(int)
@@ -2473,7 +2450,7 @@ class Profile:
 
 
 def alive(intervals: Mapping[int, Interval], count: int) -> Iterator[tuple[int, ...]]:
-    """For each of the times 0 to ``count`` - 1 the sorted keys of the intervals that are alive then."""
+    """Yield, for each time from 0 to ``count`` - 1, the sorted keys of the intervals alive then."""
     born, dead = defaultdict(list), defaultdict(list)
     for key, interval in intervals.items():
         born[max(interval.first, 0)].append(key)
@@ -2487,7 +2464,7 @@ def alive(intervals: Mapping[int, Interval], count: int) -> Iterator[tuple[int, 
 
 @dataclass(frozen=True)
 class Step:
-    """The working set of one operator: the sorted ids of the tensors alive while it runs, and all their bytes."""
+    """Working set of one operator: the sorted ids of the tensors alive while it runs, and their total bytes."""
 
     operator: Operator
     live: tuple[int, ...]
@@ -2497,7 +2474,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Schedule:
-    """A subgraph's operators in file order with their working sets; ``peak`` is the largest one, in bytes."""
+    """Operators of a subgraph in file order with their working sets; ``peak`` is the largest, in bytes."""
 
     subgraph: Subgraph
     steps: tuple[Step, ...]
@@ -2508,10 +2485,8 @@ BEFORE = -1  # the time before the first operator runs
 
 
 class Shared(NamedTuple):
-    """Tensors of loops that lie on each other by the plan in the file, each behind the number of its subgraph.
-
-    ``elsewhere`` take no memory of their own; of ``handed``, the input's memory is the output's from the operator on.
-    """
+    """Tensors of loops that alias each other by the plan in the file, with their subgraphs. ``elsewhere`` take no
+    memory of their own; of ``handed`` (subgraph, input, output), the output takes over the input's memory."""
 
     elsewhere: frozenset[tuple[int, int]] = frozenset()
     handed: frozenset[tuple[int, int, int]] = frozenset()
@@ -2523,11 +2498,8 @@ NOT_SHARED = Shared()
 def tensor_intervals(
     subgraph: Subgraph, size: Callable[[Tensor], int] = lambda tensor: tensor.ram_bytes, shared: Shared = NOT_SHARED
 ) -> dict[int, Interval]:
-    """When each tensor that takes working memory is alive; time k is that of the k-th operator in the file.
-
-    Graph inputs, and what is read or returned but never written before, are there BEFORE; graph outputs stay until
-    one step after the last operator.
-    """
+    """Lifetimes of tensors that take working memory; time k is that of operator k in the file. Graph inputs, and what
+    is read or returned but never written before, start BEFORE; graph outputs end one step after the last operator."""
     first: dict[int, int] = dict.fromkeys(subgraph.inputs, BEFORE)
     last: dict[int, int] = dict.fromkeys(subgraph.inputs, BEFORE)
     for step, operator in enumerate(subgraph.operators):
@@ -2549,10 +2521,8 @@ def tensor_intervals(
 
 
 def schedule_subgraph(subgraph: Subgraph, callee_peaks: Mapping[int, int], shared: Shared = NOT_SHARED) -> Schedule:
-    """Working sets in file order; ``callee_peaks`` has the peak of every subgraph that an operator here may run.
-
-    An operator runs its callees one at a time (a branch, or condition and body), so the largest of them counts.
-    """
+    """Working sets in file order; ``callee_peaks`` has the peak of every subgraph that an operator here may run. An
+    operator runs its callees one at a time (a branch, or condition and body), so the largest peak counts."""
     intervals = tensor_intervals(subgraph, shared=shared)
     profile = Profile(intervals.values())
     steps = []
@@ -2560,7 +2530,7 @@ def schedule_subgraph(subgraph: Subgraph, callee_peaks: Mapping[int, int], share
         operator = subgraph.operators[number]
         callee = max((callee_peaks[c] for c in operator.callees), default=0)
         steps.append(Step(operator, live, profile.at(number) + callee, callee))
-    # An input that no operator reads is in nobody's working set, but the caller still has to fill it.
+    # An input that no operator reads is in no working set, but the caller still has to fill it.
     return Schedule(subgraph, tuple(steps), max([profile.at(BEFORE), *(step.bytes for step in steps)]))
 
 
@@ -2568,8 +2538,7 @@ MAX_CALL_DEPTH = 64  # subgraphs that run each other; no real model comes near
 
 
 def callees_first(graph: ModelGraph) -> list[int]:
-    """Subgraph indices, each after all subgraphs that it runs. Raises ModelError if a subgraph runs itself, directly or
-    through others, or the calls are nested absurdly deep."""
+    """Subgraph indices, callees first. Raises ModelError if calls are recursive or deeper than MAX_CALL_DEPTH."""
     callees = {s.index: {c for op in s.operators for c in op.callees} for s in graph.subgraphs}
     try:
         order = list(graphlib.TopologicalSorter(callees).static_order())
@@ -2597,12 +2566,12 @@ def schedule_model(graph: ModelGraph, shared: Shared = NOT_SHARED) -> tuple[Sche
 
 
 def model_peak(schedules: Iterable[Schedule]) -> int:
-    """The largest working set of any subgraph: each subgraph's includes those that it runs."""
+    """The largest working set of any subgraph, in bytes; each includes the subgraphs that it runs."""
     return max(schedule.peak for schedule in schedules)
 
 
 def resource_variables(graph: ModelGraph) -> dict[str, int]:
-    """The bytes of each resource variable that the model assigns."""
+    """Bytes of each resource variable that the model assigns, by name."""
     variables: dict[str, int] = {}
     for subgraph, operator in graph.operators:
         if kind_of(operator).effect == (VARIABLE, True) and len(operator.reads) == 2:
@@ -2618,12 +2587,12 @@ def variable_tensors(graph: ModelGraph) -> list[Tensor]:
 
 
 def state_bytes(graph: ModelGraph) -> int:
-    """Bytes that live from one inference to the next: variable tensors, and each resource variable once."""
+    """Bytes that persist between inferences: variable tensors, and each resource variable once."""
     return sum(t.bytes or 0 for t in variable_tensors(graph)) + sum(resource_variables(graph).values())
 
 
 def parameter_bytes(graph: ModelGraph, operators: Iterable[tuple[Subgraph, Operator]]) -> int:
-    """Bytes of flash that the constants of these operators take; a buffer that is shared counts once."""
+    """Bytes of flash for the constants of these operators; a shared buffer counts once."""
     read = (subgraph.tensors[i] for subgraph, operator in operators for i in operator.reads)
     return sum(graph.buffers[b].size for b in {t.buffer for t in read if t.storage is Storage.CONSTANT})
 
@@ -2638,11 +2607,11 @@ def parameter_bytes(graph: ModelGraph, operators: Iterable[tuple[Subgraph, Opera
 #
 #     live(S) + live(T)  >=  live(S and T) + live(S or T)
 #
-# All chapters on ordering rest on that.
+# All sections on ordering rely on that.
 
 
 class Buffer(NamedTuple):
-    """Bytes alive from their producer on (None: from the start) until the last reader has run (kept: to the end)."""
+    """Bytes alive from the producer on (None: the start) until the last reader has run (``kept``: to the end)."""
 
     size: int
     producer: int | None
@@ -2672,11 +2641,8 @@ def _closure(direct: Sequence[int], order: Iterable[int]) -> list[int]:
 
 @dataclass(frozen=True)
 class OrderingProblem:
-    """Tasks 0, 1, 2, ..., which is a valid order, to be run in as little memory as possible.
-
-    A task takes its ``transient`` bytes, on top of everything alive, while it runs. ``precedence`` holds (before,
-    after) pairs beyond those of the buffers.
-    """
+    """Tasks 0, 1, 2, ... (a valid order) to run in as little memory as possible. While a task runs, it takes
+    ``transient`` bytes on top of all that is alive; ``precedence`` holds (before, after) pairs besides the buffers."""
 
     transient: tuple[int, ...]
     buffers: tuple[Buffer, ...]
@@ -2692,7 +2658,6 @@ class OrderingProblem:
 
     @cached_property
     def predecessors(self) -> list[int]:
-        """Per task the set of those that it directly waits for."""
         sets = [0] * self.n
         for before, after in self.edges:
             sets[after] |= 1 << before
@@ -2715,7 +2680,7 @@ class OrderingProblem:
 
     @cached_property
     def inputs(self) -> list[list[tuple[Buffer, int]]]:
-        """Per task the buffers that it reads, each with the set of its other readers."""
+        """Per task, the buffers that it reads, each with the set of its other readers."""
         lists: list[list[tuple[Buffer, int]]] = [[] for _ in range(self.n)]
         for buffer in self.buffers:
             readers = buffer.reader_set
@@ -2725,7 +2690,7 @@ class OrderingProblem:
 
     @cached_property
     def produced(self) -> list[int]:
-        """Per task the bytes of its outputs."""
+        """Per task, the bytes of its outputs."""
         sums = [0] * self.n
         for buffer in self.buffers:
             if buffer.producer is not None:
@@ -2734,21 +2699,21 @@ class OrderingProblem:
 
     @cached_property
     def demand(self) -> list[int]:
-        """Per task the bytes that it needs on top of what is alive before it: outputs and transient."""
+        """Per task, the bytes that it needs on top of what is alive before it: outputs and transient."""
         return list(map(sum, zip(self.produced, self.transient, strict=True)))
 
     @cached_property
     def floor(self) -> int:
-        """What some task needs by itself, inputs and demand: no order needs less."""
+        """Lower bound on the peak of any order: the most that one task needs for its inputs and demand, in bytes."""
         return max((self.demand[t] + sum(b.size for b, _ in self.inputs[t]) for t in range(self.n)), default=0)
 
     def live(self, executed: int) -> int:
-        """Bytes alive once a down-set has been executed."""
+        """Bytes alive after a down-set has run."""
         made = (b for b in self.buffers if b.producer is None or executed >> b.producer & 1)
         return sum(b.size for b in made if b.kept or b.reader_set & ~executed)
 
     def needs(self, order: Sequence[int]) -> list[int]:
-        """The bytes in use while each task of the order runs; their maximum is the peak."""
+        """Bytes in use while each task of the order runs; their maximum is the peak."""
         place = {task: i for i, task in enumerate(order)}
         intervals = [Interval(size, place[task], place[task]) for task, size in enumerate(self.transient)]
         for b in self.buffers:
@@ -2772,14 +2737,14 @@ class OrderingProblem:
 #     live   ____a                  a
 #        ___|    |__b_      =   ___|\_____     b lies in the shadow of a: there is no reason to wait
 #
-# Read backwards in time the same says when ``a`` waits until just before ``b``. (Generalises the hill-valley segments
+# The same backwards in time tells when ``a`` waits until just before ``b``. (Generalises the hill-valley segments
 # of Liu 1987 and the optimality-preserving fusion of Zhong et al., ICCAD 2023, to shared buffers.)
 
 
 def merge_tasks(problem: OrderingProblem) -> tuple[OrderingProblem, list[list[int]]]:
-    """Fuse tasks that some optimal order runs back to back; returns the smaller problem and the fused tasks' parts."""
+    """Fuse tasks that some optimal order runs back to back; returns the smaller problem and the parts of its tasks."""
     transient = list(problem.transient)
-    for b in problem.buffers:  # what nobody reads or keeps is alive only while its producer runs
+    for b in problem.buffers:  # a buffer that is not read or kept is alive only while its producer runs
         if b.producer is not None and not (b.readers or b.kept):
             transient[b.producer] += b.size
     buffers = tuple(b for b in problem.buffers if b.readers or b.kept)
@@ -2792,7 +2757,7 @@ def merge_tasks(problem: OrderingProblem) -> tuple[OrderingProblem, list[list[in
 
 
 class Fusion(NamedTuple):
-    """Two tasks that become one, at the place of one of them, so that the numbers stay a valid order."""
+    """Two tasks that become one; it gets the number of one of them, so that the numbers remain a valid order."""
 
     place: int
     tasks: tuple[int, int]
@@ -2800,7 +2765,6 @@ class Fusion(NamedTuple):
 
 
 def _pairs(problem: OrderingProblem) -> list[Fusion]:
-    """Disjoint pairs of tasks to be fused."""
     ancestors, descendants, produced, demand = problem.ancestors, problem.descendants, problem.produced, problem.demand
     surely, possibly = [0] * problem.n, [0] * problem.n  # bytes that a task frees
     for t, inputs in enumerate(problem.inputs):
@@ -2825,7 +2789,7 @@ def _pairs(problem: OrderingProblem) -> list[Fusion]:
 
 
 def _contract(problem: OrderingProblem, pairs: Iterable[Fusion]) -> tuple[OrderingProblem, list[list[int]]]:
-    """The problem in which each pair is one task, and the tasks that each of its tasks is made of."""
+    """(the problem with each pair fused into one task, the old tasks of each of its tasks)."""
     groups = {t: ([t], need) for t, need in enumerate(problem.demand)}
     for place, tasks, need in pairs:
         del groups[tasks[0]], groups[tasks[1]]
@@ -2845,10 +2809,10 @@ def _contract(problem: OrderingProblem, pairs: Iterable[Fusion]) -> tuple[Orderi
 
 
 ####################################################################################################
-# Ordering, bounds: minimum cuts say what a task needs in any order whatsoever
+# Ordering, bounds: minimum cuts bound what a task needs in any order
 ####################################################################################################
 
-# While a task runs, what has been executed is some down-set S with all its predecessors and without it. The cheapest
+# While a task runs, the executed ones are a down-set S with all its predecessors but not the task. The cheapest
 # such S is a minimum cut of a network with an arc per buffer:
 #
 #     source -> what must be inside          producer --size--> buffer --infinite--> readers, or the sink if it is kept
@@ -2858,7 +2822,7 @@ def _contract(problem: OrderingProblem, pairs: Iterable[Fusion]) -> tuple[Orderi
 
 
 class CutNetwork:
-    """Minimum cuts of one problem: the cheapest down-set under constraints, by maximum flow."""
+    """Minimum cuts of a problem: the cheapest down-set under constraints, by maximum flow."""
 
     def __init__(self, problem: OrderingProblem) -> None:
         from ortools.graph.python import max_flow
@@ -2878,7 +2842,7 @@ class CutNetwork:
         self.force_out = self.flow.add_arcs_with_capacity(tasks, np.full(n, self.sink), zeros)
 
     def bound(self, task: int) -> tuple[int, int]:
-        """(least bytes in use while ``task`` runs, in any order; the set executed before it where that is so)."""
+        """(least bytes in use while ``task`` runs, in any order; the set that has run before it in that case)."""
         for arcs, chosen in ((self.force_in, self.problem.predecessors[task]), (self.force_out, 1 << task)):
             capacities = np.zeros(self.problem.n, dtype=np.int64)
             capacities[list(members(chosen))] = self.infinite
@@ -2892,10 +2856,8 @@ class CutNetwork:
 def largest_bound(
     network: CutNetwork, order: Sequence[int], floor: int, budget: Budget, most: int | None = None
 ) -> tuple[int, int, int]:
-    """(bytes, task, the set executed before it): the largest bound above ``floor``, among the ``most`` needy tasks.
-
-    What a task needs in any order is no less than its bound, so the needs of ``order`` tell where to stop looking.
-    """
+    """(bytes, task, set run before it) of the largest bound above ``floor`` among the ``most`` needy tasks. A bound is
+    at most what the task needs in any order, so the needs of ``order`` tell where to stop."""
     needs = network.problem.needs(order)
     best = floor, -1, 0
     for place in sorted(range(len(order)), key=lambda i: -needs[i])[:most]:
@@ -2908,9 +2870,9 @@ def largest_bound(
 
 
 def series_cuts(problem: OrderingProblem) -> list[int]:
-    """Down-sets through which every order passes: what is between two of them is a problem of its own."""
+    """Down-sets through which every order passes; the part between two of them is a problem of its own."""
     everything = (1 << problem.n) - 1
-    later, cuts = everything, {everything}  # what all tasks from here on wait for
+    later, cuts = everything, {everything}  # tasks that all later ones wait for
     for task in sorted(range(problem.n), key=lambda t: -problem.ancestors[t].bit_count()):
         later &= problem.ancestors[task]
         everything ^= 1 << task
@@ -2920,7 +2882,7 @@ def series_cuts(problem: OrderingProblem) -> list[int]:
 
 
 def restrict(problem: OrderingProblem, start: int, end: int) -> tuple[OrderingProblem, list[int]]:
-    """The part of a problem between two down-sets, and the numbers that its tasks have in the whole."""
+    """(the part of a problem between two down-sets, the numbers of its tasks in the whole)."""
     inside = end & ~start
     tasks = list(members(inside))
     number = {task: i for i, task in enumerate(tasks)}
@@ -2937,8 +2899,8 @@ def restrict(problem: OrderingProblem, start: int, end: int) -> tuple[OrderingPr
 
 
 def order_by_cuts(problem: OrderingProblem, budget: Budget) -> list[int] | None:
-    """A good order for wide graphs: where memory is tightest, run what the minimum cut says, then that task, then the
-    rest, each part by the same rule. None when the time is over first."""
+    """A good order for wide graphs: the minimum cut of the tightest task first, then that task, then the rest, each
+    part by the same rule. None if the time runs out."""
     order: list[int] = []
     stack = [(problem, list(range(problem.n)))]
     while stack:
@@ -2969,7 +2931,7 @@ def order_by_cuts(problem: OrderingProblem, budget: Budget) -> list[int] | None:
 #     level n       {all}              an order, read back along the parents
 #
 # Two consequences of submodularity keep the levels small: a move that fits and does not raise live() is made at once
-# and alone, and a state no dearer than the last committed one makes all others superfluous.
+# and alone, and a state with no more bytes alive than the last committed one makes all others superfluous.
 
 LEVEL_WORDS = 1 << 23  # the largest level: 64 MiB of states, a few times that with temporaries
 SWEEP_STATES = 1 << 26  # states of one sweep: 512 MiB of history
@@ -2978,17 +2940,15 @@ Split = list[tuple[int, np.uint64]]  # a set of tasks as its words that are not 
 
 
 class Sweep:
-    """The columns of an array of uint64 words are the states, and all states of a level advance together.
-
-    Forwards a state is the down-set that has run, with ``reverse`` what has been un-run from the end; live() is the
-    same function. Every buffer must be read or kept, as merge_tasks leaves it.
-    """
+    """Advances all states of a level together; they are the columns of an array of uint64 words. A state is the
+    down-set that has run or, with ``reverse``, the tasks undone from the end; live() is the same function. Every buffer
+    must be read or kept, as merge_tasks leaves it."""
 
     def __init__(self, problem: OrderingProblem, reverse: bool = False) -> None:
         self.problem, self.reverse, n = problem, reverse, problem.n
         self.words = (n + 63) // 64
         before, after = problem.ancestors, problem.descendants
-        # Per task the buffers that it may be the last to read: the other readers, and the bytes.
+        # Per task, the buffers that it may be the last to read, as (other readers, bytes).
         self.freeable: list[list[tuple[Split, int]]] = []
         for t, inputs in enumerate(problem.inputs):
             sizes: Counter[int] = Counter()
@@ -3010,8 +2970,8 @@ class Sweep:
     def run(
         self, budget: int, width: int, is_over: Callable[[int], bool] = lambda states: False
     ) -> tuple[list[int] | None, bool]:
-        """(an order within the budget; whether there is none, if none was found). ``width`` makes it a beam, which
-        keeps the states with the fewest bytes alive; ``is_over`` hears of the states of each level and may end it."""
+        """(an order within the budget or None; True if there provably is none). ``width`` makes it a beam that keeps
+        the states with the fewest bytes alive; ``is_over`` gets the number of states per level and may stop it."""
         states, live = np.zeros((self.words, 1), dtype=np.uint64), np.array([self.start_live])
         committed, is_proof = self.start_live, True
         history: list[tuple[np.ndarray, np.ndarray]] = []
@@ -3046,7 +3006,7 @@ class Sweep:
     def moves(
         self, states: np.ndarray, live: np.ndarray, budget: int, level: int
     ) -> list[tuple[int, np.ndarray, np.ndarray]]:
-        """What may run next: (task, the states that run it, the bytes alive then), free moves alone."""
+        """Possible next tasks: (task, states that can run it, bytes alive after it); a free move stands alone."""
         everywhere, anywhere = (
             int.from_bytes(reduce.reduce(states, axis=1).astype("<u8").tobytes(), "little")
             for reduce in (np.bitwise_and, np.bitwise_or)
@@ -3079,7 +3039,7 @@ class Sweep:
 
 
 def distinct(states: np.ndarray) -> np.ndarray:
-    """Indices of the columns without repetitions (at worst, with some: a hash only brings equal ones together)."""
+    """Indices of the distinct columns; a hash brings equal ones together, so rarely some duplicates remain."""
     varying = states[(states != states[:, :1]).any(axis=1)]
     if len(varying) == 1:
         return np.unique(varying[0], return_index=True)[1]
@@ -3093,24 +3053,24 @@ def distinct(states: np.ndarray) -> np.ndarray:
 
 
 ####################################################################################################
-# Ordering, the search: wider and wider sweeps, until nothing was left out
+# Ordering, the search: ever wider sweeps, until one drops no state
 ####################################################################################################
 
 Progress = Callable[[int, int, int], None]  # (states visited, best peak, proven bound), the latter two in bytes
 
 
 def no_progress(states: int, upper: int, lower: int) -> None:
-    """Where nobody wants to know how far a search is."""
+    """Ignore the progress of a search."""
 
 
 @dataclass(frozen=True)
 class Ordering:
-    """An order of the tasks, its peak in bytes, and ``bound``: no order whatsoever has a lower peak than that."""
+    """An order of the tasks, its peak in bytes, and ``bound``: no order has a lower peak than that."""
 
     order: tuple[int, ...]
     peak: int
     bound: int
-    states: int = 0  # sets of executed tasks looked at
+    states: int = 0  # sets of executed tasks visited
 
     @property
     def optimal(self) -> bool:
@@ -3118,8 +3078,8 @@ class Ordering:
 
 
 class Search:
-    """Between two series cuts: ``order`` needs ``upper`` bytes, and no order less than ``lower``. ``together`` are the
-    searches of all pieces of a problem; a piece need not be better than what is proven of another."""
+    """Search between two series cuts: ``order`` needs ``upper`` bytes, and no order less than ``lower``. ``together``
+    are the searches of all pieces of a problem; a piece need not get below the proven bound of another."""
 
     def __init__(
         self, problem: OrderingProblem, budget: Budget, progress: Progress, together: list[Search] | None = None
@@ -3142,12 +3102,12 @@ class Search:
         return Sweep(self.problem), Sweep(self.problem, reverse=True)
 
     def tighten(self, most: int | None = None) -> None:
-        """Raise the lower bound to what minimum cuts prove, as far as it can matter for the current order."""
+        """Raise the lower bound by minimum cuts of at most ``most`` tasks, as far as that matters for this order."""
         if self.lower < self.upper:
             self.lower = largest_bound(self.network, self.order, self.lower, self.budget, most)[0]
 
     def adopt(self, order: list[int] | None) -> bool:
-        """Take an order if it is better than the best so far."""
+        """Take an order if it is better than the best so far; returns True if it is."""
         if order is None or (peak := self.problem.peak(order)) >= self.upper:
             return False
         self.order, self.upper = order, peak
@@ -3155,8 +3115,7 @@ class Search:
         return True
 
     def sweep(self, width: int) -> None:
-        """Look for less than the best order, from both ends, as long as that finds something; or prove that there is
-        nothing, if ``width`` states per level are all."""
+        """Sweep from both ends while that improves the order; a sweep that ``width`` does not limit is a proof."""
         before = None
         while before != self.upper:
             before = self.upper
@@ -3165,7 +3124,7 @@ class Search:
                     self.attempt(sweep, self.upper - 1, width)
 
     def attempt(self, sweep: Sweep, budget: int, width: int) -> bool:
-        """Find an order within the budget, or prove that there is none; False where neither came of it."""
+        """Find an order within the budget, or prove that there is none; False if neither succeeds."""
         most = self.states + SWEEP_STATES
 
         def is_over(states: int) -> bool:
@@ -3180,7 +3139,7 @@ class Search:
         return self.adopt(order) or is_proof
 
     def prove_less(self) -> None:
-        """Raise the lower bound where the optimum stays open: bisect what sweeps can still decide."""
+        """Raise the lower bound while the optimum is open, by bisecting the budgets that sweeps can decide."""
         open_from = self.upper - 1
         while not self.is_done and self.lower < open_from:
             middle = (self.lower + open_from) // 2
@@ -3188,10 +3147,10 @@ class Search:
                 open_from = middle
 
 
-GLANCE = 64  # tasks that are bounded by cuts before there is a good order: the better it is, the fewer cuts matter
+GLANCE = 64  # tasks bounded by cuts before there is a good order; the better that is, the fewer cuts matter
 WIDTHS = (1 << 12, 1 << 15, 1 << 18, 1 << 21)
 
-# What to do with every piece, the one with the largest peak first, until nothing is left to gain.
+# Steps applied to each piece, the one with the largest peak first, until nothing is left to gain.
 STAGES: tuple[Callable[[Search], object], ...] = (
     lambda search: search.tighten(GLANCE),
     lambda search: search.sweep(32),
@@ -3204,12 +3163,9 @@ STAGES: tuple[Callable[[Search], object], ...] = (
 
 
 def order_tasks(problem: OrderingProblem, time_limit: float = TIME_LIMIT, progress: Progress = no_progress) -> Ordering:
-    """The order of the smallest peak, with a proof, or the best found in ``time_limit`` seconds with a proven bound.
-
-    Tasks are fused where that costs nothing and the graph is cut where every order passes; each piece is bounded from
-    below by minimum cuts and from above by sweeps that keep ever more states: one that drops none is a proof. The given
-    numbering is returned when nothing is better.
-    """
+    """The order with the lowest peak and a proof, or the best in ``time_limit`` seconds with a proven bound; the given
+    one if none is better. Fuses tasks at no cost and cuts the graph where every order passes. Minimum cuts bound each
+    piece from below, ever wider sweeps from above; one that drops no state is a proof."""
     given = tuple(range(problem.n))
     peak, order, pieces = problem.peak(given), list[int](), list[Search]()
     if peak > problem.floor:
@@ -3237,11 +3193,11 @@ def order_tasks(problem: OrderingProblem, time_limit: float = TIME_LIMIT, progre
 
 
 class OrderingRefusal(ValueError):
-    """Why the operators of a model must stay where they are, in one line."""
+    """The operators of a model must keep their order; the message gives the reason in one line."""
 
 
 def accesses(subgraph: Subgraph) -> dict[int, list[tuple[int, bool]]]:
-    """Per tensor who touches it, in file order: (operator, does it write)."""
+    """Per tensor, the operators that access it, in file order: (operator, True if it writes)."""
     touched: dict[int, list[tuple[int, bool]]] = defaultdict(list)
     for operator in subgraph.operators:
         for i in operator.reads:
@@ -3252,7 +3208,7 @@ def accesses(subgraph: Subgraph) -> dict[int, list[tuple[int, bool]]]:
 
 
 def effectful_subgraphs(graph: ModelGraph) -> set[int]:
-    """The subgraphs that do more than compute their outputs, themselves or through what they run."""
+    """The subgraphs with side effects, of their own or through what they run."""
     found: set[int] = set()
     for index in callees_first(graph):
         subgraph = graph.subgraphs[index]
@@ -3263,8 +3219,7 @@ def effectful_subgraphs(graph: ModelGraph) -> set[int]:
 
 
 def side_effects(subgraph: Subgraph, operator: Operator, effectful: Collection[int]) -> dict[str, bool]:
-    """What an operator touches besides its tensors: name -> does it change that. ``effectful`` are the subgraphs that
-    touch anything."""
+    """Side effects of an operator: name -> True if it changes that; ``effectful`` are the subgraphs with any."""
     if any(callee in effectful for callee in operator.callees):
         return {EVERYTHING: True}
     effect = kind_of(operator).effect
@@ -3277,12 +3232,9 @@ def side_effects(subgraph: Subgraph, operator: Operator, effectful: Collection[i
 
 
 def precedence_pairs(graph: ModelGraph, subgraph: Subgraph) -> list[tuple[int, int]]:
-    """All (before, after) pairs of operators that must keep their order.
-
-    Data flow, side effects and state are one rule: who changes a thing stays behind whoever touched it before, and
-    ahead of whoever touches it later. So files that write a tensor twice, or read it before it is written, keep
-    their meaning too.
-    """
+    """All (before, after) pairs of operators that must keep their order. One rule covers data flow, side effects and
+    state: an operator that changes something runs after all earlier and before all later accesses to it. So files that
+    write a tensor twice, or read it before it is written, keep their meaning too."""
     touched: dict[int | str, list[tuple[int, bool]]] = dict(accesses(subgraph).items())
     effectful = effectful_subgraphs(graph) if any(operator.callees for operator in subgraph.operators) else ()
     effects = [side_effects(subgraph, operator, effectful) for operator in subgraph.operators]
@@ -3311,8 +3263,7 @@ def precedence_pairs(graph: ModelGraph, subgraph: Subgraph) -> list[tuple[int, i
 
 
 class Costs(NamedTuple):
-    """What a tensor takes while it is alive and what an operator takes besides, in bytes; and the inputs on which the
-    only output of an operator may lie."""
+    """Bytes of a tensor while alive, extra bytes of an operator, and inputs that its only output may overwrite."""
 
     tensor: Callable[[Tensor], int]
     operator: Callable[[Subgraph, Operator], int]
@@ -3323,11 +3274,8 @@ PLAIN_COSTS = Costs(lambda tensor: tensor.ram_bytes, lambda subgraph, operator: 
 
 
 def _common_buffers(subgraph: Subgraph, touched: Mapping[int, list[tuple[int, bool]]], costs: Costs) -> list[list[int]]:
-    """The tensors in groups, each of which is one buffer in any order, most of a single tensor.
-
-    An output is in the buffer of an input on which it may lie, if that has one origin and no other use, so that it ends
-    there, and if the output begins there.
-    """
+    """Groups of tensors that share one buffer in any order; most have one tensor. An output joins an input that it may
+    overwrite if that has one origin and no other use, so that it ends there, and if the output begins there."""
     root = {tensor.index: tensor.index for tensor in subgraph.tensors}
 
     def ends_at(operator: Operator, source: int) -> bool:
@@ -3351,7 +3299,7 @@ def _common_buffers(subgraph: Subgraph, touched: Mapping[int, list[tuple[int, bo
 def ordering_problem(
     graph: ModelGraph, subgraph: Subgraph, callee_peaks: Mapping[int, int], costs: Costs = PLAIN_COSTS
 ) -> OrderingProblem:
-    """The ordering problem of a subgraph: its operators are the tasks, its tensors in working memory the buffers."""
+    """The ordering problem of a subgraph: tasks are its operators, buffers its tensors in working memory."""
     buffers = []
     touched, inputs, outputs = accesses(subgraph), set(subgraph.inputs), set(subgraph.outputs)
     for tensors in _common_buffers(subgraph, touched, costs):
@@ -3374,8 +3322,8 @@ def ordering_problem(
 def order_model(
     graph: ModelGraph, time_limit: float, progress: Progress = no_progress, costs: Costs = PLAIN_COSTS
 ) -> tuple[Ordering, ...]:
-    """The best order of every subgraph, by subgraph index; callees first, since their peak counts in the caller. Raises
-    OrderingRefusal if the file numbers its operators elsewhere, so moving them would break it."""
+    """The best order of each subgraph, by its index; callees first, since their peaks count in the caller. Raises
+    OrderingRefusal if the file refers to operator numbers or its memory plan fixes them."""
     if why := fixed_by_plan(graph):
         raise OrderingRefusal(f"the operators stay in place: {why}")
     if graph.metadata_content(CONTROL_DEPENDENCIES) is not None:
@@ -3386,10 +3334,10 @@ def order_model(
     for index in callees_first(graph):
         subgraph = graph.subgraphs[index]
         found = order_tasks(ordering_problem(graph, subgraph, peaks, costs), budget.left, progress)
-        # The problem took the callees' peaks for granted; if one could still fall, so could this bound.
+        # The problem assumes the callees' peaks; if one of them can still fall, so can this bound.
         callees = {c for operator in subgraph.operators for c in operator.callees}
         unproven = max((orderings[c].peak - orderings[c].bound for c in callees), default=0)
-        # All inputs are there at the start, also those that nobody reads and the problem knows nothing of.
+        # All inputs exist at the start, including unread ones, which the problem does not contain.
         entry = Profile(tensor_intervals(subgraph, costs.tensor).values()).at(BEFORE)
         peak, bound = (max(value, entry) for value in (found.peak, found.bound - unproven))
         orderings[index] = dataclasses.replace(found, peak=peak, bound=bound)
@@ -3403,13 +3351,13 @@ def order_model(
 
 
 def height_of(intervals: Iterable[Interval]) -> int:
-    """The address after the last byte of all that have an offset."""
+    """The address after the last byte of all placed intervals."""
     return max((at + size for size, _, _, at in intervals if at is not None), default=0)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Intervals that all have an offset, and ``bound``: no plan whatsoever is lower than that. Bytes."""
+    """Intervals that all have an offset, and ``bound``: no plan is lower than that, in bytes."""
 
     intervals: tuple[Interval, ...]
     bound: int
@@ -3423,11 +3371,11 @@ class Plan:
         return self.height <= self.bound
 
 
-Block = Mapping[int, int]  # what is placed as one: numbers of intervals, each with its address above that of the block
+Block = Mapping[int, int]  # intervals that move together: number -> offset in the block
 
 
 def blocks_of(intervals: Sequence[Interval], groups: Sequence[Block]) -> list[Block]:
-    """The groups, and a block of its own for every other interval."""
+    """The groups, and a separate block for every other interval."""
     grouped = {i for group in groups for i in group}
     return [*groups, *({i: 0} for i in range(len(intervals)) if i not in grouped)]
 
@@ -3435,11 +3383,8 @@ def blocks_of(intervals: Sequence[Interval], groups: Sequence[Block]) -> list[Bl
 def place_first_fit(
     intervals: Sequence[Interval], order: Iterable[int], blocks: Sequence[Block] | None = None
 ) -> tuple[Interval, ...]:
-    """Give each block of the order the lowest gap among the earlier ones that are alive with it; by default, every
-    interval is a block of its own.
-
-    Those that have an offset keep it, without a check, as TFLM does it.
-    """
+    """Give each block of the order the lowest gap among the earlier blocks alive with it; without ``blocks``, each
+    interval is a block. Intervals that have an offset keep it unchecked, as in TFLM."""
     placed = list(intervals)
     rows = np.empty((4, len(intervals)), dtype=np.int64)  # offset, end, first, last: sorted by offset
     count = 0
@@ -3460,13 +3405,13 @@ def place_first_fit(
 
 
 def _members(intervals: Sequence[Interval], block: Block) -> list[Interval]:
-    """The intervals of a block at their addresses above it."""
+    """The intervals of a block, with offsets relative to it."""
     return [intervals[i]._replace(offset=above) for i, above in block.items()]
 
 
 def _lowest_place(block: Sequence[Interval], rows: np.ndarray) -> int:
-    """The lowest address of a block, whose intervals lie ``offset`` above it, that is clear of what is placed."""
-    lows, highs = [], []  # for everything in the way: the address must not be between
+    """The lowest free address for a block; the ``offset`` of each of its intervals is relative to it."""
+    lows, highs = [], []  # per obstacle, the addresses between which the block must not start
     for size, first, last, above in block:
         together = (rows[2] <= last) & (rows[3] >= first)
         lows.append(rows[0][together] - (size + (above or 0)))
@@ -3475,23 +3420,21 @@ def _lowest_place(block: Sequence[Interval], rows: np.ndarray) -> int:
     if len(block) > 1:
         order = np.argsort(low, kind="stable")
         low, high = low[order], high[order]
-    reach = np.maximum.accumulate(np.append(0, high))  # below which everything is in the way, before each
+    reach = np.maximum.accumulate(np.append(0, high))  # lowest address above all earlier obstacles
     free = np.flatnonzero(low >= reach[:-1])
     return int(reach[free[0]] if len(free) else reach[-1])
 
 
 def place_greedily(intervals: Sequence[Interval]) -> tuple[Interval, ...]:
-    """What TFLM's GreedyMemoryPlanner does: offsets that are given first, then from large to small, first fit.
-
-    Among intervals of one size the later comes first (tensorflow/lite/micro/memory_planner/greedy_memory_planner.cc).
-    """
+    """TFLM's GreedyMemoryPlanner: given offsets first, then first fit from large to small, and the later first among
+    intervals of one size (tensorflow/lite/micro/memory_planner/greedy_memory_planner.cc)."""
     fixed = [i for i, interval in enumerate(intervals) if interval.offset is not None]
     free = [i for i in reversed(range(len(intervals))) if intervals[i].offset is None]
     return place_first_fit(intervals, [*fixed, *sorted(free, key=lambda i: -intervals[i].size)])
 
 
 def conflicts(intervals: Sequence[Interval], most: int = 1000) -> list[tuple[int, int]]:
-    """Pairs of placed intervals that are alive together and share an address; not many more than ``most`` of them."""
+    """Pairs of placed intervals that are alive together and overlap in memory; stops soon after ``most`` pairs."""
     size, first, last, start = np.array(intervals, dtype=np.int64).reshape(-1, 4).T
     found: list[tuple[int, int]] = []
     for i in range(len(intervals)):
@@ -3504,11 +3447,11 @@ def conflicts(intervals: Sequence[Interval], most: int = 1000) -> list[tuple[int
     return found
 
 
-MAX_OFFSET = 1 << 31  # offsets in the file have 32 bits, with a sign
+MAX_OFFSET = 1 << 31  # offsets in the file are signed 32-bit integers
 
 
 def plan_faults(intervals: Sequence[Interval], name: Callable[[int], str]) -> list[str]:
-    """What is wrong with placed intervals, one sentence each; ``name`` says what an interval is called."""
+    """Faults of placed intervals, one sentence each; ``name`` gives the name of an interval by its number."""
     faults = [
         f"{name(i)} is planned at {at:,}, which is not a multiple of {ARENA_ALIGNMENT} from 0 up to 31 bits"
         for i, (size, _, _, at) in enumerate(intervals)
@@ -3518,23 +3461,21 @@ def plan_faults(intervals: Sequence[Interval], name: Callable[[int], str]) -> li
     return faults + [f"{name(i)} and {name(j)} {shared}" for i, j in conflicts(intervals)]
 
 
-Key = Callable[[Interval], Any]  # by which intervals are sorted
+Key = Callable[[Interval], Any]  # sort key of an interval
 
 
 FIRST_FIT_ORDERS: tuple[Key, ...] = (
     lambda b: (-b.size, b.first),
     lambda b: (-b.size * (b.last - b.first + 1), b.first),  # area
-    lambda b: (b.first - b.last, -b.size),  # length of life
+    lambda b: (b.first - b.last, -b.size),  # lifetime
     lambda b: (b.first, -b.size),
     lambda b: (-b.last, -b.size),
 )
 
 
 def plan_by_first_fit(intervals: Sequence[Interval], groups: Sequence[Block] = (), enough: int = 0) -> Plan:
-    """The lowest of some first-fit plans, in milliseconds: by size, by area, by length of life, by time.
-
-    The intervals of a group keep their distance. A plan of up to ``enough`` bytes is as good as any.
-    """
+    """The lowest of some first-fit plans, in milliseconds: by size, area, lifetime and time. The intervals of a group
+    keep their distances. A plan of up to ``enough`` bytes counts as optimal."""
     bound = max(Profile(intervals).peak, enough)
     blocks = blocks_of(intervals, groups)
     boxes = [_bounding_box(intervals, block) for block in blocks]
@@ -3551,7 +3492,7 @@ def plan_by_first_fit(intervals: Sequence[Interval], groups: Sequence[Block] = (
 
 
 def granularity(intervals: Sequence[Interval], groups: Sequence[Block]) -> int:
-    """Bytes of which all sizes and distances are multiples, and so the height of the lowest plan."""
+    """Bytes that divide all sizes and distances, and so the height of the lowest plan."""
     sizes = (interval.size for interval in intervals)
     return math.gcd(*sizes, *(above for group in groups for above in group.values())) or ARENA_ALIGNMENT
 
@@ -3566,14 +3507,13 @@ def _bounding_box(intervals: Sequence[Interval], block: Block) -> Interval:
 # Placement, optimal: first fit that learns, then constraint programming
 ####################################################################################################
 
-LEARNING_ROUNDS = 300  # of first fit for each order: milliseconds each, and most plans are optimal before the tenth
-PUSH = 0.6  # of all blocks, at most, that a block which ended too high overtakes in the next round
-PROOF_SHARE, WORKERS = 0.5, 8  # of the time left, for the bound itself before the height is minimised
+LEARNING_ROUNDS = 300  # rounds of first fit per order: milliseconds each, and most plans are optimal before the tenth
+PUSH = 0.6  # the largest share of all blocks that a block which ended too high overtakes in the next round
+PROOF_SHARE, WORKERS = 0.5, 8  # share of the time left in which the bound itself is tried as the height
 
 
 def plan_by_learning(intervals: Sequence[Interval], groups: Sequence[Block], plan: Plan, budget: Budget) -> Plan:
-    """First fit again and again: what ends above the bound comes earlier the next time ("squeaky wheel", D. Joslin and
-    D. Clements, JAIR 1999)."""
+    """Repeat first fit: what ends too high comes earlier ("squeaky wheel", D. Joslin and D. Clements, JAIR 1999)."""
     blocks = blocks_of(intervals, groups)
     boxes = [_bounding_box(intervals, block) for block in blocks]
     rng = np.random.default_rng(0)
@@ -3594,10 +3534,8 @@ def plan_optimally(
     intervals: Sequence[Interval], time_limit: float = TIME_LIMIT, groups: Sequence[Block] = (), enough: int = 0
 ) -> Plan:
     """The lowest plan: by first fit if that meets the bound, else by search and proof, within ``time_limit`` seconds.
-
-    Constraint programming sees rectangles of fixed time and free address that must not overlap (NoOverlap2D): first it
-    tries the bound itself as the height, then it minimises. ``enough`` is as for :func:`plan_by_first_fit`.
-    """
+    Constraint programming keeps rectangles of fixed time and free address apart (NoOverlap2D): it first tries the bound
+    as the height, then minimises the height. ``enough`` is as for :func:`plan_by_first_fit`."""
     budget = Budget(time_limit)
     plan = plan_by_learning(intervals, groups, plan_by_first_fit(intervals, groups, enough), budget.share(0.2))
     for highest, share in ((plan.bound, PROOF_SHARE), (plan.height - 1, 1.0)):
@@ -3609,14 +3547,14 @@ def plan_optimally(
 
 
 def solve_constraints(model: Any, time_limit: float, workers: int) -> tuple[Any, Any]:
-    """CP-SAT with the values that it found, and its status; it ends early where the program is interrupted."""
+    """The CP-SAT solver with its solution, and its status; it stops early if the program is interrupted."""
     from ortools.sat.python import cp_model
 
     solver = cp_model.CpSolver()
     solver.parameters.max_time_in_seconds = time_limit
     solver.parameters.num_workers = workers
     solver.parameters.random_seed = 1
-    solver.parameters.catch_sigint_signal = False  # it would not give Python's own handler back
+    solver.parameters.catch_sigint_signal = False  # it would not restore Python's own handler
     with ThreadPoolExecutor(1) as executor:  # signals reach this thread only while it runs Python
         solving = executor.submit(solver.solve, model)
         while not solving.done():
@@ -3629,7 +3567,7 @@ def solve_constraints(model: Any, time_limit: float, workers: int) -> tuple[Any,
 def _solve_placement(
     intervals: Sequence[Interval], groups: Sequence[Block], least: int, height: int, time_limit: float
 ) -> tuple[tuple[Interval, ...] | None, int]:
-    """(a placement of the least height from ``least`` to ``height``, if any was found; the proven bound, 0 if none)."""
+    """(The lowest placement found of ``least`` to ``height`` bytes, or None; the proven bound, or 0)."""
     if time_limit <= 0 or height < least:
         return None, 0
     from ortools.sat.python import cp_model
@@ -3664,14 +3602,14 @@ def _solve_placement(
 # TFLM's arena, the head: the tensors and scratch buffers that TensorFlow Lite Micro plans
 ####################################################################################################
 
-MAX_CLOCK = 100_000  # operators run, every call of a subgraph counted anew
+MAX_CLOCK = 100_000  # operators executed, counting every call of a subgraph
 
 
 @dataclass(frozen=True)
 class ArenaBuffer:
     """One buffer that TFLM plans: a tensor, or the scratch memory of an operator (then ``tensor`` is None)."""
 
-    interval: Interval  # of a size that is a multiple of ARENA_ALIGNMENT, on TFLM's clock
+    interval: Interval  # its size is a multiple of ARENA_ALIGNMENT, its times are on TFLM's clock
     subgraph: int
     tensor: int | None
     operator: int | None = None
@@ -3679,11 +3617,9 @@ class ArenaBuffer:
 
 
 def _times_on_the_clock(graph: ModelGraph) -> tuple[dict[tuple[int, int], tuple[int, int]], ...]:
-    """((subgraph, tensor) -> first and last time, (subgraph, operator) -> the same) by TFLM's clock.
-
-    It ticks once per operator and once per subgraph that IF, WHILE and CALL_ONCE run inside of it; times are
-    inclusive, -1 is before the start (micro_allocation_info.cc).
-    """
+    """First and last time on TFLM's clock, by (subgraph, tensor) and by (subgraph, operator). The clock ticks once per
+    operator and once per subgraph that IF, WHILE and CALL_ONCE run; times are inclusive, -1 is before the start
+    (micro_allocation_info.cc)."""
     first: dict[tuple[int, int], int] = {}
     last: dict[tuple[int, int], int] = {}
     runs: dict[tuple[int, int], tuple[int, int]] = {}
@@ -3713,14 +3649,13 @@ def _times_on_the_clock(graph: ModelGraph) -> tuple[dict[tuple[int, int], tuple[
             first.setdefault((s, i), clock)
             last[s, i] = clock
 
-    callees_first(graph)  # refuses recursion
+    callees_first(graph)  # rejects recursion
     run(graph.subgraphs[0])
     return {key: (first.get(key, -1), time) for key, time in last.items()}, runs
 
 
 def arena_buffers(graph: ModelGraph) -> list[ArenaBuffer]:
-    """What TFLM plans for a model, in its order; a tensor that nobody touches is planned as well. Raises ArenaError if
-    a tensor has no size that TFLM could compute."""
+    """The buffers that TFLM plans, in its order, even unused ones. Raises ArenaError if a tensor's size is unknown."""
     touched, runs = _times_on_the_clock(graph)
     never = -1, -1
     buffers = []
@@ -3750,7 +3685,7 @@ def _tflm_bytes(tensor: Tensor) -> int:
 
 
 def in_place_inputs(subgraph: Subgraph, operator: Operator) -> list[int]:
-    """Tensors of the size of the only output, which that may overwrite as they are read."""
+    """Inputs that the operator's only output may overwrite while it reads them; they have the output's size."""
     node = node_of(subgraph, operator)
     if len(operator.writes) != 1 or node["output"].storage is not Storage.ACTIVATION:
         return []
@@ -3766,37 +3701,35 @@ IN_PLACE_COSTS = ARENA_COSTS._replace(in_place=in_place_inputs)
 
 
 def operator_needs(graph: ModelGraph, subgraph: Subgraph) -> list[int]:
-    """Per operator the bytes of the arena that are in use while it runs, in the order of the file."""
+    """Bytes of the arena in use while each operator runs, in file order."""
     callee_peaks = {s.subgraph.index: s.peak for s in schedule_model(graph)}
     problem = ordering_problem(graph, subgraph, callee_peaks, ARENA_COSTS)
     return problem.needs(range(problem.n))
 
 
 ####################################################################################################
-# Aliases, the layout: which buffers share memory, and what has to be placed then
+# Aliases, the layout: which buffers share memory, and what is left to place
 ####################################################################################################
 
 
 class Alias(NamedTuple):
-    """Two buffers, by number, of which one may take the memory of the other, since their operators allow it: where the
-    ``new`` one begins, the ``old`` one has ended, and is ``above`` bytes above it."""
+    """``new`` may take the memory of ``old``, which ends as it begins; ``above`` is old's offset minus new's."""
 
     old: int
     new: int
     above: int = 0
-    beside: int | None = None  # a third one, which has to be where the new one is
+    beside: int | None = None  # a third buffer, which must have the offset of the new one
 
 
 @dataclass(frozen=True)
 class Aliases:
-    """What buffers of an arena may share memory: an output and the input that it overwrites, which ends there; a tensor
-    that is read by slices, of which what was read for the last time is free; one that is overwritten in part before
-    that is read; what a loop carries, which from one iteration to the next is in the body."""
+    """Buffers that may share memory: an output and the input that it overwrites, a tensor that is freed piece by piece
+    as slices read it, one that is partly overwritten before it is read, and the state that a loop carries."""
 
     pairs: tuple[Alias, ...] = ()
-    pieces: Mapping[int, tuple[Interval, ...]] = dataclasses.field(default_factory=dict)  # of what is not needed whole
-    copies: tuple[Alias, ...] = ()  # ``new`` has the same content as ``old`` while it is there
-    alternatives: tuple[Alias, ...] = ()  # to the one of ``pairs`` with the same ``new``; no layout has them
+    pieces: Mapping[int, tuple[Interval, ...]] = dataclasses.field(default_factory=dict)  # of buffers not needed whole
+    copies: tuple[Alias, ...] = ()  # ``new`` has the content of ``old`` while it is alive
+    alternatives: tuple[Alias, ...] = ()  # to the pair with the same ``new``; layouts ignore them
 
     def __bool__(self) -> bool:
         return bool(self.pairs or self.pieces or self.copies)
@@ -3806,7 +3739,7 @@ class Aliases:
         return Aliases(pairs, {**self.pieces, **other.pieces}, copies, self.alternatives + other.alternatives)
 
     def used_by(self, placed: Sequence[Interval]) -> Aliases:
-        """Those of the buffers that do share memory."""
+        """The aliases that the placed buffers use."""
 
         def is_used(alias: Alias) -> bool:
             old, new = placed[alias.old].offset, placed[alias.new].offset
@@ -3817,7 +3750,7 @@ class Aliases:
         return Aliases(pairs, self.pieces, tuple(filter(is_used, self.copies)))
 
     def among(self, numbers: Sequence[int]) -> Aliases:
-        """Those of some of the buffers, which then have the numbers 0, 1, 2, ..."""
+        """The aliases among some of the buffers, renumbered 0, 1, 2, ..."""
         new: dict[int | None, Any] = {i: n for n, i in enumerate(numbers)} | {None: None}
 
         def renumbered(found: Iterable[Alias]) -> tuple[Alias, ...]:
@@ -3828,14 +3761,13 @@ class Aliases:
         return Aliases(renumbered(self.pairs), pieces, renumbered(self.copies), renumbered(self.alternatives))
 
     def consistent(self, intervals: Sequence[Interval]) -> Aliases:
-        """What can be shared all at once: if two buffers would be alive together in one place, those pairs of it that
-        are not the same bytes are left out, or if there are none, all."""
+        """The aliases that can hold together; where buffers would clash, drops pairs with ``beside``, or else all."""
         aliases = self
         while True:
             layout = layout_of(intervals, aliases)
             at, clashing = layout.places, set()
             bad = [a for a in aliases.pairs if at[a.old] != (at[a.new][0], at[a.new][1] + a.above)]
-            if not bad:  # else two ways from one buffer to another lead to different addresses
+            if not bad:  # otherwise two paths of aliases lead to different addresses
                 for group in layout.groups:
                     members = [layout.intervals[i]._replace(offset=above) for i, above in group.items()]
                     if conflicts(members, most=1):
@@ -3848,16 +3780,16 @@ class Aliases:
 
 
 class Layout(NamedTuple):
-    """Buffers as what has to be placed: every byte that is taken counts once."""
+    """The intervals to place for some buffers; memory that buffers share counts once."""
 
     intervals: list[Interval]
     owners: list[int]  # the buffer of each interval
-    above: list[int]  # its address above that of the buffer
-    groups: Sequence[Block]  # of the intervals that keep their distance
-    places: list[tuple[int, int]]  # of each buffer: the number of its place, and its address above that of the place
+    above: list[int]  # its offset within the buffer
+    groups: Sequence[Block]  # of intervals at fixed distances
+    places: list[tuple[int, int]]  # per buffer: the number of its place, and its offset relative to that
 
     def placed(self, buffers: Sequence[Interval]) -> list[Interval]:
-        """The intervals where the buffers are."""
+        """The intervals at the offsets of their buffers."""
         offsets = [buffers[owner].offset for owner in self.owners]
         return [
             interval._replace(offset=None if at is None else at + above)
@@ -3869,9 +3801,9 @@ NO_ALIASES = Aliases()
 
 
 def layout_of(buffers: Sequence[Interval], aliases: Aliases = NO_ALIASES) -> Layout:
-    """A buffer whose memory another one takes ends just before that begins; a copy takes no bytes of its own."""
+    """The intervals to place: a buffer ends just before another takes its memory; a copy takes no bytes of its own."""
     pieces = {i: aliases.pieces.get(i, (buffer._replace(offset=0),)) for i, buffer in enumerate(buffers)}
-    begins: dict[int, set[int]] = defaultdict(set)  # when others take over
+    begins: dict[int, set[int]] = defaultdict(set)  # when other buffers take the memory
     for old, new, *_ in aliases.pairs:
         begins[old] |= {piece.first for piece in pieces[new]}
     places = _common_places(len(buffers), (*aliases.pairs, *aliases.copies))
@@ -3890,7 +3822,7 @@ def layout_of(buffers: Sequence[Interval], aliases: Aliases = NO_ALIASES) -> Lay
 def _grouped(
     intervals: list[Interval], owners: list[int], distances: list[int], places: list[tuple[int, int]]
 ) -> Layout:
-    """The layout in which the intervals of a place keep their distance."""
+    """The layout, with the intervals that share a place grouped at fixed distances."""
     members: dict[int, dict[int, int]] = defaultdict(dict)
     for number, (owner, distance) in enumerate(zip(owners, distances, strict=True)):
         place, height = places[owner]
@@ -3900,8 +3832,8 @@ def _grouped(
 
 
 def with_room_for_scratch(layout: Layout, buffers: Sequence[Interval], scratch: Collection[int]) -> Layout:
-    """The layout in which what a buffer frees while it is alive stays taken while scratch memory is there: TFLM places
-    that itself, and not where a tensor is that it believes alive. In loops with MVE kernels this saves 18 %."""
+    """The layout in which memory that a live buffer has freed stays reserved while scratch exists: TFLM plans scratch
+    itself, never inside a tensor that it takes for alive. This saves 18 % in loops with MVE kernels."""
     times = sorted({buffers[i][1:3] for i in scratch})
     members: dict[int, list[int]] = defaultdict(list)  # buffers of each place
     numbers: dict[int, list[int]] = defaultdict(list)  # its intervals
@@ -3929,7 +3861,7 @@ def with_room_for_scratch(layout: Layout, buffers: Sequence[Interval], scratch: 
 
 
 def _gaps(start: int, stop: int, blocks: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
-    """What the blocks leave free between two addresses."""
+    """The (start, stop) ranges between two addresses that no block covers."""
     for low, high in sorted(blocks):
         if start < min(low, stop):
             yield start, min(low, stop)
@@ -3939,7 +3871,7 @@ def _gaps(start: int, stop: int, blocks: Iterable[tuple[int, int]]) -> Iterator[
 
 
 def _common_places(count: int, aliases: Iterable[Alias]) -> list[tuple[int, int]]:
-    """For each of that many buffers the number of its place, and its address above that of the place."""
+    """Per buffer: the lowest number among the buffers aliased with it, and its offset relative to that buffer."""
     neighbours: dict[int, list[tuple[int, int]]] = defaultdict(list)
     for old, new, above, _ in aliases:
         neighbours[new].append((old, above))
@@ -3961,8 +3893,7 @@ def _common_places(count: int, aliases: Iterable[Alias]) -> list[tuple[int, int]
 
 
 class LoopVariable(NamedTuple):
-    """The buffers of what a WHILE carries from one iteration to the next. TFLM copies it if the addresses differ: the
-    operand to the output and to the input of the condition, the output to the input of the body, its output back.
+    """A variable of WHILE. TFLM copies operand to output and tested, output to begin, end to output if offsets differ:
 
         operand --- output --.              .-- output ---
                              body: begin ... end            tested, by the condition: the same as the output
@@ -3973,23 +3904,22 @@ class LoopVariable(NamedTuple):
     tested: int | None
     begin: int
     end: int
-    is_consumed: bool  # whether the operand is not needed after the loop
+    is_consumed: bool  # True if the operand is not needed after the loop
 
     @property
     def goes_through(self) -> bool:
-        """Whether nothing changes it, so that all of them have the same content."""
+        """True if the loop does not change the variable."""
         return self.begin == self.end and self.operand is not None
 
     @property
     def copies(self) -> list[int]:
-        """Those that have the same content as another one."""
+        """The buffers that have the same content as another one."""
         others = (self.output, self.begin, self.tested) if self.goes_through else (self.tested,)
         return [i for i in others if i is not None]
 
     def aliases(self, buffers: Sequence[ArenaBuffer], next_place: Mapping[int, int]) -> Aliases:
-        """All of them may be in one place, if operators of the body pass the content on in that place (``next_place``:
-        from an input to an output) or the end begins once the beginning has ended. While the body runs, its tensors
-        hold the content, and the output takes nothing."""
+        """All may share one offset if the body updates them in place (``next_place``: input -> output) or ``end``
+        begins after ``begin`` ends. While the body runs, its tensors hold the content; the output takes nothing."""
         if self.goes_through and self.operand is not None:
             return Aliases(copies=tuple(Alias(self.operand, i) for i in self.copies))
         copies = tuple(Alias(self.output, i) for i in self.copies)
@@ -4007,7 +3937,7 @@ class LoopVariable(NamedTuple):
 
 
 class AliasSearch:
-    """Finds what buffers of a model may share memory, whatever kernels it runs on (reference, CMSIS-NN, ESP-NN)."""
+    """Finds the buffers that may share memory, whichever kernels run (reference, CMSIS-NN, ESP-NN)."""
 
     def __init__(self, graph: ModelGraph, buffers: Sequence[ArenaBuffer]) -> None:
         self.graph, self.buffers = graph, buffers
@@ -4031,8 +3961,7 @@ class AliasSearch:
         return self.buffers[number].interval
 
     def in_place(self, subgraph: Subgraph, here: Mapping[int, int], taken: set[int]) -> Aliases:
-        """Inputs of operators that end there, and the output that may overwrite them, each ``taken`` once; and further
-        inputs that it might overwrite instead."""
+        """Outputs that may overwrite an input that ends there (added to ``taken``), and the alternatives to it."""
         pairs, alternatives = list[Alias](), list[Alias]()
         for operator in subgraph.operators:
             output = here.get(operator.writes[0]) if len(operator.writes) == 1 else None
@@ -4049,7 +3978,7 @@ class AliasSearch:
             found = [Alias(i, output) for position, i in ends.items() if may_overwrite(node, position)]
             pairs += found[:1]
             alternatives += [alias for alias in found[1:] if alias.old != found[0].old]
-            # The kernel copies the operand, if that is elsewhere, and would write over the update.
+            # If the operand is at another offset, the kernel copies it first and would overwrite the update.
             is_update = found and operator.kind == "DYNAMIC_UPDATE_SLICE" and UPDATE in ends
             if is_update and (block := updated_block(node)):
                 pairs.append(Alias(ends[UPDATE], output, block[0], beside=found[0].old))
@@ -4058,7 +3987,7 @@ class AliasSearch:
         return Aliases(tuple(pairs), alternatives=tuple(alternatives))
 
     def overwritten(self, subgraph: Subgraph, here: Mapping[int, int]) -> dict[int, tuple[Interval, ...]]:
-        """Tensors with no other reader than a DYNAMIC_UPDATE_SLICE: what that overwrites is of no use, once made."""
+        """Tensors read by one DYNAMIC_UPDATE_SLICE only: the bytes that it overwrites are not needed once made."""
         readers = Counter(t for operator in subgraph.operators for t in operator.inputs)
         ends = {t: self.times.get((subgraph.index, o.index), (0, 0))[1] for o in subgraph.operators for t in o.writes}
         pieces = {}
@@ -4075,7 +4004,7 @@ class AliasSearch:
         return pieces
 
     def read_by_slices(self, subgraph: Subgraph, here: Mapping[int, int]) -> dict[int, tuple[Interval, ...]]:
-        """By buffer: pieces that end as soon as no SLICE reads them any longer, from the lowest address up."""
+        """By buffer: the pieces of tensors that SLICE reads, by rising address; each ends with its last reader."""
         readers: dict[int, list[Operator]] = defaultdict(list)
         for operator in subgraph.operators:
             for t in operator.reads:
@@ -4101,7 +4030,7 @@ class AliasSearch:
         return pieces
 
     def loop_variables(self) -> Iterator[LoopVariable]:
-        """What all WHILE carry whose subgraphs are called from one place."""
+        """The variables of all WHILE operators; none if a subgraph is called more than once."""
         calls = Counter(callee for _, operator in self.graph.operators for callee in operator.callees)
         for subgraph, operator in self.graph.operators:
             if is_loop(operator) and (subgraph.index, operator.index) in self.times and max(calls.values()) == 1:
@@ -4113,7 +4042,7 @@ class AliasSearch:
         if len({len(tensors) for tensors in lists}) != 1:
             return
         where = subgraph.index, subgraph.index, cond.index, body.index, body.index
-        met: Counter[int] = Counter()  # operands, by how often
+        met: Counter[int] = Counter()  # operands, and how often each occurs
         for ids in zip(*lists, strict=True):
             met[ids[0]] += 1
             operand, output, tested, begin, end = found = [self.number.get(key) for key in zip(where, ids, strict=True)]
@@ -4124,7 +4053,7 @@ class AliasSearch:
                 continue
             over, is_consumed = self.interval(end).last, False
             if operand is not None and ids[0] not in subgraph.outputs:
-                # One of several variables that begin alike may be where the operand was, the others are copies.
+                # Of several variables with the same operand, only one may take its memory; the others are copies.
                 is_consumed = self.interval(operand).last == over and met[ids[0]] == 1
             variable = LoopVariable(operand, output, tested, begin, end, is_consumed)
             if operand is not None and variable.goes_through:
@@ -4135,40 +4064,39 @@ class AliasSearch:
 
 
 ####################################################################################################
-# TFLM's arena, the tail: what it keeps, and what it needs while it plans
+# TFLM's arena, the tail: persistent memory, and memory that TFLM needs while it plans
 ####################################################################################################
 
 
-REQUEST_SLOTS = 12  # for requests of one operator
-PLANNER_BYTES = 40  # while planning, for every buffer that is planned
+REQUEST_SLOTS = 12  # scratch requests that TFLM reserves for one operator
+PLANNER_BYTES = 40  # per planned buffer, while TFLM plans
 
 
 def kernel_bytes(node: Node, target: Target = BITS_32) -> tuple[int, int, list[int]]:
-    """What a kernel keeps: bytes of its options, of its own structure, and of each further piece."""
+    """Persistent bytes of a kernel: its options, its own structure, and each further array."""
     kernel = node.kernel or PLAIN_KERNEL
     more = kernel.wider if target is BITS_64 else (0, 0)
     try:
         arrays = kernel.arrays(node, target)
-    except (LookupError, TypeError, ValueError, AttributeError):  # the kernel will refuse it before it takes more
+    except (LookupError, TypeError, ValueError, AttributeError):  # the kernel rejects it before it allocates more
         arrays = []
     return kernel.options + more[0], kernel.data + more[1], arrays
 
 
 def node_persistent_bytes(node: Node) -> int:
-    """What an operator takes of TFLM's persistent memory on a 32-bit target, its scratch requests and tensors apart."""
+    """Persistent bytes of an operator on a 32-bit target, without its scratch requests and tensors."""
     options, data, arrays = kernel_bytes(node)
     return BITS_32.operator + options + align(data) + sum(map(align, arrays))
 
 
 def operator_persistent_bytes(subgraph: Subgraph, operator: Operator) -> int:
-    """What an operator takes of TFLM's persistent memory on a 32-bit target, its tensors apart. Raises ArenaError if
-    its inputs or options are not what its kernel needs."""
+    """Persistent bytes of an operator on a 32-bit target, without its tensors. Raises as :func:`scratch_requests`."""
     requests = scratch_requests(subgraph, operator)
     return node_persistent_bytes(node_of(subgraph, operator)) + BITS_32.pointer * len(requests)
 
 
 def port_pieces(tensor: Tensor, target: Target) -> list[tuple[int, int]]:
-    """(bytes, alignment) of the structures of an input or output, of the model or of a kernel that looks at it."""
+    """(bytes, alignment) of the structures that TFLM allocates for an input or output of the model or of a kernel."""
     pieces = [(target.port, target.pointer)]
     if tensor.quantization and tensor.affine:
         pieces += [(target.quantization, target.pointer), (4 + 4 * len(tensor.quantization.scales), 4)]
@@ -4176,33 +4104,30 @@ def port_pieces(tensor: Tensor, target: Target) -> list[tuple[int, int]]:
 
 
 class Tail:
-    """The persistent part of the arena as it grows, piece by piece. Bytes."""
+    """The persistent part of the arena, which grows piece by piece. Bytes."""
 
     def __init__(self) -> None:
         self.size = 0
 
     def add(self, pieces: Iterable[tuple[int, int]]) -> None:
-        """Pieces of (bytes, alignment)."""
+        """Append pieces of (bytes, alignment)."""
         for size, alignment in pieces:
             if size:
                 self.size = align(self.size + size, alignment)
 
 
 class TailBytes(NamedTuple):
-    """The persistent part of TFLM's arena."""
+    """Bytes of the persistent part of TFLM's arena."""
 
     total: int
-    while_planning: int  # of it, what is there when TFLM plans
-    preparing: int  # the most that is needed until then, with what kernels take for a moment
-    requests: int  # how many for scratch, of all operators
+    while_planning: int  # the part of it that is allocated before TFLM plans
+    preparing: int  # the most needed before that, with temporary memory of kernels
+    requests: int  # number of scratch requests of all operators
 
 
 def persistent_bytes(graph: ModelGraph, target: Target = BITS_32) -> TailBytes:
-    """What TFLM keeps in the tail of its arena, piece by piece in its order.
-
-    To the byte what was measured: tflite-micro of August 2026 with 32 bits, the package of October 2026 with 64. Raises
-    ArenaError if the inputs or options of an operator are not what its kernel needs.
-    """
+    """The tail of TFLM's arena, piece by piece in TFLM's order. Matches measurements to the byte: tflite-micro of
+    August 2026 with 32 bits, the package of October 2026 with 64. Raises ArenaError as :func:`scratch_requests`."""
     tail, pointer, first = Tail(), target.pointer, graph.subgraphs[0]
     nodes = [(node_of(s, operator), len(scratch_requests(s, operator))) for s, operator in graph.operators]
     kept = [kernel_bytes(node, target) for node, _ in nodes]
@@ -4233,13 +4158,13 @@ def persistent_bytes(graph: ModelGraph, target: Target = BITS_32) -> TailBytes:
 
 
 def _options_alignment(node: Node, target: Target) -> int:
-    """Small options are bytes, others words, but for those that hold pointers."""
+    """Alignment of a kernel's options: a pointer's if they hold one, else 4, or 1 if their size is no multiple of 4."""
     kernel = node.kind.tflm or PLAIN_KERNEL
     return target.pointer if kernel.wider[0] else 1 if kernel.options % 4 else 4
 
 
 def _prepare_temp_bytes(node: Node, target: Target) -> int:
-    """What a kernel takes for a moment while it prepares: the structures of its tensors, of some of them twice."""
+    """Temporary bytes that a kernel needs while it prepares: the structures of its tensors, some of them twice."""
     tensors = [t for t in (*node.inputs, *node.outputs) if t]
     sizes = [sum(size for size, _ in port_pieces(tensor, target)) for tensor in tensors]
     is_filter = node.kind.tflm is not None and node.kind.tflm.arrays is _per_channel
@@ -4250,9 +4175,8 @@ def _prepare_temp_bytes(node: Node, target: Target) -> int:
 
 
 def planning_bytes(graph: ModelGraph, buffers: Sequence[ArenaBuffer], target: Target, tail: TailBytes) -> int:
-    """What the arena must have while TFLM prepares and plans: all persistent structures but those of inputs and
-    outputs, which come later, and lists of requests, tensors and buffers. Of small models that is more than what they
-    take in the end."""
+    """Arena bytes needed while TFLM prepares and plans: the persistent structures, except those of inputs and outputs,
+    and lists of requests, tensors and buffers. In small models this exceeds what they need in the end."""
     tensors = sum(len(subgraph.tensors) for subgraph in graph.subgraphs)
     lists = target.request * (REQUEST_SLOTS + tail.requests) + target.pointer * len(graph.subgraphs)
     lists += target.planned * (tensors + tail.requests)
@@ -4261,22 +4185,19 @@ def planning_bytes(graph: ModelGraph, buffers: Sequence[ArenaBuffer], target: Ta
 
 
 ####################################################################################################
-# TFLM's arena, all of it: as the file has it, and as it could be
+# TFLM's arena, complete: as planned in the file, and as it could be
 ####################################################################################################
 
 
 @dataclass(frozen=True)
 class Arena:
-    """The planned part of TFLM's arena, its head, with the buffers in the order in which TFLM plans them.
-
-    The intervals of the buffers are placed, and ``head`` (bytes) reached, as the runtime does it with the file as it
-    is. What else there is to know is computed when it is asked for.
-    """
+    """TFLM's arena for the file as it is: the planned buffers (its head), in TFLM's order and at the offsets that the
+    runtime gives them, and the bytes of its tail. All else is computed on first use."""
 
     graph: ModelGraph = dataclasses.field(compare=False)
     buffers: tuple[ArenaBuffer, ...]
-    persistent: int  # the tail, see :class:`Target`
-    planning: int  # what must be there while TFLM prepares and plans
+    persistent: int  # bytes of the tail, see :class:`Target`
+    planning: int  # bytes needed while TFLM prepares and plans
 
     @cached_property
     def placed(self) -> list[Interval]:
@@ -4284,7 +4205,7 @@ class Arena:
 
     @property
     def intervals(self) -> list[Interval]:
-        """The buffers without their places."""
+        """The buffers without offsets."""
         return [interval._replace(offset=None) for interval in self.placed]
 
     @property
@@ -4293,7 +4214,7 @@ class Arena:
 
     @property
     def reserve(self) -> int:
-        """Bytes to reserve for the arena, ``kTensorArenaSize``: for the head and the tail, and for planning them."""
+        """Bytes to reserve for the arena (``kTensorArenaSize``): head and tail, or more if planning needs more."""
         return max(align(self.head + self.persistent), self.planning)
 
     @property
@@ -4302,17 +4223,17 @@ class Arena:
 
     @property
     def is_compiled(self) -> bool:
-        """Whether the plan is that of an NPU's compiler, which shares memory on purpose."""
+        """True if the plan is that of an NPU's compiler, which shares memory on purpose."""
         return is_compiled(self.graph)
 
     @property
     def missing_operators(self) -> tuple[str, ...]:
-        """Kinds that TFLM has no kernel for."""
+        """Kinds of operators that TFLM has no kernel for."""
         return tuple(sorted({o.kind for _, o in self.graph.operators if kind_of(o).tflm is None}))
 
     @cached_property
     def problems(self) -> tuple[str, ...]:
-        """What is wrong with the plan in the file, if it has one."""
+        """The faults of the plan in the file, one sentence each; none if an NPU's compiler wrote it."""
         plan, graph = self.graph.plan, self.graph
         if plan is None or self.is_compiled:
             return ()
@@ -4329,37 +4250,36 @@ class Arena:
         return tuple(problems)
 
     def faults(self, placed: Sequence[Interval]) -> list[str]:
-        """What is wrong with placed buffers, apart from what they may share."""
+        """The faults of placed buffers, one sentence each; they may share memory as their aliases allow."""
         layout = layout_of(placed, self.aliases.used_by(placed))
         return plan_faults(layout.placed(placed), lambda i: buffer_name(self.graph, self.buffers[layout.owners[i]]))
 
     @cached_property
     def aliases(self) -> Aliases:
-        """What may share memory."""
         return AliasSearch(self.graph, self.buffers).run()
 
     @cached_property
     def used(self) -> Aliases:
-        """The aliases that the plan in the file makes use of."""
+        """The aliases that the plan in the file uses."""
         return self.aliases.used_by(self.placed) if self.has_plan else NO_ALIASES
 
     @property
     def freed(self) -> list[int]:
-        """Numbers of buffers of which others take the memory while a part of them is still to be read."""
+        """Numbers of the buffers whose memory others take while a part of them is still to be read."""
         clashes = set(conflicts(self.placed))
         clashes -= {(min(old, new), max(old, new)) for old, new, *_ in self.used.pairs}
         return sorted({i for pair in clashes for i in pair if i in self.used.pieces})
 
     @property
     def pieces(self) -> list[tuple[ArenaBuffer, Interval]]:
-        """What is taken when, piece by piece where buffers share memory."""
+        """The memory in use over time, with its buffer: one interval per buffer, or several if it shares memory."""
         layout = layout_of(self.placed, self.used)
         return [(self.buffers[i], piece) for i, piece in zip(layout.owners, layout.placed(self.placed), strict=True)]
 
 
 def analyse_arena(graph: ModelGraph, target: Target = BITS_32) -> Arena:
-    """What TFLM allocates for the file as it is, with the kernels that the graph names. The target decides
-    ``persistent`` and ``planning``. Raises ArenaError if nothing can be said, or the runtime would reject the file."""
+    """The arena that TFLM allocates for the file as it is, with the graph's kernels; ``target`` sets ``persistent`` and
+    ``planning``. Raises ArenaError if it cannot be computed, or the runtime would reject the file."""
     buffers, offsets, tail = arena_buffers(graph), planned_offsets(graph), persistent_bytes(graph, target)
     given = [b.interval._replace(offset=offsets.get((b.subgraph, b.tensor)) if b.tensor is not None else None)
              for b in buffers]  # fmt: skip
@@ -4369,7 +4289,7 @@ def analyse_arena(graph: ModelGraph, target: Target = BITS_32) -> Arena:
 
 
 def shared_in_loops(graph: ModelGraph, arena: Arena) -> Shared:
-    """What tensors of loops share by the plan in the file, and all that is in their places."""
+    """The tensors of loops that share memory by the plan in the file, with all others in the same memory."""
     buffers, used = arena.buffers, arena.used
     places = [place for place, _ in layout_of(arena.placed, used).places]
     whiles = {(s.index, t) for s, o in graph.operators if o.kind == "WHILE" for t in o.outputs}
@@ -4392,17 +4312,13 @@ def buffer_name(graph: ModelGraph, buffer: ArenaBuffer) -> str:
 
 
 def plan_arena(arena: Arena, time_limit: float = TIME_LIMIT, in_place: bool = True) -> Plan:
-    """The lowest plan for a model's buffers, with ``in_place`` as far as they may share memory."""
+    """The lowest plan found for the arena's buffers; with ``in_place``, they share memory where aliases allow it."""
     return plan_buffers(arena.buffers, arena.aliases if in_place else NO_ALIASES, time_limit)
 
 
 def plan_buffers(buffers: Sequence[ArenaBuffer], aliases: Aliases, time_limit: float, enough: int = 0) -> Plan:
-    """The lowest plan that survives the runtime's own treatment of scratch; one of up to ``enough`` bytes is as good as
-    any.
-
-    TFLM takes offsets of tensors from the file but places scratch itself, after them. So a plan is only worth what the
-    runtime's planner makes of it: that is what is returned.
-    """
+    """The lowest plan found, as the runtime executes it: TFLM takes offsets of tensors from the file, then places
+    scratch itself. A plan of up to ``enough`` bytes counts as optimal."""
     intervals = [buffer.interval._replace(offset=None) for buffer in buffers]
     layouts = [layout_of(intervals)]
     if aliases:
@@ -4424,32 +4340,31 @@ def plan_buffers(buffers: Sequence[ArenaBuffer], aliases: Aliases, time_limit: f
             interval._replace(offset=None if buffer.tensor is None else addresses[place] + above)
             for interval, buffer, (place, above) in zip(intervals, buffers, layout.places, strict=True)
         ]
-        # Of layouts in which some buffers share memory and others do not, only the bytes alive are a bound.
+        # If layouts differ in what shares memory, only the peak of bytes alive is a bound for all of them.
         bound = plan.bound if len(layouts) == 1 else bound
         best = Plan(min(best.intervals, place_greedily(kept), key=height_of), bound)
     return best
 
 
 ####################################################################################################
-# Two memories: what stays in the fast one, and what goes to the slow one
+# Two memories: which buffers are in the fast one, and which in the slow one
 ####################################################################################################
 
-# TFLM gets the slow memory as its arena, and a planner that puts what the file has below some address, and all scratch
-# memory, into the fast one instead. So a plan in the file is for both: addresses of the fast memory, then of the slow.
+# TFLM gets the slow memory as its arena, and a planner that puts scratch, and all tensors below a boundary in the
+# file's plan, into the fast memory. So the plan in the file has offsets of the fast memory, then of the slow one.
 
-EXACT_DIVISIONS, MAX_DIVISIONS = 20, 40  # that are tried until one can be placed: for all memory, then for less
-PLANNER_INDEX = 4  # bytes that the planner class takes for every buffer while TFLM plans, besides its own
+EXACT_DIVISIONS, MAX_DIVISIONS = 20, 40  # attempts with all of the memory, and in total
+PLANNER_INDEX = 4  # bytes that the planner class adds for every buffer while TFLM plans
 
 
 def tensor_number(subgraph: int, tensor: int) -> str:
-    """The number of a tensor, with that of the subgraph in front if it is not the first."""
+    """The number of a tensor, after that of its subgraph unless it is in the first: ``5`` or ``1:5``."""
     return f"{subgraph}:{tensor}" if subgraph else f"{tensor}"
 
 
 @dataclass(frozen=True)
 class Memories:
-    """Bytes of both, and the tensors that have to be in ``"fast"`` or ``"slow"`` memory, by name. Raises ValueError if
-    a size is no number of bytes."""
+    """Bytes of both, and tensors pinned to ``"fast"`` or ``"slow"`` by name. Raises ValueError if a size is invalid."""
 
     fast: int
     slow: int | None = None  # None: as much as is needed
@@ -4461,12 +4376,12 @@ class Memories:
                 raise ValueError(f"the size of a memory is a whole number of bytes, not {size!r}")
 
     def limits(self, persistent: int) -> tuple[int, int]:
-        """Bytes that tensors and scratch may take in the fast memory, and tensors in the slow one."""
+        """Bytes available to tensors and scratch in the fast memory, and to tensors in the slow one."""
         slow = MAX_OFFSET if self.slow is None else min(self.slow, MAX_OFFSET)
         return min(self.fast, MAX_OFFSET), max(slow // ARENA_ALIGNMENT * ARENA_ALIGNMENT - persistent, 0)
 
     def pinned(self, graph: ModelGraph, arena: Arena) -> dict[int, bool]:
-        """The buffers that have no choice: True for the fast memory, as for scratch. A name may also be a number.
+        """The pinned buffers: True for the fast memory, as for all scratch. A name may also be a tensor's number.
         Raises ValueError if no tensor in the arena has that name, it is pinned to both, or there is no such memory."""
         found = {i: True for i, buffer in enumerate(arena.buffers) if buffer.tensor is None}
         tensors = {i: (b.subgraph, b.tensor) for i, b in enumerate(arena.buffers) if b.tensor is not None}
@@ -4486,17 +4401,15 @@ class Memories:
 
 
 def traffic(graph: ModelGraph, buffers: Sequence[ArenaBuffer]) -> list[int]:
-    """Bytes that an inference moves to and from each buffer: when it is made, and for each operator that reads it.
-
-    Scratch memory is written and read once, what nobody touches never; what a loop runs counts once.
-    """
+    """Bytes that an inference moves to and from each buffer: once when it is made, and once per operator that reads it.
+    Scratch is written and read once, unused buffers never; a loop counts as one iteration."""
     readers = Counter((s.index, t) for s, operator in graph.operators for t in operator.reads)
     times = (1 + (1 if b.tensor is None else readers[b.subgraph, b.tensor]) for b in buffers)
     return [b.bytes * n if b.interval.last >= 0 else 0 for b, n in zip(buffers, times, strict=True)]
 
 
 class Claim(NamedTuple):
-    """What a buffer takes of the memory in which it is, unless an alias (by number) is used."""
+    """The memory that a buffer takes for an interval, unless the alias of this number is used."""
 
     interval: Interval
     owner: int
@@ -4504,9 +4417,9 @@ class Claim(NamedTuple):
 
 
 def claims_of(buffers: Sequence[Interval], aliases: Aliases) -> tuple[list[Claim], list[Alias]]:
-    """All that they take, in whatever memory each of them is, and the aliases that there may be."""
+    """(What the buffers take of the memories that they are in; the aliases to which the claims refer by number)."""
     pairs = [*aliases.pairs, *aliases.alternatives, *aliases.copies]
-    copy: dict[int, int] = {}  # by buffer, the alias with which it takes nothing
+    copy: dict[int, int] = {}  # by buffer, the alias with which it takes no memory
     takers: dict[int, list[int]] = defaultdict(list)  # by buffer, the aliases that end it early
     for number, alias in enumerate(pairs):
         if alias in aliases.copies:
@@ -4535,7 +4448,7 @@ def claims_of(buffers: Sequence[Interval], aliases: Aliases) -> tuple[list[Claim
 
 
 class Choice(NamedTuple):
-    """Which buffers are in the fast memory, and the aliases that are used, in either memory."""
+    """The buffers in the fast memory, and the aliases used in either memory."""
 
     fast: frozenset[int]
     used: frozenset[Alias]
@@ -4543,13 +4456,11 @@ class Choice(NamedTuple):
 
 @dataclass(frozen=True)
 class DivisionProblem:
-    """Which buffers are in the fast memory such that the sum of their values is the largest.
-
-    Both memories have to hold theirs at all times; whether they can be placed so is another question.
-    """
+    """The problem to find the buffers for the fast memory with the largest sum of values. Both memories must hold
+    theirs at all times; offsets are not part of it."""
 
     values: Sequence[int]
-    pinned: Mapping[int, bool]  # the buffers that have to be in the fast memory (True), or must not be there
+    pinned: Mapping[int, bool]  # True: must be in the fast memory, False: must not be
     claims: Sequence[Claim]
     pairs: Sequence[Alias]
     aliases: Aliases
@@ -4558,24 +4469,24 @@ class DivisionProblem:
     def of(
         cls, arena: Arena, values: Sequence[int], pinned: Mapping[int, bool], in_place: bool = True
     ) -> DivisionProblem:
-        """Of buffers with these bytes of traffic."""
+        """The problem for the buffers of an arena; ``values`` are their bytes of traffic."""
         aliases = arena.aliases if in_place else NO_ALIASES
         return cls(values, pinned, *claims_of(arena.intervals, aliases), aliases)
 
     @property
     def required(self) -> int:
-        """Bytes that the fast memory has to have, whatever else is there."""
+        """The least bytes of fast memory, needed by buffers pinned to it."""
         return Profile(c.interval for c in self.claims if c.unless is None and self.pinned.get(c.owner)).peak
 
     def without_copies(self, copies: Collection[Alias]) -> DivisionProblem:
-        """Copies take nothing, wherever they are."""
+        """The problem in which these copies take no memory."""
         claims = [claim for claim in self.claims if claim.unless is None or self.pairs[claim.unless] not in copies]
         return dataclasses.replace(self, claims=claims)
 
     def solve(
         self, limits: tuple[int, int], apart: Sequence[Collection[int]], time_limit: float
     ) -> tuple[Choice | None, int]:
-        """(the best choice, or that so far; None if there is none, or none was found. A bound on what any has.)
+        """(The best choice found, or None; an upper bound on the sum of values of any choice).
 
         Args:
             limits: bytes of the fast memory and of the slow one.
@@ -4627,15 +4538,15 @@ class DivisionProblem:
 
 @dataclass(frozen=True)
 class Division:
-    """A plan for two memories; addresses from ``boundary`` up are those of the slow one. Bytes."""
+    """A plan for two memories: offsets from ``boundary`` on are in the slow one. Bytes."""
 
     plan: Plan
     boundary: int
     fast: frozenset[int]  # buffers
-    most: int = 0  # no plan has more traffic in the fast memory
+    most: int = 0  # upper bound on the traffic in the fast memory
 
     def reserve(self, arena: Arena) -> int:
-        """Bytes of slow memory to reserve, for persistent structures and for planning as well."""
+        """Bytes of slow memory to reserve, with those for persistent structures and planning."""
         slow = self.plan.height - self.boundary
         return max(align(slow + arena.persistent), align(arena.planning + PLANNER_INDEX * len(arena.buffers)))
 
@@ -4643,15 +4554,12 @@ class Division:
 def plan_memories(
     arena: Arena, problem: DivisionProblem, memories: Memories, time_limit: float = TIME_LIMIT
 ) -> Division | None:
-    """The plan with the most traffic in the fast memory; None if none was found.
-
-    First the buffers are divided such that both memories hold them at all times, which is proven in an instant, and
-    then they are placed. Where that does not succeed, they are divided anew, at last for a little less memory.
-    """
+    """The plan with the most traffic in the fast memory, or None if none was found. Divides the buffers such that both
+    memories hold them at all times, then places them; if that fails, divides them again, finally with lower limits."""
     aliases, limits = problem.aliases, memories.limits(arena.persistent)
     budget, room, most, is_proven = Budget(time_limit), limits, sum(problem.values), True
     apart: list[frozenset[int]] = []
-    if aliases.copies:  # which may be of each other where what all of them are copies of is elsewhere
+    if aliases.copies:  # they may alias each other if the original is in the other memory
         _, most = problem.without_copies(aliases.copies).solve(room, apart, budget.share(0.2).left)
         is_proven = False
     for attempt in range(MAX_DIVISIONS):
@@ -4680,7 +4588,7 @@ def plan_memories(
 def _place_apart(
     arena: Arena, choice: Choice, aliases: Aliases, limits: tuple[int, int], time_limit: float
 ) -> tuple[Division, tuple[Plan, Plan]]:
-    """A plan for a choice, and those of both memories, which may be higher than the limits."""
+    """(The plan for a choice; the plans of both memories, which may exceed the limits)."""
     chosen = [alias for alias in aliases.alternatives if alias in choice.used]
     taken = {alias.new for alias in chosen}
     pairs = [alias for alias in aliases.pairs if alias.new not in taken] + chosen
@@ -4693,7 +4601,7 @@ def _place_apart(
 
     first = planned(parts[0], budget.share(0.5).left, limits[0])
     second = planned(parts[1], budget.left if first.height <= limits[0] else 0)
-    boundary = max(first.height, ARENA_ALIGNMENT)  # there are no arrays of no bytes
+    boundary = max(first.height, ARENA_ALIGNMENT)  # a C++ array cannot have 0 bytes
     intervals = arena.intervals
     for part, plan, base in zip(parts, (first, second), (0, boundary), strict=True):
         for i, interval in zip(part, plan.intervals, strict=True):
@@ -4707,21 +4615,20 @@ def _place_apart(
 
 
 class NewTensor(NamedTuple):
-    """A tensor to be added: of the type, quantisation and name of ``like``, the latter with a label behind it. Those
-    with ``values`` are constants."""
+    """A tensor to add: type, quantisation and name of ``like``, plus a label. It is constant if it has ``values``."""
 
     label: str
     shape: tuple[int, ...]
     like: int | None = None
     values: bytes | None = None
-    has_content: bool = False  # it has that of ``like``, in another shape
-    is_carried: bool = False  # it lies where another one is
-    channels: tuple[int, int] | None = None  # it is quantised as these channels of ``like`` only
-    dtype: str = "INT32"  # where it is not like another
+    has_content: bool = False  # it has the data of ``like``, in another shape
+    is_carried: bool = False  # it aliases another tensor
+    channels: tuple[int, int] | None = None  # quantised as channels [start, stop) of ``like``
+    dtype: str = "INT32"  # if ``like`` is None
 
 
 class NewOperator(NamedTuple):
-    """An operator to be added: a copy of ``like`` on other tensors, or one of a kind of its own."""
+    """An operator to add: a copy of operator ``like`` on other tensors, or a new one of ``kind``."""
 
     kind: str
     inputs: tuple[int, ...]
@@ -4731,8 +4638,7 @@ class NewOperator(NamedTuple):
 
 
 class NewSubgraph(NamedTuple):
-    """A subgraph to be added, with numbers of its own for its tensors. What ``like`` refers to is in the subgraph that
-    is rewritten."""
+    """A subgraph to add, with its own tensor numbers; ``like`` refers to the subgraph that is rewritten."""
 
     name: str
     tensors: tuple[NewTensor, ...]
@@ -4743,17 +4649,16 @@ class NewSubgraph(NamedTuple):
 
 @dataclass(frozen=True)
 class Rewrite:
-    """A new schedule of a subgraph: old operators by number and new ones. New tensors have the numbers behind the old
-    ones, new subgraphs those behind the old ones."""
+    """A new schedule: numbers of old operators, and new ones. New tensors and subgraphs are numbered after the old."""
 
     operators: tuple[int | NewOperator, ...]
     tensors: tuple[NewTensor, ...] = ()
-    ports: Mapping[int, int] = dataclasses.field(default_factory=dict)  # inputs and outputs that are other tensors now
+    ports: Mapping[int, int] = dataclasses.field(default_factory=dict)  # old tensor -> its replacement
     callees: tuple[NewSubgraph, ...] = ()
 
 
 def why_not_rewritten(graph: ModelGraph) -> str:
-    """What stands against other operators in subgraph 0, if anything does."""
+    """The reason why the operators of subgraph 0 cannot be replaced; empty if they can."""
     if why := fixed_by_plan(graph):
         return why
     if graph.metadata_content(CONTROL_DEPENDENCIES) is not None:
@@ -4767,7 +4672,7 @@ def why_not_rewritten(graph: ModelGraph) -> str:
 
 
 def with_metadata(file: File, name: str, content: bytes = b"") -> File:
-    """With an entry in place of any of that name; with none, if there is no content."""
+    """The file with this metadata entry in place of any of that name; without the entry if ``content`` is empty."""
     entries = [entry for entry in file.model["Metadata"] if entry["Name"] != name.encode()]
     buffers = [*file.model["Buffers"]] or [Table("Buffer")]  # number 0 stands for "no data"
     if content:
@@ -4777,29 +4682,29 @@ def with_metadata(file: File, name: str, content: bytes = b"") -> File:
 
 
 def with_orders(file: File, orders: Sequence[Sequence[int]]) -> File:
-    """With the operators of each subgraph in a new order, without a memory plan, which was for the old one."""
+    """The file with the operators of each subgraph in a new order, and without the memory plan for the old one."""
     pairs = zip(file.model["Subgraphs"], orders, strict=True)
     subgraphs = [s.but(Operators=[s["Operators"][i] for i in order]) if len(order) else s for s, order in pairs]
     return with_metadata(file.but(Subgraphs=subgraphs), OFFLINE_PLAN)
 
 
 def with_contents(file: File, contents: Mapping[int, np.ndarray]) -> File:
-    """With other data (uint8) in some buffers."""
+    """The file with other data (uint8) in some buffers."""
     new = {i: Table("Buffer", Data=content) for i, content in contents.items()}
     return file.but(Buffers=[new.get(i, buffer) for i, buffer in enumerate(file.model["Buffers"])])
 
 
 def _code_version(kind: str, dtype: int) -> int:
-    """The version that the operator code of a new operator must have, for LiteRT."""
+    """The version that LiteRT requires in the operator code of a new operator."""
     if kind == "FULLY_CONNECTED":
         return 5  # the first that keeps the number of dimensions
     if kind == "BROADCAST_TO":
-        return 2  # the first that there is
+        return 2  # the first version
     is_int8 = dtype == tflite.TensorType.INT8
     return 2 if is_int8 and kind not in ("RESHAPE", "WHILE", "SELECT_V2", "DYNAMIC_UPDATE_SLICE") else 1
 
 
-LAST_SHORT_CODE = 127  # what the one byte of the deprecated code holds for all later operators
+LAST_SHORT_CODE = 127  # the value of the deprecated one-byte code for all later operators
 
 
 def _words(values: Iterable[int]) -> np.ndarray:
@@ -4807,12 +4712,9 @@ def _words(values: Iterable[int]) -> np.ndarray:
 
 
 class Rewriter:
-    """Applies a rewrite to a subgraph of a file: weights are shared, a memory plan is dropped.
-
-    Old tensors keep their numbers, so that signatures and all operators that stay need no change: new ones take the
-    places of those that nothing uses any longer, then further ones. TFLM would allocate a tensor that is left over, so
-    a constant takes its place.
-    """
+    """Applies a rewrite to a subgraph of a file; weights are shared, a memory plan is dropped. Old tensors keep their
+    numbers, so signatures and kept operators need no change. New tensors reuse the numbers of unused ones first;
+    constants replace unused tensors that are left over, since TFLM would allocate them."""
 
     def __init__(self, file: File, subgraph: Subgraph, rewrite: Rewrite) -> None:
         self.file, self.subgraph, self.rewrite = file, subgraph, rewrite
@@ -4822,7 +4724,6 @@ class Rewriter:
         self.tables: dict[NewTensor, Table] = {}
 
     def run(self) -> File:
-        """The file with the rewrite."""
         old, rewrite, model = self.subgraph, self.rewrite, self.file.model
         places, unused = self.places()
         tensors = dict(enumerate(self.table["Tensors"]))
@@ -4845,7 +4746,7 @@ class Rewriter:
         return with_metadata(changed, OFFLINE_PLAN)
 
     def places(self) -> tuple[list[int], list[int]]:
-        """The numbers of the new tensors, and those that nothing has any longer."""
+        """(The numbers of the new tensors; those of unused tensors that are left over)."""
         old, rewrite = self.subgraph, self.rewrite
         kept = [old.operators[new] for new in rewrite.operators if isinstance(new, int)]
         new = [new for new in rewrite.operators if isinstance(new, NewOperator)]
@@ -4856,7 +4757,7 @@ class Rewriter:
         return [*free, *range(len(old.tensors), len(old.tensors) + count)][:count], free[count:]
 
     def signature(self, signature: Table) -> Table:
-        """A signature whose inputs and outputs are where they are now."""
+        """The signature with replaced inputs and outputs."""
         if signature["SubgraphIndex"] != self.subgraph.index:
             return signature
 
@@ -4917,12 +4818,12 @@ class Rewriter:
         return made
 
     def code(self, kind: str, dtype: int) -> int:
-        """The index of the operator code for a new operator; one that is in the file, if it will do."""
+        """The index of the operator code for a new operator: one in the file if it fits, else a new one."""
         is_custom, version = kind in CUSTOM_KINDS, _code_version(kind, dtype)
         builtin = tflite.BuiltinOperator.CUSTOM if is_custom else getattr(tflite.BuiltinOperator, kind)
 
         def serves(code: Table) -> bool:
-            # Older builds of TFLM look at the full code alone to find the subgraphs that an operator runs.
+            # Older builds of TFLM read only the full code when they look for the subgraphs of an operator.
             short = 0 if kind == "WHILE" else code["DeprecatedBuiltinCode"]
             is_it = max(code["BuiltinCode"], short) == builtin and code["Version"] >= version
             return bool(is_it and (not is_custom or code["CustomCode"] == kind.encode()))
@@ -4936,25 +4837,25 @@ class Rewriter:
 
 
 ####################################################################################################
-# Snapshots: a model that never changes. Every change makes another one
+# Snapshots: immutable models; every change makes a new one
 ####################################################################################################
 
 
 @dataclass(frozen=True, eq=False)
 class Snapshot:
-    """A file and what it says. What is derived from that is computed once, when it is asked for."""
+    """An immutable model: its file and graph. What is derived from them is computed once, on first use."""
 
     file: File
     graph: ModelGraph
 
     @classmethod
     def read(cls, data: Bytes, kernels: Kernels = REFERENCE) -> Snapshot:
-        """Raises ModelError, as :func:`read_model`."""
+        """Read a model. Raises ModelError as :func:`read_model`."""
         file = File.read(data)
         return cls(file, read_graph(file, kernels))
 
     def changed(self, file: File) -> Snapshot:
-        """Another file, for the same kernels."""
+        """A snapshot of another file, with the same kernels."""
         return Snapshot(file, read_graph(file, self.graph.kernels))
 
     @property
@@ -4976,32 +4877,30 @@ class Snapshot:
 
     @cached_property
     def arena(self) -> Arena:
-        """Raises ArenaError, as :func:`analyse_arena`."""
+        """The arena for the file as it is. Raises ArenaError as :func:`analyse_arena`."""
         return analyse_arena(self.graph)
 
     @cached_property
     def reserve_by_library(self) -> dict[str, int]:
-        """Bytes to reserve with the kernels that most devices run, if the model is analysed for the reference kernels.
-        Raises ArenaError, as :func:`analyse_arena`."""
+        """Arena bytes by common kernel library if analysed for the reference kernels. Raises as :attr:`arena`."""
         names = USUAL_LIBRARIES if self.graph.kernels is REFERENCE else ()
         return {name: analyse_arena(self.graph.on(LIBRARIES[name])).reserve for name in names}
 
     @cached_property
     def refusals(self) -> list[str]:
-        """Why TFLM does not run the model, as :func:`refusals`."""
+        """The reasons why TFLM rejects the model, see :func:`refusals`."""
         return refusals(self.graph)
 
     def reordered(self, orders: Sequence[Sequence[int]]) -> Snapshot:
-        """With the operators of every subgraph in another order: their old numbers."""
+        """The model with the operators of every subgraph in another order, given as their old numbers."""
         return self.changed(with_orders(self.file, orders))
 
     def with_offsets(self, offsets: Mapping[tuple[int, int], int]) -> Snapshot:
-        """With a memory plan that fixes the offsets of these (subgraph, tensor) pairs; with none, if there are none."""
+        """The model with a memory plan of these offsets, by (subgraph, tensor); without a plan if there are none."""
         return self.changed(with_metadata(self.file, OFFLINE_PLAN, plan_words(self.graph, offsets)))
 
     def planned(self, plan: Plan) -> Snapshot:
-        """With the places of the arena's tensors fixed in the file. Raises BrokenCertificate if the plan is at fault,
-        or the runtime would not follow it."""
+        """The model with this plan. Raises BrokenCertificate if it is faulty or the runtime would not follow it."""
         buffers = self.arena.buffers
         if faults := self.arena.faults(plan.intervals):
             raise BrokenCertificate(f"the plan that was found is at fault: {faults[0]}")
@@ -5016,27 +4915,27 @@ class Snapshot:
         return planned
 
     def without_wrong_plan(self) -> Snapshot:
-        """Without the plan in the file, if that is wrong: with it the runtime computes something else."""
+        """The model without its memory plan if that is faulty: the runtime would compute wrong results with it."""
         with contextlib.suppress(ArenaError):
             if self.arena.problems:
                 return self.changed(with_metadata(self.file, OFFLINE_PLAN))
         return self
 
     def rewritten(self, rewrite: Rewrite) -> Snapshot:
-        """With the operators of subgraph 0 replaced."""
+        """The model with a new schedule of subgraph 0."""
         return self.changed(Rewriter(self.file, self.graph.subgraphs[0], rewrite).run())
 
     def repacked(self) -> Snapshot:
-        """The same model without bytes that nothing refers to, and with all data inside of the FlatBuffer."""
+        """The model without unreferenced bytes, and with all data inside the FlatBuffer."""
         return self.changed(self.file.but(Subgraphs=self.file.model["Subgraphs"]))
 
     def with_contents(self, contents: Mapping[int, np.ndarray]) -> Snapshot:
-        """With other data (uint8) in some buffers."""
+        """The model with other data (uint8) in some buffers."""
         return self.changed(with_contents(self.file, contents)) if contents else self
 
 
 ####################################################################################################
-# Stripes, the rows: who computes what in which stripe?
+# Stripes, the rows: which operator computes which rows in which stripe
 ####################################################################################################
 
 
@@ -5077,9 +4976,9 @@ class Rows(NamedTuple):
 
 
 class Part(NamedTuple):
-    """An operator of a region: what it writes, and how it works along the height."""
+    """An operator of a region: its outputs, and how it works along the height."""
 
-    outputs: tuple[int, ...]  # of which it computes the same rows
+    outputs: tuple[int, ...]  # it computes the same rows of each
     rule: RowRule
 
 
@@ -5090,7 +4989,7 @@ class Region:
     parts: dict[int, Part]
     heights: Mapping[int, int]  # of all tensors that the parts name
     live_out: tuple[int, ...]  # outputs that are read outside of the region; every row of them is computed
-    is_cached: bool  # whether the rows of earlier stripes are still there, so that none is computed twice
+    is_cached: bool  # True if rows of earlier stripes are kept, so that none is computed twice
 
     @cached_property
     def read_inside(self) -> set[int]:
@@ -5099,22 +4998,21 @@ class Region:
 
 @dataclass(frozen=True)
 class Stripe:
-    """What one stripe does: the output rows that each operator of the region computes, and the rows of each inner
-    tensor that its readers need."""
+    """One stripe: the rows that each operator computes, and those that the readers of each inner tensor need."""
 
-    computed: dict[int, Rows]  # by operator, the last one first; one that computes nothing is left out
+    computed: dict[int, Rows]  # by operator, the last one first, without those that compute nothing
     needed: dict[int, Rows]  # by tensor
 
 
 class NoStripes(ValueError):
-    """A region cannot be cut into that many stripes."""
+    """A region cannot be cut into this number of stripes."""
 
 
 MANY_ROWS = 1 << 40
 
 
 class Stripings:
-    """All stripes of several ways to cut, one after the other, as arrays: for 2 and for 3 stripes
+    """All stripes of several ways to cut, concatenated in arrays. For 2 and for 3 stripes:
 
     stripes    2  2  3  3  3
     number     1  2  1  2  3
@@ -5126,21 +5024,21 @@ class Stripings:
         self.starts = np.cumsum(self.counts) - self.counts
         self.number = np.arange(len(self.stripes)) - np.repeat(self.starts, self.counts) + 1
         self.is_last = self.number == self.stripes
-        # Added to the values of one way, it keeps them above all of those before.
+        # Added to the values of one way, it makes them larger than those of all ways before.
         self.lift = np.repeat(np.arange(len(counts)), self.counts) * MANY_ROWS
 
     def so_far(self, values: Any) -> np.ndarray:
-        """The largest value of the stripes up to each."""
+        """The largest value among each stripe and those before it."""
         return np.maximum.accumulate(values + self.lift) - self.lift
 
     def before(self, values: np.ndarray) -> np.ndarray:
-        """The value of the stripe before each, or 0."""
+        """The value of the previous stripe, or 0 for the first."""
         shifted = np.roll(values, 1)
         shifted[self.starts] = 0
         return shifted
 
     def later(self, values: np.ndarray) -> np.ndarray:
-        """The smallest value of the stripes after each, or MANY_ROWS."""
+        """The smallest value of the stripes after each, or MANY_ROWS after the last."""
         least = np.minimum.accumulate((values + self.lift)[::-1])[::-1] - self.lift
         return np.where(self.is_last, MANY_ROWS, np.roll(least, -1))
 
@@ -5152,20 +5050,19 @@ class Stripings:
 
 
 class RowArrays(NamedTuple):
-    """What an operator does in many stripes: of each the first row and the one after the last."""
+    """The rows of one operator in many stripes, each as arrays of first rows and of stops."""
 
     operator: int
     computed: Pair  # empty where it computes nothing
-    needed: dict[int, Pair]  # rows of its outputs that should be there
+    needed: dict[int, Pair]  # rows of its outputs that its readers need
     read: dict[int, Pair]  # rows of its sources
     made: Pair
-    is_empty: np.ndarray  # whether it would read nothing but padding
+    is_empty: np.ndarray  # True where it would read nothing but padding
 
 
 def rows_at_once(region: Region, ways: Stripings) -> Iterator[RowArrays]:
-    """The row algebra of a region: who computes what in which stripe, for several numbers of stripes at once, the last
-    operator first. What an operator does is the same in all regions with the same end.
-    """
+    """The rows that each operator computes in each stripe, for several numbers of stripes at once, the last operator
+    first. They are the same in all regions with the same end."""
     needed: dict[int, Pair] = {}
     no_rows = np.full(len(ways.stripes), MANY_ROWS), np.full(len(ways.stripes), -1)
     for operator, (outputs, rule) in reversed(region.parts.items()):
@@ -5201,7 +5098,7 @@ def rows_at_once(region: Region, ways: Stripings) -> Iterator[RowArrays]:
 
 
 def stripe_rows(region: Region, stripes: int) -> list[Stripe]:
-    """What each of that many stripes does. Raises NoStripes if one of them would consist of padding."""
+    """The rows of each stripe. Raises NoStripes if an operator would read nothing but padding in one of them."""
     operators = list(rows_at_once(region, Stripings([stripes])))
     if any(operator.is_empty.any() for operator in operators):
         raise NoStripes
@@ -5246,22 +5143,21 @@ class Emitter:
         return self.tensor(like, self.shape(like, rows.height), f"{rows[0]}:{rows[1]}")
 
     def carried(self, like: int | None, shape: tuple[int, ...]) -> int:
-        """A tensor that is in the place of another one; of int32 if it is like no other."""
+        """Add a tensor that aliases another one; of int32 if ``like`` is None."""
         return self.add(NewTensor("in place", shape, like, is_carried=True))
 
     def number(self, dtype: str, *shape: int) -> int:
         return self.add(NewTensor("number", shape, dtype=dtype))
 
     def table(self, content: bytes, shape: tuple[int, ...], dtype: str = "INT32", like: int | None = None) -> int:
-        """A constant that is used once."""
+        """Add a constant that is used once."""
         return self.add(NewTensor("table", shape, like, content, dtype=dtype))
 
     def reshape(self, tensor: int, target: int, shape: tuple[int, ...]) -> int:
         return self.emit("RESHAPE", (tensor,), target, NewShape=shape)
 
     def enclose(self, callee: Emitter, name: str, inputs: Sequence[int], outputs: Sequence[int]) -> int:
-        """What has been emitted for a subgraph as one; its number. Old tensors that it reads, constants all, get a
-        number there too."""
+        """Make a subgraph of what ``callee`` has collected and the old constants that it reads; returns its number."""
         count = len(self.subgraph.tensors)
         old = sorted({t for operator in callee.operators for t in operator.inputs if 0 <= t < count})
         number = {t: i for i, t in enumerate([*old, *range(count, count + len(callee.tensors))])} | {-1: -1}
@@ -5276,12 +5172,11 @@ class Emitter:
         return self.first_callee + len(self.callees) - 1
 
     def shape(self, like: int, height: int) -> tuple[int, ...]:
-        """That of a tensor with that many rows."""
         batch, _, *others = self.subgraph.tensors[like].shape
         return batch, height, *others
 
     def constant(self, values: Values, shape: tuple[int, ...], like: int | None = None) -> int:
-        """Integers of int32, or bytes of the type of another tensor; equal ones are there once."""
+        """A constant of int32 values, or of bytes in the type of ``like``; equal constants are added once."""
         key = like, shape, values
         if key not in self.constants:
             content = values if isinstance(values, bytes) else struct.pack(f"<{len(values)}i", *values)
@@ -5292,24 +5187,24 @@ class Emitter:
         return self.constant(values, shape)
 
     def emit(self, kind: str, inputs: Sequence[int], *outputs: int, like: int | None = None, **options: Any) -> int:
-        """Add an operator; its first output."""
+        """Add an operator and return its first output."""
         self.operators.append(NewOperator(kind, tuple(inputs), outputs, like, tuple(options.items())))
         return outputs[0]
 
     def slice(self, tensor: int, like: int, have: Rows, want: Rows) -> int:
-        """Some rows of a tensor that has others too; the tensor itself if it has no others."""
+        """Rows ``want`` of a tensor that holds rows ``have``; the tensor itself if these are equal."""
         if have == want:
             return tensor
         batch, *others = self.shape(like, want.height)
         rank = len(others) + 1
         begin = self.integers(0, want[0] - have[0], *[0] * (rank - 2), shape=(rank,))
-        # All of a batch that LiteRT may change: if it were fixed, inputs would be left out without a word.
+        # -1 takes the whole batch, which LiteRT may resize: a fixed size would silently leave out inputs.
         is_open = self.subgraph.tensors[like].dynamic
         size = self.integers(-1 if is_open else batch, *others, shape=(rank,))
         return self.emit("SLICE", (tensor, begin, size), self.rows(like, want))
 
     def join(self, parts: Sequence[int], like: int, rows: Sequence[Rows], target: int | None = None) -> int:
-        """Neighbouring rows in one tensor, in several steps if they are too many for one operator."""
+        """Concatenate neighbouring rows, in several steps if they are too many for one operator."""
         parts, rows = list(parts), list(rows)
         while len(parts) > MAX_CONCATENATED:
             groups = [slice(i, i + MAX_CONCATENATED) for i in range(0, len(parts), MAX_CONCATENATED)]
@@ -5319,7 +5214,7 @@ class Emitter:
         return self.emit("CONCATENATION", parts, output, Axis=HEIGHT)
 
     def padded(self, like: int, tensor: int, height: int, rows: Sequence[int], rule: RowRule) -> int:
-        """Rows of a tensor with the padding around them that an operator adds itself."""
+        """Rows of a tensor in explicit padding, instead of the padding that the operator adds itself."""
         batch, _, width, channels = self.subgraph.tensors[like].shape
         inputs = [tensor, self.integers(0, 0, *rows, *rule.columns, 0, 0, shape=(4, 2))]
         if rule.is_max:
@@ -5328,8 +5223,7 @@ class Emitter:
         return self.emit("PADV2" if rule.is_max else "PAD", inputs, self.tensor(like, shape, "padded"))
 
     def compute(self, operator: Operator, rule: RowRule, rows: Rows, inputs: Mapping[int, int]) -> dict[int, int]:
-        """Some rows of an operator's outputs: the tensors that hold them; ``inputs`` are those that hold the rows which
-        it reads of its sources."""
+        """Emit an operator for some output rows; ``inputs`` hold its source rows. Returns the tensor of each output."""
         chosen = [inputs.get(i, i) for i in operator.inputs]
         height = self.subgraph.tensors[rule.sources[0]].shape[HEIGHT]
         first, stop, *pads = rule.span(rows[0], rows[1], height)
@@ -5344,8 +5238,7 @@ class Emitter:
     def copy(
         self, operator: Operator, rule: RowRule, chosen: list[int], results: Iterable[int], values: Mapping[str, int]
     ) -> None:
-        """The operator on other tensors; ``values`` are what its constants depend on: the rows that it reads and makes,
-        and those of padding."""
+        """Emit the operator on other tensors; its constants depend on ``values``: rows read, made and of padding."""
         for position in {position for position, _, _ in rule.constants}:
             old = self.subgraph.tensors[chosen[position]]
             new = {entry: values[name] for where, entry, name in rule.constants if where == position}
@@ -5357,25 +5250,23 @@ class Emitter:
 
 
 class RegionEmitter:
-    """Emits a region stripe by stripe. Between two stripes of a region that is cached, of each inner tensor those rows
-    stay that a later stripe reads:
+    """Emits a region stripe by stripe and joins the new rows of live-out tensors at the end. A cached region keeps the
+    rows of inner tensors that a later stripe reads:
 
         stripe 1    [======= computed =======]
         kept by SLICE              [= cache =]
         stripe 2                              [======= computed =======]
         joined by CONCATENATION    [========= available ===============]
-
-    Every stripe gives its new rows of a tensor that is live out as a piece; at the end the pieces are joined.
     """
 
     def __init__(self, emitter: Emitter, region: Region) -> None:
         self.emitter, self.subgraph, self.region = emitter, emitter.subgraph, region
-        self.cache: dict[int, tuple[int, Rows]] = {}  # what earlier stripes left: (tensor, its rows)
+        self.cache: dict[int, tuple[int, Rows]] = {}  # rows kept from earlier stripes: (tensor, its rows)
         self.pieces: dict[int, list[tuple[int, Rows]]] = {output: [] for output in region.live_out}
 
     def run(self, stripes: Sequence[Stripe]) -> None:
-        """All operators of the region, whose rows are those of :func:`stripe_rows`."""
-        later: list[dict[int, int]] = [{}]  # per stripe the first row that a later one needs
+        """Emit all stripes, as :func:`stripe_rows` returns them."""
+        later: list[dict[int, int]] = [{}]  # per stripe, the first row of each tensor that a later one needs
         for stripe in reversed(stripes[1:]):
             needed = {t: min(rows.first, later[-1].get(t, rows.first)) for t, rows in stripe.needed.items()}
             later.append({**later[-1], **needed})
@@ -5386,7 +5277,7 @@ class RegionEmitter:
 
     def stripe(self, stripe: Stripe, needed_later: Mapping[int, int]) -> None:
         emitter, heights = self.emitter, self.region.heights
-        available = dict(self.cache)  # rows of inner tensors: (tensor, its rows)
+        available = dict(self.cache)  # available rows of inner tensors: (tensor, its rows)
         fetched: dict[tuple[int, int, int], int] = {}
         for number, rows in reversed(stripe.computed.items()):
             rule = self.region.parts[number].rule
@@ -5420,14 +5311,14 @@ class RegionEmitter:
 
 
 class ScratchOfCopies:
-    """Scratch memory of copies of operators of a subgraph, by the shapes of their tensors."""
+    """Scratch bytes of copies of a subgraph's operators, by the shapes of their tensors."""
 
     def __init__(self, subgraph: Subgraph, candidates: Collection[int]) -> None:
-        self.subgraph, self.candidates = subgraph, candidates  # numbers of the operators that may take some
+        self.subgraph, self.candidates = subgraph, candidates  # operators that may need scratch
         self.known: dict[tuple[Any, ...], int] = {}
 
     def __call__(self, like: int, shapes: tuple[tuple[int, ...] | None, ...], **options: Any) -> int:
-        """Bytes, each buffer aligned; None is the shape that the operator has there itself."""
+        """Bytes, with each buffer aligned; None stands for the shape of the operator's own tensor."""
         key = like, shapes, *options.items()
         if key not in self.known:
             node = node_of(self.subgraph, self.subgraph.operators[like])
@@ -5442,7 +5333,7 @@ class ScratchOfCopies:
 
 
 class Bill:
-    """What takes memory of all that has been emitted."""
+    """The tensors, operators and scratch that an emitter has added, to compute their memory."""
 
     def __init__(self, emitter: Emitter, scratch: ScratchOfCopies | None = None) -> None:
         subgraph, operators = emitter.subgraph, emitter.operators
@@ -5458,7 +5349,7 @@ class Bill:
         self.runs = [(operator.inputs, operator.outputs) for operator in operators]
         self.copies = Counter(o.like for o in operators if o.like is not None)
         self.glue = Counter((o.kind, len(o.inputs)) for o in operators if o.like is None)
-        self.requests: list[tuple[int, int, int]] = []  # scratch memory: bytes, and the run that has it, first and last
+        self.requests: list[tuple[int, int, int]] = []  # scratch: bytes, first and last operator
         for number, o in enumerate(operators):
             if scratch and o.like is not None and o.like in scratch.candidates:
                 shapes = tuple(emitter.tensors[t - old].shape if t >= old else None for t in (*o.inputs, *o.outputs))
@@ -5469,42 +5360,40 @@ class Bill:
 # Loops, the rows: what one iteration of a region does
 ####################################################################################################
 
-# The same region as one loop: a copy of every operator, which the builtin WHILE executes again and again. An iteration
-# makes the next rows of every tensor from the next rows of the inputs; nothing is computed twice but at the ends:
+# The same region as one loop: a copy of every operator, which the builtin WHILE executes repeatedly. An iteration
+# makes the next rows of every tensor from the next rows of the inputs; only rows at the ends are computed twice:
 #
 #     line buffer of a tensor    [= halo =|===== new rows =====]     what a 3 x 3 window reads in this iteration
 #     the next iteration         ........ [= halo =|===== new rows =====]
 #
-# Rows above and below a feature map are made like all others, so that every iteration is the same, and then overwritten
-# by the padding, wherever a window reads it. What an iteration leaves for the next one is carried by the loop: every
-# tensor of that kind has one place in the arena, in which all steps of the loop update it (see "Aliases").
+# Rows outside the feature map are computed like all others, so that all iterations are the same, and then overwritten
+# with padding if a window reads them. A tensor that the loop carries from one iteration to the next has one offset in
+# the arena, and all steps of the loop update it in place (see "Aliases").
 
-LOOP_DTYPES = ("FLOAT32", "INT8")  # that the kernel of GATHER takes
-# Bytes of persistent memory, more or less: of a line buffer, of a mask, of a mask or source whose iterations are not
-# aligned.
+LOOP_DTYPES = ("FLOAT32", "INT8")  # types that GATHER supports in TFLM
+# Approximate persistent bytes: of a line buffer, of a mask, and extra for a mask or source that is not aligned.
 LINE_BUFFER_BYTES, MASK_BYTES, UNEVEN_BYTES = 400, 120, 60
-POSITION = 4  # entries of a table per iteration, at least: as many as a position has axes
+POSITION = 4  # minimum of table entries per iteration: one for each axis of a position
 
 
 class NoLoop(ValueError):
-    """Why a region cannot be a loop."""
+    """The reason why a region cannot be a loop."""
 
 
 @dataclass(frozen=True)
 class Track:
-    """How a loop goes along a tensor: iteration i makes ``rows`` rows from ``first + i * rows`` on, some of which may
-    be outside of the feature map."""
+    """Rows of a tensor in a loop: iteration i makes ``rows`` from ``first + i * rows`` on, some outside the tensor."""
 
     rows: int
     first: int
     halo: int = 0  # rows of earlier iterations that its readers need
-    columns: Pads = NO_PADS  # of padding that they need
-    is_masked: bool = False  # whether they need padding instead of rows outside of the feature map
+    columns: Pads = NO_PADS  # columns of padding that they need
+    is_masked: bool = False  # True if they need padding instead of rows outside the feature map
     fill: bytes = b""  # one element of that padding
 
     @property
     def has_line_buffer(self) -> bool:
-        """Whether there is something to carry from one iteration to the next."""
+        """True if the loop carries a line buffer for the tensor."""
         return self.halo > 0 or self.columns != NO_PADS
 
     @property
@@ -5514,15 +5403,11 @@ class Track:
 
 @dataclass(frozen=True)
 class OverInput:
-    """The output of a loop in the place of the input that it consumes: what saves most of all in loops, 18 to 47 % of
-    the arena.
-
-    The loop carries one tensor for both, in which an iteration writes where no later one reads:
+    """A loop output that overwrites the input: the largest saving in loops, 18 to 47 % of the arena. The loop carries
+    one tensor for both, with rows of ``unit`` elements, a divisor of an input row and of what an iteration writes. Each
+    iteration writes where no later one reads:
 
         [ output so far | ...free... | input that is still needed ]
-
-    It is seen as rows of ``unit`` elements, of which a row of the input takes a whole number, and what an iteration
-    writes too.
     """
 
     source: Tensor
@@ -5531,7 +5416,7 @@ class OverInput:
 
     @property
     def row_elements(self) -> tuple[int, int]:
-        """Of the input, and of the output."""
+        """Elements per row of the input, and of the output."""
         source, output = self.source, self.output
         return source.elements // source.shape[HEIGHT], output.elements // output.shape[HEIGHT]
 
@@ -5542,17 +5427,17 @@ class OverInput:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the tensor that is carried."""
+        """The shape of the carried tensor."""
         is_plain = self.unit == self.row_elements[0]
         return self.source.shape if is_plain else (1, self.source.elements // self.unit, 1, self.unit)
 
     @property
     def is_output(self) -> bool:
-        """Whether the output is the tensor that is carried, and not its first rows or in another shape."""
+        """True if the carried tensor is the output, without a slice or reshape."""
         return self.output.shape == self.shape
 
     def units(self, rows: np.ndarray) -> np.ndarray:
-        """The rows of units that rows of the input take, by iteration."""
+        """By iteration, the rows of units that these rows of the input take."""
         parts = self.row_elements[0] // self.unit
         return (rows[:, :, None] * parts + np.arange(parts)).reshape(len(rows), -1)
 
@@ -5564,10 +5449,10 @@ class Loop:
     region: Region
     iterations: int
     tracks: Mapping[int, Track]  # of every tensor that is read or written row by row
-    sources: tuple[int, ...]  # tensors from outside that it reads row by row
-    whole: tuple[int, ...]  # further ones, of which it reads all in every iteration
+    sources: tuple[int, ...]  # tensors from outside, read row by row
+    whole: tuple[int, ...]  # other tensors from outside, read whole in every iteration
     written: Mapping[int, int]  # outputs of the region, and the first row of each that iteration 0 writes
-    over_input: OverInput | None = None  # where its output overwrites the first of its sources
+    over_input: OverInput | None = None  # if its output overwrites the first of its sources
 
     def read_by(self, number: int) -> Rows:
         """The rows that an operator reads of its sources in iteration 0."""
@@ -5577,27 +5462,27 @@ class Loop:
         return Rows(start, start + (track.rows // rule.repeat - 1) * rule.stride + rule.window)
 
     def all_rows(self, t: int) -> np.ndarray:
-        """By iteration, the numbers of the rows that it makes or fetches."""
+        """By iteration, the numbers of the rows of a tensor that are made or fetched."""
         track = self.tracks[t]
         return track.first + np.arange(self.iterations)[:, None] * track.rows + np.arange(track.rows)
 
     def is_aligned(self, t: int) -> bool:
-        """Whether in every iteration all of these rows are inside of the feature map, or all outside."""
+        """True if in every iteration these rows are all inside the feature map, or all outside."""
         track = self.tracks[t]
         return track.first % track.rows == self.region.heights[t] % track.rows == 0
 
     def is_reshaped(self, t: int) -> bool:
-        """Whether a source goes through the loop in another shape than its own."""
+        """True if the loop carries a source in another shape."""
         over = self.over_input
         return over is not None and t == over.source.index and over.shape != over.source.shape
 
     def fetched_rows(self, t: int) -> int:
-        """How many rows of what it carries an iteration fetches of a source."""
+        """The number of rows of the carried tensor that an iteration fetches for a source."""
         over, rows = self.over_input, self.tracks[t].rows
         return rows * over.row_elements[0] // over.unit if over and self.is_reshaped(t) else rows
 
     def overwriting(self, tensors: Sequence[Tensor]) -> Loop:
-        """With its output over the first of its sources, if no row of that is overwritten that is read later."""
+        """The loop with its output over its first source if no row that is read later is lost; else the same loop."""
         if len(self.written) != 1:
             return self
         source, output = (tensors[t] for t in (self.sources[0], *self.written))
@@ -5614,7 +5499,7 @@ class Loop:
 
 
 class LoopPads(NamedTuple):
-    """The padding around a tensor that its readers need; ``above`` and ``below`` if that is more than 0 rows."""
+    """The padding that the readers of a tensor need; ``above`` and ``below`` are 0 if they need no rows."""
 
     columns: Pads = NO_PADS
     above: int = 0
@@ -5623,7 +5508,7 @@ class LoopPads(NamedTuple):
 
 
 class Loops:
-    """All loops that a region can be. Raises NoLoop if there are none."""
+    """All loops that a region can be. Raises NoLoop if it cannot be any."""
 
     def __init__(self, subgraph: Subgraph, region: Region) -> None:
         self.subgraph, self.region = subgraph, region
@@ -5635,12 +5520,12 @@ class Loops:
         others = sorted(used - made - {*self.sources})
         self.whole = tuple(t for t in others if subgraph.tensors[t].storage is not Storage.CONSTANT)
         self.step = math.lcm(*(rate.denominator for rate in rates.values()))
-        # In an iteration with ``step`` rows of the first source.
+        # Rows of each tensor in an iteration with ``step`` rows of the first source.
         self.rows = {t: int(rate * self.step) for t, rate in rates.items()}
         self.pads = dict.fromkeys(rates, LoopPads()) | self.all_pads()
         heights = {output: region.heights[output] for output in region.live_out}
         most = min(height // self.rows[output] for output, height in heights.items()) // 2
-        # Rows of the first source per iteration with which a loop comes out even, the most iterations first.
+        # Rows of the first source per iteration that divide all outputs evenly, the most iterations first.
         self.paces = [
             self.step * n
             for n in range(1, most + 1)
@@ -5666,7 +5551,7 @@ class Loops:
                     raise NoLoop(f"TFLM's GATHER does not take {tensor.dtype}")
 
     def rates(self) -> dict[int, Fraction]:
-        """Rows of each tensor for one row of the first source."""
+        """Rows of each tensor per row of the first source."""
         rates: dict[int, Fraction] = {}
         for outputs, rule in self.region.parts.values():
             known = {rates[source] for source in rule.sources if source in rates}
@@ -5678,7 +5563,6 @@ class Loops:
         return rates
 
     def all_pads(self) -> dict[int, LoopPads]:
-        """Of each tensor that windows pad."""
         all_pads: dict[int, LoopPads] = {}
         for outputs, rule in self.region.parts.values():
             source, rows = rule.sources[0], self.region.heights[outputs[0]] // rule.repeat
@@ -5695,12 +5579,12 @@ class Loops:
         return all_pads
 
     def loop(self, pace: int, is_early: bool = False) -> Loop:
-        """The loop with that many rows of the first source per iteration. With ``is_early``, row 0 of that is among
-        those of iteration 0, so that the output can follow it."""
+        """The loop with ``pace`` rows of the first source per iteration. With ``is_early``, iteration 0 fetches its row
+        0, so that the output can overwrite it."""
         counts = {t: rows * pace // self.step for t, rows in self.rows.items()}
         heights, live_out = self.region.heights, self.region.live_out
         first, needed = self.latest(counts)
-        # As many iterations before that one that no row is left out which is written or which a later one reads.
+        # Iterations before the last: enough to make every row that is written or that a later iteration reads.
         kept = (-(-first[t] // counts[t]) for t in first if needed[t] < first[t])
         before = max(*(heights[output] // counts[output] - 1 for output in live_out), *kept, 0)
         written = {output: heights[output] - (before + 1) * counts[output] for output in live_out}
@@ -5715,8 +5599,7 @@ class Loops:
         return Loop(self.region, before + 1, tracks, self.sources, self.whole, written)
 
     def latest(self, counts: Mapping[int, int]) -> tuple[dict[int, int], dict[int, int]]:
-        """In the last iteration, which writes the last rows of the outputs: the first row of every tensor that it
-        makes, as late as the readers allow, and the first that they need."""
+        """Per tensor: the first row that the last iteration makes, as late as readers allow; the first they need."""
         ends = {output: self.region.heights[output] for output in self.region.live_out}
         needed = {output: end - counts[output] for output, end in ends.items()}
         for outputs, rule in reversed(self.region.parts.values()):
@@ -5732,7 +5615,7 @@ class Loops:
 
 
 def padding_element(tensor: Tensor, is_max: bool = False) -> bytes:
-    """What windows over a tensor read beside it: zero, or what is less than all others."""
+    """The element that windows read as padding: zero, or the lowest value for a maximum."""
     if is_max:
         return LOWEST[tensor.dtype]
     zero = tensor.affine[1] if tensor.affine else 0
@@ -5740,30 +5623,27 @@ def padding_element(tensor: Tensor, is_max: bool = False) -> bytes:
 
 
 ####################################################################################################
-# Loops as operators, an iteration: the body of WHILE, as plain data
+# Loops as operators, one iteration: the body of WHILE, as plain data
 ####################################################################################################
 
 
 class BodyEmitter:
-    """Emits an iteration of a loop. For each tensor: new rows, padding over those that are outside, into the line
-    buffer, from which the operators read; at the end the last rows of the line buffer become its first ones.
-
-    Where an iteration reads and writes is in tables, from ``iteration * step`` on, and that is what the loop counts.
-    """
+    """Emits one iteration: makes new rows of each tensor, masks those outside with padding, writes them into the line
+    buffer that the operators read, and moves its last rows to its start. Tables hold what an iteration reads and
+    writes, from ``iteration * step`` on, which is the loop's counter."""
 
     def __init__(self, body: Emitter, loop: Loop) -> None:
         self.body, self.loop, self.subgraph = body, loop, body.subgraph
         self.step = max([POSITION, *map(loop.fetched_rows, loop.sources)])
-        self.position = -1  # the tensor that counts
-        self.next: dict[int, int] = {}  # by number in the body: what a carried tensor is in the next iteration
-        self.places: dict[int, int] = {}  # by tensor from outside: where it is in the body
-        self.inside: dict[int, int] = {}  # by tensor, its line buffer in the body at the beginning of an iteration
-        self.line_buffers: dict[int, int] = {}  # the same once the new rows are there
-        self.fresh: dict[int, int] = {}  # by tensor, its new rows
-        self.handed: dict[int, int] = {}  # by tensor of the body: what takes its place, where it has no other reader
+        self.position = -1  # the tensor that holds the loop's counter
+        self.next: dict[int, int] = {}  # carried tensor of the body -> its value in the next iteration
+        self.places: dict[int, int] = {}  # tensor from outside -> its number in the body
+        self.inside: dict[int, int] = {}  # tensor -> its line buffer in the body at the start of an iteration
+        self.line_buffers: dict[int, int] = {}  # the same, after the new rows are written
+        self.fresh: dict[int, int] = {}  # tensor -> its new rows
+        self.handed: dict[int, int] = {}  # tensor of the body -> the one computed in place of it by its only reader
 
     def run(self) -> None:
-        """All that the body does."""
         body, loop = self.body, self.loop
         last = {t: number for number, part in loop.region.parts.items() for t in part.rule.sources}
         for number, (outputs, rule) in loop.region.parts.items():
@@ -5784,7 +5664,7 @@ class BodyEmitter:
         self.next[self.position] = self.looked_up(np.arange(1, loop.iterations + 1)[:, None] * self.step)
 
     def looked_up(self, entries: np.ndarray) -> int:
-        """What a table of (iterations, entries) integers has for an iteration."""
+        """The entries of the current iteration in a table of (iterations, entries) integers."""
         iterations, count = entries.shape
         table = np.zeros((iterations, self.step), dtype="<i4")
         table[:, :count] = entries
@@ -5794,13 +5674,13 @@ class BodyEmitter:
         return self.body.emit("SLICE", (values, self.position, size), self.body.number("INT32", count))
 
     def looked_up_at(self, axis: int, values: np.ndarray) -> int:
-        """A position in four dimensions that changes along one of them, by iteration."""
+        """A position in four dimensions: the iteration's value on ``axis``, 0 on the others."""
         positions = np.zeros((len(values), POSITION), dtype=np.int64)
         positions[:, axis] = values
         return self.looked_up(positions)
 
     def fetched(self, t: int) -> int:
-        """New rows of a source; of those outside, the nearest inside."""
+        """The new rows of a source; the nearest row inside replaces each row outside."""
         count, over = self.loop.tracks[t].rows, self.loop.over_input
         rows, height = self.loop.all_rows(t), self.subgraph.tensors[t].shape[HEIGHT]
         is_aligned = self.loop.is_aligned(t)
@@ -5815,23 +5695,22 @@ class BodyEmitter:
         return self.body.reshape(units, self.in_place_of(units, t, shape), shape)
 
     def fetch(self, t: int, rows: np.ndarray, is_aligned: bool, shape: tuple[int, ...], target: int) -> int:
-        """Rows of a place, by iteration; those of an iteration are neighbours if they are aligned."""
+        """Rows of a carried source, given by iteration: by SLICE if aligned, hence neighbours, else by GATHER."""
         if not is_aligned:
             return self.body.emit("GATHER", (self.places[t], self.looked_up(rows)), target, Axis=HEIGHT)
         size = self.body.integers(*shape, shape=(POSITION,))
         return self.body.emit("SLICE", (self.places[t], self.looked_up_at(HEIGHT, rows[:, 0]), size), target)
 
     def new_shape(self, t: int) -> tuple[int, ...]:
-        """That of the new rows of a tensor."""
         return self.body.shape(t, self.loop.tracks[t].rows)
 
     def new_rows(self, t: int, shape: tuple[int, ...] | None = None) -> int:
-        """A tensor for the new rows of another one: where they belong in the line buffer, if only that is read."""
+        """A tensor for the new rows of ``t``, in the line buffer itself if operators read only that."""
         shape = self.new_shape(t) if shape is None else shape
         return self.body.carried(t, shape) if self.is_made_in_line_buffer(t) else self.body.tensor(t, shape, "rows")
 
     def in_place_of(self, rows: int, t: int, shape: tuple[int, ...]) -> int:
-        """A tensor for what is made of new rows of another one, where these are."""
+        """A tensor for what an operator makes of new rows, computed in place."""
         target = self.new_rows(t, shape)
         self.handed[rows] = target
         return target
@@ -5846,7 +5725,7 @@ class BodyEmitter:
         return is_contiguous and above % ARENA_ALIGNMENT == 0 and not is_read_new
 
     def arrive(self, t: int, rows: int, last: Mapping[int, int]) -> None:
-        """New rows of a tensor: to be masked, kept and written."""
+        """Mask new rows of a tensor, add them to its line buffer, and write them to the output."""
         body, track = self.body, self.loop.tracks[t]
         if track.is_masked:
             rows = self.masked(t, rows)
@@ -5861,16 +5740,13 @@ class BodyEmitter:
             self.shift(t)
 
     def masked(self, t: int, rows: int) -> int:
-        """The rows, with padding in place of those outside of the feature map.
-
-        Where all other values are higher than the padding, the mask can be a minimum; not with several rows, since
-        CMSIS-NN (July 2026) mixes up those of an operand that has one column only.
-        """
+        """The rows, with padding instead of those outside the feature map. If padding is the lowest value, the mask is
+        a MINIMUM, but not with several rows: CMSIS-NN (July 2026) mixes up the rows of an operand with one column."""
         body, numbers, fill = self.body, self.loop.all_rows(t), self.loop.tracks[t].fill
         inside = (numbers >= 0) & (numbers < self.subgraph.tensors[t].shape[HEIGHT])
         shape: tuple[int, ...] = (1,)
         table: tuple[int, ...] = (self.loop.iterations * self.step,)
-        if self.loop.is_aligned(t):  # one value for all rows of an iteration, from the position on
+        if self.loop.is_aligned(t):  # one value per iteration, repeated for each of its entries
             inside, selector = np.repeat(inside[:, 0], self.step), self.position
         else:
             shape = 1, inside.shape[1], 1, 1
@@ -5890,11 +5766,11 @@ class BodyEmitter:
 
     @cached_property
     def selector(self) -> int:
-        """Where a mask of several rows begins in the table of those of all iterations."""
+        """Start of the iteration's mask of several rows in the table of all masks."""
         return self.looked_up_at(0, np.arange(self.loop.iterations))
 
     def view(self, t: int, rows: Rows, rule: RowRule) -> int:
-        """The rows that an operator reads of a tensor in the first iteration, and their like in all others."""
+        """The rows that an operator reads of a tensor, by their numbers in iteration 0."""
         body, track = self.body, self.loop.tracks[t]
         new = Rows(track.first, track.first + track.rows)
         if t not in self.line_buffers or (rule.columns == NO_PADS and rows.first >= new.first):
@@ -5902,13 +5778,13 @@ class BodyEmitter:
             return part if rule.columns == NO_PADS else body.padded(t, part, rows.height, NO_PADS, rule)
         have = Rows(track.first - track.halo, new.stop)
         is_window = rule.padding is not None
-        is_end_ignored = is_window and have.stop - rows.stop < rule.stride  # too little for another window
+        is_end_ignored = is_window and have.stop - rows.stop < rule.stride  # the rest is too small for another window
         if rule.columns == track.columns and have.first == rows.first and (have == rows or is_end_ignored):
             return self.line_buffers[t]
         return self.cut(t, rows, rule.columns)
 
     def cut(self, t: int, rows: Rows, columns: Pads) -> int:
-        """Rows of a line buffer, by their numbers in iteration 0, with that many of its columns of padding."""
+        """Rows of a line buffer, by their numbers in iteration 0, with these columns of padding."""
         body, track, (batch, _, width, channels) = self.body, self.loop.tracks[t], self.subgraph.tensors[t].shape
         shape = batch, rows.height, width + sum(columns), channels
         first = rows.first - track.first + track.halo
@@ -5917,7 +5793,7 @@ class BodyEmitter:
         return body.emit("SLICE", (self.line_buffers[t], begin, size), body.tensor(t, shape, "view"))
 
     def shift(self, t: int) -> None:
-        """The end of a line buffer becomes its beginning, once all have read it."""
+        """Move the last rows of a line buffer to its start, after all operators have read it."""
         if t not in self.line_buffers:
             return
         track, lines = self.loop.tracks[t], self.line_buffers[t]
@@ -5929,7 +5805,6 @@ class BodyEmitter:
         self.next[self.inside[t]] = lines
 
     def write(self, output: int) -> None:
-        """New rows into the output."""
         body, loop, tensor, over = self.body, self.loop, self.subgraph.tensors[output], self.loop.over_input
         track, first, rows = loop.tracks[output], loop.written[output], self.fresh[output]
         if first != track.first:
@@ -5955,18 +5830,18 @@ class BodyEmitter:
         return batch, track.height, width + sum(track.columns), channels
 
     def padding(self, emitter: Emitter, like: int, element: bytes) -> int:
-        """A constant of one element of padding, the same for all tensors of a type: quantisation does not matter."""
+        """A constant of one padding element, shared by all tensors of a type: quantisation does not matter."""
         tensors = self.subgraph.tensors
         return emitter.constant(element, (1,), next(t.index for t in tensors if t.dtype == tensors[like].dtype))
 
 
 ####################################################################################################
-# Loops as operators: WHILE, its condition, and what is around it, as plain data
+# Loops as operators: WHILE, its condition, and the operators around it, as plain data
 ####################################################################################################
 
 
 class Carried(NamedTuple):
-    """A tensor that a loop carries from one iteration to the next, by its numbers: before it, in the body, after it."""
+    """A tensor that a loop carries, by its numbers before the loop, in its body and after the loop."""
 
     before: int
     inside: int
@@ -5974,15 +5849,14 @@ class Carried(NamedTuple):
 
 
 class LoopEmitter:
-    """Emits a region as a loop: before it the line buffers, full of padding, and room for the outputs; then WHILE; and
-    after it the output, where that is over the input."""
+    """Emits a region as a loop: line buffers of padding, room for outputs, WHILE, then an output over the input."""
 
     def __init__(self, emitter: Emitter, loop: Loop) -> None:
         self.emitter, self.loop, self.subgraph = emitter, loop, emitter.subgraph
         self.cond, self.iteration = Emitter(self.subgraph), BodyEmitter(Emitter(self.subgraph), loop)
         self.carried: list[Carried] = []
         self.cond_inputs: list[int] = []
-        self.full: dict[tuple[Any, ...], int] = {}  # what is full of one value, for all that begin alike
+        self.full: dict[tuple[Any, ...], int] = {}  # tensors full of one value, shared by variables
 
     def run(self) -> None:
         emitter, loop, tensors, body = self.emitter, self.loop, self.subgraph.tensors, self.iteration
@@ -6012,7 +5886,7 @@ class LoopEmitter:
             self.move_out(over)
 
     def carry(self, before: int, like: int | None, shape: tuple[int, ...], after: int | None = None) -> int:
-        """Take a tensor along; its number in the body."""
+        """Make a tensor a loop variable and return its number in the body."""
         inside = self.iteration.body.carried(like, shape)
         self.cond_inputs.append(self.cond.carried(like, shape))
         self.carried.append(Carried(before, inside, self.emitter.carried(like, shape) if after is None else after))
@@ -6020,7 +5894,7 @@ class LoopEmitter:
         return inside
 
     def filled(self, like: int, shape: tuple[int, ...], element: bytes) -> int:
-        """A tensor full of one value, of which WHILE makes a copy for each that it carries."""
+        """A tensor full of one value; WHILE copies it for each variable that starts with it."""
         key = self.subgraph.tensors[like].dtype, shape, element
         if key not in self.full:
             value = self.iteration.padding(self.emitter, like, element)
@@ -6029,7 +5903,7 @@ class LoopEmitter:
         return self.full[key]
 
     def close(self) -> None:
-        """The condition, and the loop itself."""
+        """Emit the condition and WHILE."""
         emitter, cond = self.emitter, self.cond
         count = self.loop.iterations * self.iteration.step
         goes_on = cond.table(b"\1" * count + b"\0", (count + 1,), "BOOL")
@@ -6043,7 +5917,7 @@ class LoopEmitter:
         emitter.emit("WHILE", before, *outputs, CondSubgraphIndex=first, BodySubgraphIndex=second)
 
     def move_out(self, over: OverInput) -> None:
-        """The output, out of the first rows of where the input was."""
+        """Emit the output, which is in the first rows of the carried tensor."""
         emitter, inside = self.emitter, self.iteration.places[over.source.index]
         result = next(carried.after for carried in self.carried if carried.inside == inside)
         batch, height, *row = over.shape
@@ -6056,16 +5930,16 @@ class LoopEmitter:
 
 
 ####################################################################################################
-# Lighter operators: the same bits from operators that take less memory, and ports without conversion
+# Cheaper equivalents: operators with the same bits and less memory; inputs and outputs without conversion
 ####################################################################################################
 
 
 class Lightening:
-    """Operators of a subgraph that others can stand for, bit by bit, which keep fewer bytes of persistent memory:
+    """Finds cheaper equivalents: operators with the same results, bit for bit, and less persistent memory.
 
-    - CONV_2D of floats with a window of 1 x 1 is FULLY_CONNECTED, which keeps nothing per channel;
-    - CONV_2D and DEPTHWISE_CONV_2D pad by themselves what a PAD before them pads, if SAME padding is the same;
-    - FULLY_CONNECTED does not mind the shape of its input, so it needs no RESHAPE before it.
+    - CONV_2D of floats with a window of 1 x 1 becomes FULLY_CONNECTED, which keeps nothing per channel.
+    - CONV_2D and DEPTHWISE_CONV_2D take over the padding of a PAD before them if SAME padding is equal.
+    - FULLY_CONNECTED drops a RESHAPE before it, since it ignores the shape of its input.
     """
 
     def __init__(self, subgraph: Subgraph) -> None:
@@ -6073,7 +5947,7 @@ class Lightening:
         self.emitter = Emitter(subgraph)
         self.producers = {t: operator for operator in subgraph.operators for t in operator.writes}
         self.read = Counter(t for operator in subgraph.operators for t in operator.reads)
-        self.matrices: dict[int, int] = {}  # by the weights of which they are another shape
+        self.matrices: dict[int, int] = {}  # old weights -> the same in another shape
         self.changed: dict[int, NewOperator] = {}
         for operator in subgraph.operators:
             change = self.without_padding(operator) or self.without_reshaping(operator) or self.as_dense(operator)
@@ -6081,7 +5955,7 @@ class Lightening:
                 self.changed[operator.index] = change
 
     def rewrite(self) -> Rewrite:
-        """The new schedule, without the operators of which nobody reads the outputs any longer."""
+        """The new schedule, without operators whose outputs are no longer read."""
         needed = set(self.subgraph.outputs)
         schedule: list[int | NewOperator] = []
         for operator in reversed(self.subgraph.operators):
@@ -6094,7 +5968,7 @@ class Lightening:
         return Rewrite(tuple(reversed(schedule)), tuple(self.emitter.tensors))
 
     def only_for(self, operator: Operator, kind: str) -> Node | None:
-        """The operator of that kind that makes the first input, of the same type and scale, for nobody else."""
+        """The producer of the first input if it is of that kind, keeps type and scale, and has no other reader."""
         source = operator.inputs[0] if operator.inputs else -1
         maker = self.producers.get(source)
         if maker is None or maker.kind != kind or self.read[source] > 1 or source in self.subgraph.outputs:
@@ -6107,7 +5981,7 @@ class Lightening:
         return node if is_alike else None
 
     def reading(self, operator: Operator, source: int, **options: Any) -> NewOperator:
-        """The operator with another first input, and other options."""
+        """A copy of the operator with another first input and other options."""
         inputs = source, *operator.inputs[1:]
         return NewOperator(operator.kind, inputs, operator.outputs, operator.index, tuple(options.items()))
 
@@ -6160,20 +6034,20 @@ class Lightening:
 
 
 def is_pure(operator: Operator) -> bool:
-    """Whether it does nothing but write its outputs."""
+    """True if it does nothing but write its outputs."""
     return kind_of(operator).effect is None and not operator.callees and not operator.variable
 
 
 class Port(NamedTuple):
-    """An input or output that the model converts at once, and what it is converted to or from."""
+    """An input or output that the model converts first or last, and the tensor after or before the conversion."""
 
     outer: Tensor
     inner: Tensor
-    operator: int  # that converts
+    operator: int  # the conversion
     is_input: bool
 
     def stands_for(self, values: np.ndarray) -> np.ndarray:
-        """What the values of the inner tensor mean in the outer one, as DEQUANTIZE computes it."""
+        """The outer values that correspond to inner ones, as DEQUANTIZE computes them."""
         scale, zero_point = self.inner.affine or (1.0, 0)
         exact = values.astype(np.int64) - zero_point
         if self.outer.dtype == "FLOAT32":
@@ -6200,12 +6074,12 @@ class Port(NamedTuple):
 
 
 CONVERSIONS = ("QUANTIZE", "DEQUANTIZE")
-PORT_DTYPES = ("INT8", "INT16")  # of which TFLM's kernels make use
-MIN_SCALE = 1e-30  # below, floats run out of digits
+PORT_DTYPES = ("INT8", "INT16")  # that TFLM's kernels use
+MIN_SCALE = 1e-30  # floats below it lose precision
 
 
 def convertible_ports(subgraph: Subgraph) -> list[Port]:
-    """The inputs that only a conversion reads, and the outputs that one writes, which the application can do itself."""
+    """Inputs that only a conversion reads and outputs that one writes, if the application can convert them exactly."""
     ports: list[Port] = []
     taken = Counter((*subgraph.inputs, *subgraph.outputs))
     read = Counter(t for operator in subgraph.operators for t in operator.reads)
@@ -6227,7 +6101,7 @@ def convertible_ports(subgraph: Subgraph) -> list[Port]:
 
 
 def is_exact(port: Port) -> bool:
-    """Whether every value of the inner tensor stands for one of the outer tensor, which is converted back to it."""
+    """True if every value of the inner tensor converts to the outer type and back without loss."""
     outer, inner = port.outer, port.inner
     has_one = inner.quantization is not None and len(inner.quantization.scales) == 1
     if not has_one or not inner.affine or inner.dtype not in PORT_DTYPES:
@@ -6244,21 +6118,21 @@ def is_exact(port: Port) -> bool:
 
 
 def without_conversions(subgraph: Subgraph, ports: Sequence[Port]) -> Rewrite:
-    """The subgraph that takes and gives the inner tensors of its ports."""
+    """The schedule without these conversions: the inner tensors are the inputs and outputs."""
     dropped = {port.operator for port in ports}
     schedule = tuple(i for i in range(len(subgraph.operators)) if i not in dropped)
     return Rewrite(schedule, ports={port.outer.index: port.inner.index for port in ports})
 
 
 ####################################################################################################
-# Splitting, the problem: what there is to cut, and in what figures
+# Splitting, the problem: what can be cut, and at what cost
 ####################################################################################################
 
 
 class Cost(NamedTuple):
-    """What running operators takes; of a change, more than before in all but the peak. Sizes in bytes."""
+    """The cost of operators; for a change, the increase in all but the peak. Sizes in bytes."""
 
-    peak: int  # of tensors as TFLM aligns them, with all that is alive around
+    peak: int  # of aligned tensors, with all others that are alive
     macs: int = 0
     persistent: int = 0  # an estimate of TFLM's persistent structures on a 32-bit target
     operators: int = 0
@@ -6294,7 +6168,7 @@ class SplitRegion:
 
 @dataclass(frozen=True)
 class Composition:
-    """Disjoint regions in execution order, and what the subgraph takes with them."""
+    """Disjoint regions in execution order, and the cost of the subgraph with them."""
 
     regions: tuple[SplitRegion, ...]
     cost: Cost
@@ -6306,10 +6180,10 @@ class Composition:
 
 @dataclass(frozen=True)
 class SplitStep:
-    """What the search knows of one operator."""
+    """What the search knows about one operator."""
 
     operator: Operator
-    rule: RowRule | str  # or why it stays whole
+    rule: RowRule | str  # or why it runs whole
     need: int  # bytes while it runs whole
     macs: int
     persistent: int
@@ -6326,14 +6200,14 @@ class Range(NamedTuple):
 
     start: int
     end: int
-    unsplit: int  # bytes that they need whole
-    bound: int  # bytes that they need at least in unrolled stripes
-    loop_bound: int  # the same as a loop
-    copies: int  # bytes of persistent memory that a second stripe takes
+    unsplit: int  # bytes that they need unsplit
+    bound: int  # lower bound in unrolled stripes, in bytes
+    loop_bound: int  # lower bound as a loop, in bytes
+    copies: int  # persistent bytes of a second stripe
 
 
 class Forms(NamedTuple):
-    """What stripes may become: operators of their own, or iterations of a loop."""
+    """The forms that stripes may have: operators of their own, or iterations of a loop."""
 
     unrolled: bool
     loops: bool
@@ -6345,15 +6219,14 @@ STRIPES_AS = {"auto": Forms(True, True), "loop": Forms(False, True), "unrolled":
 
 MAX_REGION = 100  # operators
 MIN_LOOP_BYTES = 500  # of persistent memory, of a loop without line buffers
-LOOP_NUMBERS = 4 * ARENA_ALIGNMENT  # bytes for the position of a loop and what is looked up
+LOOP_NUMBERS = 4 * ARENA_ALIGNMENT  # bytes for the counter of a loop and its table entries
 STRIPES = (2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32)
 NO_LIMIT = 1 << 80
 A_TENSOR = Tensor(0, "", "INT8", (1, 1, 1, 1), Storage.ACTIVATION, 0, 1)
 
 
 class SplitProblem:
-    """What there is to know of a subgraph before any region is tried: sizes, rules, and the ranges of operators that
-    could be regions. Raises ArenaError if a tensor has no size that TFLM could compute."""
+    """Sizes, rules and ranges of operators that could be regions. Raises ArenaError if a tensor has no known size."""
 
     def __init__(self, graph: ModelGraph, subgraph: Subgraph, forms: Forms) -> None:
         self.forms = forms
@@ -6366,7 +6239,7 @@ class SplitProblem:
             for t in operator.reads:
                 self.readers[t].append(operator.index)
         self.producers = {t: operator.index for operator in subgraph.operators for t in operator.writes}
-        # Bytes alive right before each operator, and at the end: of what was born earlier.
+        # Bytes alive at the start of each operator, and at the end, of tensors that were made earlier.
         entering = Profile(i._replace(first=i.first + 1) for i in self.intervals.values())
         self.entering = [entering.at(position) for position in range(len(subgraph.operators) + 1)]
         self.steps = self.all_steps(graph)
@@ -6374,7 +6247,7 @@ class SplitProblem:
         self.scratch = ScratchOfCopies(subgraph, candidates) if candidates else None
         self.regions: dict[tuple[int, int, bool], Region] = {}
         self.ranges: dict[int, list[Range]] = defaultdict(list)  # by start, the shortest first
-        self.starts: dict[int, set[int]] = defaultdict(set)  # by end, of those that can pay unrolled
+        self.starts: dict[int, set[int]] = defaultdict(set)  # by end, the starts that can pay off unrolled
         for found in self.possible_ranges():
             self.ranges[found.start].append(found)
             if found.bound < found.unsplit:
@@ -6396,7 +6269,7 @@ class SplitProblem:
         return steps
 
     def is_only_producer(self, operator: Operator) -> bool:
-        """Whether what the operator writes comes from nowhere else, and is read after it only, as in sound files."""
+        """True if only this operator writes its outputs and only later ones read them, as in valid files."""
         return all(
             self.producers[t] == operator.index
             and t not in self.subgraph.inputs
@@ -6410,7 +6283,7 @@ class SplitProblem:
         return sum(step.macs for step in self.steps)
 
     def may_take_scratch(self, step: SplitStep) -> bool:
-        """In stripes. With the reference kernels, what takes none as a whole takes none then."""
+        """True if stripes of it may need scratch; with the reference kernels only if it needs some when run whole."""
         kernel = node_of(self.subgraph, step.operator).kernel
         if isinstance(step.rule, str) or kernel is None or kernel.scratch is _no_scratch:
             return False
@@ -6421,10 +6294,8 @@ class SplitProblem:
         return Composition((), Cost(max((step.need for step in self.steps), default=0)))
 
     def possible_ranges(self) -> Iterator[Range]:
-        """All ranges of operators that could be a region, those that end first first.
-
-        Whatever the stripes are, at its start all that it reads is there, at its end every output and its pieces.
-        """
+        """All ranges of operators that could be a region, by rising end. Bounds hold for any stripes: all that it reads
+        is alive at the start, and all outputs with their pieces at the end."""
         for end in range(1, len(self.steps) + 1):
             earliest = unsplit = live_out = copies = 0
             for start in reversed(range(max(end - MAX_REGION, 0), end)):
@@ -6445,7 +6316,7 @@ class SplitProblem:
                     yield Range(start, end, unsplit, bound, loop_bound, copies)
 
     def is_live_out(self, output: int, end: int) -> bool:
-        """Whether a tensor made before ``end`` has to be whole then."""
+        """True if an output made before ``end`` is needed whole there, or has no readers."""
         return not self.readers[output] or (output in self.intervals and self.intervals[output].last >= end)
 
     def region(self, start: int, end: int, is_cached: bool) -> Region:
@@ -6461,12 +6332,11 @@ class SplitProblem:
         return self.regions[key]
 
     def persistent(self, *bills: Bill) -> int:
-        """Persistent bytes of the operators that have been emitted."""
         glue = sum(n * glue_bytes(*kind) for bill in bills for kind, n in bill.glue.items())
         return glue + sum(n * self.steps[like].persistent for bill in bills for like, n in bill.copies.items())
 
     def evaluate(self, start: int, end: int, stripes: int, is_cached: bool) -> SplitRegion | None:
-        """What a region takes; None if it cannot be cut like that."""
+        """The region with its cost; None if it cannot be cut like that."""
         region = self.region(start, end, is_cached)
         if min(region.heights[t] for t in region.live_out) < stripes:
             return None
@@ -6493,12 +6363,12 @@ class SplitProblem:
         return macs
 
     def peak(self, bill: Bill, start: int, end: int) -> int:
-        """The most bytes alive while the new operators run."""
+        """The peak of bytes alive while the new operators run."""
         old, count = bill.old, len(bill.runs)
         born = {t: number for number, (_, outputs) in enumerate(bill.runs) for t in outputs}
         last = {t: number for number, (inputs, _) in enumerate(bill.runs) for t in inputs}
         around, intervals = self.entering[start], []
-        for t, number in last.items():  # what is there before and falls away within the region
+        for t, number in last.items():  # tensors alive before the region that end within it
             if t < old and t in self.intervals and self.intervals[t].last < end:
                 around -= self.sizes[t]
                 intervals.append((self.sizes[t], 0, number))
@@ -6515,19 +6385,16 @@ def glue_bytes(kind: str, inputs: int) -> int:
 
 
 ####################################################################################################
-# Splitting, lower bounds: what unrolled regions take at least, many at a time
+# Splitting, lower bounds: the least cost of unrolled regions, many at a time
 ####################################################################################################
 
 MANY_BYTES = 1 << 50
 
 
 class LowerBounds:
-    """What all regions with one end take at least, in every number of stripes: row by row of ``alive``, from the last
-    operator backwards, bytes of rows that are alive while an operator runs.
-
-    Adding an operator in front adds its output to what is alive until its last reader, and to all later operators
-    what stays: a piece of an output of the region, and rows that are kept for later stripes.
-    """
+    """Lower bounds on the costs of all regions with one end, for every number of stripes. Row n of ``alive`` holds the
+    bytes of rows alive while operator n runs. Operators are added from last to first: each adds its output until the
+    last reader, and to all later operators what stays, pieces of live-out tensors and rows kept for later stripes."""
 
     def __init__(self, problem: SplitProblem, end: int, is_cached: bool) -> None:
         start = min(problem.starts[end])
@@ -6543,9 +6410,9 @@ class LowerBounds:
         self.own = np.zeros((end, columns), dtype=np.int64)
         self.macs = self.persistent = self.around = self.nothing
         self.is_possible = np.ones(columns, dtype=bool)
-        # What comes from outside and falls away: the stripes that read it, and its bytes where no later one does.
+        # Tensors from outside that end in the region: the stripes that read them, and bytes after the last of these.
         self.outside: dict[int, tuple[np.ndarray, np.ndarray]] = {}
-        self.lists: dict[int, list[tuple[int, Cost]]] = {}  # by start: numbers of stripes and costs, the fewest first
+        self.lists: dict[int, list[tuple[int, Cost]]] = {}  # by start: (stripes, least cost), the fewest first
         for row in rows_at_once(self.region, ways):
             self.add(row)
             if row.operator in problem.starts[end]:
@@ -6588,17 +6455,15 @@ class LowerBounds:
             self.own[changed] = self.needed(self.rows[changed])
 
     def available(self, number: int, output: int) -> np.ndarray:
-        """Bytes of the rows of an output that are there once the operator has run."""
+        """Bytes of the rows of an output that are available after the operator has run."""
         row = self.rows[number]
         first, stop = row.computed
         have = np.minimum(first, row.needed[output][0]) if self.region.is_cached else first
         return np.where(first < stop, stop - have, 0) * self.problem.row_bytes[output]
 
     def held(self, number: int, output: int) -> np.ndarray:
-        """The same in stripes in which its last reader runs; in others an earlier one may be the last.
-
-        If several operators read it, nothing but the slice for the last one may be left.
-        """
+        """As :meth:`available`, in stripes in which the last reader runs; in others, an earlier one may be the last.
+        With several readers, only the slice for the last one may be left."""
         reader = self.rows[self.last[output]]
         first, stop = reader.computed
         size = self.available(number, output)
@@ -6608,7 +6473,7 @@ class LowerBounds:
         return np.where(first < stop, size, 0)
 
     def needed(self, row: RowArrays) -> np.ndarray:
-        """Bytes that an operator takes on top of what is alive before it: to cut, to pad and to run."""
+        """Bytes that an operator adds to those alive before it: to slice, to pad and to run."""
         problem, number = self.problem, row.operator
         outputs, rule = self.region.parts[number]
         runs = row.computed[0] < row.computed[1]
@@ -6633,7 +6498,7 @@ class LowerBounds:
         return np.where(runs, most - freed, -MANY_BYTES)
 
     def list(self, start: int) -> list[tuple[int, Cost]]:
-        """What the region from ``start`` takes at least, the fewest stripes first."""
+        """Lower bounds on the cost of the region from ``start``, by number of stripes, the fewest first."""
         ways, steps = self.ways, self.problem.steps[start : self.end]
         around = self.problem.entering[start] + self.around - sum(gone for _, gone in self.outside.values())
         peaks = ways.largest(around + np.max(self.alive[start:] + self.own[start:], axis=0))
@@ -6644,12 +6509,12 @@ class LowerBounds:
 
 
 ####################################################################################################
-# Splitting, loops: what a region takes as one
+# Splitting, loops: the cost of a region as a loop
 ####################################################################################################
 
 
 class LoopCosts:
-    """The loops that regions of a subgraph can be, and their figures."""
+    """The loops that regions of a subgraph can be, and their costs."""
 
     def __init__(self, problem: SplitProblem) -> None:
         self.problem = problem
@@ -6657,7 +6522,7 @@ class LoopCosts:
         self.loops: dict[tuple[int, int, int], Loop] = {}  # by start, end and pace
 
     def family(self, start: int, end: int) -> Loops | None:
-        """All loops that a region can be, if there are any."""
+        """All loops that a region can be; None if it cannot be any."""
         key = start, end
         if key not in self.families:
             try:
@@ -6668,11 +6533,11 @@ class LoopCosts:
         return family if isinstance(family, Loops) else None
 
     def why_no_loop(self, start: int, end: int) -> str:
-        """Why a region cannot be a loop; nothing if it can."""
+        """The reason why a region cannot be a loop; empty if it can."""
         return "" if self.family(start, end) else str(self.families[start, end])
 
     def loop(self, family: Loops, start: int, end: int, pace: int) -> Loop:
-        """The loop that carries the least."""
+        """The loop with the lowest price."""
         key, problem = (start, end, pace), self.problem
         if key not in self.loops:
             loops = [family.loop(pace, is_early) for is_early in (False, True)]
@@ -6683,7 +6548,7 @@ class LoopCosts:
         return self.loops[key]
 
     def price(self, loop: Loop) -> int:
-        """Bytes that tell loops over the same operators apart, more or less."""
+        """Approximate bytes, to compare loops over the same operators."""
         masks = [t for t, track in loop.tracks.items() if track.is_masked]
         buffers = sum(track.has_line_buffer for track in loop.tracks.values())
         uneven = sum(not loop.is_aligned(t) for t in (*masks, *loop.sources))
@@ -6691,7 +6556,7 @@ class LoopCosts:
         return self.carried_bytes(loop) + estimate
 
     def carried_bytes(self, loop: Loop) -> int:
-        """What a loop carries, its inputs apart."""
+        """Bytes that a loop carries, without its inputs."""
         outputs = 0 if loop.over_input else sum(self.problem.sizes[output] for output in loop.written)
         lines = sum(self.line_buffer(t, track) for t, track in loop.tracks.items() if track.has_line_buffer)
         return lines + outputs + LOOP_NUMBERS
@@ -6701,7 +6566,7 @@ class LoopCosts:
         return align(track.height * self.problem.row_bytes[t] * (width + sum(track.columns)) // width)
 
     def min_bytes(self, family: Loops, start: int, end: int, pace: int) -> int:
-        """Bytes that a loop takes at least."""
+        """A lower bound on the peak of a loop, in bytes."""
         return self.problem.entering[start] + self.carried_bytes(self.loop(family, start, end, pace))
 
     def macs(self, loop: Loop) -> int:
@@ -6712,7 +6577,7 @@ class LoopCosts:
         )
 
     def evaluate(self, family: Loops, start: int, end: int, pace: int) -> SplitRegion:
-        """What a region takes as a loop."""
+        """The region as a loop, with its cost."""
         problem, loop = self.problem, self.loop(family, start, end, pace)
         outside, steps = Emitter(problem.subgraph), problem.steps[start:end]
         emitter = LoopEmitter(outside, loop)
@@ -6720,7 +6585,7 @@ class LoopCosts:
         emitters = outside, emitter.iteration.body, emitter.cond
         bills = around, body, cond = [Bill(one, problem.scratch) for one in emitters]
         used = {t for step in steps for t in (*step.operator.reads, *step.operator.writes)} - {*loop.written}
-        free = {t for t in used if self.is_only_used(t, start, end)}  # places for new tensors, in subgraph 0
+        free = {t for t in used if self.is_only_used(t, start, end)}  # numbers for new tensors of subgraph 0
         tensors = max(len(around.sizes) - len(free), 0)
         for part in (body, cond):
             constants = {t for inputs, _ in part.runs for t in inputs if t < part.old}
@@ -6733,7 +6598,7 @@ class LoopCosts:
         return SplitRegion(start, end, loop.iterations, True, Cost(peak, macs, persistent, runs), loop)
 
     def is_only_used(self, t: int, start: int, end: int) -> bool:
-        """Whether only operators [start, end) read and write a tensor."""
+        """True if only operators [start, end) read and write a tensor."""
         problem = self.problem
         makers = [problem.producers[t]] if t in problem.producers else []
         is_outside = t in problem.subgraph.inputs or t in problem.subgraph.outputs
@@ -6741,7 +6606,7 @@ class LoopCosts:
 
 
 def iteration_peak(body: Bill, handed: Mapping[int, int]) -> int:
-    """The most bytes alive in an iteration, of what is not carried."""
+    """The peak of bytes alive in an iteration, without carried tensors."""
     born = {t: number for number, (_, outputs) in enumerate(body.runs) for t in outputs}
     last = {t: number for number, (inputs, _) in enumerate(body.runs) for t in inputs}
     for old, new in handed.items():
@@ -6752,13 +6617,13 @@ def iteration_peak(body: Bill, handed: Mapping[int, int]) -> int:
 
 
 ####################################################################################################
-# Splitting, the search: which regions in how many stripes pay
+# Splitting, the search: which regions and numbers of stripes pay off
 ####################################################################################################
 
 
-DEFAULT_MAX_MACS = 10.0  # per cent more multiply-accumulates than before
-RIVALS = 1.05  # times the smallest sum: what may need the least once it is reordered
-COARSE = 0.9  # from one limit on the peak to the next, at first
+DEFAULT_MAX_MACS = 10.0  # increase in multiply-accumulates, in per cent
+RIVALS = 1.05  # times the smallest sum: up to it, a composition may be the best once it is reordered
+COARSE = 0.9  # factor from one limit on the peak to the next, in the first pass
 Price = Callable[[Cost], int]  # prices of regions add up
 
 
@@ -6767,13 +6632,13 @@ def in_memory(cost: Cost) -> int:
 
 
 def in_time(cost: Cost) -> int:
-    """Multiply-accumulates, and of equal ones memory."""
+    """Multiply-accumulates, then persistent memory."""
     return (cost.macs << 40) + cost.persistent
 
 
 class SplitSearch:
-    """Finds the regions of a subgraph that pay. With a fixed order the peaks of disjoint regions are independent, given
-    what is alive at their ends, so choices compose by dynamic programming. Raises ArenaError as SplitProblem does."""
+    """Finds the regions of a subgraph that pay off, by dynamic programming: in a fixed order, given what is alive at
+    their ends, the peaks of disjoint regions are independent. Raises ArenaError as :class:`SplitProblem`."""
 
     def __init__(self, graph: ModelGraph, subgraph: Subgraph, budget: Budget, forms: Forms = UNROLLED) -> None:
         self.problem = SplitProblem(graph, subgraph, forms)
@@ -6784,16 +6649,14 @@ class SplitSearch:
         self.looped: dict[tuple[int, int, int], SplitRegion] = {}
 
     def try_ranges(self, limit: int, max_macs: int, best: int, price: Price) -> None:
-        """Give every range that needs more than ``limit`` bytes, if it can have it, a region that does not.
-
-        Few stripes come first, since more of them cost more; later calls, with lower limits, go on from there.
-        ``best`` is the smallest sum of peak and additional persistent bytes so far; a region that cannot be part of a
-        smaller one is left out, and so is one that costs more than regions within it that do the same.
-        """
+        """Find regions within ``limit`` bytes for the ranges that need more. Few stripes come first, since more cost
+        more; later calls, with lower limits, continue from there. ``best`` is the smallest sum of peak and additional
+        persistent bytes so far. Skips regions that cannot be part of a smaller sum, or that cost more than regions
+        inside them with the same effect."""
         limits, steps = Cost(limit, max_macs), self.problem.steps
         cheapest = [self.cheapest(self.regions[start], limits, price) for start in range(len(steps))]
         for start in sorted(self.problem.ranges, reverse=True):
-            inside = [NO_LIMIT] * (len(steps) + 1)  # by end, the price from start to there of what is known
+            inside = [NO_LIMIT] * (len(steps) + 1)  # by end, the lowest known price from start to there
             inside[start] = 0
             done = start
             for found in self.problem.ranges[start]:
@@ -6826,7 +6689,7 @@ class SplitSearch:
         return found
 
     def try_range(self, found: Range, is_cached: bool, limits: Cost, max_price: int, price: Price) -> None:
-        """Cut a range in ever more stripes until it is within the limits, or costs as much as ``max_price``."""
+        """Cut a range into more and more stripes until it is within the limits or costs ``max_price`` or more."""
         which = found.end, is_cached
         if which not in self.bounds:
             self.bounds[which] = LowerBounds(self.problem, *which).lists
@@ -6849,7 +6712,7 @@ class SplitSearch:
         where = found.start, found.end
         if (family := self.loops.family(*where)) is None:
             return
-        # The more rows in an iteration, the larger the line buffers.
+        # More rows per iteration need larger line buffers.
         count = bisect.bisect_right(
             family.paces, limits.peak, key=lambda pace: self.loops.min_bytes(family, *where, pace)
         )
@@ -6862,12 +6725,12 @@ class SplitSearch:
                 self.regions[found.start].append(self.looped[key])
             cost = self.looped[key].cost
             if cost.persistent > limits.persistent or price(cost) >= max_price:
-                return  # and so are all others, of more iterations
+                return  # more iterations cost even more
             if cost.peak <= limits.peak and cost.macs <= limits.macs:
                 return
 
     def compose(self, limit: int, max_macs: int, price: Price) -> Composition | None:
-        """The regions that keep the peak within the limit at the least price."""
+        """The regions with the lowest price that keep the peak within the limit; None if there are none."""
         steps = self.problem.steps
         labels: list[list[Composition]] = [[] for _ in range(len(steps) + 1)]
         labels[0] = [Composition((), Cost(0))]
@@ -6883,21 +6746,18 @@ class SplitSearch:
         return min(labels[-1], key=lambda label: price(label.cost), default=None)
 
     def fitting(self, limit: int, max_macs: int) -> Composition | None:
-        """The fewest multiply-accumulates, and of those the least memory, within a peak."""
+        """The composition within a peak that has the fewest multiply-accumulates, then the least memory."""
         self.try_ranges(limit, max_macs, NO_LIMIT, in_time)
         return self.compose(limit, max_macs, in_time)
 
     def front(self, max_macs: int) -> list[Composition]:
-        """Compositions with ever lower peaks, each with the least persistent memory for its peak, unsplit first; all
-        those near the smallest sum, and some others.
-
-        The lower the peak, the more persistent memory: so between two limits no sum is smaller than the lower limit
-        and the memory for the upper one.
-        """
+        """Compositions by falling peak, unsplit first, each with the least persistent memory for its peak: all near the
+        smallest sum, and some others. A lower peak needs more persistent memory, so no sum between two limits is
+        smaller than the lower limit plus the memory for the upper one."""
         unsplit = self.problem.unsplit
         found: dict[Any, Composition] = {(): unsplit}
         limit = unsplit.cost.peak - 1
-        steps: list[tuple[Composition, int]] = []  # what has been found, and the limit that was tried after it
+        steps: list[tuple[Composition, int]] = []  # a composition, and the limit that was tried after it
         latest: Composition | None = unsplit
         while latest is not None and not self.budget.is_over:
             steps.append((latest, limit))
@@ -6913,7 +6773,7 @@ class SplitSearch:
         return sorted(found.values(), key=lambda c: -c.cost.peak)
 
     def within(self, limit: int, max_macs: int, found: dict[Any, Composition]) -> Composition | None:
-        """What takes the least persistent memory within a peak, to be added to what has been found."""
+        """The composition with the least persistent memory within a peak, added to ``found``; else None."""
         self.try_ranges(limit, max_macs, min(c.cost.sum for c in found.values()), in_memory)
         composition = self.compose(limit, max_macs, in_memory)
         if composition is None or composition.cost.peak > limit:
@@ -6941,19 +6801,18 @@ class SplitSearch:
 
 
 def _extend(labels: list[Composition], label: Composition, regions: tuple[SplitRegion, ...], cost: Cost) -> None:
-    """Add the label with one more step, unless another is at least as good in everything that counts; drop those that
-    it makes useless."""
+    """Add the label with one more step unless another is as good in every respect; drop those that it beats."""
     macs, persistent = label.cost.macs + cost.macs, label.cost.persistent + cost.persistent
     if not any(old.cost.persistent <= persistent and old.cost.macs <= macs for old in labels):
         labels[:] = [old for old in labels if old.cost.persistent < persistent or old.cost.macs < macs]
         labels.append(Composition(label.regions + regions, label.cost.then(cost)))
 
 
-MAX_ALTERNATIVES = 10  # that are shown
+MAX_ALTERNATIVES = 10  # shown to the user
 
 
 def spread(front: Sequence[Composition], best: Composition) -> list[Composition]:
-    """The first, the last and the best of a front, and some that lie evenly between by their peaks."""
+    """The first, the last and the best of a front, and some between, at even distances of their peaks."""
     goals = np.linspace(front[0].cost.peak, front[-1].cost.peak, MAX_ALTERNATIVES)
     chosen = {min(range(len(front)), key=lambda i: abs(front[i].cost.peak - goal)) for goal in goals}
     return [front[i] for i in sorted(chosen | {front.index(best)})]
@@ -6966,7 +6825,7 @@ def whole_steps(search: SplitSearch, composition: Composition) -> list[SplitStep
 
 
 def bottleneck_of(search: SplitSearch, composition: Composition) -> str:
-    """What needs the most memory with these regions in stripes, and what might lower that."""
+    """The bottleneck with these regions in stripes, and why it cannot be lowered."""
     problem = search.problem
     region = max(composition.regions, key=lambda r: r.cost.peak, default=None)
     step = max(whole_steps(search, composition), key=lambda s: s.need, default=None)
@@ -6984,7 +6843,7 @@ def bottleneck_of(search: SplitSearch, composition: Composition) -> str:
 
 
 def reasons_for_whole(search: SplitSearch, composition: Composition) -> list[str]:
-    """Why operators that need more than half of the peak have to run whole, one sentence per reason."""
+    """Why operators that need more than half of the peak run whole, one sentence per reason."""
     found: dict[tuple[str, str], list[str]] = defaultdict(list)
     for step in whole_steps(search, composition):
         if isinstance(step.rule, str) and 2 * step.need > composition.cost.peak:
@@ -6993,7 +6852,7 @@ def reasons_for_whole(search: SplitSearch, composition: Composition) -> list[str
 
 
 def reasons_for_no_loop(search: SplitSearch, composition: Composition) -> list[str]:
-    """Why regions in stripes cannot be loops, one sentence for each, if loops were asked for."""
+    """Why regions in stripes cannot be loops, one sentence each; empty if loops are not allowed."""
     regions = composition.regions if search.problem.forms.loops else ()
     reasons = {region: search.loops.why_no_loop(region.start, region.end) for region in regions}
     return [f"operators {region.start} to {region.end - 1}: {why}" for region, why in reasons.items() if why]
@@ -7006,15 +6865,15 @@ def reasons_for_no_loop(search: SplitSearch, composition: Composition) -> list[s
 # Few values: one-dimensional k-means has an exact solution, since clusters are intervals of the sorted values. Many
 # values: the exact solution for cells of them, polished by KMeans.
 
-EXACT_UP_TO = 1 << 12  # distinct values, for which every border between clusters is tried
-TABLE_UP_TO = 1 << 9  # of them, the gains of all intervals are computed at once
-CELLS, CELLS_PER_CLUSTER = 1 << 10, 32  # the larger, where there are more distinct values
-POLISH_ROUNDS, REACH = 20, 32  # of the polish, and how many values a border may move in one of the last
+EXACT_UP_TO = 1 << 12  # distinct values for which the result is exact
+TABLE_UP_TO = 1 << 9  # positions for which a table holds the gains of all intervals
+CELLS, CELLS_PER_CLUSTER = 1 << 10, 32  # number of cells for more distinct values: the larger of both
+POLISH_ROUNDS, REACH = 20, 32  # rounds, and how far a border may move in the last ones, in values
 
 
 @dataclass(frozen=True)
 class Clustering:
-    """The values of one array, replaced by the few of a code-book."""
+    """An array whose values are replaced by those of a code-book."""
 
     values: np.ndarray  # of the shape and type of the original
     codebook: np.ndarray  # ascending, of the type of the original
@@ -7026,16 +6885,15 @@ class Clustering:
 def cluster_values(values: np.ndarray, clusters: int) -> Clustering:
     """Replace an array's values by at most ``clusters`` distinct ones, with the least possible squared error.
 
-    Up to EXACT_UP_TO distinct values the result is the optimum, as far as sums in double precision can tell, by
-    dynamic programming over the borders between clusters (Wang and Song 2011); of integers over integer centroids.
-    More values are put into cells of nearly equal count and width, and more of them where cells are expected to hold
-    several borders; the optimum for the cells is where scikit-learn's KMeans starts from. On random arrays of 12 kinds,
-    heavy-tailed ones and mixtures among them, the result was never more than 0.1 % above the optimum, for up to 128
+    Up to EXACT_UP_TO distinct values the result is optimal, to double precision, by dynamic programming over the
+    borders of clusters (Wang and Song 2011); centroids of integers are integers. More values are grouped into cells of
+    nearly equal count and width, denser where borders are likely, whose optimum is where scikit-learn's KMeans starts.
+    On random arrays of 12 kinds, some heavy-tailed or mixed, the result was within 0.1 % of the optimum for up to 128
     clusters (``tests/benchmarks/clustering.py --exact``).
     """
     flat = values.reshape(-1)
     if values.dtype == np.float16:
-        flat = flat.astype(np.float32)  # loses nothing, is faster, and numpy 2.4 sorts float16 wrongly on AVX-512
+        flat = flat.astype(np.float32)  # lossless and faster, and numpy 2.4 sorts float16 wrongly on AVX-512
     distinct, counts = _counted(flat)
     ranked = Ranked.of(distinct, counts, is_integer=flat.dtype.kind != "f")
     if len(distinct) <= EXACT_UP_TO:
@@ -7050,7 +6908,7 @@ def cluster_values(values: np.ndarray, clusters: int) -> Clustering:
     error = float(np.einsum("i,i,i", ranked.counts, distance, distance))  # np.dot would wait for threads
     if flat.dtype.kind == "f" or flat.dtype.itemsize > 2:
         clustered = codebook[np.searchsorted(below, flat)]
-    else:  # by a table, which is many times faster
+    else:  # a table is many times faster
         least = int(distinct[0])
         clustered = codebook[np.searchsorted(below, np.arange(least, int(distinct[-1]) + 1))][
             flat.astype(np.int64) - least
@@ -7080,8 +6938,7 @@ def _thresholds(codebook: np.ndarray) -> np.ndarray:
 
 
 def _polished(ranked: Ranked, clusters: int) -> np.ndarray:
-    """A code-book for many values: the best one for cells of them is where KMeans starts from, on smaller cells; what
-    it reaches settles on single values."""
+    """A code-book for many values: the optimum for large cells, refined on small cells (KMeans), then on values."""
     from sklearn.cluster import KMeans
 
     points = ranked.grouped(EXACT_UP_TO)
@@ -7089,7 +6946,7 @@ def _polished(ranked: Ranked, clusters: int) -> np.ndarray:
     codebook = cells.centroids(cells.best_borders(clusters))
     kmeans = KMeans(len(codebook), init=codebook[:, None], n_init=1, max_iter=POLISH_ROUNDS, tol=0)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that it has not converged, or takes close values for the same
+        warnings.simplefilter("ignore")  # about missing convergence, or close values taken for equal
         kmeans.fit(points.values[:, None], sample_weight=points.counts)
     reached = np.sort(kmeans.cluster_centers_[:, 0])
     inner = np.unique(np.searchsorted(ranked.values, (reached[1:] + reached[:-1]) / 2, side="right"))
@@ -7103,13 +6960,13 @@ def _polished(ranked: Ranked, clusters: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Ranked:
-    """Ascending values, or the means of cells of them, with counts; intervals cost constant time, by prefix sums."""
+    """Ascending values, or means of cells of them, with counts; prefix sums make intervals cost constant time."""
 
     values: np.ndarray  # float64
     counts: np.ndarray  # float64
-    sums: np.ndarray  # of values - centre, so that differences of prefix sums keep their digits
-    centre: float  # of the distinct values the middle one: outliers do not move it
-    is_integer: bool  # whether centroids have to be whole
+    sums: np.ndarray  # of values - centre, so that differences of prefix sums stay precise
+    centre: float  # the middle of the distinct values: outliers do not move it
+    is_integer: bool  # True if centroids must be integers
 
     @classmethod
     def of(cls, values: np.ndarray, counts: np.ndarray, is_integer: bool) -> Ranked:
@@ -7118,8 +6975,8 @@ class Ranked:
         return cls(exact, weights, (exact - centre) * weights, centre, is_integer)
 
     def grouped(self, most: int) -> Ranked:
-        """About so many cells instead, of nearly equal count and width, and more of them where borders of a good
-        code-book are likely: as dense as the cube root of the density of the values (Panter and Dite 1951)."""
+        """About ``most`` cells of nearly equal count and width, denser where borders of a good code-book are likely: as
+        the cube root of the density of the values (Panter and Dite 1951)."""
         rank, values = self.prefix[0], self.values
         shares = np.arange(most // 4) / (most // 4)
         by_count = np.searchsorted(rank[1:], shares * rank[-1], side="right")
@@ -7143,7 +7000,7 @@ class Ranked:
         return sums[0], sums[1]
 
     def gain(self, start: np.ndarray, end: np.ndarray) -> np.ndarray:
-        """By how much a centroid for values[start:end] lowers the sum of squares; minus infinity for none at all."""
+        """How much a centroid for values[start:end] lowers the sum of squares; minus infinity if there are none."""
         counts, sums = self.prefix
         n, s = counts[end] - counts[start], sums[end] - sums[start]
         is_empty = n <= 0
@@ -7164,23 +7021,20 @@ class Ranked:
         return np.arange(size + 1) if clusters >= size else self._chosen([np.arange(size + 1)] * (clusters - 1))
 
     def moved(self, borders: np.ndarray) -> np.ndarray:
-        """The best borders not more than REACH values from the given ones, all of them moved together."""
+        """The best borders within REACH values of the given ones, all of them moved together."""
         near = borders[1:-1, None] + np.arange(-REACH, REACH + 1)
         return self._chosen([*np.clip(near, 1, len(self.values) - 1)])
 
     def _chosen(self, columns: Sequence[np.ndarray]) -> np.ndarray:
-        """The best borders, one from every column; a long column has to be all positions.
-
-        Column by column, ``best[e]`` is what the best intervals up to a border ``e`` gain, and ``choices`` where the
-        last of them starts.
-        """
+        """The best borders, one from every column; a long column must hold all positions. Per column, ``best[e]`` is
+        the gain of the best intervals up to border ``e``, and ``choices`` holds the start of the last of them."""
         ends = [np.array([0]), *columns, np.array([len(self.values)])]
         best, table, choices = np.zeros(1), np.zeros(0), []
         for before, column in itertools.pairwise(ends):
             if min(len(before), len(column)) > TABLE_UP_TO:
                 choice, best = self.best_starts(best)
             else:
-                if column is not before or table.size != len(column) ** 2:  # it stays where the column does
+                if column is not before or table.size != len(column) ** 2:  # equal columns share a table
                     table = self.gain(before, column[:, None])
                 choice = np.argmax(best + table, axis=1)
                 best = best[choice] + table[np.arange(len(column)), choice]
@@ -7192,15 +7046,13 @@ class Ranked:
         return np.array(borders[::-1])
 
     def best_starts(self, best: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """For every end the start that maximises best[start] + gain(start, end), and that maximum.
-
-        The gain has the Monge property, so a later end never has an earlier best start: every second end is looked
-        up between the answers of its neighbours, all ends of one round at once.
-        """
+        """For every end, the start that maximises best[start] + gain(start, end), and that maximum. The gain has the
+        Monge property, so a later end never has an earlier best start: each round halves the distance of the ends and
+        looks for each new one between the answers of its neighbours."""
         size = len(best)
         choice, total = np.zeros(size + 1, dtype=np.int64), np.empty(size)
         step = 1 << (size - 1).bit_length()
-        choice[size] = size - 1  # behind the last end
+        choice[size] = size - 1  # after the last end
         while step >= 1:
             ends = np.arange(step - 1, size, 2 * step)
             low = np.where(ends >= step, choice[ends - step], 0)
@@ -7228,7 +7080,7 @@ def decibels(signal: float, noise: float) -> float:
 
 @dataclass(frozen=True)
 class ClusteredWeights:
-    """What clustering did to one weight matrix. Entropy and index sizes count the matrix alone, in bits or bytes."""
+    """The effect of clustering on one weight matrix. Sizes in bytes; entropy and index sizes exclude code-books."""
 
     name: str
     operator: str
@@ -7242,7 +7094,7 @@ class ClusteredWeights:
     bytes_before: int
     codebook_bytes: int
     index_bytes: int  # every element as a packed index into its code-book
-    entropy_bytes: int  # what an ideal entropy coder of the indices would need instead
+    entropy_bytes: int  # size with an ideal entropy coder for the indices instead
 
     @property
     def sqnr_db(self) -> float:
@@ -7277,7 +7129,7 @@ def weight_tensors(graph: ModelGraph) -> tuple[list[tuple[str, Tensor]], list[st
                 if tensor.is_sparse:
                     notes[f"{tensor.name} is stored sparse and stays as it is"] = None
                 elif tensor.element.numpy is None:
-                    if operator.kind != "GATHER":  # which also gathers indices, shapes and the like
+                    if operator.kind != "GATHER":  # GATHER also reads indices, shapes and the like
                         notes[f"{tensor.name} is of type {tensor.dtype} and stays as it is"] = None
                 elif tensor.bytes != span.size:
                     notes[f"{tensor.name} does not fill its buffer and stays as it is"] = None
@@ -7305,7 +7157,7 @@ def encode_weights(tensor: Tensor, values: np.ndarray) -> np.ndarray:
 def cluster_tensor(
     kind: str, tensor: Tensor, weights: np.ndarray, clusters: int, per_channel: bool = False
 ) -> tuple[np.ndarray, ClusteredWeights]:
-    """Cluster one weight matrix, whole or per quantised channel. Returns the new weights and the account of it."""
+    """Cluster one weight matrix, whole or per quantised channel. Returns the new weights and their statistics."""
     channels: list[Any] = [np.s_[:]]
     quantization = tensor.quantization
     if per_channel and quantization is not None and len(quantization.scales) > 1:
@@ -7344,7 +7196,7 @@ def cluster_tensor(
 def cluster_to_quality(
     kind: str, tensor: Tensor, weights: np.ndarray, most: int, per_channel: bool, min_sqnr: float
 ) -> tuple[np.ndarray, ClusteredWeights]:
-    """As :func:`cluster_tensor`, with the fewest clusters that keep so many decibels, or with ``most`` if none do."""
+    """As :func:`cluster_tensor`, with the fewest clusters that reach ``min_sqnr`` decibels, or ``most`` if none do."""
 
     @cache
     def clustered(count: int) -> tuple[np.ndarray, ClusteredWeights]:
@@ -7356,7 +7208,7 @@ def cluster_to_quality(
 
 
 ####################################################################################################
-# Compression: weights with few distinct values as code-books and indices, which TFLM decodes when they are needed
+# Compression: weights with few distinct values as code-books and indices, which TFLM decodes when needed
 ####################################################################################################
 
 # The format is that of tensorflow/lite/micro/kernels/decode_state_lut.cc: 16 bytes of header, the code-books, and one
@@ -7365,12 +7217,12 @@ def cluster_to_quality(
 COMPRESSED_KINDS = frozenset("CONV_2D DEPTHWISE_CONV_2D FULLY_CONNECTED TRANSPOSE_CONV".split())
 COMPRESSED_DTYPES = frozenset(("INT8", "INT16", "FLOAT32"))
 MAX_CODEBOOK = 128  # values
-DECODE_FILE_BYTES = 160  # of tables in the file for one more operator and its tensors, about
-HAS_ONE_CODEBOOK = 15  # in place of the axis of the channels
+DECODE_FILE_BYTES = 160  # approximate bytes in the file per additional operator and its tensors
+HAS_ONE_CODEBOOK = 15  # header value instead of the channel axis
 
 
 class Payload(NamedTuple):
-    """What TFLM_DECODE reads."""
+    """The two constant inputs of TFLM_DECODE: packed indices, and a header with code-books."""
 
     encoded: bytes
     ancillary: bytes
@@ -7381,10 +7233,10 @@ class Payload(NamedTuple):
 
 
 def payload_of(values: np.ndarray, axis: int | None) -> Payload | None:
-    """Weights as code-books, one or one per index along an axis, and indices; None if there are too many values."""
+    """Encode weights as code-books (one, or one per index of ``axis``) and indices; None if a code-book is too big."""
     words = np.ascontiguousarray(values)
     if words.dtype.kind == "f":
-        words = words.view(f"u{words.dtype.itemsize}")  # so that every NaN and zero is itself
+        words = words.view(f"u{words.dtype.itemsize}")  # bit patterns, to keep every NaN and both zeros apart
     rows = words[np.newaxis] if axis is None else np.moveaxis(words, axis, 0)
     books, indices = zip(*(np.unique(row, return_inverse=True) for row in rows), strict=True)
     stride = max(map(len, books))
@@ -7403,14 +7255,14 @@ def payload_of(values: np.ndarray, axis: int | None) -> Payload | None:
 
 
 class Compressible(NamedTuple):
-    """A weight tensor that could be decoded before the first operator that reads it."""
+    """A weight tensor that TFLM can decode before the first operator that reads it."""
 
     tensor: int
     readers: tuple[int, ...]  # operators, in their order
     payloads: tuple[Payload, ...]  # one, or one for each slice of the outputs of a FULLY_CONNECTED
     saved: int  # bytes of the file
-    level: int  # bytes in use while it is there
-    kept: int  # bytes of persistent structures, about
+    level: int  # peak bytes in use while the decoded tensor is alive
+    kept: int  # approximate bytes of persistent structures
 
     @property
     def slices(self) -> int:
@@ -7418,11 +7270,10 @@ class Compressible(NamedTuple):
 
 
 def most_saved(parts: Sequence[Compressible], budget: int) -> Sequence[Compressible]:
-    """Those that save the most and keep no more than so many bytes together: by dynamic programming over what they
-    keep."""
+    """The parts that save most and together keep at most ``budget`` bytes, by dynamic programming over kept bytes."""
     if sum(part.kept for part in parts) <= budget:
         return parts
-    ways: dict[int, tuple[int, tuple[Compressible, ...]]] = {0: (0, ())}  # by bytes kept: bytes saved, and by what
+    ways: dict[int, tuple[int, tuple[Compressible, ...]]] = {0: (0, ())}  # kept bytes -> (saved bytes, parts)
     for part in parts:
         for kept, (saved, chosen) in list(ways.items()):
             more = kept + part.kept
@@ -7432,19 +7283,18 @@ def most_saved(parts: Sequence[Compressible], budget: int) -> Sequence[Compressi
 
 
 class Compression:
-    """The weights of subgraph 0 that have few values, and what decoding them takes. Raises ArenaError if a tensor has
-    no size that TFLM could compute."""
+    """The weights of subgraph 0 with few values, and the cost of decoding. Raises ArenaError if a size is unknown."""
 
     def __init__(self, model: Snapshot) -> None:
         self.model, self.graph, self.subgraph = model, model.graph, model.graph.subgraphs[0]
         self.needs = operator_needs(self.graph, self.subgraph)
-        self.readers: dict[int, list[tuple[int, int]]] = defaultdict(list)  # by tensor: operator, position
+        self.readers: dict[int, list[tuple[int, int]]] = defaultdict(list)  # tensor -> (operator, position)
         for operator in self.subgraph.operators:
             for position, t in enumerate(operator.inputs):
                 self.readers[t].append((operator.index, position))
         self.users = Counter(t.buffer for s in self.graph.subgraphs for t in s.tensors)
-        self.left_out: dict[str, list[str]] = defaultdict(list)  # names of weights, by the reason
-        self.in_slices: dict[tuple[int, int], Compressible | None] = {}  # by tensor and how many
+        self.left_out: dict[str, list[str]] = defaultdict(list)  # reason -> names of weights
+        self.in_slices: dict[tuple[int, int], Compressible | None] = {}  # by (tensor, number of slices)
         self.found = [c for tensor in self.subgraph.tensors if (c := self.compressible(tensor))]
 
     @property
@@ -7453,14 +7303,14 @@ class Compression:
 
     @property
     def notes(self) -> list[str]:
-        """What stays as it is, one sentence per reason."""
+        """Why weights stay uncompressed, one sentence per reason."""
         return [
             f"{shorten(names[0])}{f' and {len(names) - 1} more' if len(names) > 1 else ''}: {why}"
             for why, names in self.left_out.items()
         ]
 
     def compressible(self, tensor: Tensor) -> Compressible | None:
-        """The tensor as a whole, if that makes the file smaller."""
+        """The whole tensor as a candidate, or None if compressing it does not shrink the file."""
         readers, operators = self.readers[tensor.index], self.subgraph.operators
         is_weight = tensor.storage is Storage.CONSTANT and readers and len(tensor.shape) >= 2
         if not is_weight or any(position not in kind_of(operators[o]).weights for o, position in readers):
@@ -7495,7 +7345,7 @@ class Compression:
         return ""
 
     def axis(self, tensor: Tensor) -> int | None:
-        """The axis along which there is a code-book each: where there is a scale each, as the kernel reads them."""
+        """The axis with a code-book per index, which is that of the scales, as the kernel reads them; None for one."""
         quantization = tensor.quantization
         return quantization.dimension if quantization and len(quantization.scales) > 1 else None
 
@@ -7503,8 +7353,7 @@ class Compression:
         return decode_weights(tensor, self.graph.buffers[tensor.buffer].data)
 
     def sliced(self, whole: Compressible, limit: int) -> Compressible | None:
-        """The weights of a FULLY_CONNECTED in as few slices of its outputs as need no more than a limit, decoded one
-        after the other."""
+        """FULLY_CONNECTED weights in the fewest output slices, decoded one by one, within ``limit`` bytes, or None."""
         operator, tensor = self.subgraph.operators[whole.readers[0]], self.subgraph.tensors[whole.tensor]
         output, bias = self.subgraph.tensors[operator.outputs[0]], operator.inputs[2:3]
         is_constant = all(t < 0 or _is_constant(self.subgraph.tensors[t]) for t in bias)
@@ -7523,7 +7372,7 @@ class Compression:
         return None
 
     def cut(self, whole: Compressible, count: int, level: int) -> Compressible | None:
-        """The weights in so many slices, if that makes the file smaller."""
+        """The weights in ``count`` slices, or None if that does not shrink the file."""
         tensor = self.subgraph.tensors[whole.tensor]
         parts = np.split(self.values(tensor), count)
         payloads = [payload for part in parts if (payload := payload_of(part, self.axis(tensor)))]
@@ -7535,8 +7384,7 @@ class Compression:
         return found._replace(kept=after - persistent_bytes(self.graph).total)
 
     def within(self, limit: int, budget: int | None = None) -> list[Compressible]:
-        """What saves the most with no more than so many bytes in use, and so many more bytes of structures. That is
-        exact as long as no weights are read by several operators."""
+        """The best choice for ``limit`` bytes and ``budget`` more persistent ones; exact if weights are not shared."""
         fitting = []
         for whole in self.found:
             part = whole if whole.level <= limit else self.sliced(whole, limit)
@@ -7553,7 +7401,7 @@ class Compression:
         return chosen
 
     def best(self, more_ram: int | None) -> list[Compressible]:
-        """What saves the most: without a higher peak, or with a peak and structures that take so many bytes more."""
+        """The choice that saves most without a higher peak, or with ``more_ram`` bytes more of peak and structures."""
         if more_ram is None:
             return self.within(self.peak)
         limits = {self.peak, *(part.level for part in self.found)}
@@ -7562,10 +7410,10 @@ class Compression:
         return max(ways, key=lambda chosen: sum(part.saved for part in chosen), default=[])
 
     def rewrite(self, chosen: Iterable[Compressible]) -> Rewrite:
-        """The schedule with these weights decoded in front of their first readers."""
+        """The schedule with the chosen weights decoded before their first readers."""
         emitter = Emitter(self.subgraph)
         first = {part.readers[0]: part for part in chosen}
-        place: dict[int, int] = {}  # of the tensors that are decoded
+        place: dict[int, int] = {}  # weights -> decoded tensor
         schedule: list[int | NewOperator] = []
         for operator in self.subgraph.operators:
             before, part = len(emitter.operators), first.get(operator.index)
@@ -7616,28 +7464,28 @@ class Compression:
 
 
 ####################################################################################################
-# Decisions: what a step did, in figures, in words and as JSON
+# Decisions: the results of steps, as figures, text and JSON
 ####################################################################################################
 
 
 def saving(before: int, after: int) -> str:
-    """``1,000 B -> 750 B (25.0 % less)``."""
+    """Format a change of bytes as ``1,000 B -> 750 B (25.0 % less)``."""
     percent = 100 * (1 - after / before) if before else 0.0
     return f"{before:,} B -> {after:,} B ({abs(percent):.1f} % {'less' if percent >= 0 else 'more'})"
 
 
 def listed(title: str, sentences: Sequence[str]) -> list[str]:
-    """A line for each sentence, up to MAX_LISTED."""
+    """One line per sentence, at most MAX_LISTED, then a line that counts the rest."""
     lines = [f"{title} {sentence}" for sentence in sentences[:MAX_LISTED]]
     more = len(sentences) - MAX_LISTED
     return lines + ([f"{title} ... and {more:,} more reasons"] if more > 0 else [])
 
 
-MAX_FOLDERS = 20  # in a name
+MAX_FOLDERS = 20  # to remove from the front of names
 
 
 def plain_names(names: Iterable[str]) -> dict[str, str]:
-    """The names without the folders that most of them share."""
+    """Map each name to its form without the folders that most of the names share."""
     names = list(names)
     shared = [""]
     while len(shared) <= MAX_FOLDERS:
@@ -7659,7 +7507,7 @@ def registered(kinds: Sequence[str]) -> str:
 
 
 def text_table(headers: Sequence[str], rows: Iterable[Sequence[Any]], left: Collection[str] = ()) -> str:
-    """A table for people; the columns that are not named in ``left`` are aligned to the right."""
+    """Format rows for the terminal; columns not named in ``left`` are right-aligned."""
     from prettytable import PrettyTable
 
     table = PrettyTable(list(headers), align="r")
@@ -7670,22 +7518,22 @@ def text_table(headers: Sequence[str], rows: Iterable[Sequence[Any]], left: Coll
 
 @dataclass(frozen=True, kw_only=True)
 class Decision:
-    """What a step did with a model. Sizes are bytes; None where there is nothing to say, as after a refusal."""
+    """The result of a step. Sizes are bytes; None if there is nothing to report, as after a refusal."""
 
     before: int | None = None
     after: int | None = None
-    bound: int | None = None  # proven: less is not possible
+    bound: int | None = None  # proven lower bound
     changed: bool = False
     seconds: float = 0.0
-    refusal: str = ""  # why nothing was done, if nothing can be
+    refusal: str = ""  # why the step could not run; empty if it ran
 
-    key: ClassVar[str] = ""  # in the JSON document
-    json_keys: ClassVar[str] = ""  # a contract (README): names of properties, or KEY=PROPERTY
-    refused: ClassVar[str] = ""  # how the line on a refusal begins
+    key: ClassVar[str] = ""  # of the entry in the JSON document
+    json_keys: ClassVar[str] = ""  # documented in README: names of properties, or KEY=PROPERTY
+    refused: ClassVar[str] = ""  # start of the line that reports a refusal
 
     @property
     def optimal(self) -> bool:
-        """Proven: it cannot be less."""
+        """True if ``after`` is proven minimal."""
         return not self.refusal and self.after is not None and self.bound is not None and self.after <= self.bound
 
     @property
@@ -7694,33 +7542,33 @@ class Decision:
 
     @property
     def remarks(self) -> Sequence[str]:
-        """What to tell on stderr before all else."""
+        """Notes for stderr, printed before everything else."""
         return ()
 
     @property
     def failure(self) -> str:
-        """Why no model may be written, if none may."""
+        """Why no model may be written; empty if one may."""
         return ""
 
     def lines(self) -> list[str]:
-        """What to tell people."""
+        """The report for the terminal."""
         return [f"{self.refused}: {self.refusal}."] if self.refusal else self.message()
 
     def message(self) -> list[str]:
-        """The same, where nothing was refused."""
+        """The report of a step that was not refused."""
         raise NotImplementedError
 
     def json(self) -> dict[str, Any]:
-        """The same for programs."""
+        """The properties named in ``json_keys`` as JSON-ready data."""
         return picked(self, self.json_keys)
 
     def entry(self) -> dict[str, Any]:
-        """Its part of the JSON document."""
+        """The entry of this step in the JSON document."""
         return {self.key: self.json()}
 
 
 class Refusal(ValueError):
-    """Why a step does nothing, in one line, and what is known of the model all the same."""
+    """Why a step cannot run, in one line, with the figures known so far."""
 
     def __init__(self, why: str, **figures: Any) -> None:
         super().__init__(why)
@@ -7733,7 +7581,7 @@ StepFunction = Callable[Concatenate[Snapshot, P], tuple[Snapshot, D]]
 
 
 def deciding(kind: type[D]) -> Callable[[StepFunction[P, D]], StepFunction[P, D]]:
-    """A step whose time, change and refusal are told in its decision."""
+    """Decorate a step: its decision gets the time taken, the reason for a refusal, and ``changed``."""
 
     def decorate(function: StepFunction[P, D]) -> StepFunction[P, D]:
         @wraps(function)
@@ -7751,39 +7599,39 @@ def deciding(kind: type[D]) -> Callable[[StepFunction[P, D]], StepFunction[P, D]
 
 
 ####################################################################################################
-# Runtimes: a model and its inputs -> outputs, in TFLM or LiteRT, every run in a process of its own
+# Runtimes: a model and its inputs -> outputs, in TFLM or LiteRT, each run in its own process
 ####################################################################################################
 
 WORKER = "--run-model"  # first argument of this file when it runs a model for verify_models
 TFLM, LITERT = "TFLM", "LiteRT"
 PACKAGES = {TFLM: ("tflite_micro", "tflite-micro"), LITERT: ("ai_edge_litert", "ai-edge-litert")}  # module, package
 KERNELS = ("BUILTIN_WITHOUT_DEFAULT_DELEGATES", "BUILTIN_REF")  # LiteRT's names for optimised and reference ones
-INPUT_SCALES = (1.0, 30.0, 0.03)  # of floats, one inference each: consecutive ones, so that state is compared as well
-SPACIOUS_ARENA = 1 << 28  # bytes, where no better is known
-SURE_TO_EXIST = 2  # integers below this are sound as indices and sizes
+INPUT_SCALES = (1.0, 30.0, 0.03)  # of floats, one per inference; consecutive inferences also compare state
+SPACIOUS_ARENA = 1 << 28  # bytes, if the arena is unknown
+SURE_TO_EXIST = 2  # integers below this are valid indices and sizes
 
 
 class VerificationError(ValueError):
-    """Why two models could not be compared, in one line."""
+    """The models cannot be compared; the message says why in one line."""
 
 
 class RunFailure(ValueError):
-    """Why a runtime does not run a model, in one line."""
+    """A runtime cannot run a model; the message says why in one line."""
 
 
 Results = list[tuple[int, np.ndarray]]  # outputs by number
 
 
 class Run(NamedTuple):
-    """What a runtime made of a model."""
+    """The results of running a model in a runtime."""
 
     outputs: list[list[np.ndarray]]  # per inference
-    signatures: dict[str, Results | str]  # of all inferences, or why there are none
+    signatures: dict[str, Results | str]  # results of all inferences, or why there are none
 
 
 def random_inputs(graph: ModelGraph, seed: int) -> list[list[np.ndarray]]:
-    """Seeded inputs of a model for several inferences: integers over all their range, unless they may be indices.
-    Raises VerificationError if there are no random values of a type."""
+    """Seeded inputs per inference; integers use their full range unless they may be indices. Raises VerificationError
+    if a type has no random values."""
     rng = np.random.default_rng(seed)
     subgraph = graph.subgraphs[0]
     tensors = [subgraph.tensors[i] for i in subgraph.inputs]
@@ -7801,7 +7649,7 @@ def random_inputs(graph: ModelGraph, seed: int) -> list[list[np.ndarray]]:
 def _random(
     rng: np.random.Generator, shape: Sequence[int], dtype: str, scale: float = 1.0, behind: int = SURE_TO_EXIST
 ) -> np.ndarray:
-    """``behind`` is the first integer that is too large, or 0 where none is; it concerns 32 bits and more."""
+    """Integers of 32+ bits stay below ``behind`` unless it is 0. Raises VerificationError for unsupported types."""
     try:
         kind = np.dtype(dtype)
     except TypeError:
@@ -7819,7 +7667,7 @@ def _random(
 
 
 def _largest_index(subgraph: Subgraph, tensor: int) -> int:
-    """How large an input may be by what it is used for: the first integer that is too large, or 0."""
+    """The exclusive upper limit of an input's values, given the operators that read it as indices; 0 if none."""
     behind = []
     for operator in subgraph.operators:
         if tensor not in operator.reads:
@@ -7839,7 +7687,7 @@ def _largest_index(subgraph: Subgraph, tensor: int) -> int:
 def _run_in_subprocess(
     runtime: str, data: Bytes, graph: ModelGraph, inputs: Sequence[Sequence[np.ndarray]], kernels: str, timeout: float
 ) -> Run:
-    """Raises RunFailure, also for a runtime that crashes or does not end."""
+    """Run a model in its own process. Raises RunFailure if it fails, crashes or takes more than ``timeout`` seconds."""
     import pickle
     import subprocess
 
@@ -7856,7 +7704,7 @@ def _run_in_subprocess(
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=said,
-                start_new_session=True,  # a signal to this program is not for the runtime
+                start_new_session=True,  # signals to this program must not reach the runtime
             )
             deadline = Budget(timeout)
             try:
@@ -7872,7 +7720,7 @@ def _run_in_subprocess(
             raise RunFailure("interrupted" if Budget.is_interrupted else f"it did not finish within {timeout:.0f} s")
         outputs = Path(folder, "outputs")
         if code == 0 and outputs.exists():
-            return Run(*pickle.loads(outputs.read_bytes()))  # written by ourselves, just now
+            return Run(*pickle.loads(outputs.read_bytes()))  # safe: the worker has just written it
     own = list(itertools.takewhile(lambda line: not line.startswith("Traceback"), lines))
     reason = own[:1] if own and runtime == TFLM else lines[-1:]
     if code < 0:
@@ -7881,7 +7729,7 @@ def _run_in_subprocess(
 
 
 def run_model(runtime: str, folder: str, arena: str, kernels: str) -> None:
-    """What the process does that runs one model: a :class:`Run` -> a file."""
+    """Entry point of the worker process: run one model and write its :class:`Run` to a file."""
     import pickle
 
     inputs = pickle.loads(Path(folder, "inputs").read_bytes())
@@ -7953,17 +7801,17 @@ def run_in_litert(model: Path, inputs: Sequence[Sequence[np.ndarray]], kernels: 
 class VerificationDecision(Decision):
     """How the outputs of two models compare on the same seeded random inputs."""
 
-    runtimes: tuple[str, ...] = ()  # in which both ran
-    signatures: tuple[str, ...] = ()  # what was run besides the models themselves
+    runtimes: tuple[str, ...] = ()  # that ran both models
+    signatures: tuple[str, ...] = ()  # names of the signatures compared too
     outputs: int = 0  # arrays compared, of all inferences, runtimes and signatures
-    different: int = 0  # of them, not bit-identical
-    constant_outputs: tuple[str, ...] = ()  # outputs that are the same whatever the inputs are
-    notes: tuple[str, ...] = ()  # on what did not run
+    different: int = 0  # of these arrays, not bit-identical
+    constant_outputs: tuple[str, ...] = ()  # outputs that are the same for all inputs
+    notes: tuple[str, ...] = ()  # runtimes and signatures that did not run
     against: str = "the input model's"
     signal: float = 0.0  # sum of squares of all finite outputs of the original
     noise: float = 0.0  # sum of squared differences
-    inferences: int = 0  # in a row
-    may_differ: bool = False  # since weights were changed
+    inferences: int = 0  # consecutive ones
+    may_differ: bool = False  # True: the weights were changed on purpose
 
     key = "verification"
     json_keys = "identical runtimes signatures outputs different constant_outputs notes signal noise"
@@ -7995,15 +7843,14 @@ class VerificationDecision(Decision):
 
 
 def verify_models(original: Bytes, changed: Bytes, seed: int = 0, timeout: float = 300.0) -> VerificationDecision:
-    """Run both models on the same inputs in TFLM and in LiteRT (no delegate, one thread), as far as they are installed.
+    """Compare two models on the same inputs in TFLM and LiteRT (no delegate, one thread), where these are installed.
 
-    One inference for each of INPUT_SCALES, in a row; then in LiteRT every signature as well. A runtime that does not
-    run the original is named and left out. A crash is reported, not suffered.
+    Runs one inference per entry of INPUT_SCALES, consecutively, then every signature in LiteRT. A runtime that cannot
+    run the original becomes a note; crashes are reported. Raises VerificationError if no runtime runs the original, or
+    one that does rejects the changed model.
 
     Args:
-        timeout: seconds for each run.
-
-    Raises VerificationError if no runtime runs the original, or one of them that does refuses the changed model.
+        timeout: seconds per run.
     """
     import importlib.util
 
@@ -8055,8 +7902,7 @@ def verify_models(original: Bytes, changed: Bytes, seed: int = 0, timeout: float
 
 
 def _converted_ports(before: Subgraph, after: Subgraph) -> list[Port]:
-    """The inputs and outputs that are integers now and stand for what they were. Raises VerificationError if an input
-    has another type, and does not."""
+    """Inputs and outputs that became integers exactly. Raises VerificationError if an input has any other new type."""
     ports = []
     for olds, news, is_input in ((before.inputs, after.inputs, True), (before.outputs, after.outputs, False)):
         for old, new in zip(olds, news, strict=False):
@@ -8071,7 +7917,7 @@ def _converted_ports(before: Subgraph, after: Subgraph) -> list[Port]:
 
 
 def _as_before(ids: Sequence[int], arrays: Sequence[np.ndarray], ports: Mapping[int, Port]) -> list[np.ndarray]:
-    """What inputs or outputs mean in the original."""
+    """Convert arrays of inputs or outputs to their values in the original model."""
     return [ports[i].stands_for(a) if i in ports else a for i, a in zip(ids, arrays, strict=False)]
 
 
@@ -8118,21 +7964,20 @@ def _compare(
 def decide_verification(
     model: Snapshot, original: Snapshot, what: str = "the input", seed: int = 0
 ) -> VerificationDecision:
-    """Whether the outputs are those of the original, as :func:`verify_models`, or if the plan in that is wrong, those
-    that it would have without. ``what`` says which model that is."""
+    """As :func:`verify_models`, but without a wrong memory plan in ``original``, the model that ``what`` names."""
     meant = original.without_wrong_plan()
     whose = f"{what} model's" + ("" if meant is original else " without the wrong memory plan")
     return dataclasses.replace(verify_models(meant.data, model.data, seed), against=whose)
 
 
 ####################################################################################################
-# The step to another order
+# Step: reorder operators
 ####################################################################################################
 
 
 @dataclass(frozen=True, kw_only=True)
 class OrderDecision(Decision):
-    """What reordering did to the peak. No order of these operators has a peak below ``bound``."""
+    """The effect of reordering on the peak. No order of these operators has a peak below ``bound``."""
 
     orders: tuple[tuple[int, ...], ...] = ()  # per subgraph: old indices in the new order
     states: int = 0  # sets of executed operators that the search looked at
@@ -8158,16 +8003,15 @@ def decide_order(
     progress: Progress = no_progress,
     in_place: bool = True,
 ) -> tuple[Snapshot, OrderDecision]:
-    """Reorder the operators for the smallest peak; every subgraph for itself, callees first.
+    """Reorder the operators of every subgraph for the smallest peak, callees first.
 
-    Only the operator vectors change; a memory plan in the file is erased, since it was for the old order. A model
-    whose order is as good as can be stays byte-identical.
+    Only operator vectors change, and the memory plan of the old order is erased; an optimal model stays byte-identical.
 
     Args:
-        time_limit: seconds; then the best order so far is taken, with the best proven bound.
-        for_arena: take that of three orders whose plan is the lowest: this one, the one of the smallest arena, and
-            with ``in_place`` the one of the smallest arena whose outputs lie on inputs that certainly end there.
-        progress: called now and then with (states visited, best peak, proven bound), the latter two in bytes.
+        time_limit: seconds; then the best order and the best proven bound so far are taken.
+        for_arena: of three orders, take the one with the lowest plan: this one, that of the smallest arena, and with
+            ``in_place`` that of the smallest arena with outputs over inputs that certainly end there.
+        progress: called periodically with (states visited, best peak in bytes, proven bound in bytes).
     """
     peak, graph, budget = model.peak, model.graph, Budget(time_limit)
     try:
@@ -8197,7 +8041,7 @@ def decide_order(
 def _smallest_in_the_arena(
     graph: ModelGraph, candidates: Sequence[tuple[Ordering, ...]], budget: Budget, in_place: bool
 ) -> tuple[Ordering, ...]:
-    """The orders whose plan is the lowest, the first of those."""
+    """The orders with the lowest plan; the first of equals."""
     first: dict[Any, tuple[Ordering, ...]] = {}
     for orderings in candidates:
         first.setdefault(tuple(ordering.order for ordering in orderings), orderings)
@@ -8213,19 +8057,19 @@ def _smallest_in_the_arena(
 
 
 ####################################################################################################
-# The step to a plan of the arena
+# Step: plan the arena
 ####################################################################################################
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlanDecision(Decision):
-    """What planning did to the planned part of the arena, its head. No plan for these tensors is below ``bound``."""
+    """The effect of planning on the head, the planned part of the arena. No plan for its tensors is below ``bound``."""
 
-    original: int | None = None  # the head of the model that the command was given, before other steps changed it
-    in_place: Mapping[str, int] = dataclasses.field(default_factory=dict)  # by kind: outputs that lie on an input
-    read_by_slices: int = 0  # so many tensors give their memory free slice by slice
-    loops: int = 0  # so many WHILE have the tensors that they carry in one place each
-    is_planned: bool = False  # whether the file has a plan now
+    original: int | None = None  # head of the input model, before other steps
+    in_place: Mapping[str, int] = dataclasses.field(default_factory=dict)  # outputs that overwrite an input, by kind
+    read_by_slices: int = 0  # tensors released slice by slice
+    loops: int = 0  # WHILE operators whose state is updated in place
+    is_planned: bool = False  # the file has a plan now
 
     key, refused = "planning", "Arena not planned"
     json_keys = "head_before=before head=after in_place read_by_slices loops bound optimal changed seconds refusal"
@@ -8251,7 +8095,7 @@ class PlanDecision(Decision):
 
 
 def why_not_planned(model: Snapshot, in_place: bool) -> str:
-    """Why the tensors of a model have to stay where they are, if they have to. Raises ArenaError."""
+    """Why the tensors cannot be moved; empty if they can. Raises ArenaError if the arena is unknown."""
     if is_compiled(model.graph):
         return COMPILED
     if not in_place and looped_operators(model.graph):
@@ -8267,13 +8111,11 @@ def why_not_planned(model: Snapshot, in_place: bool) -> str:
 def decide_plan(
     model: Snapshot, time_limit: float = TIME_LIMIT, in_place: bool = True
 ) -> tuple[Snapshot, PlanDecision]:
-    """Fix the lowest arena layout in the file, for TFLM to use; the rest of the file stays as it is.
+    """Write the lowest arena layout for TFLM into the file, if it beats the present one or that is wrong.
 
-    With ``in_place``, an output may lie where an input ends, and what has been read of a tensor by SLICE for the last
-    time is free, as far as that is safe on the reference kernels, CMSIS-NN and ESP-NN.
-
-    A plan is written only if it makes the arena smaller than it is. So a plan in the file that shares memory on
-    purpose, as compilers for accelerators write it, stays.
+    Plans that share memory on purpose, as compilers for accelerators write them, therefore stay. With ``in_place``, an
+    output may overwrite an input that ends there, and SLICE frees what it reads for the last time, where that is safe
+    on the reference kernels, CMSIS-NN and ESP-NN. The rest of the file is unchanged.
     """
     arena = model.arena
     if why := why_not_planned(model, in_place):
@@ -8287,7 +8129,7 @@ def decide_plan(
     kinds = {(s.index, t): o.kind for s, o in model.graph.operators for t in o.writes if o.kind != "WHILE"}
     above = (after.arena.buffers[alias.new] for alias in after.arena.used.pairs)
     shared = Counter(kinds.get((b.subgraph, b.tensor or 0), "") for b in above)
-    shared.pop("", None)  # the tensors of loops
+    shared.pop("", None)  # tensors of loops, which ``loops`` reports
     return after, PlanDecision(
         before=arena.head,
         after=after.arena.head,
@@ -8300,7 +8142,7 @@ def decide_plan(
 
 
 ####################################################################################################
-# The step to a plan of two memories
+# Step: plan two memories
 ####################################################################################################
 
 
@@ -8314,21 +8156,20 @@ class SlowTensor(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class MemoriesDecision(Decision):
-    """What a plan for two memories does with what an inference moves: ``before`` are the bytes in all, ``after`` those
-    to and from the slow memory; no plan has less than ``bound`` of them there."""
+    """Bytes moved per inference: ``before`` in total, ``after`` to and from slow memory, at least ``bound`` there."""
 
-    fast: int = 0  # limits, as they were given
+    fast: int = 0  # limits, as given
     slow: int | None = None
     fast_head: int = 0  # tensors and scratch memory
     slow_head: int = 0  # tensors
-    required: int = 0  # in the fast one: scratch memory and what is pinned there
-    reserve: int = 0  # the arena, which is in the slow one, but if all fits into the fast one
-    persistent: int = 0  # of it, persistent structures; planning may take more for a moment
-    scratch_elsewhere: Mapping[str, int] = dataclasses.field(default_factory=dict)  # of other kernels, if more
-    one_arena: int = 0  # to reserve without the planner class
-    is_divided: bool = False  # else all fits into the fast one
-    has_loops: bool = False  # of which what they run counts once
-    tensors: tuple[SlowTensor, ...] = ()  # of the slow one
+    required: int = 0  # bytes of fast memory for scratch and pinned tensors
+    reserve: int = 0  # the arena, in slow memory unless all fits in the fast one
+    persistent: int = 0  # persistent structures in it; AllocateTensors() may briefly need more
+    scratch_elsewhere: Mapping[str, int] = dataclasses.field(default_factory=dict)  # by library, if above fast_head
+    one_arena: int = 0  # bytes to reserve without the planner class
+    is_divided: bool = False  # False: everything fits in the fast memory
+    has_loops: bool = False  # True: bodies of loops count once in ``before`` and ``after``
+    tensors: tuple[SlowTensor, ...] = ()  # in the slow memory
 
     key, refused = "memories", "Not planned for two memories"
     json_keys = (
@@ -8382,17 +8223,16 @@ def decide_memories(
     time_limit: float = TIME_LIMIT,
     in_place: bool = True,
 ) -> tuple[Snapshot, MemoriesDecision]:
-    """Plan a fast memory for most of what an inference moves, and a slow one for the rest, in the file.
+    """Plan, in the file, a fast memory for most of what an inference moves and a slow one for the rest.
 
-    Where all fits into the fast one, persistent structures included, the plan is an ordinary one. Else those are in the
-    slow one, as the planner class of :meth:`TFLiteModel.write_firmware` has it; without it, they are one arena.
+    If everything fits in the fast one, persistent structures included, the plan is an ordinary one. Otherwise these are
+    in the slow one, as in the planner class of :meth:`TFLiteModel.write_firmware`; without it, both form one arena.
+    Raises ValueError if a size is not a number of bytes or a pin is invalid (no such tensor or memory, both memories).
 
     Args:
         fast: bytes for tensors and scratch memory, or for the whole arena if that fits.
         slow: bytes for other tensors and persistent structures.
-        pins: by name of a tensor ``"fast"`` or ``"slow"``, for what has to be there.
-
-    Raises ValueError if a size is no number of bytes, or a pin cannot be (no such tensor or memory, both memories).
+        pins: required memory, ``"fast"`` or ``"slow"``, by tensor name.
     """
     memories, budget = Memories(fast, slow, pins or {}), Budget(time_limit)
     known: dict[str, Any] = {"fast": fast, "slow": slow, "has_loops": has_loops(model.graph)}
@@ -8427,7 +8267,7 @@ def decide_memories(
 
 
 def _division(model: Snapshot, found: Division, moved: Sequence[int]) -> dict[str, Any]:
-    """The figures of a division, by the names that they have in a MemoriesDecision."""
+    """The figures of a division, keyed by the field names of MemoriesDecision."""
     arena, graph = model.arena, model.graph
     others = {name: graph.on(LIBRARIES[name]) for name in USUAL_LIBRARIES if LIBRARIES[name] is not graph.kernels}
     buffers = {name: arena_buffers(other) for name, other in others.items()}
@@ -8452,13 +8292,13 @@ def _division(model: Snapshot, found: Division, moved: Sequence[int]) -> dict[st
 
 
 ####################################################################################################
-# The steps to data inside, lighter operators and integer ports
+# Steps: inline external data, cheaper equivalents, integer inputs and outputs
 ####################################################################################################
 
 
 @dataclass(frozen=True, kw_only=True)
 class InliningDecision(Decision):
-    """What moving data into the FlatBuffer did: of so many buffers, ``before`` bytes outside, ``after`` left there."""
+    """The effect of inlining ``buffers`` buffers: ``before`` bytes outside the FlatBuffer, ``after`` still there."""
 
     buffers: int = 0
 
@@ -8474,8 +8314,7 @@ class InliningDecision(Decision):
 
 @deciding(InliningDecision)
 def decide_inlining(model: Snapshot) -> tuple[Snapshot, InliningDecision]:
-    """Move data of external buffers into the FlatBuffer; TFLM would not find it elsewhere. Raises ModelError if the
-    file uses a schema that is not known here."""
+    """Move external data into the FlatBuffer, where TFLM expects it. Raises ModelError for a file of a newer schema."""
     outside = [content.size for content in model.graph.buffers if content.is_external]
     after = model.repacked() if outside else model
     return after, InliningDecision(before=sum(outside), after=0, buffers=len(outside))
@@ -8483,10 +8322,10 @@ def decide_inlining(model: Snapshot) -> tuple[Snapshot, InliningDecision]:
 
 @dataclass(frozen=True, kw_only=True)
 class LighteningDecision(Decision):
-    """What lighter operators did to TFLM's persistent structures on a 32-bit target."""
+    """The effect of cheaper equivalents on TFLM's persistent structures on a 32-bit target."""
 
-    dense: int = 0  # so many CONV_2D are FULLY_CONNECTED
-    dropped: Mapping[str, int] = dataclasses.field(default_factory=dict)  # so many operators of each kind are gone
+    dense: int = 0  # CONV_2D that became FULLY_CONNECTED
+    dropped: Mapping[str, int] = dataclasses.field(default_factory=dict)  # number of removed operators by kind
     new_kinds: tuple[str, ...] = ()  # operators that the model did not have before: TFLM has to register them
 
     key, refused = "lightening", "No operator replaced"
@@ -8503,11 +8342,8 @@ class LighteningDecision(Decision):
 
 @deciding(LighteningDecision)
 def decide_lightening(model: Snapshot) -> tuple[Snapshot, LighteningDecision]:
-    """Replace operators by others that compute the same bits with less persistent memory in TFLM.
-
-    1 x 1 CONV_2D of floats become FULLY_CONNECTED, PAD goes into the convolution behind it, and RESHAPE before
-    FULLY_CONNECTED is dropped. Only subgraph 0 is looked at.
-    """
+    """Replace operators of subgraph 0 to compute the same bits with less persistent memory in TFLM: 1 x 1 CONV_2D of
+    floats becomes FULLY_CONNECTED, PAD joins the next convolution, and RESHAPE before FULLY_CONNECTED is dropped."""
     if why := why_not_rewritten(model.graph):
         raise Refusal(why)
     first = model.graph.subgraphs[0]
@@ -8531,7 +8367,7 @@ def decide_lightening(model: Snapshot) -> tuple[Snapshot, LighteningDecision]:
 
 @dataclass(frozen=True, kw_only=True)
 class PortsDecision(Decision):
-    """What integer inputs and outputs did to the peak."""
+    """The effect of integer inputs and outputs on the peak."""
 
     ports: tuple[Port, ...] = ()
 
@@ -8545,7 +8381,7 @@ class PortsDecision(Decision):
 
 
 def saved_by_integer_ports(model: Snapshot) -> int:
-    """Bytes of arena that the conversions at its ports take."""
+    """Bytes of arena that :func:`decide_ports` would save; 0 if it changes nothing or the arena is unknown."""
     if why_not_rewritten(model.graph) or model.file.newer:
         return 0
     subgraph = model.graph.subgraphs[0]
@@ -8561,11 +8397,8 @@ def saved_by_integer_ports(model: Snapshot) -> int:
 
 @deciding(PortsDecision)
 def decide_ports(model: Snapshot) -> tuple[Snapshot, PortsDecision]:
-    """Take away the conversions of inputs and outputs that the application can do itself.
-
-    An input that only QUANTIZE reads becomes the tensor of integers, an output that DEQUANTIZE makes as well;
-    signatures follow. The decision has types, scales and zero points. Only subgraph 0 is looked at.
-    """
+    """Remove QUANTIZE where only it reads an input, and DEQUANTIZE where it writes an output, in subgraph 0; the
+    application converts instead. Signatures follow; the decision has types, scales and zero points."""
     if why := why_not_rewritten(model.graph):
         raise Refusal(why, before=model.peak, after=model.peak)
     ports = convertible_ports(model.graph.subgraphs[0])
@@ -8574,18 +8407,18 @@ def decide_ports(model: Snapshot) -> tuple[Snapshot, PortsDecision]:
 
 
 ####################################################################################################
-# The step to stripes
+# Step: split into stripes
 ####################################################################################################
 
 
 @dataclass(frozen=True)
 class SplitAlternative:
-    """One way to run subgraph 0: regions in stripes, and what that takes in all."""
+    """One way to run subgraph 0: the regions in stripes and the total cost."""
 
     regions: tuple[SplitRegion, ...]
-    cost: Cost  # the peak in the order of the file
-    reserve: int  # bytes of the arena, with the peak as its head
-    macs_percent: float  # more multiply-accumulates than without stripes
+    cost: Cost  # with the peak of the file's order
+    reserve: int  # bytes of the arena, with that peak as its head
+    macs_percent: float  # additional multiply-accumulates
     file_bytes: int
 
     def row(self, mark: str) -> list[str]:
@@ -8600,18 +8433,18 @@ class SplitAlternative:
 
 @dataclass(frozen=True, kw_only=True)
 class SplitDecision(Decision):
-    """What partial execution did to the peak. ``alternatives`` has the unsplit model first, then ever lower peaks."""
+    """The effect of partial execution on the peak. ``alternatives``: the unsplit model, then ever lower peaks."""
 
     alternatives: tuple[SplitAlternative, ...] = ()
-    taken: int = 0  # the number of the alternative that was chosen
-    is_complete: bool = True  # False: the time was over before all regions had been tried
-    is_reordered: bool = False  # the regions are those of the best order, not of the file's
+    taken: int = 0  # index of the chosen alternative
+    is_complete: bool = True  # False: time ran out before all regions were tried
+    is_reordered: bool = False  # True: regions refer to the best order, not the file's
     new_kinds: tuple[str, ...] = ()  # operators that the model did not have before: TFLM has to register them
-    max_peak: int | None = None  # what was asked for
-    bounded_by: str = ""  # what holds the peak now, and what might lower it
-    whole: tuple[str, ...] = ()  # what has to stay whole of all that takes much memory, and why
-    no_loops: tuple[str, ...] = ()  # what is in stripes that are written out, and why it can be no loop
-    is_batch_fixed: bool = False  # to what the file has stored, as TFLM takes it
+    max_peak: int | None = None  # the limit that was given
+    bounded_by: str = ""  # the bottleneck, and what might lower it
+    whole: tuple[str, ...] = ()  # why operators with high memory use are not split
+    no_loops: tuple[str, ...] = ()  # why unrolled regions cannot be loops
+    is_batch_fixed: bool = False  # to the batch size stored in the file, which TFLM uses
 
     key, refused = "split", "Not split"
     json_keys = (
@@ -8628,7 +8461,7 @@ class SplitDecision(Decision):
         return self.alternatives[self.taken] if self.alternatives else None
 
     def table(self) -> str:
-        """The alternatives; an arrow marks the one that was taken."""
+        """The alternatives; an arrow marks the chosen one."""
         titles = ["", "Peak (B)", "Persistent, 32-bit (B)", "To reserve (B)", "More MACs", "Operators", "File (B)"]
         return text_table(titles, (a.row("->" if i == self.taken else "") for i, a in enumerate(self.alternatives)))
 
@@ -8669,7 +8502,7 @@ class SplitDecision(Decision):
 
 
 def sum_when_planned(graph: ModelGraph, seconds: float, is_reordered: bool) -> int:
-    """The persistent structures, and the smallest peak of any order, or as the operators are, what a plan takes."""
+    """Bytes of persistent structures plus the best order's peak (``is_reordered``) or this order's planned height."""
     if is_reordered:
         height = max(ordering.peak for ordering in order_model(graph, seconds))
     else:
@@ -8677,7 +8510,7 @@ def sum_when_planned(graph: ModelGraph, seconds: float, is_reordered: bool) -> i
     return height + persistent_bytes(graph).total
 
 
-RIVAL_SECONDS = 0.5  # to find that out, each
+RIVAL_SECONDS = 0.5  # per rival, for sum_when_planned
 
 
 @dataclass(frozen=True)
@@ -8690,7 +8523,7 @@ class SplitCandidate:
     best: Composition
     max_peak: int | None
     is_complete: bool
-    total: int  # sum of peak and persistent structures, in the best order if it will be reordered
+    total: int  # bytes of peak and persistent structures, in the best order if that is used later
 
     @classmethod
     def of(
@@ -8702,7 +8535,7 @@ class SplitCandidate:
         is_reordered: bool,
         forms: Forms = UNROLLED,
     ) -> SplitCandidate:
-        """Raises ArenaError, as :class:`SplitSearch` and :func:`persistent_bytes`."""
+        """Raises ArenaError as :class:`SplitSearch` and :func:`persistent_bytes` do."""
         persistent = persistent_bytes(model.graph).total
         is_judged = is_reordered or forms.loops
         patience = budget.share(0.8) if is_judged else budget
@@ -8710,7 +8543,7 @@ class SplitCandidate:
         search = SplitSearch(model.graph, first, patience, forms)
         most_macs = int(search.problem.macs * max_macs / 100)
         fitting = None
-        if max_peak is not None:  # by a search of its own, which looks for other regions
+        if max_peak is not None:  # needs a separate search, which looks for other regions
             other = SplitSearch(model.graph, first, patience.share(0.5), forms)
             fitting = other.fitting(max_peak, most_macs)
         front = search.front(most_macs)
@@ -8733,13 +8566,13 @@ class SplitCandidate:
 
     @property
     def price(self) -> tuple[bool, int]:
-        """Whether it is not within the peak that was asked for, and what it costs in time then."""
+        """(True if the peak exceeds ``max_peak``, additional MACs); (False, 0) if there is no limit."""
         if self.max_peak is None:
             return False, 0
         return self.best.cost.peak > self.max_peak, self.best.cost.macs
 
     def alternative(self, composition: Composition) -> SplitAlternative:
-        """In exact figures; the length of the file is known only once it is written."""
+        """The exact figures of a composition; its file is written to learn the length."""
         cost, macs, rewrite = composition.cost, self.search.problem.macs, self.search.rewrite(composition)
         written = self.model.rewritten(rewrite) if composition.regions else self.model
         arena = analyse_arena(written.graph)
@@ -8785,21 +8618,17 @@ def decide_split(
     max_peak: int | None = None,
     stripes: str = "unrolled",
 ) -> tuple[Snapshot, SplitDecision]:
-    """Run regions of spatial operators stripe by stripe where that needs less memory; the outputs stay the same.
+    """Run regions of spatial operators in stripes where that needs less memory; the outputs stay the same.
 
-    Of all the ways that were found, the one with the smallest sum of peak and persistent structures on a 32-bit
-    target is taken. Only subgraph 0 is looked at, in the order that it has.
+    Takes the alternative with the smallest sum of peak and persistent structures on a 32-bit target. Only subgraph 0 is
+    split, in its present order. Raises ValueError if ``stripes`` has another value than those below.
 
     Args:
-        max_macs: how many per cent more multiply-accumulates the model may take.
-        time_limit: seconds; then the best so far counts.
-        try_orders: split the best order as well, if that is another one; keep what needs less once it is reordered.
-        max_peak: bytes; take the way with the fewest multiply-accumulates whose peak is within that, or else the
-            lowest peak.
-        stripes: ``"unrolled"``, every one has operators of its own; ``"loop"``, they are turns of a WHILE, and the
-            memory plan without which that takes far more is written as well; ``"auto"``, what needs less.
-
-    Raises ValueError if ``stripes`` is none of these.
+        max_macs: limit on additional multiply-accumulates, in per cent.
+        time_limit: seconds; then the best result so far is taken.
+        try_orders: also split the best order, if it differs; keep the one that needs less once reordered.
+        max_peak: bytes; take the fewest multiply-accumulates within this peak, or else the lowest peak.
+        stripes: ``"unrolled"``, ``"loop"`` (iterations of a WHILE, with the plan it needs) or ``"auto"`` (the smaller).
     """
     if stripes not in STRIPES_AS:
         raise ValueError(f"stripes are one of {', '.join(STRIPES_AS)}, not {stripes!r}")
@@ -8820,16 +8649,16 @@ def decide_split(
 
 
 ####################################################################################################
-# The steps to fewer values and smaller files
+# Steps: cluster and compress weights
 ####################################################################################################
 
 
 @dataclass(frozen=True, kw_only=True)
 class CompressionDecision(Decision):
-    """What code-books that TFLM decodes did to the bytes of the file."""
+    """The effect of code-books that TFLM decodes on the bytes of the file."""
 
     weights: tuple[tuple[str, int, int, int], ...] = ()  # name, bytes before and after, slices
-    left: int = 0  # weights that could be compressed, but for the memory
+    left: int = 0  # compressible weights that would need too much memory
     persistent_before: int = 0
     persistent: int = 0  # bytes of TFLM's structures, on a 32-bit target
     head_before: int = 0
@@ -8877,8 +8706,7 @@ def _compressed_within(
     before: tuple[int, int],
     budget: Budget,
 ) -> tuple[list[Compressible], tuple[int, int]]:
-    """What to compress, such that the head does not grow, or head and tail only by so many bytes, as they are measured;
-    and what they are then."""
+    """The choice whose measured head, or head + tail with ``more_ram``, stays within limits; and its (head, tail)."""
     chosen, spare = compression.best(more_ram), more_ram
     while chosen:
         after = figures(compression.model.rewritten(compression.rewrite(chosen)).graph)
@@ -8902,26 +8730,22 @@ def decide_compression(
     time_limit: float = TIME_LIMIT,
     in_place: bool = True,
 ) -> tuple[Snapshot, CompressionDecision]:
-    """Store weights with few values as code-books and indices, which TFLM decodes as they are needed.
+    """Store weights with few values as code-books and indices, which TFLM decodes when needed; outputs stay the same.
 
-    The file is smaller and the outputs are the same; if there are such weights, only TFLM runs it. It is written
-    anew, which leaves out what is there twice.
+    Repacks the file without duplicates; compressed, only TFLM runs it. Raises ModelError if it uses a newer schema.
 
     Args:
-        more_ram: bytes by which the arena to reserve may grow; None: tensors and scratch take no more than now.
-        for_plan: the arena will be planned, so that what counts is the head of a plan, with ``in_place`` as in
-            :func:`decide_plan`.
-
-    Raises ModelError, as for :func:`unpacked`.
+        more_ram: bytes by which the arena to reserve may grow; None: the head (tensors and scratch) may not grow.
+        for_plan: measure the head of a memory plan to be made, with ``in_place`` as in :func:`decide_plan`.
     """
     budget = Budget(time_limit)
-    loops = looped_operators(model.graph)  # these get a new plan, since they need one
+    loops = looped_operators(model.graph)  # whose tensors share memory by the plan, so they get a new one
     graph = dataclasses.replace(model.graph, plan=None) if loops and for_plan else model.graph
     if why := COMPILED if is_compiled(model.graph) else why_not_rewritten(graph):
         raise Refusal(why)
 
     def figures(graph: ModelGraph) -> tuple[int, int]:
-        """(head, tail)"""
+        """(head, tail) of the arena in bytes."""
         arena = analyse_arena(graph)
         if not for_plan:
             return arena.head, arena.persistent
@@ -8954,15 +8778,14 @@ def decide_compression(
 
 @dataclass(frozen=True, kw_only=True)
 class ClusteringDecision(Decision):
-    """What clustering did to the bytes of the weights: ``before`` as stored, ``after`` as code-books and packed
-    indices. One entry per weight matrix, and notes on those that had to stay as they are."""
+    """Weight bytes: ``before`` as stored, ``after`` as code-books and packed indices; ``notes`` on unchanged ones."""
 
     clusters: int = 0
     per_channel: bool = False
     weights: tuple[ClusteredWeights, ...] = ()
     notes: tuple[str, ...] = ()
-    min_sqnr: float | None = None  # dB that every matrix has; then ``clusters`` is the most that one may have
-    compression: CompressionDecision | None = None  # what would come of that, if it was asked for
+    min_sqnr: float | None = None  # dB reached by every matrix; ``clusters`` is then the maximum per matrix
+    compression: CompressionDecision | None = None  # of the clustered model, if requested
 
     key = "clustering"
     json_keys = (
@@ -8978,7 +8801,7 @@ class ClusteringDecision(Decision):
 
     @property
     def sqnr_db(self) -> float:
-        """Over all matrices together."""
+        """SQNR over all matrices."""
         return decibels(sum(w.signal for w in self.weights), sum(w.squared_error for w in self.weights))
 
     @property
@@ -8987,7 +8810,7 @@ class ClusteringDecision(Decision):
 
     @property
     def entropy_bytes(self) -> int:
-        """Code-books and entropy-coded indices, as an ideal coder would store them."""
+        """Bytes of code-books and entropy-coded indices, as an ideal coder would store them."""
         return sum(w.codebook_bytes + w.entropy_bytes for w in self.weights)
 
     def message(self) -> list[str]:
@@ -9018,7 +8841,7 @@ class ClusteringDecision(Decision):
 
 @dataclass(frozen=True, kw_only=True)
 class TrialsDecision(Decision):
-    """What several numbers of clusters would do; nothing is done."""
+    """A comparison of several numbers of clusters; the model does not change."""
 
     trials: tuple[ClusteringDecision, ...]
 
@@ -9029,7 +8852,7 @@ class TrialsDecision(Decision):
         return self.trials[0].notes
 
     def message(self) -> list[str]:
-        """One row per number of clusters; the bytes are those of all clustered weights, and of the compressed file."""
+        """One row per number of clusters; bytes of all clustered weights, and of the compressed file."""
         headers = ["N", "SQNR (dB)", "Worst matrix (dB)", "Bytes", "Code-books + indices (B)", "Entropy (B)"]
         rows = []
         for d in self.trials:
@@ -9051,13 +8874,12 @@ class TrialsDecision(Decision):
 def decide_clustering(
     model: Snapshot, clusters: int = MAX_CODEBOOK, per_channel: bool = False, min_sqnr: float | None = None
 ) -> tuple[Snapshot, ClusteringDecision]:
-    """Give every weight matrix at most ``clusters`` distinct values, biases untouched.
+    """Give each weight matrix at most ``clusters`` values; biases stay. Raises ValueError if that is below 1, and
+    ModelError if the file uses a newer schema or its scales have no such axis.
 
     Args:
-        per_channel: a code-book for every output channel, where the quantisation is per channel as well.
-        min_sqnr: decibels; every matrix gets the fewest values that keep them, or stays as it is.
-
-    Raises ValueError if fewer than one cluster. Raises ModelError if the weights lie on top of the file's tables.
+        per_channel: one code-book per output channel, where the quantisation is per channel.
+        min_sqnr: decibels; use the fewest values per matrix that reach this, or leave the matrix unchanged.
     """
     if clusters < 1:
         raise ValueError("the number of clusters must be at least 1")
@@ -9093,7 +8915,7 @@ def decide_clustering(
 def decide_trial(
     model: Snapshot, clusters: int, per_channel: bool, compress: bool, more_ram: int | None
 ) -> ClusteringDecision:
-    """What :func:`decide_clustering` does, and :func:`decide_compression` after it."""
+    """The decision of :func:`decide_clustering`; with ``compress``, that of :func:`decide_compression` in it."""
     clustered, decision = decide_clustering(model, clusters, per_channel)
     compression = decide_compression(clustered, more_ram)[1] if compress else None
     return dataclasses.replace(decision, compression=compression)
@@ -9117,7 +8939,7 @@ COMPARED = {
 
 
 def figures_of(model: Snapshot) -> dict[str, Any]:
-    """What models are compared by; None where nobody can know it."""
+    """The figures by which models are compared; None if unknown."""
     graph, first, arena = model.graph, model.graph.subgraphs[0], None
     with contextlib.suppress(ArenaError):
         arena = model.arena
@@ -9137,7 +8959,7 @@ def figures_of(model: Snapshot) -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class ComparisonDecision(Decision):
-    """Two models side by side; nothing is done to either."""
+    """Two models side by side; neither changes."""
 
     other_name: str
     this: Mapping[str, Any]
@@ -9167,13 +8989,13 @@ class ComparisonDecision(Decision):
 
 
 def is_stream(path: Path) -> bool:
-    """Whether it is a device or a pipe, which cannot be replaced."""
+    """True for a device or a pipe, which cannot be replaced."""
     return path.exists() and not path.is_file()
 
 
 @contextlib.contextmanager
 def replacing(path: Path, mode: str = "wb", **options: Any) -> Iterator[Any]:
-    """Open a temporary file beside ``path`` and put it in its place when all is written: never half a file."""
+    """Open a temporary file beside ``path`` that replaces it once completely written; never leaves half a file."""
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a directory")
     try:
@@ -9208,7 +9030,7 @@ def subgraph_title(subgraph: Subgraph) -> str:
 
 
 def shown_tensors(schedule: Schedule) -> list[Tensor]:
-    """The tensors that take working memory, or might: their size is unknown."""
+    """The tensors that take working memory, or may take it because their size is unknown."""
     tensors = schedule.subgraph.tensors
     return [t for t in tensors if t.storage is Storage.ACTIVATION and t.bytes != 0]
 
@@ -9229,11 +9051,11 @@ class Columns:
         return macs + ([parameter_bytes(graph, [(subgraph, operator)])] if self.size else [])
 
 
-MAX_ROWS, MAX_IDS = 200, 16  # of a table for people, unless they want it whole
+MAX_ROWS, MAX_IDS = 200, 16  # in a text table without --full
 
 
 def tensor_table(schedule: Schedule, is_full: bool = False) -> str:
-    """The tensors; of very many the largest, unless ``is_full``."""
+    """The tensors; only the MAX_ROWS largest unless ``is_full``."""
     tensors = shown_tensors(schedule)
     shown = tensors if is_full else sorted(tensors, key=lambda t: -t.ram_bytes)[:MAX_ROWS]
     rows = (
@@ -9246,7 +9068,7 @@ def tensor_table(schedule: Schedule, is_full: bool = False) -> str:
 
 
 def schedule_table(graph: ModelGraph, schedule: Schedule, columns: Columns, is_full: bool = False) -> str:
-    """The operators; of very many those at both ends and around the peak, unless ``is_full``."""
+    """The operators; of more than MAX_ROWS only those at both ends and around the peak, unless ``is_full``."""
     headers = ["Operator (output name)", "Tensors in memory (IDs)", "Memory use (B)", *columns.headers]
     steps = schedule.steps
     top = max(range(len(steps)), key=lambda i: steps[i].bytes, default=0)
@@ -9266,11 +9088,11 @@ def schedule_table(graph: ModelGraph, schedule: Schedule, columns: Columns, is_f
     return table + ("\n(operators are left out; --full shows all)" if ["..."] * len(headers) in rows else "")
 
 
-WORTH_TELLING = 0.02  # of the arena
+WORTH_TELLING = 0.02  # fraction of the arena
 
 
 def analysis_text(model: Snapshot, columns: Columns, is_full: bool = False, is_divided: bool = False) -> str:
-    """The report for people: two tables per subgraph, one peak for the model, and its arena, if that is one."""
+    """The text report: two tables per subgraph, the peak of the model, and its arena unless ``is_divided``."""
     graph, schedules = model.graph, model.schedules
     lines = []
     for schedule in schedules:
@@ -9304,7 +9126,7 @@ def analysis_text(model: Snapshot, columns: Columns, is_full: bool = False, is_d
 
 
 def arena_lines(model: Snapshot) -> list[str]:
-    """What TFLM will allocate, and what could be had: quickly, so that the option --plan may find more."""
+    """TFLM's arena, and a quick estimate of what --plan saves; --plan itself may save more."""
     arena, kernels = model.arena, model.graph.kernels
     plan = plan_arena(arena, time_limit=0)
     who = "as planned in the file" if arena.has_plan else "as its own planner lays it out"
@@ -9312,7 +9134,7 @@ def arena_lines(model: Snapshot) -> list[str]:
     if arena.is_compiled:
         lines += ["(compiled for an NPU, in whose scratch memory other tensors lie: in the tables these count as well)"]
     elif arena.problems:
-        pass  # what a plan could be is not known then
+        pass  # the plan in the file is wrong: no comparison with a better one
     elif arena.head <= plan.bound:
         lines[0] += ", the least possible for this order"
     elif plan.height < arena.head:
@@ -9360,7 +9182,7 @@ def schedule_json(graph: ModelGraph, schedule: Schedule) -> dict[str, Any]:
 
 
 def analysis_json(model: Snapshot) -> dict[str, Any]:
-    """The analysis as JSON-ready data; sizes are bytes, ids are indices in the subgraph. README has the keys."""
+    """The analysis as JSON-ready data: sizes in bytes, ids as indices in the subgraph. README lists the keys."""
     graph = model.graph
     document: dict[str, Any] = {
         "tflite_tools_version": __version__,
@@ -9385,13 +9207,13 @@ def analysis_json(model: Snapshot) -> dict[str, Any]:
 
 
 def _cell(text: str) -> str:
-    """Text for a spreadsheet, which must not take it for a formula: those would begin like these."""
+    """Escape text that a spreadsheet would take for a formula."""
     text = printable(text)
     return f"'{text}" if text[:1] in tuple("=+-@") else text
 
 
 def write_csv(folder: Path, model: Snapshot, columns: Columns) -> None:
-    """``tensor_details.csv`` and ``execution_schedule_info.csv``, whole names, one row per tensor and per operator."""
+    """Write ``tensor_details.csv`` and ``execution_schedule_info.csv``: whole names, a row per tensor or operator."""
     folder.mkdir(parents=True, exist_ok=True)
     with replacing(folder / "tensor_details.csv", "w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file)
@@ -9430,14 +9252,13 @@ BYTES_PER_LINE = 16
 
 
 def cpp_name(text: str) -> str:
-    """A valid identifier that looks like the text."""
+    """A valid C++ identifier that resembles the text."""
     name = re.sub(r"[^A-Za-z0-9]+", "_", text).strip("_")
     return f"model_{name}".rstrip("_") if not name or name[0].isdigit() or name in CPP_KEYWORDS else name
 
 
 def registration(kind: str, is_custom: bool) -> str:
-    """The call that registers an operator with a MicroMutableOpResolver. Raises ValueError if TFLM has no kernel for
-    it."""
+    """The MicroMutableOpResolver call that registers an operator. Raises ValueError if TFLM has no kernel for it."""
     if is_custom and kind not in CUSTOM_KINDS:
         return f'AddCustom("{kind}", Register_{cpp_name(kind)}())'
     known = (CUSTOM_KINDS if is_custom else KINDS).get(kind, UNKNOWN_KIND)
@@ -9620,11 +9441,8 @@ VARIABLES = """
 
 
 def firmware_files(model: Snapshot, title: str, memories: MemoriesDecision | None = None) -> dict[str, str]:
-    """By name of the file, C++17 for an application of TFLM: the model as an array with its arena and operators, and
-    an example of their use; with what two memories need, if that is how the model was planned.
-
-    Raises ArenaError if nothing can be said about the arena, and ValueError if TFLM has no kernel for an operator.
-    """
+    """C++17 sources by file name: the model as an array with arena and operators, and an example; ``memories`` adds a
+    planner. Raises ArenaError if the arena is unknown, and ValueError if TFLM has no kernel for an operator."""
     graph, arena, name, data = model.graph, model.arena, cpp_name(title), bytes(model.data)
     first, kinds = graph.subgraphs[0], sorted({(o.kind, o.is_custom) for _, o in graph.operators})
     divided = memories if memories is not None and memories.is_divided else None
@@ -9682,7 +9500,7 @@ def write_firmware(folder: Path, files: Mapping[str, str]) -> None:
 
 
 ####################################################################################################
-# Pictures: bars per operator, the map of the arena, curves of alternatives
+# Plots: bars per operator, the memory map of the arena, alternatives of partial execution
 ####################################################################################################
 
 INPUT_COLOUR, OUTPUT_COLOUR, OTHER_COLOUR, CALLEE_COLOUR = "#D95319", "#EDB120", "#0072BD", "#7E2F8E"
@@ -9695,9 +9513,9 @@ PARTS = {
 MAX_LABELLED_BARS = 80  # more operators than this are numbered, not named
 MAX_PANELS = 6
 WORTH_A_LINE = 1.6  # of the peak: a limit that is higher is left out
-CHARACTER, LINE = 0.064, 0.13  # inches, of text of 7 points
-MIN_LETTERS = 8  # letters that are worth writing
-MAX_NAMED_TENSORS = 25  # of a memory map
+CHARACTER, LINE = 0.064, 0.13  # inches, for text of 7 points
+MIN_LETTERS = 8  # fewest characters worth writing
+MAX_NAMED_TENSORS = 25  # in a memory map
 MAX_TICKS = 14
 BOX = {"facecolor": "white", "alpha": 0.8, "linewidth": 0, "pad": 1}
 
@@ -9716,12 +9534,8 @@ def plot_schedules(
     other: Schedule | None = None,
     room: int | None = None,
 ) -> None:
-    """Stacked bars per operator: inputs, outputs, other tensors in memory, in KB (1,024 B); the peak is marked, and
-    ``room``, the bytes that there are for tensors.
-
-    Several subgraphs get a panel each, the MAX_PANELS largest, and so do the alternatives of partial execution and a
-    model to compare with. The extension decides the format.
-    """
+    """Draw stacked bars per operator (inputs, outputs, other tensors; 1 KB = 1,024 B), the peak and ``room`` bytes for
+    tensors. Panels: the MAX_PANELS largest subgraphs, ``other`` and ``split``. The extension sets the format."""
     shown = [s for s in schedules if s.steps] or list(schedules[:1])
     shown = sorted(sorted(shown, key=lambda s: -s.peak)[:MAX_PANELS], key=lambda s: s.subgraph.index)
     left_out = sum(bool(s.steps) for s in schedules) - len(shown)
@@ -9746,19 +9560,18 @@ def plot_schedules(
 
 
 def _save(figure: Any, file: Path) -> None:
-    """Write the picture in the format of the extension."""
     with replacing(file) as output, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about names without glyphs or of absurd length: the picture is good enough
+        warnings.simplefilter("ignore")  # missing glyphs and very long names are harmless here
         figure.savefig(output, format=file.suffix[1:].lower(), dpi=150)
 
 
 def escape_dollars(text: str) -> str:
-    """The text for matplotlib, which would take what is between two dollar signs for a formula."""
+    """Escape dollar signs, between which matplotlib would typeset a formula."""
     return text.replace("$", r"\$")
 
 
 def _mark(axes: Any, y: float, text: str, colour: str, top: float) -> None:
-    """A line across, named at its right end; none if it would be far above the ``top`` of what is drawn."""
+    """Draw a labelled line at height ``y``, or only its label if it is far above ``top``, the highest value drawn."""
     if y <= WORTH_A_LINE * top:
         axes.axhline(y, color=colour, linewidth=0.9, linestyle=":")
         at, how = (axes.get_xlim()[1], y), {"textcoords": "offset points", "ha": "right", "fontsize": 8, "bbox": BOX}
@@ -9801,7 +9614,7 @@ def _plot_schedule(axes: Any, schedule: Schedule, title: str, room: int | None) 
 
 
 def _parts(schedule: Schedule) -> list[list[int]]:
-    """Per operator the bytes of its inputs, of its outputs, of other tensors and of the subgraphs that it runs."""
+    """Bytes per operator: its inputs, its outputs, other tensors and the subgraphs it calls, a list each."""
     tensors, parts = schedule.subgraph.tensors, []
     for step in schedule.steps:
         live, reads = set(step.live), step.operator.reads
@@ -9812,7 +9625,7 @@ def _parts(schedule: Schedule) -> list[list[int]]:
 
 
 def _plot_alternatives(axes: Any, split: SplitDecision) -> None:
-    """Peak against peak and persistent structures, a point per alternative; the one that was taken is marked."""
+    """Plot peak against peak plus persistent structures, a point per alternative; the chosen one is marked."""
     points = [(a.cost.peak / 1024, a.cost.sum / 1024) for a in split.alternatives]
     axes.plot(*zip(*points, strict=True), marker="o", color=OTHER_COLOUR)
     axes.plot(*points[split.taken], "o", color=INPUT_COLOUR, markersize=10, label="taken")
@@ -9833,12 +9646,9 @@ def plot_arenas(
     memories: MemoriesDecision | None = None,
     room: int | None = None,
 ) -> None:
-    """The arenas side by side: time across, address up, every buffer a rectangle with its tensor's id, the largest with
-    their names ("s": scratch memory). Tensors of other subgraphs than 0 have its number in front.
-
-    Grey is memory that is reserved but holds nothing at that time. The last model is the one that ``memories`` divides,
-    and for whose tensors and scratch memory there is ``room``. The extension decides the format.
-    """
+    """Draw arenas side by side: time across, address up, a rectangle per buffer with its tensor's id, the largest with
+    names ("s": scratch memory; ids outside subgraph 0 start with its number; grey: reserved but unused). ``memories``
+    and ``room`` (bytes for tensors and scratch) apply to the last model. The extension selects the format."""
     heads = [model.arena.head for _, model in models]
     limits = [room] if room is not None and room <= WORTH_A_LINE * heads[-1] else []
     top = max([1, *heads, *limits]) / 1024
@@ -9862,14 +9672,14 @@ def plot_arenas(
 
 
 def _plot_arena(axes: Any, model: Snapshot, inches: tuple[float, float]) -> None:
-    """One panel; ``inches`` that a unit of time and a KB take."""
+    """Draw one panel; ``inches`` per unit of time and per KB."""
     from matplotlib import colormaps
     from matplotlib.collections import PatchCollection
     from matplotlib.patches import Rectangle
 
     arena, graph = model.arena, model.graph
     axes.axhspan(0, arena.head / 1024, color="#e4e4e4", linewidth=0)
-    rectangles: dict[str | None, list[Any]] = defaultdict(list)  # by their hatch
+    rectangles: dict[str | None, list[Any]] = defaultdict(list)  # by hatch
     pieces = arena.pieces
     named = sorted(range(len(pieces)), key=lambda i: -pieces[i][1].size)[:MAX_NAMED_TENSORS]
     titles = _buffer_titles(graph, arena)
@@ -9890,7 +9700,7 @@ def _plot_arena(axes: Any, model: Snapshot, inches: tuple[float, float]) -> None
 
 
 def _fitting(across: float, up: float, label: str, name: str) -> tuple[str, bool]:
-    """What of a label and a name fits into a rectangle of so many inches, and whether it has to be written upright."""
+    """The text that fits in a rectangle of ``across`` x ``up`` inches, and True if it must be upright."""
     is_upright = across < up and across < CHARACTER * (len(label) + MIN_LETTERS)
     room = int((up if is_upright else across) / CHARACTER) - len(label) - 2
     if name and room >= MIN_LETTERS and min(across, up) > LINE:
@@ -9899,7 +9709,7 @@ def _fitting(across: float, up: float, label: str, name: str) -> tuple[str, bool
 
 
 def _buffer_titles(graph: ModelGraph, arena: Arena) -> dict[tuple[int, int], tuple[str, str]]:
-    """(name, number) of tensors, with those that have the same content."""
+    """(name, number) by (subgraph, tensor); numbers of tensors with the same content are joined."""
     keys = [(b.subgraph, -1 if b.tensor is None else b.tensor) for b in arena.buffers]
     same: dict[tuple[int, int], list[tuple[int, int]]] = defaultdict(list)
     for place in arena.used.copies:
@@ -9913,7 +9723,7 @@ def _buffer_titles(graph: ModelGraph, arena: Arena) -> dict[tuple[int, int], tup
 
 
 def _number_operators(axes: Any, graph: ModelGraph) -> None:
-    """The numbers of the operators of subgraph 0, where they begin, as the bars have them."""
+    """Mark where each operator of subgraph 0 starts, numbered as in the bars."""
     runs = {o: begin for (s, o), (begin, _) in _times_on_the_clock(graph)[1].items() if s == 0}
     rough = max(len(runs) / MAX_TICKS, 1)
     step = next(n for k in range(10) for n in (10**k, 2 * 10**k, 5 * 10**k) if n >= rough)
@@ -9925,11 +9735,11 @@ def _number_operators(axes: Any, graph: ModelGraph) -> None:
 # TFLiteModel: the API. One snapshot, one method per step
 ####################################################################################################
 
-MAPPED_FROM = 64 << 20  # bytes; larger files are memory-mapped, so that only what is read takes RAM
+MAPPED_FROM = 64 << 20  # bytes; larger files are memory-mapped, so parts that are not read take no RAM
 
 
 def step(function: StepFunction[P, D]) -> Callable[Concatenate[TFLiteModel, P], D]:
-    """A step as a method: what it makes is the model from then on."""
+    """Make a step a method that replaces the model's snapshot and returns the decision."""
 
     @wraps(function)
     def method(model: TFLiteModel, /, *args: P.args, **options: P.kwargs) -> D:
@@ -9940,20 +9750,15 @@ def step(function: StepFunction[P, D]) -> Callable[Concatenate[TFLiteModel, P], 
 
 
 class TFLiteModel:
-    """A .tflite model in memory: analyse it, change it, write it back.
-
-    All methods describe the model as it is at that moment, with all changes made so far. A method that raises leaves
-    the model as it was. Time limits are seconds, of the whole call.
-    """
+    """A .tflite model in memory: analyse it, change it, write it back. Methods see all changes made so far; one that
+    raises leaves the model unchanged. Time limits are seconds for the whole call."""
 
     def __init__(self, model_bytes: bytes | bytearray | mmap.mmap, kernels: str = REFERENCE.name) -> None:
-        """Take the bytes of a .tflite file; they are copied, except for a memory map.
+        """Read the bytes of a .tflite file; they are copied, except for a memory map. Raises ValueError if ``kernels``
+        is unknown, and ModelError if the bytes are no TensorFlow Lite model or a damaged one.
 
         Args:
-            kernels: what TFLM will run it with, a name of LIBRARIES: that decides how much scratch memory it takes.
-
-        Raises ValueError if no such kernels are known. Raises ModelError if not a TensorFlow Lite model, or a damaged
-        one.
+            kernels: the library that TFLM runs the model with, a name in LIBRARIES; it determines the scratch memory.
         """
         if kernels not in LIBRARIES:
             raise ValueError(f"kernels are one of {', '.join(LIBRARIES)}, not {kernels!r}")
@@ -9962,21 +9767,19 @@ class TFLiteModel:
 
     @classmethod
     def load_from_file(cls, path: str | os.PathLike[str], kernels: str = REFERENCE.name) -> TFLiteModel:
-        """Read a model from a file, as :class:`TFLiteModel` takes its bytes. Raises OSError if the file cannot be read.
-        Raises ValueError, as for :class:`TFLiteModel`, and ModelError."""
+        """Read a model from a file. Raises OSError if that fails, and as :class:`TFLiteModel` if it is invalid."""
         with open(path, "rb") as file:
             if os.fstat(file.fileno()).st_size > MAPPED_FROM:
                 return cls(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), kernels)
             return cls(file.read(), kernels)
 
     def write_to_file(self, path: str | os.PathLike[str]) -> None:
-        """Write the model; an existing file is replaced only once all bytes are written. Raises OSError if the file
-        cannot be written."""
+        """Write the model, replacing an existing file only when complete. Raises OSError if writing fails."""
         with replacing(Path(path)) as file:
             file.write(self.snapshot.data)
 
     def to_bytes(self) -> bytes:
-        """The model as it would be written."""
+        """The contents of the .tflite file, as :meth:`write_to_file` writes them."""
         return bytes(self.snapshot.data)
 
     @property
@@ -9986,13 +9789,12 @@ class TFLiteModel:
 
     @property
     def schedules(self) -> tuple[Schedule, ...]:
-        """Per subgraph the operators in execution order with their working sets."""
+        """Per subgraph, the operators in execution order with their working sets."""
         return self.snapshot.schedules
 
     @property
     def arena(self) -> Arena:
-        """What TFLM allocates for the model as it is: buffers, offsets, bytes. Raises ArenaError if a tensor has no
-        size that TFLM could compute, or the runtime would refuse the file."""
+        """TFLM's arena: buffers, offsets, bytes. Raises ArenaError if a size is unknown or TFLM rejects the file."""
         return self.snapshot.arena
 
     def peak_memory_usage(self) -> int:
@@ -10000,10 +9802,7 @@ class TFLiteModel:
         return self.snapshot.peak
 
     def print_model_analysis(self, calc_macs: bool = False, calc_size: bool = False, is_full: bool = False) -> None:
-        """Print the tables of tensors and of the schedule, the peak and the arena, to stdout.
-
-        Of hundreds of operators and tensors only those that matter most are shown, unless ``is_full``.
-        """
+        """Print tensors, schedule, peak and arena to stdout; long tables are shortened unless ``is_full``."""
         print(analysis_text(self.snapshot, Columns(calc_macs, calc_size), is_full))
 
     def output_model_analysis_to_csv(
@@ -10016,10 +9815,9 @@ class TFLiteModel:
     def write_firmware(
         self, folder: str | os.PathLike[str], name: str = "model", memories: MemoriesDecision | None = None
     ) -> None:
-        """Write ``NAME_model.h``, ``NAME_model.cc`` and ``example.cc``: C++17 for an application of TFLM; with
-        ``memories``, from :meth:`plan_two_memories`, the planner class as well. Raises ArenaError, as for
-        :attr:`arena`. Raises ValueError if TFLM has no kernel for an operator. Raises OSError if a file cannot be
-        written."""
+        """Write ``NAME_model.h``, ``NAME_model.cc`` and ``example.cc``: C++17 for a TFLM application. ``memories``,
+        from :meth:`plan_two_memories`, adds the planner class. Raises ArenaError as :attr:`arena` does, ValueError if
+        TFLM has no kernel for an operator, and OSError if a file cannot be written."""
         write_firmware(Path(folder), firmware_files(self.snapshot, name, memories))
 
     def analysis(self) -> dict[str, Any]:
@@ -10033,14 +9831,12 @@ class TFLiteModel:
         other: TFLiteModel | None = None,
         room: int | None = None,
     ) -> None:
-        """Draw the working set of every operator; the extension of the file decides the format (png, svg, pdf).
+        """Draw every operator's working set as png, svg or pdf, by the extension. Raises OSError if writing fails.
 
         Args:
-            split: what :meth:`split_operators` returned, whose alternatives are then drawn as well.
+            split: the result of :meth:`split_operators`, to draw its alternatives too.
             other: a model whose subgraph 0 is drawn below.
-            room: bytes that there are for tensors, as a line.
-
-        Raises OSError if the file cannot be written.
+            room: bytes available for tensors, drawn as a line.
         """
         plot_schedules(Path(file), self.schedules, split, other.schedules[0] if other else None, room)
 
@@ -10051,9 +9847,9 @@ class TFLiteModel:
         memories: MemoriesDecision | None = None,
         room: int | None = None,
     ) -> None:
-        """Draw TFLM's arena: time across, address up; beside that of ``before``, if given. What ``memories``, from
-        :meth:`plan_two_memories`, divides is a line, and so is ``room``: bytes for tensors and scratch memory. Raises
-        ArenaError, as for :attr:`arena`. Raises OSError if the file cannot be written."""
+        """Draw TFLM's arena (time across, address up) beside that of ``before``, with lines for ``memories``, from
+        :meth:`plan_two_memories`, and ``room``, bytes for tensors and scratch. Raises ArenaError as :attr:`arena` does,
+        and OSError if the file cannot be written."""
         models = [("before", before.snapshot), ("after", self.snapshot)] if before else [("arena", self.snapshot)]
         plot_arenas(Path(file), models, memories, room)
 
@@ -10070,49 +9866,48 @@ class TFLiteModel:
     def compute_best_peak_memory_usage(
         self, time_limit: float = TIME_LIMIT, progress: Progress = no_progress
     ) -> OrderDecision:
-        """What :meth:`optimize_memory` would do; the model stays as it is."""
+        """The decision of :meth:`optimize_memory`, without changing the model."""
         return decide_order(self.snapshot, time_limit, progress=progress)[1]
 
     def verify_against(self, original: TFLiteModel, seed: int = 0) -> VerificationDecision:
-        """Run this model and another on the same random inputs, in TFLM and in LiteRT, and compare all bit by bit.
-        Raises VerificationError if no runtime is installed that runs the original, or one does not run this model."""
+        """Run this model and ``original`` on the same random inputs in TFLM and LiteRT and compare them bit by bit.
+        Raises VerificationError if no installed runtime runs the original, or one that does cannot run this model."""
         return decide_verification(self.snapshot, original.snapshot, seed=seed)
 
     def compare_with(self, other: TFLiteModel, name: str = "other") -> ComparisonDecision:
-        """This model and another side by side: memory, file, operators, inputs and outputs."""
+        """Compare memory, file, operators, inputs and outputs with those of another model."""
         return ComparisonDecision(other_name=name, this=figures_of(self.snapshot), other=figures_of(other.snapshot))
 
     def compare_clusterings(
         self, clusters: Sequence[int], per_channel: bool = False, compress: bool = False, more_ram: int | None = None
     ) -> list[ClusteringDecision]:
-        """What :meth:`cluster_weights` would give for each number of clusters, and with ``compress``
-        :meth:`compress_weights` after it; the model stays as it is."""
+        """What :meth:`cluster_weights`, and with ``compress`` :meth:`compress_weights`, would do for each number."""
         return [decide_trial(self.snapshot, n, per_channel, compress, more_ram) for n in clusters]
 
 
 ####################################################################################################
-# Command line, one run of it
+# Command line: one run
 ####################################################################################################
 
 DONE, CHECK_FAILED, BAD_INPUT = 0, 1, 2  # exit codes
-STREAM = Path("-")  # stdin or stdout in place of a file
+STREAM = Path("-")  # stdin or stdout instead of a file
 
 
 class UsageError(ValueError):
-    """What the user asked for cannot be done; the message says why, in one line."""
+    """The command line asks for something impossible; the message says why in one line."""
 
 
 @dataclass(frozen=True)
 class Option:
-    """A row of the command line. A new step is a function Snapshot -> (Snapshot, Decision), and a row here."""
+    """A command-line option. To add a step, write a function Snapshot -> (Snapshot, Decision) and add a row here."""
 
     flags: str
     help: str
-    type: Callable[[str], Any] | None = None  # reads its value; None: it is a switch
+    type: Callable[[str], Any] | None = None  # parses the value; None: a switch
     metavar: str | None = None
-    needs: str = ""  # flags of which one must be given as well
-    step: Callable[[Command, float], Decision | None] | None = None  # what it does, within so many seconds
-    weight: int = 0  # of the step, when the time is divided
+    needs: str = ""  # flags, at least one of which must be given too
+    step: Callable[[Command, float], Decision | None] | None = None  # runs the step, within seconds
+    weight: int = 0  # of the step, when time is divided among steps
     more: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # for argparse
 
     @property
@@ -10121,7 +9916,7 @@ class Option:
 
 
 class Command:
-    """One run: what was asked for, the models, and what was done."""
+    """One run of the command line: its arguments, models and results."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.arguments = arguments
@@ -10134,7 +9929,7 @@ class Command:
             self.model = TFLiteModel(sys.stdin.buffer.read(), arguments.kernels)
         else:
             self.model = TFLiteModel.load_from_file(arguments.input, arguments.kernels)
-        self.original = self.baseline = self.model.snapshot  # the latter is what --verify compares with
+        self.original = self.baseline = self.model.snapshot  # --verify compares with the baseline
         self.other = self.model_to_compare()
         self.results: list[Decision] = []
 
@@ -10150,7 +9945,7 @@ class Command:
 
     def run(self, steps: Sequence[Option]) -> int:
         arguments, model = self.arguments, self.model
-        _ = model.schedules  # if calls of subgraphs have no end, better now than behind the first notes
+        _ = model.schedules  # recursive subgraphs fail here, before any note is printed
         budget = Budget(TIME_LIMIT if arguments.time_limit is None else arguments.time_limit)
         for number, option in enumerate(steps):
             still = sum(later.weight for later in steps[number:])
@@ -10158,12 +9953,12 @@ class Command:
                 self.results.append(decision)
         is_limited = arguments.max_arena is not None or arguments.max_peak is not None
         if arguments.memory_map or is_limited:
-            _ = model.arena  # if it is not known, better now than with half of the outputs written
+            _ = model.arena  # an unknown arena fails here, before any output is written
         try:
             with contextlib.redirect_stdout(sys.stderr) if self.output == STREAM else _standard_output():
                 self.report()
         except OSError as error:
-            if self.output != STREAM or error.filename:  # else only stderr has failed, which is for people
+            if self.output != STREAM or error.filename:  # else only stderr failed, and the model can still be written
                 raise
         if Budget.is_interrupted:
             _log("interrupted: this is the best so far")
@@ -10184,7 +9979,7 @@ class Command:
             return TrialsDecision(trials=tuple(trials))
         most = a.clusters[0] if a.clusters else MAX_CODEBOOK
         decision = self.model.cluster_weights(most, a.per_channel, a.min_sqnr)
-        if a.compress:  # which changes no bit of what comes after this
+        if a.compress:  # lossless, so --verify compares with the clustered model
             self.baseline = self.model.snapshot
         return decision
 
@@ -10224,14 +10019,13 @@ class Command:
         is_lossy = (a.clusters or a.min_sqnr is not None) and not a.compress
         return dataclasses.replace(decision, may_differ=bool(is_lossy))
 
-    # -- what comes of it ---------------------------------------------------------------------------
+    # -- results ------------------------------------------------------------------------------------
 
     def result(self, kind: type[T]) -> T | None:
         return next((result for result in self.results if isinstance(result, kind)), None)
 
     @property
     def memories(self) -> MemoriesDecision | None:
-        """How the arena is divided, if it is."""
         memories = self.result(MemoriesDecision)
         return memories if memories and memories.is_divided else None
 
@@ -10244,19 +10038,19 @@ class Command:
 
     @property
     def room(self) -> int | None:
-        """Bytes that a limit leaves for tensors and scratch memory, if there is one."""
+        """Bytes that the limits leave for tensors and scratch memory; None without limits."""
         a = self.arguments
         limits = [a.max_peak, a.max_arena and a.max_arena - self.model.arena.persistent]
         return min((max(limit, 0) for limit in limits if limit is not None), default=None)
 
     def exceeded(self) -> list[str]:
-        """What does not hold of the limits on the arena, one sentence each."""
+        """One sentence for a wrong memory plan and for each limit that the arena exceeds."""
         failures = [f"the memory plan in the file is wrong: {fault}" for fault in self.model.arena.problems[:1]]
         over = [(what, limit, taken) for what, limit, taken in self.limits if taken > limit]
         return failures + [f"the {what} takes {taken:,} B, more than {limit:,} B" for what, limit, taken in over]
 
     def report(self) -> None:
-        """Everything but the model itself: notes, tables, JSON, CSV, pictures."""
+        """Output everything but the model: notes, tables, JSON, CSV, plots."""
         a, model, original = self.arguments, self.model, self.original
         for note in [*(note for result in self.results for note in result.remarks), *model.graph.notes]:
             _log(f"note: {note}")
@@ -10287,7 +10081,7 @@ class Command:
             plot_arenas(a.memory_map, self.maps(), self.memories, self.room)
 
     def maps(self) -> list[tuple[str, Snapshot]]:
-        """The arenas to draw, that of the model last."""
+        """(title, snapshot) of each arena to draw, this model last."""
         now = self.model.snapshot
         if self.other is not None:
             return [(self.arguments.compare.name, self.other.snapshot), ("this model", now)]
@@ -10297,7 +10091,7 @@ class Command:
         return [("arena", now)]
 
     def write(self) -> None:
-        """The model itself, as C++, which may be refused, and as a file."""
+        """Write the C++ firmware and the model. Raises UsageError if TFLM has no kernel for an operator."""
         folder, output, model = self.arguments.firmware, self.output, self.model
         if folder:
             title = (output if output not in (None, STREAM) else self.arguments.input).stem
@@ -10328,7 +10122,7 @@ def pins_of(pairs: Sequence[tuple[str, str]]) -> dict[str, str]:
 
 @contextlib.contextmanager
 def _progress_bar() -> Iterator[Callable[[int, int, int], None]]:
-    """Show how far the search is, on a terminal and once it takes more than a moment."""
+    """Show the progress of a search on a terminal, after one second."""
     from tqdm import tqdm
 
     with tqdm(desc="ordering", unit=" states", unit_scale=True, delay=1.0, disable=None, leave=False) as bar:
@@ -10342,7 +10136,7 @@ def _progress_bar() -> Iterator[Callable[[int, int, int], None]]:
 
 @contextlib.contextmanager
 def _standard_output() -> Iterator[None]:
-    """Print to stdout, and be silent from then on where nobody listens any longer, as behind ``| head``."""
+    """Print to stdout, silently if the reader closes it, as ``| head`` does."""
     try:
         yield
         sys.stdout.flush()
@@ -10352,14 +10146,14 @@ def _standard_output() -> Iterator[None]:
 
 def _log(text: str) -> None:
     if sys.stdout is not None:
-        with _standard_output():  # so that both streams show up in the order of events
+        with _standard_output():  # flush stdout first, to keep both streams in order
             pass
-    with contextlib.suppress(OSError, AttributeError):  # where there is nobody to tell
-        print(shorten(text, 1000), file=sys.stderr)  # on one line, whatever names it holds
+    with contextlib.suppress(OSError, AttributeError):  # stderr may be closed
+        print(shorten(text, 1000), file=sys.stderr)  # one line, even if names contain line breaks
 
 
 ####################################################################################################
-# Command line, the options: a row for each, with the step that it stands for
+# Command line: the options, one row each, with the step it runs
 ####################################################################################################
 
 PLOT_FORMATS = (".png", ".svg", ".pdf")
@@ -10367,7 +10161,7 @@ UNITS = {"K": 1024, "M": 1024**2, "G": 1024**3}
 
 
 def _number(what: str, unit: str = "", most: float = math.inf) -> Callable[[str], float]:
-    """Reads a number from 0 up to below ``most``."""
+    """A parser of numbers from 0 up to, but excluding, ``most``."""
 
     def read(text: str) -> float:
         with contextlib.suppress(ValueError):
@@ -10414,7 +10208,7 @@ def _picture(text: str) -> Path:
     return path
 
 
-# The steps are taken in the order in which they stand here.
+# Steps run in the order of this table.
 OPTIONS = {
     "": [
         Option("-i --input", "the model to read (.tflite); '-' is stdin", Path, "FILE", more={"required": True}),
@@ -10481,7 +10275,7 @@ ALL_OPTIONS = [option for options in OPTIONS.values() for option in options]
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> Any:
-        """One line, as for all other mistakes; --help has the rest."""
+        """Exit with one line, as for all other errors; --help shows the usage."""
         self.exit(BAD_INPUT, f"{self.prog}: error: {message}\n")
 
 
@@ -10506,8 +10300,8 @@ def is_given(arguments: argparse.Namespace, option: Option) -> bool:
 
 
 def check_options(arguments: argparse.Namespace) -> None:
-    """Refuse options that say nothing, or two things at once; some stand for others as well."""
-    # Without a plan, a limit on the peak would hold by chance.
+    """Set implied options. Raises UsageError for options that do nothing or conflict."""
+    # Without a plan, TFLM meets a limit on the peak only by chance.
     arguments.plan |= arguments.max_peak is not None or arguments.memories is not None
     given = {option.flags.split()[-1]: option for option in ALL_OPTIONS if is_given(arguments, option)}
     for flag, option in given.items():
@@ -10526,7 +10320,7 @@ def check_options(arguments: argparse.Namespace) -> None:
 
 
 def output_of(arguments: argparse.Namespace) -> Path | None:
-    """Where the model goes; refuse what would overwrite the input or another output, before any work is done."""
+    """Where the model goes. Raises UsageError before any work if an output would overwrite the input or another."""
     output = arguments.output
     if arguments.in_place:
         if arguments.output and not _same_file(arguments.output, arguments.input):
@@ -10568,7 +10362,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code: 0 done, 1 a check failed, 2 bad input or usage."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError, OSError):
-            stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # names may hold what it cannot show
+            stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # names may hold characters it cannot show
     if sys.stdout is None:
         _log("tflite-tools: error: standard output is closed; to see nothing, send it to the null device")
         return BAD_INPUT
@@ -10587,7 +10381,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         message = f"{name}: {error}"
     except ArenaError as error:
         message = f"{name}: the arena of TFLM is not known, since {error}"
-    except (OSError, RuntimeError) as error:  # RuntimeError: a circle of symbolic links, before Python 3.13
+    except (OSError, RuntimeError) as error:  # RuntimeError: a loop of symbolic links, before Python 3.13
         strerror = getattr(error, "strerror", None)
         message = f"{getattr(error, 'filename', None) or 'standard output'}: {strerror}" if strerror else str(error)
     except VerificationError as error:

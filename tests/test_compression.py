@@ -231,9 +231,7 @@ def test_what_stays_as_it_is_is_told():
     assert "and 1 more: other tensors have the same data" in decision.notes[0]
 
 
-@pytest.mark.parametrize(
-    ("more_ram", "names"), [(1900, []), (2000, ["qconst3"]), (2100, ["qconst1", "qconst3"])]
-)
+@pytest.mark.parametrize(("more_ram", "names"), [(1900, []), (2000, ["qconst3"]), (2100, ["qconst1", "qconst3"])])
 def test_slices_keep_more_than_one_operator(more_ram: int, names: list[str]):
     model = model_of("cnn")
     model.cluster_weights(4)
