@@ -3895,8 +3895,8 @@ def _common_places(count: int, aliases: Iterable[Alias]) -> list[tuple[int, int]
 class LoopVariable(NamedTuple):
     """A variable of WHILE. TFLM copies operand to output and tested, output to begin, end to output if offsets differ:
 
-        operand --- output --.              .-- output ---
-                             body: begin ... end            tested, by the condition: the same as the output
+    operand --- output --.              .-- output ---
+                         body: begin ... end            tested, by the condition: the same as the output
     """
 
     operand: int | None
