@@ -29,15 +29,13 @@ From a script::
     print(result.before, "->", result.after, "bytes", "(optimal)" if result.optimal else "")
     model.write_to_file("smaller.tflite")
 
-Weights stay in flash. What must fit in RAM is the *working set*: the intermediate tensors that are alive while an
-operator runs. The order of the operators decides how large it gets; where a planner places the tensors in the
-*arena* decides how much RAM that takes. Both are fixed in the file, so both can be optimised in the file, at no
-cost in accuracy or speed; for a little of the latter, stripes take less than any order. The module reads from top
-to bottom in the order in which data flows; every section uses only what stands above it:
+Weights stay in flash; what must fit in RAM is the *working set*, the intermediate tensors that are alive while an
+operator runs, and the *arena* in which a planner places them. The order of the operators decides the first, the offsets
+decide the second, and both are fixed in the file, so both can be optimised there at no cost in accuracy or speed.
 
-what a file says, what is known of operators and what TFLM refuses; who is alive when; orders; offsets; TFLM's arena and
-what may share memory in it; stripes, loops and lighter operators; clusters; writing all that; what was done, in words
-and pictures; :class:`TFLiteModel`; the command line.
+The module reads from top to bottom in the order in which data flows; a section uses only what stands above it: the file
+and what it says; what is known of operators; who is alive when; orders; offsets; TFLM's arena; changes; stripes and
+loops; weights; what was done, in words and pictures; :class:`TFLiteModel`; the command line.
 """
 
 from __future__ import annotations
@@ -49,6 +47,7 @@ import csv
 import dataclasses
 import enum
 import graphlib
+import importlib
 import io
 import itertools
 import json
@@ -64,19 +63,35 @@ import time
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache, cached_property, partial, reduce, wraps
 from operator import attrgetter
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, ClassVar, Concatenate, NamedTuple, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Concatenate, NamedTuple, ParamSpec, TypeVar
 
-import flatbuffers
-import numpy as np
-import tflite
-import tflite.utils
+if TYPE_CHECKING:
+    import flatbuffers
+    import numpy as np
+    import tflite
+else:
+
+    class _Lazy:
+        """A module that is imported when it is first used, so that --help and mistakes are answered at once."""
+
+        def __init__(self, name: str) -> None:
+            self._name = name
+
+        def __getattr__(self, attribute: str) -> Any:
+            value = getattr(importlib.import_module(self._name), attribute)
+            setattr(self, attribute, value)
+            return value
+
+        def __dir__(self) -> Iterable[str]:
+            return dir(importlib.import_module(self._name))
+
+    flatbuffers, np, tflite = map(_Lazy, ("flatbuffers", "numpy", "tflite"))
 
 __version__ = "0.2.0"
 
@@ -309,7 +324,7 @@ class Content:
         return len(self.data)
 
 
-NO_CONTENT = Content(np.empty(0, np.uint8))
+NO_CONTENT = Content(b"")  # type: ignore[arg-type]  # an array would load numpy
 
 
 @dataclass(frozen=True)
@@ -542,7 +557,8 @@ class _Unpacker:
     def once(self, form: str, of: Any, at: int) -> Any:
         key = form, of, at
         if key not in self.known:
-            self.known[key] = getattr(self, form)(of, at)
+            read = partial(self.several, form[:-1]) if form in ("texts", "tables") else getattr(self, form)
+            self.known[key] = read(of, at)
         return self.known[key]
 
     def table(self, kind: str, at: int) -> Table:
@@ -584,12 +600,6 @@ class _Unpacker:
         if self.left < 0:
             raise ModelError(TOO_MANY_ITEMS)
         return [self.once(form, of, place + self.word(place)) for place in range(at + 4, at + 4 + 4 * count, 4)]
-
-    def texts(self, of: Any, at: int) -> list[memoryview]:
-        return self.several("text", of, at)
-
-    def tables(self, of: Any, at: int) -> list[Table]:
-        return self.several("table", of, at)
 
 
 class _Packer:
@@ -2320,10 +2330,12 @@ class _Reader:
 
     def operator_kind(self, code: Table) -> tuple[str, bool]:
         """(name, is_custom). Files before 2020 have only the one-byte deprecated code, some newer only the full."""
+        from tflite.utils import BUILTIN_OPCODE2NAME
+
         number = max(code["BuiltinCode"], code["DeprecatedBuiltinCode"])
         if number == tflite.BuiltinOperator.CUSTOM:
             return self.text(code["CustomCode"]) or "CUSTOM", True
-        return tflite.utils.BUILTIN_OPCODE2NAME.get(number, f"BUILTIN_{number}"), False
+        return BUILTIN_OPCODE2NAME.get(number, f"BUILTIN_{number}"), False
 
     def metadata_entry(self, entry: Table) -> tuple[str, int]:
         if not 0 <= entry["Buffer"] < len(self.buffers):
@@ -2936,7 +2948,7 @@ def order_by_cuts(problem: OrderingProblem, budget: Budget) -> list[int] | None:
 LEVEL_WORDS = 1 << 23  # the largest level: 64 MiB of states, a few times that with temporaries
 SWEEP_STATES = 1 << 26  # states of one sweep: 512 MiB of history
 
-Split = list[tuple[int, np.uint64]]  # a set of tasks as its words that are not zero: (word, bits)
+Split = list[tuple[int, Any]]  # a set of tasks as its words that are not zero: (word, bits)
 
 
 class Sweep:
@@ -3548,6 +3560,8 @@ def plan_optimally(
 
 def solve_constraints(model: Any, time_limit: float, workers: int) -> tuple[Any, Any]:
     """The CP-SAT solver with its solution, and its status; it stops early if the program is interrupted."""
+    from concurrent.futures import ThreadPoolExecutor, wait
+
     from ortools.sat.python import cp_model
 
     solver = cp_model.CpSolver()
@@ -7619,7 +7633,7 @@ class RunFailure(ValueError):
     """A runtime cannot run a model; the message says why in one line."""
 
 
-Results = list[tuple[int, np.ndarray]]  # outputs by number
+Results = list[tuple[int, Any]]  # outputs by number
 
 
 class Run(NamedTuple):
@@ -8183,34 +8197,31 @@ class MemoriesDecision(Decision):
 
     def message(self) -> list[str]:
         if not self.is_divided:
-            return [
-                f"Two memories: all of it fits into the fast one, an arena of {self.reserve:,} B of {self.fast:,} B."
-            ]
+            fits = f"an arena of {self.reserve:,} B of {self.fast:,} B"
+            return [f"Two memories: all of it fits into the fast one, {fits}."]
         stays, most = (100 * (1 - (n or 0) / max(self.before or 0, 1)) for n in (self.after, self.bound))
         verdict = "proven optimal" if self.optimal else f"no plan has more than {most:.1f} %"
         plain = plain_names(t.name for t in self.tensors)
         largest = sorted(self.tensors, key=lambda t: -t.bytes)[:MAX_LISTED]
         names = [f"{t.number} ({shorten(plain[t.name], 40)}) {t.bytes:,} B" for t in largest]
         names += [f"{len(self.tensors) - len(largest):,} more"] if len(self.tensors) > len(largest) else []
+        moved = f"{self.before:,} B that an inference moves{f' ({COUNTED_ONCE})' if self.has_loops else ''}"
         limit = "" if self.slow is None else f" of {self.slow:,} B"
-        once = f" ({COUNTED_ONCE})" if self.has_loops else ""
-        moment = f"; for a moment, while it plans, {self.reserve:,} B"
-        moment = moment if self.reserve > align(self.slow_head + self.persistent) else ""
-        others = [
-            f"This plan is too small for {LIBRARIES[name].title}, with {size:,} B of scratch memory (see --kernels)."
-            for name, size in self.scratch_elsewhere.items()
-        ]
+        parts = f"tensors {self.slow_head:,} B, persistent structures {self.persistent:,} B"
+        if self.reserve > align(self.slow_head + self.persistent):
+            parts += f"; for a moment, while it plans, {self.reserve:,} B"
+        pinned = f"{self.required:,} B have to be there: scratch memory and what is pinned"
+        planner = "The planner class that --firmware writes keeps them apart"
         return [
-            f"Two memories: {stays:.1f} % of {self.before:,} B that an inference moves{once} are in the fast one,"
-            f" {verdict}.",
-            f"Fast memory to reserve: {self.fast_head:,} B of {self.fast:,} B ({self.required:,} B have to be there:"
-            " scratch memory and what is pinned).",
-            f"Slow memory to reserve (kTensorArenaSize): {self.reserve:,} B{limit} (tensors {self.slow_head:,} B,"
-            f" persistent structures {self.persistent:,} B{moment}).",
+            f"Two memories: {stays:.1f} % of {moved} are in the fast one, {verdict}.",
+            f"Fast memory to reserve: {self.fast_head:,} B of {self.fast:,} B ({pinned}).",
+            f"Slow memory to reserve (kTensorArenaSize): {self.reserve:,} B{limit} ({parts}).",
             f"Tensors in the slow memory: {', '.join(names) or 'none'}.",
-            "The planner class that --firmware writes keeps them apart; without it the file runs in one arena of"
-            f" {self.one_arena:,} B.",
-            *others,
+            f"{planner}; without it the file runs in one arena of {self.one_arena:,} B.",
+            *(
+                f"This plan is too small for {LIBRARIES[name].title}, with {size:,} B of scratch (see --kernels)."
+                for name, size in self.scratch_elsewhere.items()
+            ),
         ]
 
 
@@ -9214,26 +9225,21 @@ def _cell(text: str) -> str:
 
 def write_csv(folder: Path, model: Snapshot, columns: Columns) -> None:
     """Write ``tensor_details.csv`` and ``execution_schedule_info.csv``: whole names, a row per tensor or operator."""
+    tensors: list[list[Any]] = [["Id", "Name", "Shape", "Size", "Type", "Subgraph"]]
+    operators: list[list[Any]] = [["Operator", "Working set", "Memory use", *columns.headers, "Kind", "Subgraph"]]
+    for schedule in model.schedules:
+        subgraph = schedule.subgraph
+        for t in shown_tensors(schedule):
+            size, shape = "" if t.bytes is None else t.ram_bytes, " ".join(map(str, t.shape))
+            tensors.append([t.index, _cell(t.name), shape, size, t.dtype, subgraph.index])
+        for step in schedule.steps:
+            live, figures = " ".join(map(str, step.live)), columns.figures(model.graph, subgraph, step.operator)
+            name, kind = _cell(subgraph.output_name(step.operator)), _cell(step.operator.kind)
+            operators.append([name, live, step.bytes, *figures, kind, subgraph.index])
     folder.mkdir(parents=True, exist_ok=True)
-    with replacing(folder / "tensor_details.csv", "w", newline="", encoding="utf-8") as file:
-        rows = csv.writer(file)
-        rows.writerow(["Id", "Name", "Shape", "Size", "Type", "Subgraph"])
-        for schedule in model.schedules:
-            for t in shown_tensors(schedule):
-                size = "" if t.bytes is None else t.ram_bytes
-                rows.writerow(
-                    [t.index, _cell(t.name), " ".join(map(str, t.shape)), size, t.dtype, schedule.subgraph.index]
-                )
-    with replacing(folder / "execution_schedule_info.csv", "w", newline="", encoding="utf-8") as file:
-        rows = csv.writer(file)
-        rows.writerow(["Operator", "Working set", "Memory use", *columns.headers, "Kind", "Subgraph"])
-        for schedule in model.schedules:
-            subgraph = schedule.subgraph
-            for step in schedule.steps:
-                live = " ".join(map(str, step.live))
-                figures = columns.figures(model.graph, subgraph, step.operator)
-                name, kind = _cell(subgraph.output_name(step.operator)), _cell(step.operator.kind)
-                rows.writerow([name, live, step.bytes, *figures, kind, subgraph.index])
+    for name, rows in (("tensor_details.csv", tensors), ("execution_schedule_info.csv", operators)):
+        with replacing(folder / name, "w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows(rows)
 
 
 ####################################################################################################
@@ -10123,6 +10129,9 @@ def pins_of(pairs: Sequence[tuple[str, str]]) -> dict[str, str]:
 @contextlib.contextmanager
 def _progress_bar() -> Iterator[Callable[[int, int, int], None]]:
     """Show the progress of a search on a terminal, after one second."""
+    if sys.stderr is None or not sys.stderr.isatty():
+        yield no_progress
+        return
     from tqdm import tqdm
 
     with tqdm(desc="ordering", unit=" states", unit_scale=True, delay=1.0, disable=None, leave=False) as bar:
