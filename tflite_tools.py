@@ -103,7 +103,6 @@ __all__ = [
     "ComparisonDecision",
     "CompressionDecision",
     "Decision",
-    "InliningDecision",
     "LighteningDecision",
     "MemoriesDecision",
     "ModelError",
@@ -721,14 +720,9 @@ class File:
 
     def content(self, buffer: Table) -> np.ndarray:
         """Data of a buffer, uint8, inside or outside of the FlatBuffer."""
-        if self.is_external(buffer):
+        if buffer["Offset"] > 1:  # converters write 1 as a placeholder
             return np.frombuffer(self.source, np.uint8, buffer["Size"], buffer["Offset"])
         return np.asarray(buffer["Data"], np.uint8)
-
-    @staticmethod
-    def is_external(buffer: Table) -> bool:
-        """True if the data is after the FlatBuffer; converters write offset 1 as a placeholder."""
-        return bool(buffer["Offset"] > 1)
 
     def _with_options_inside(self, subgraph: Table) -> Table:
         """The subgraph with large options of custom operators, possibly after the FlatBuffer, moved inside."""
@@ -2175,7 +2169,7 @@ def refusals(graph: ModelGraph) -> list[str]:
     reasons += [f"it has tensors of type {dtype}" for dtype in unsized]
     outside = sum(graph.content(tensor).is_external for tensor in tensors)
     why = f"the data of {outside} tensors is outside of the FlatBuffer, where TFLM does not look: it would take memory"
-    return reasons + ([f"{why} for it and compute with what is there; --inline-buffers moves it"] if outside else [])
+    return reasons + ([f"{why} for it and compute with what is there; -o FILE writes it inside"] if outside else [])
 
 
 ####################################################################################################
@@ -2323,10 +2317,9 @@ class _Reader:
         return tuple(values.tolist()) if len(values) else ()
 
     def content(self, buffer: Table) -> Content:
-        is_external = self.file.is_external(buffer)
-        if is_external and buffer["Offset"] + buffer["Size"] > len(self.file.source):
+        if buffer["Offset"] + buffer["Size"] > len(self.file.source):
             raise ModelError("the file is cut short: the data of an external buffer lies behind its end")
-        return Content(self.file.content(buffer), is_external)
+        return Content(self.file.content(buffer), is_external=buffer["Offset"] > 1 and not self.file.is_changed)
 
     def operator_kind(self, code: Table) -> tuple[str, bool]:
         """(name, is_custom). Files before 2020 have only the one-byte deprecated code, some newer only the full."""
@@ -4938,6 +4931,11 @@ class Snapshot:
     def rewritten(self, rewrite: Rewrite) -> Snapshot:
         """The model with a new schedule of subgraph 0."""
         return self.changed(Rewriter(self.file, self.graph.subgraphs[0], rewrite).run())
+
+    def with_data_inside(self) -> Snapshot:
+        """The model with external data moved into the FlatBuffer, where TFLM looks for it, as all that is written."""
+        outside = not self.file.newer and any(content.is_external for content in self.graph.buffers)
+        return self.repacked() if outside else self
 
     def repacked(self) -> Snapshot:
         """The model without unreferenced bytes, and with all data inside the FlatBuffer."""
@@ -7602,7 +7600,7 @@ def deciding(kind: type[D]) -> Callable[[StepFunction[P, D]], StepFunction[P, D]
         def decide(model: Snapshot, /, *args: P.args, **options: P.kwargs) -> tuple[Snapshot, D]:
             start = time.monotonic()
             try:
-                after, decision = function(model, *args, **options)
+                after, decision = function(model := model.with_data_inside(), *args, **options)
             except (Refusal, ArenaError) as why:
                 after, decision = model, kind(refusal=str(why), **getattr(why, "figures", {}))
             return after, dataclasses.replace(decision, changed=after is not model, seconds=time.monotonic() - start)
@@ -8303,32 +8301,8 @@ def _division(model: Snapshot, found: Division, moved: Sequence[int]) -> dict[st
 
 
 ####################################################################################################
-# Steps: inline external data, cheaper equivalents, integer inputs and outputs
+# Steps: cheaper equivalents, integer inputs and outputs
 ####################################################################################################
-
-
-@dataclass(frozen=True, kw_only=True)
-class InliningDecision(Decision):
-    """The effect of inlining ``buffers`` buffers: ``before`` bytes outside the FlatBuffer, ``after`` still there."""
-
-    buffers: int = 0
-
-    key, json_keys = "inlining", "buffers bytes=before changed"
-
-    def message(self) -> list[str]:
-        if not self.buffers:
-            return ["No data was moved: all of it is inside of the FlatBuffer."]
-        return [
-            f"Data of {self.buffers} buffers, {self.before:,} B, moved into the FlatBuffer, where TFLM looks for it."
-        ]
-
-
-@deciding(InliningDecision)
-def decide_inlining(model: Snapshot) -> tuple[Snapshot, InliningDecision]:
-    """Move external data into the FlatBuffer, where TFLM expects it. Raises ModelError for a file of a newer schema."""
-    outside = [content.size for content in model.graph.buffers if content.is_external]
-    after = model.repacked() if outside else model
-    return after, InliningDecision(before=sum(outside), after=0, buffers=len(outside))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -9782,11 +9756,11 @@ class TFLiteModel:
     def write_to_file(self, path: str | os.PathLike[str]) -> None:
         """Write the model, replacing an existing file only when complete. Raises OSError if writing fails."""
         with replacing(Path(path)) as file:
-            file.write(self.snapshot.data)
+            file.write(self.snapshot.with_data_inside().data)
 
     def to_bytes(self) -> bytes:
         """The contents of the .tflite file, as :meth:`write_to_file` writes them."""
-        return bytes(self.snapshot.data)
+        return bytes(self.snapshot.with_data_inside().data)
 
     @property
     def graph(self) -> ModelGraph:
@@ -9824,7 +9798,7 @@ class TFLiteModel:
         """Write ``NAME_model.h``, ``NAME_model.cc`` and ``example.cc``: C++17 for a TFLM application. ``memories``,
         from :meth:`plan_two_memories`, adds the planner class. Raises ArenaError as :attr:`arena` does, ValueError if
         TFLM has no kernel for an operator, and OSError if a file cannot be written."""
-        write_firmware(Path(folder), firmware_files(self.snapshot, name, memories))
+        write_firmware(Path(folder), firmware_files(self.snapshot.with_data_inside(), name, memories))
 
     def analysis(self) -> dict[str, Any]:
         """The analysis as JSON-ready data; README describes its keys."""
@@ -9861,7 +9835,6 @@ class TFLiteModel:
 
     optimize_memory = step(decide_order)
     split_operators = step(decide_split)
-    inline_buffers = step(decide_inlining)
     lighten_operators = step(decide_lightening)
     use_integer_ports = step(decide_ports)
     plan_memory = step(decide_plan)
@@ -10232,8 +10205,7 @@ OPTIONS = {
         Option("--max-arena", "exit with 1 if the arena to reserve exceeds this (as 64KB)", _size, "BYTES"),
     ],
     "changes, made in this order": [
-        Option("--inline-buffers", "move data from outside of the FlatBuffer, where TFLM looks for it",
-               step=lambda command, _: command.model.inline_buffers()),
+        Option("--inline-buffers", argparse.SUPPRESS),  # kept for old scripts: data moves by itself
         Option("--clusters", "give every weight matrix at most N distinct values; several numbers, as in 4,8,16, only "
                "compare them", _cluster_counts, "N", step=Command.cluster),
         Option("--min-sqnr", "the fewest distinct values per matrix that keep this quality",

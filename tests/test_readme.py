@@ -58,7 +58,7 @@ def test_python_snippets(number: int, tmp_path: Path):
 def test_json_keys_are_those_of_the_table(tmp_path: Path):
     import tflite_tools
 
-    options = "--split --optimize --plan --clusters 8 --compress --verify --inline-buffers --lighten --integer-io"
+    options = "--split --optimize --plan --clusters 8 --compress --verify --lighten --integer-io"
     options += " --compare tests/models/digits_cnn_int8.tflite"
     command = f"python tflite_tools.py -i tests/models/digits_mobilenet_int8.tflite {options}"
     report = json.loads(run(f"{command} --json - 2>/dev/null", tmp_path))
@@ -92,7 +92,6 @@ def test_json_keys_are_those_of_the_table(tmp_path: Path):
     assert documented["`integer_io.ports[]`"] == port.json().keys()
     side = report["comparison"]["this"].keys()
     assert documented["`comparison`"] == report["comparison"].keys() | side
-    assert documented["`inlining`"] == report["inlining"].keys()
     assert documented["`verification`"] == report["verification"].keys()
 
 
