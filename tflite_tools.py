@@ -759,18 +759,15 @@ OTHER_FORMATS = (  # pattern of the first bytes, what the file is, what to do
     (rb"\x08[\x01-\x20][\x12:B]", "an ONNX model or another protocol buffer: convert it to TensorFlow Lite first"),
     (rb"\s*<", "a web page or XML: the download failed"),
     (
-        rb"\s*(#(include|ifndef|pragma|define)|//|/\*|alignas|(static |extern )?(const |unsigned )|0x)",
+        rb"\s*(#[idp]|//|/\*|alignas|(static |extern )?(const |unsigned )|0x)",
         "source text: make a file of the array again",
     ),
 )
 
 
 def _what_it_is(data: Bytes) -> str:
-    start = bytes(data[:64])
-    for pattern, what in OTHER_FORMATS:
-        if re.match(pattern, start):
-            return f"it is {what}"
-    return f"its identifier is {bytes(data[4:8])!r} instead of {FILE_IDENTIFIER!r}"
+    found = (f"it is {what}" for pattern, what in OTHER_FORMATS if re.match(pattern, bytes(data[:64])))
+    return next(found, f"its identifier is {bytes(data[4:8])!r} instead of {FILE_IDENTIFIER!r}")
 
 
 ####################################################################################################
@@ -2226,14 +2223,13 @@ def looped_operators(graph: ModelGraph) -> int:
         offsets = planned_offsets(graph)
     except ArenaError:
         return 0
-    whiles = [(s.index, o) for s, o in graph.operators if is_loop(o)]
-    return sum(
-        any(
-            offsets.get((subgraph, outside), -1) == offsets.get((operator.callees[1], inside), -2)
-            for outside, inside in zip(operator.outputs, graph.subgraphs[operator.callees[1]].inputs, strict=False)
-        )
-        for subgraph, operator in whiles
-    )
+
+    def is_looped(caller: Subgraph, operator: Operator) -> bool:
+        body = graph.subgraphs[operator.callees[1]]
+        pairs = zip(operator.outputs, body.inputs, strict=False)
+        return any(offsets.get((caller.index, a), -1) == offsets.get((body.index, b), -2) for a, b in pairs)
+
+    return sum(is_looped(*where) for where in graph.operators if is_loop(where[1]))
 
 
 LOOPED = "the tensors of its loops share memory by the plan in the file, which any change of the operators would undo"
@@ -2348,15 +2344,11 @@ class _Reader:
                 raise ModelError(f"the file is damaged: {what} refers to {place}")
         handles = {i for op in operators if op.variable for i in op.outputs}
         given = set(inputs)
-        stored = [self.vector(tensor, "Shape") for tensor in tables]
-        shapes = list(stored)
+        shapes = [self.vector(tensor, "Shape") for tensor in tables]
         for op in operators:
             if op.kind == "RESHAPE" and op.inputs and op.outputs:
                 shapes[op.outputs[0]] = reshaped(shapes[op.inputs[0]], shapes[op.outputs[0]])
         tensors = [self.tensor(tensor, i, shapes[i], i in given, i in handles) for i, tensor in enumerate(tables)]
-        for i, tensor in enumerate(tensors):
-            if shapes[i] != stored[i]:
-                tensors[i] = dataclasses.replace(tensor, is_completed=True)
         return Subgraph(index, self.text(table["Name"]), tuple(tensors), operators, inputs, outputs)
 
     def tensor(self, table: Table, index: int, shape: tuple[int, ...], is_input: bool, is_handle: bool) -> Tensor:
@@ -2382,9 +2374,10 @@ class _Reader:
         if storage is Storage.CONSTANT and dtype in ("INT32", "INT64") and size == content.size <= SMALL_CONSTANT:
             values = tuple(content.data.view("<i4" if dtype == "INT32" else "<i8").tolist())
         quantization, is_sparse = self.quantization(table["Quantization"]), table["Sparsity"] is not None
+        completed = shape != tuple(table["Shape"])
         return Tensor(
-            index, name, dtype, shape, storage, buffer, size, dynamic, is_sparse, False, quantization, values
-        )  # fmt: skip
+            index, name, dtype, shape, storage, buffer, size, dynamic, is_sparse, completed, quantization, values
+        )
 
     def tensor_bytes(self, index: int, dtype: str, shape: tuple[int, ...]) -> int | None:
         elements = math.prod(abs(d) for d in shape) if len(shape) <= MAX_RANK else MAX_ELEMENTS + 1
@@ -2549,9 +2542,7 @@ def callees_first(graph: ModelGraph) -> list[int]:
         order = list(graphlib.TopologicalSorter(callees).static_order())
     except graphlib.CycleError as error:
         culprit = min(error.args[1])
-        raise ModelError(
-            f"the file is damaged: subgraph {culprit} runs itself, so its memory use has no bound"
-        ) from None
+        raise ModelError(f"the file is damaged: subgraph {culprit} runs itself, so memory has no bound") from None
     depth: dict[int, int] = {}
     for index in order:
         depth[index] = 1 + max((depth[c] for c in callees[index]), default=0)
@@ -2568,11 +2559,6 @@ def schedule_model(graph: ModelGraph, shared: Shared = NOT_SHARED) -> tuple[Sche
         schedules[index] = schedule_subgraph(graph.subgraphs[index], peaks, shared)
         peaks[index] = schedules[index].peak
     return tuple(schedules[subgraph.index] for subgraph in graph.subgraphs)
-
-
-def model_peak(schedules: Iterable[Schedule]) -> int:
-    """The largest working set of any subgraph, in bytes; each includes the subgraphs that it runs."""
-    return max(schedule.peak for schedule in schedules)
 
 
 def resource_variables(graph: ModelGraph) -> dict[str, int]:
@@ -3385,16 +3371,13 @@ def blocks_of(intervals: Sequence[Interval], groups: Sequence[Block]) -> list[Bl
     return [*groups, *({i: 0} for i in range(len(intervals)) if i not in grouped)]
 
 
-def place_first_fit(
-    intervals: Sequence[Interval], order: Iterable[int], blocks: Sequence[Block] | None = None
-) -> tuple[Interval, ...]:
-    """Give each block of the order the lowest gap among the earlier blocks alive with it; without ``blocks``, each
-    interval is a block. Intervals that have an offset keep it unchecked, as in TFLM."""
+def place_first_fit(intervals: Sequence[Interval], blocks: Iterable[Block]) -> tuple[Interval, ...]:
+    """Give each block, in this order, the lowest gap among the earlier ones alive with it. Intervals that have an
+    offset keep it unchecked, as in TFLM."""
     placed = list(intervals)
     rows = np.empty((4, len(intervals)), dtype=np.int64)  # offset, end, first, last: sorted by offset
     count = 0
-    for index in order:
-        block = {index: 0} if blocks is None else blocks[index]
+    for block in blocks:
         at = next((given - above for i, above in block.items() if (given := intervals[i].offset) is not None), None)
         if at is None:
             at = _lowest_place(_members(intervals, block), rows[:, :count])
@@ -3435,7 +3418,7 @@ def place_greedily(intervals: Sequence[Interval]) -> tuple[Interval, ...]:
     intervals of one size (tensorflow/lite/micro/memory_planner/greedy_memory_planner.cc)."""
     fixed = [i for i, interval in enumerate(intervals) if interval.offset is not None]
     free = [i for i in reversed(range(len(intervals))) if intervals[i].offset is None]
-    return place_first_fit(intervals, [*fixed, *sorted(free, key=lambda i: -intervals[i].size)])
+    return place_first_fit(intervals, ({i: 0} for i in [*fixed, *sorted(free, key=lambda i: -intervals[i].size)]))
 
 
 def conflicts(intervals: Sequence[Interval], most: int = 1000) -> list[tuple[int, int]]:
@@ -3487,7 +3470,7 @@ def plan_by_first_fit(intervals: Sequence[Interval], groups: Sequence[Block] = (
     best: Plan | None = None
     for key in FIRST_FIT_ORDERS:
         order = sorted(range(len(blocks)), key=lambda i: key(boxes[i]))
-        plan = Plan(place_first_fit(intervals, order, blocks), bound)
+        plan = Plan(place_first_fit(intervals, (blocks[i] for i in order)), bound)
         if best is None or plan.height < best.height:
             best = plan
         if best.optimal:
@@ -3528,7 +3511,7 @@ def plan_by_learning(intervals: Sequence[Interval], groups: Sequence[Block], pla
         for _ in range(LEARNING_ROUNDS):
             if plan.optimal or budget.is_over:
                 return plan
-            placed = place_first_fit(intervals, np.argsort(-urgency, kind="stable").tolist(), blocks)
+            placed = place_first_fit(intervals, (blocks[i] for i in np.argsort(-urgency, kind="stable")))
             plan = min(plan, Plan(placed, plan.bound), key=lambda plan: plan.height)
             tops = [max((placed[i].offset or 0) + placed[i].size for i in block) for block in blocks]
             urgency += (np.array(tops) > plan.bound) * rng.uniform(0, PUSH * len(blocks), len(blocks))
@@ -4074,7 +4057,6 @@ class AliasSearch:
 # TFLM's arena, the tail: persistent memory, and memory that TFLM needs while it plans
 ####################################################################################################
 
-
 REQUEST_SLOTS = 12  # scratch requests that TFLM reserves for one operator
 PLANNER_BYTES = 40  # per planned buffer, while TFLM plans
 
@@ -4145,9 +4127,7 @@ def persistent_bytes(graph: ModelGraph, target: Target = BITS_32) -> TailBytes:
     tail.add([(target.interpreter[-1], pointer), (target.subgraph * len(graph.subgraphs), pointer)])
     tail.add((target.tensor * len(s.tensors), pointer) for s in graph.subgraphs)
     tail.add((target.operator * len(s.operators), pointer) for s in graph.subgraphs)
-    tail.add(
-        (options, _options_alignment(node, target)) for (node, _), (options, _, _) in zip(nodes, kept, strict=True)
-    )
+    tail.add((size, _options_alignment(node, target)) for (node, _), (size, *_) in zip(nodes, kept, strict=True))
     tail.add((data, ARENA_ALIGNMENT) for _, data, _ in kept)
     most = requests = 0
     for (node, count), (_, _, arrays) in zip(nodes, kept, strict=True):
@@ -4398,9 +4378,8 @@ class Memories:
             matches = [i for i, (s, t) in tensors.items() if graph.subgraphs[s].tensors[t].name == name]
             matches = matches or [i for i, key in tensors.items() if tensor_number(*key) == name]
             if not matches:
-                raise ValueError(
-                    f"no tensor in the arena is {shorten(name)}: give the Id of the table, or the whole name of the CSV"
-                )
+                what = "give the Id of the table, or the whole name of the CSV"
+                raise ValueError(f"no tensor in the arena is {shorten(name)}: {what}")
             for i in matches:
                 if found.setdefault(i, where == "fast") != (where == "fast"):
                     raise ValueError(f"{buffer_name(graph, arena.buffers[i])} is pinned to both memories")
@@ -4701,16 +4680,9 @@ def with_contents(file: File, contents: Mapping[int, np.ndarray]) -> File:
     return file.but(Buffers=[new.get(i, buffer) for i, buffer in enumerate(file.model["Buffers"])])
 
 
-def _code_version(kind: str, dtype: int) -> int:
-    """The version that LiteRT requires in the operator code of a new operator."""
-    if kind == "FULLY_CONNECTED":
-        return 5  # the first that keeps the number of dimensions
-    if kind == "BROADCAST_TO":
-        return 2  # the first version
-    is_int8 = dtype == tflite.TensorType.INT8
-    return 2 if is_int8 and kind not in ("RESHAPE", "WHILE", "SELECT_V2", "DYNAMIC_UPDATE_SLICE") else 1
-
-
+# The versions that LiteRT requires in the operator codes of new operators; of all others, 2 for int8 and else 1.
+CODE_VERSIONS = {"FULLY_CONNECTED": 5, "BROADCAST_TO": 2}  # 5 is the first that keeps the number of dimensions
+CODE_VERSIONS |= dict.fromkeys(("RESHAPE", "WHILE", "SELECT_V2", "DYNAMIC_UPDATE_SLICE"), 1)
 LAST_SHORT_CODE = 127  # the value of the deprecated one-byte code for all later operators
 
 
@@ -4826,7 +4798,8 @@ class Rewriter:
 
     def code(self, kind: str, dtype: int) -> int:
         """The index of the operator code for a new operator: one in the file if it fits, else a new one."""
-        is_custom, version = kind in CUSTOM_KINDS, _code_version(kind, dtype)
+        is_custom = kind in CUSTOM_KINDS
+        version = CODE_VERSIONS.get(kind, 2 if dtype == tflite.TensorType.INT8 else 1)
         builtin = tflite.BuiltinOperator.CUSTOM if is_custom else getattr(tflite.BuiltinOperator, kind)
 
         def serves(code: Table) -> bool:
@@ -4880,7 +4853,8 @@ class Snapshot:
 
     @property
     def peak(self) -> int:
-        return model_peak(self.schedules)
+        """Bytes of the largest working set of any subgraph; each includes the subgraphs that it runs."""
+        return max(schedule.peak for schedule in self.schedules)
 
     @cached_property
     def arena(self) -> Arena:
@@ -5129,7 +5103,6 @@ def stripe_rows(region: Region, stripes: int) -> list[Stripe]:
 # Stripes as operators: a region and its rows -> new operators and tensors, as plain data
 ####################################################################################################
 
-
 Values = bytes | tuple[int, ...]  # of a constant
 LOWEST = {"FLOAT32": struct.pack("<I", 0xFF7FFFFF), "INT8": b"\x80", "INT16": b"\0\x80"}  # finite
 
@@ -5254,9 +5227,7 @@ class Emitter:
         for position in {position for position, _, _ in rule.constants}:
             old = self.subgraph.tensors[chosen[position]]
             new = {entry: values[name] for where, entry, name in rule.constants if where == position}
-            chosen[position] = self.integers(
-                *(new.get(i, value) for i, value in enumerate(old.values or ())), shape=old.shape
-            )
+            chosen[position] = self.integers(*(new.get(i, v) for i, v in enumerate(old.values or ())), shape=old.shape)
         changes = {"Padding": tflite.Padding.VALID} if rule.pads_itself else {}
         self.emit(operator.kind, chosen, *results, like=operator.index, **changes)
 
@@ -6632,15 +6603,11 @@ def iteration_peak(body: Bill, handed: Mapping[int, int]) -> int:
 # Splitting, the search: which regions and numbers of stripes pay off
 ####################################################################################################
 
-
 DEFAULT_MAX_MACS = 10.0  # increase in multiply-accumulates, in per cent
 RIVALS = 1.05  # times the smallest sum: up to it, a composition may be the best once it is reordered
 COARSE = 0.9  # factor from one limit on the peak to the next, in the first pass
 Price = Callable[[Cost], int]  # prices of regions add up
-
-
-def in_memory(cost: Cost) -> int:
-    return cost.persistent
+in_memory: Price = attrgetter("persistent")
 
 
 def in_time(cost: Cost) -> int:
@@ -6725,9 +6692,7 @@ class SplitSearch:
         if (family := self.loops.family(*where)) is None:
             return
         # More rows per iteration need larger line buffers.
-        count = bisect.bisect_right(
-            family.paces, limits.peak, key=lambda pace: self.loops.min_bytes(family, *where, pace)
-        )
+        count = bisect.bisect_right(family.paces, limits.peak, key=lambda p: self.loops.min_bytes(family, *where, p))
         for pace in reversed(family.paces[:count]):
             if self.budget.is_over:
                 return
@@ -6788,7 +6753,7 @@ class SplitSearch:
         """The composition with the least persistent memory within a peak, added to ``found``; else None."""
         self.try_ranges(limit, max_macs, min(c.cost.sum for c in found.values()), in_memory)
         composition = self.compose(limit, max_macs, in_memory)
-        if composition is None or composition.cost.peak > limit:
+        if composition is None or composition.cost.peak > limit:  # without operators, the peak is always 0
             return None
         found[composition.regions] = composition
         return composition
@@ -6922,9 +6887,8 @@ def cluster_values(values: np.ndarray, clusters: int) -> Clustering:
         clustered = codebook[np.searchsorted(below, flat)]
     else:  # a table is many times faster
         least = int(distinct[0])
-        clustered = codebook[np.searchsorted(below, np.arange(least, int(distinct[-1]) + 1))][
-            flat.astype(np.int64) - least
-        ]
+        table = codebook[np.searchsorted(below, np.arange(least, int(distinct[-1]) + 1))]
+        clustered = table[flat.astype(np.int64) - least]
     clustered = clustered.astype(values.dtype, copy=False).reshape(values.shape)
     used = members > 0
     return Clustering(clustered, codebook[used].astype(values.dtype), members[used], error, len(distinct))
@@ -7132,18 +7096,16 @@ def weight_tensors(graph: ModelGraph) -> tuple[list[tuple[str, Tensor]], list[st
                     continue
                 if maker is not None and maker.kind in ("DEQUANTIZE", "DENSIFY") and maker.reads:
                     index = maker.reads[0]
-                if index < 0 or subgraph.tensors[index].storage is not Storage.CONSTANT:
-                    continue
                 tensor = subgraph.tensors[index]
-                span = graph.buffers[tensor.buffer]
-                if len(tensor.shape) < 2 or tensor.buffer in found:
+                is_weight = index >= 0 and tensor.storage is Storage.CONSTANT and len(tensor.shape) >= 2
+                if not is_weight or tensor.buffer in found:
                     continue
                 if tensor.is_sparse:
                     notes[f"{tensor.name} is stored sparse and stays as it is"] = None
                 elif tensor.element.numpy is None:
                     if operator.kind != "GATHER":  # GATHER also reads indices, shapes and the like
                         notes[f"{tensor.name} is of type {tensor.dtype} and stays as it is"] = None
-                elif tensor.bytes != span.size:
+                elif tensor.bytes != graph.buffers[tensor.buffer].size:
                     notes[f"{tensor.name} does not fill its buffer and stays as it is"] = None
                 else:
                     found[tensor.buffer] = operator.kind, tensor
@@ -7276,10 +7238,6 @@ class Compressible(NamedTuple):
     level: int  # peak bytes in use while the decoded tensor is alive
     kept: int  # approximate bytes of persistent structures
 
-    @property
-    def slices(self) -> int:
-        return len(self.payloads)
-
 
 def most_saved(parts: Sequence[Compressible], budget: int) -> Sequence[Compressible]:
     """The parts that save most and together keep at most ``budget`` bytes, by dynamic programming over kept bytes."""
@@ -7300,6 +7258,7 @@ class Compression:
     def __init__(self, model: Snapshot) -> None:
         self.model, self.graph, self.subgraph = model, model.graph, model.graph.subgraphs[0]
         self.needs = operator_needs(self.graph, self.subgraph)
+        self.peak = max(self.needs, default=0)
         self.readers: dict[int, list[tuple[int, int]]] = defaultdict(list)  # tensor -> (operator, position)
         for operator in self.subgraph.operators:
             for position, t in enumerate(operator.inputs):
@@ -7308,10 +7267,6 @@ class Compression:
         self.left_out: dict[str, list[str]] = defaultdict(list)  # reason -> names of weights
         self.in_slices: dict[tuple[int, int], Compressible | None] = {}  # by (tensor, number of slices)
         self.found = [c for tensor in self.subgraph.tensors if (c := self.compressible(tensor))]
-
-    @property
-    def peak(self) -> int:
-        return max(self.needs, default=0)
 
     @property
     def notes(self) -> list[str]:
@@ -7429,7 +7384,7 @@ class Compression:
         schedule: list[int | NewOperator] = []
         for operator in self.subgraph.operators:
             before, part = len(emitter.operators), first.get(operator.index)
-            if part is not None and part.slices > 1:
+            if part is not None and len(part.payloads) > 1:
                 self.emit_slices(emitter, operator, part)
                 schedule += emitter.operators[before:]
                 continue
@@ -7458,18 +7413,17 @@ class Compression:
     def emit_slices(self, emitter: Emitter, operator: Operator, part: Compressible) -> None:
         tensors, output = self.subgraph.tensors, operator.outputs[0]
         *rows, whole = tensors[output].shape
-        count = whole // part.slices
-        parts = []
+        slices, parts = len(part.payloads), []
+        count = whole // slices
         for number, payload in enumerate(part.payloads):
             channels = number * count, (number + 1) * count
             inputs = [operator.inputs[0], self.emit_decode(emitter, part.tensor, payload, channels)]
             for bias in operator.inputs[2:3]:
                 stored = self.graph.content(tensors[bias]).data if bias >= 0 else b""
-                size = len(stored) // part.slices
+                size = len(stored) // slices
                 own = bytes(stored[number * size : (number + 1) * size])
-                inputs.append(
-                    emitter.add(NewTensor("bias", (count,), bias, own, channels=channels)) if bias >= 0 else bias
-                )
+                new = NewTensor("bias", (count,), bias, own, channels=channels)
+                inputs.append(emitter.add(new) if bias >= 0 else bias)
             made = emitter.tensor(output, (*rows, count), f"{channels[0]}:{channels[1]}")
             parts.append(emitter.emit(operator.kind, inputs, made, like=operator.index))
         emitter.emit("CONCATENATION", parts, output, Axis=len(rows))
@@ -7499,17 +7453,12 @@ MAX_FOLDERS = 20  # to remove from the front of names
 def plain_names(names: Iterable[str]) -> dict[str, str]:
     """Map each name to its form without the folders that most of the names share."""
     names = list(names)
-    shared = [""]
-    while len(shared) <= MAX_FOLDERS:
-        inside = [name.removeprefix(shared[-1]) for name in names if name.startswith(shared[-1])]
-        folders = Counter(name.split("/", 1)[0] for name in inside if "/" in name.split(";", 1)[0])
-        folder, count = next(iter(folders.most_common(1)), ("", 0))
-        if count <= len(names) / 2:
-            break
-        shared.append(f"{shared[-1]}{folder}/")
+    ends = ((name, itertools.islice(re.finditer("/", name.split(";", 1)[0]), MAX_FOLDERS)) for name in names)
+    folders = Counter(name[: slash.end()] for name, slashes in ends for slash in slashes)
+    shared = sorted((folder for folder, count in folders.items() if count > len(names) / 2), key=len, reverse=True)
 
     def plain(name: str) -> str:
-        return name.removeprefix(next(prefix for prefix in reversed(shared) if name.startswith(prefix)))
+        return name.removeprefix(next(filter(name.startswith, shared), ""))
 
     return {name: ";".join(map(plain, name.split(";"))) for name in names}
 
@@ -7646,14 +7595,9 @@ def random_inputs(graph: ModelGraph, seed: int) -> list[list[np.ndarray]]:
     if a type has no random values."""
     rng = np.random.default_rng(seed)
     subgraph = graph.subgraphs[0]
-    tensors = [subgraph.tensors[i] for i in subgraph.inputs]
+    inputs = [(subgraph.tensors[i], _largest_index(subgraph, i)) for i in subgraph.inputs]
     return [
-        [
-            _random(
-                rng, [1 if d < 0 else d for d in t.shape], t.dtype.lower(), scale, _largest_index(subgraph, t.index)
-            )
-            for t in tensors
-        ]
+        [_random(rng, [1 if d < 0 else d for d in t.shape], t.dtype.lower(), scale, behind) for t, behind in inputs]
         for scale in INPUT_SCALES
     ]
 
@@ -7709,15 +7653,10 @@ def _run_in_subprocess(
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "model.tflite").write_bytes(data)
         Path(folder, "inputs").write_bytes(pickle.dumps(inputs))
-        command = [sys.executable, __file__, WORKER, runtime, folder, str(arena), kernels]
+        command, nothing = [sys.executable, __file__, WORKER, runtime, folder, str(arena), kernels], subprocess.DEVNULL
         with open(Path(folder, "said"), "w+b") as said:
-            process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=said,
-                start_new_session=True,  # signals to this program must not reach the runtime
-            )
+            # A session of its own: signals to this program must not reach the runtime.
+            process = subprocess.Popen(command, stdin=nothing, stdout=nothing, stderr=said, start_new_session=True)
             deadline = Budget(timeout)
             try:
                 while process.poll() is None and not deadline.is_over:
@@ -7768,11 +7707,8 @@ def run_in_tflm(model: Path, inputs: Sequence[Sequence[np.ndarray]], arena: int)
 def run_in_litert(model: Path, inputs: Sequence[Sequence[np.ndarray]], kernels: str) -> Run:
     from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
-    interpreter = Interpreter(
-        model_path=str(model),
-        num_threads=1,
-        experimental_op_resolver_type=OpResolverType[kernels],
-    )
+    resolver = OpResolverType[kernels]
+    interpreter = Interpreter(model_path=str(model), num_threads=1, experimental_op_resolver_type=resolver)
     interpreter.allocate_tensors()
     outputs = []
     for arrays in inputs:
@@ -8367,12 +8303,10 @@ class PortsDecision(Decision):
 
 def saved_by_integer_ports(model: Snapshot) -> int:
     """Bytes of arena that :func:`decide_ports` would save; 0 if it changes nothing or the arena is unknown."""
-    if why_not_rewritten(model.graph) or model.file.newer:
-        return 0
     subgraph = model.graph.subgraphs[0]
+    if why_not_rewritten(model.graph) or model.file.newer or not (ports := convertible_ports(subgraph)):
+        return 0
     try:
-        if not (ports := convertible_ports(subgraph)):
-            return 0
         before, after = model.arena, model.rewritten(without_conversions(subgraph, ports)).arena
     except ArenaError:
         return 0
@@ -8749,7 +8683,7 @@ def decide_compression(
         before=len(model.data),
         after=len(changed.data),
         weights=tuple(
-            (tensors[c.tensor].name, tensors[c.tensor].bytes or 0, sum(p.size for p in c.payloads), c.slices)
+            (tensors[c.tensor].name, tensors[c.tensor].bytes or 0, sum(p.size for p in c.payloads), len(c.payloads))
             for c in chosen
         ),
         left=len(compression.found) - len(chosen),
@@ -8816,12 +8750,10 @@ class ClusteringDecision(Decision):
         )
         stored = f"{self.before:,} B as stored, {self.after:,} B as code-books and packed indices"
         table = text_table(headers, rows, left=("Weights", "Type"))
-        title = f"Weights clustered to at most {self.clusters} values per matrix:"
+        count = f"at most {self.clusters} values per matrix"
         if self.min_sqnr is not None:
-            title = (
-                f"Weights clustered to as few values per matrix, up to {self.clusters}, as keep {self.min_sqnr:g} dB:"
-            )
-        return ["", title, table, f"All weights: {stored}"]
+            count = f"as few values per matrix, up to {self.clusters}, as keep {self.min_sqnr:g} dB"
+        return ["", f"Weights clustered to {count}:", table, f"All weights: {stored}"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -8841,12 +8773,10 @@ class TrialsDecision(Decision):
         headers = ["N", "SQNR (dB)", "Worst matrix (dB)", "Bytes", "Code-books + indices (B)", "Entropy (B)"]
         rows = []
         for d in self.trials:
-            figures = [d.before, d.after, d.entropy_bytes]
-            if d.compression:
-                figures += [d.compression.after or 0, d.compression.head, d.compression.persistent]
-            rows.append(
-                [f"{d.clusters:,}", f"{d.sqnr_db:.1f}", f"{d.lowest_sqnr_db:.1f}", *(f"{n:,}" for n in figures)]
-            )
+            figures, c = [d.before, d.after, d.entropy_bytes], d.compression
+            figures += [c.after, c.head, c.persistent] if c else []
+            quality = f"{d.sqnr_db:.1f}", f"{d.lowest_sqnr_db:.1f}"
+            rows.append([f"{d.clusters:,}", *quality, *(f"{n or 0:,}" for n in figures)])
         if any(d.compression for d in self.trials):
             headers += ["File, compressed (B)", "Tensors and scratch (B)", "Persistent (B)"]
         return ["", "Weights clustered to at most N values each, for comparison:", text_table(headers, rows)]
@@ -8897,19 +8827,9 @@ def decide_clustering(
     )
 
 
-def decide_trial(
-    model: Snapshot, clusters: int, per_channel: bool, compress: bool, more_ram: int | None
-) -> ClusteringDecision:
-    """The decision of :func:`decide_clustering`; with ``compress``, that of :func:`decide_compression` in it."""
-    clustered, decision = decide_clustering(model, clusters, per_channel)
-    compression = decide_compression(clustered, more_ram)[1] if compress else None
-    return dataclasses.replace(decision, compression=compression)
-
-
 ####################################################################################################
 # Two models side by side
 ####################################################################################################
-
 
 COMPARED = {
     "peak": "Peak memory usage (B)",
@@ -9130,10 +9050,8 @@ def arena_lines(model: Snapshot) -> list[str]:
     if arena.planning > arena.head + arena.persistent:
         parts += f"; for a moment, while it plans, {arena.planning:,} B"
     lines += [f"({parts}; a plain MicroInterpreter with {kernels.title})"]
-    if model.reserve_by_library:
-        others = "; ".join(
-            f"{reserve:,} B with {LIBRARIES[name].title}" for name, reserve in model.reserve_by_library.items()
-        )
+    if elsewhere := model.reserve_by_library:
+        others = "; ".join(f"{size:,} B with {LIBRARIES[name].title}" for name, size in elsewhere.items())
         lines += [f"Arena to reserve with --kernels: {others}"]
     return lines + listed("Problem of the memory plan in the file:", arena.problems)
 
@@ -9715,6 +9633,8 @@ def _number_operators(axes: Any, graph: ModelGraph) -> None:
 # TFLiteModel: the API. One snapshot, one method per step
 ####################################################################################################
 
+FilePath = str | os.PathLike[str]
+
 MAPPED_FROM = 64 << 20  # bytes; larger files are memory-mapped, so parts that are not read take no RAM
 
 
@@ -9746,14 +9666,14 @@ class TFLiteModel:
         self.snapshot = Snapshot.read(data, LIBRARIES[kernels])
 
     @classmethod
-    def load_from_file(cls, path: str | os.PathLike[str], kernels: str = REFERENCE.name) -> TFLiteModel:
+    def load_from_file(cls, path: FilePath, kernels: str = REFERENCE.name) -> TFLiteModel:
         """Read a model from a file. Raises OSError if that fails, and as :class:`TFLiteModel` if it is invalid."""
         with open(path, "rb") as file:
             if os.fstat(file.fileno()).st_size > MAPPED_FROM:
                 return cls(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), kernels)
             return cls(file.read(), kernels)
 
-    def write_to_file(self, path: str | os.PathLike[str]) -> None:
+    def write_to_file(self, path: FilePath) -> None:
         """Write the model, replacing an existing file only when complete. Raises OSError if writing fails."""
         with replacing(Path(path)) as file:
             file.write(self.snapshot.with_data_inside().data)
@@ -9785,16 +9705,12 @@ class TFLiteModel:
         """Print tensors, schedule, peak and arena to stdout; long tables are shortened unless ``is_full``."""
         print(analysis_text(self.snapshot, Columns(calc_macs, calc_size), is_full))
 
-    def output_model_analysis_to_csv(
-        self, folder: str | os.PathLike[str], calc_macs: bool = False, calc_size: bool = False
-    ) -> None:
+    def output_model_analysis_to_csv(self, folder: FilePath, calc_macs: bool = False, calc_size: bool = False) -> None:
         """Write ``tensor_details.csv`` and ``execution_schedule_info.csv`` into a folder, created if missing. Raises
         OSError if the folder or a file cannot be written."""
         write_csv(Path(folder), self.snapshot, Columns(calc_macs, calc_size))
 
-    def write_firmware(
-        self, folder: str | os.PathLike[str], name: str = "model", memories: MemoriesDecision | None = None
-    ) -> None:
+    def write_firmware(self, folder: FilePath, name: str = "model", memories: MemoriesDecision | None = None) -> None:
         """Write ``NAME_model.h``, ``NAME_model.cc`` and ``example.cc``: C++17 for a TFLM application. ``memories``,
         from :meth:`plan_two_memories`, adds the planner class. Raises ArenaError as :attr:`arena` does, ValueError if
         TFLM has no kernel for an operator, and OSError if a file cannot be written."""
@@ -9806,7 +9722,7 @@ class TFLiteModel:
 
     def plot_memory_usage(
         self,
-        file: str | os.PathLike[str],
+        file: FilePath,
         split: SplitDecision | None = None,
         other: TFLiteModel | None = None,
         room: int | None = None,
@@ -9822,7 +9738,7 @@ class TFLiteModel:
 
     def plot_memory_map(
         self,
-        file: str | os.PathLike[str],
+        file: FilePath,
         before: TFLiteModel | None = None,
         memories: MemoriesDecision | None = None,
         room: int | None = None,
@@ -9861,7 +9777,12 @@ class TFLiteModel:
         self, clusters: Sequence[int], per_channel: bool = False, compress: bool = False, more_ram: int | None = None
     ) -> list[ClusteringDecision]:
         """What :meth:`cluster_weights`, and with ``compress`` :meth:`compress_weights`, would do for each number."""
-        return [decide_trial(self.snapshot, n, per_channel, compress, more_ram) for n in clusters]
+        trials = []
+        for count in clusters:
+            clustered, trial = decide_clustering(self.snapshot, count, per_channel)
+            compression = decide_compression(clustered, more_ram)[1] if compress else None
+            trials.append(dataclasses.replace(trial, compression=compression))
+        return trials
 
 
 ####################################################################################################
@@ -9977,19 +9898,15 @@ class Command:
         return None if self.is_trial else self.model.compress_weights(a.compress_ram, a.plan, seconds, self.in_place)
 
     def plan(self, seconds: float) -> Decision:
-        a = self.arguments
-        decision: Decision
+        a, plan = self.arguments, self.model.plan_two_memories
         if a.memories:
             try:
-                decision = self.model.plan_two_memories(
-                    **a.memories, pins=pins_of(a.pin or []), time_limit=seconds, in_place=self.in_place
-                )
+                return plan(**a.memories, pins=pins_of(a.pin or []), time_limit=seconds, in_place=self.in_place)
             except ValueError as error:
                 raise UsageError(f"--pin: {error}") from None
-        else:
-            decision = self.model.plan_memory(seconds, self.in_place)
-            with contextlib.suppress(ArenaError):
-                decision = dataclasses.replace(decision, original=self.original.arena.head)
+        decision = self.model.plan_memory(seconds, self.in_place)
+        with contextlib.suppress(ArenaError):
+            decision = dataclasses.replace(decision, original=self.original.arena.head)
         return decision
 
     def verify(self, seconds: float) -> Decision:
@@ -10316,9 +10233,8 @@ def output_of(arguments: argparse.Namespace) -> Path | None:
     json_file = None if arguments.json in (None, "-") else Path(arguments.json)
     files = [f for f in (output, arguments.plot, arguments.memory_map, json_file) if f is not None]
     for i, file in enumerate(files):
-        if (file != output and _same_file(file, arguments.input)) or any(
-            _same_file(file, other) for other in files[:i]
-        ):
+        others = [*files[:i], *([arguments.input] if file != output else [])]
+        if any(_same_file(file, other) for other in others):
             raise UsageError(f"{file}: two files of this command have the same name")
         if file.is_dir():
             raise UsageError(f"{file}: is a directory; give a file name")

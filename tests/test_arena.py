@@ -14,10 +14,12 @@ import flatbuffers
 import numpy as np
 import pytest
 from ai_edge_litert import schema_py_generated as schema
-from builder import Builder, ModelBuilder, branches
-from conftest import MODELS, SHARED, corpus, corpus_id, fits_in_wheel, needs_shared, run_in_wheel, run_litert, run_tflm
+from corpus import MODELS, SHARED, corpus, corpus_id, needs_shared
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from layouts import TIGHT, blocks_strategy, lowest_height
+from model_builder import Builder, ModelBuilder, branches
+from runtimes import fits_in_wheel, run_in_wheel, run_litert, run_tflm
 
 import tflite_tools
 from tflite_tools import (
@@ -44,36 +46,6 @@ from tflite_tools import (
     read_model,
     scratch_requests,
 )
-
-blocks_strategy = st.lists(
-    st.tuples(st.integers(1, 6), st.integers(0, 5), st.integers(0, 4)).map(
-        lambda b: Interval(16 * b[0], b[1], b[1] + b[2])
-    ),
-    max_size=7,
-)
-
-
-def fits(blocks: list[Interval], height: int) -> bool:
-    """Whether there are addresses for all of them: every multiple of 16 bytes is tried."""
-    if not blocks:
-        return True
-    *rest, block = blocks
-    placed = [b for b in rest if b.offset is not None]
-    free = [b for b in rest if b.offset is None]
-    for at in range(0, height - block.size + 1, 16):
-        is_clear = all(
-            b.last < block.first or block.last < b.first or b.offset + b.size <= at or at + block.size <= b.offset
-            for b in placed
-        )
-        if is_clear and fits([block._replace(offset=at), *placed, *free] if free else [], height):
-            return True
-    return False
-
-
-def lowest_height(blocks: list[Interval]) -> int:
-    most = sum(block.size for block in blocks)
-    together = (sum(b.size for b in blocks if b.first <= block.first <= b.last) for block in blocks)
-    return next(height for height in range(max(together, default=0), most + 1, 16) if fits(blocks, height))
 
 
 @settings(max_examples=200, deadline=None)
@@ -112,10 +84,6 @@ def test_conflicts_are_found(blocks: list[Interval], data: st.DataObject):
     assert len(plan_faults(placed, str)) == len(expected)
 
 
-# Eight buffers whose sum never exceeds 5 units of 16 bytes, and that still do not fit into 5.
-TIGHT = [(16, 1, 3), (32, 0, 2), (16, 2, 4), (48, 0, 0), (32, 1, 1), (16, 2, 2), (48, 3, 3), (64, 4, 4)]
-
-
 def test_a_known_instance_above_its_bound():
     blocks = [Interval(*life) for life in TIGHT]
     plan = plan_optimally(blocks)
@@ -131,6 +99,7 @@ def tower(blocks: Iterable[Interval]) -> Plan:
     return Plan(placed, Profile(blocks).peak)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [30, 60])
 def test_pieces_of_a_rectangle_fit_together(count: int):
     """A rectangle that was cut into pieces is filled by them, which first fit fails to see."""
@@ -286,6 +255,7 @@ def agrees_with_the_runtime(path: Path, folder: Path, *flags: str) -> None:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(p.name for p in MODELS.glob("*.tflite")))
 @pytest.mark.parametrize("flags", [("--plan",), ("--plan", "--optimize")])
 def test_shipped_models_in_the_real_runtime(name: str, flags: tuple[str, ...], tmp_path: Path):

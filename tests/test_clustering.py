@@ -7,11 +7,13 @@ import itertools
 import numpy as np
 import pytest
 from ai_edge_litert import schema_py_generated as schema
-from arrays import ARRAY_KINDS, least_squared_error, random_array, squared_error
-from builder import Builder
-from conftest import MODELS, changed_buffers, corpus, corpus_id, needs_shared, random_inputs, run_litert
+from arrays_to_cluster import ARRAY_KINDS, least_squared_error, random_array, squared_error
+from corpus import MODELS, corpus, corpus_id, needs_shared
+from file_differences import changed_buffers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from model_builder import Builder
+from runtimes import random_inputs, run_litert
 
 import tflite_tools
 from tflite_tools import TFLiteModel, cluster_values, decode_weights, encode_weights, read_model, weight_tensors
@@ -170,6 +172,7 @@ def test_per_channel_code_books_follow_the_quantisation():
     assert six.squared_error == squared_error(weights, clustered)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [70_000, 200_000])
 def test_large_float_arrays_stay_within_the_stated_bound(size: int):
     pytest.importorskip("kmeans1d")
@@ -182,6 +185,7 @@ def test_large_float_arrays_stay_within_the_stated_bound(size: int):
         assert result.squared_error <= exact * (1 + 1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ARRAY_KINDS)
 @pytest.mark.parametrize("size", [20_000, 180_000])
 def test_large_float_arrays_stay_within_the_stated_loss(kind: str, size: int):

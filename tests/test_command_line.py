@@ -13,8 +13,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from builder import Builder, worked_example
-from conftest import MODELS, corpus, corpus_id, needs_shared
+from corpus import MODELS, corpus, corpus_id, needs_shared
+from model_builder import Builder, worked_example
 
 from tflite_tools import Budget, TFLiteModel, keeping_the_best, main
 

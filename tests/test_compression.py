@@ -12,10 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tflite
-from conftest import MODELS, SHARED, litert_agrees, run_in_wheel, wheel_agrees
+from corpus import MODELS, SHARED, needs_shared
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from nets import SAME, Net
+from runtimes import litert_agrees, run_in_wheel, wheel_agrees
+from spatial_nets import SAME, Net
 
 import tflite_tools
 from tflite_tools import (
@@ -346,9 +347,8 @@ def test_bytes_that_nothing_refers_to_are_left_out():
     assert len(model.snapshot.repacked().data) == len(model.to_bytes())
 
 
+@needs_shared
 def test_the_corpus_can_be_written_anew():
-    if not SHARED.is_dir():
-        pytest.skip("needs ../shared")
     paths = [p for p in sorted(SHARED.rglob("*.tflite")) if p.stat().st_size < 300_000]
     written, refused = 0, []
     for path in paths[::8]:

@@ -8,11 +8,11 @@ import random
 from pathlib import Path
 
 import pytest
-from conftest import MODELS
-from device_kernels import KINDS_OF_CASES, NAMES, node_of_case, recorded, requests
+from corpus import MODELS
+from device_kernel_cases import KINDS_OF_CASES, NAMES, node_of_case, recorded, requests
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from nets import random_net, rewritten
+from spatial_nets import random_net, rewritten
 
 import tflite_tools
 from tflite_tools import (

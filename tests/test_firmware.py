@@ -8,9 +8,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from builder import Builder
-from conftest import MODELS
-from nets import looped
+from corpus import MODELS
+from model_builder import Builder
+from spatial_nets import looped
 
 from tflite_tools import CUSTOM_KINDS, KINDS, TFLiteModel, cpp_name, main, registration
 

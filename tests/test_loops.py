@@ -12,11 +12,12 @@ import flatbuffers
 import numpy as np
 import pytest
 from ai_edge_litert import schema_py_generated as schema
-from builder import Builder
-from conftest import MODELS, litert_agrees, random_inputs, run_in_wheel, run_litert, wheel_agrees
+from corpus import MODELS
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from nets import SAME, VALID, Net, random_net, search_of, split
+from model_builder import Builder
+from runtimes import litert_agrees, random_inputs, run_in_wheel, run_litert, wheel_agrees
+from spatial_nets import SAME, VALID, Net, random_net, search_of, split
 
 import tflite_tools
 from tflite_tools import (

@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from builder import Builder
-from conftest import MODELS, SHARED, needs_shared, wheel_agrees
+from corpus import MODELS, SHARED, needs_shared
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from nets import Net, looped, random_net
-from test_arena import TIGHT, blocks_strategy, lowest_height
-from test_sharing import is_intact, updated
+from layouts import TIGHT, blocks_strategy, is_intact, lowest_height
+from model_builder import Builder, updated
+from runtimes import wheel_agrees
+from spatial_nets import Net, chain, looped, random_net
 
 from tflite_tools import (
     Aliases,
@@ -135,14 +135,6 @@ def test_what_is_moved_is_told():
     scratch = TFLiteModel(DIGITS.read_bytes())
     for buffer, bytes_moved in zip(scratch.arena.buffers, traffic(scratch.graph, scratch.arena.buffers), strict=True):
         assert buffer.tensor is not None or bytes_moved == 2 * buffer.bytes
-
-
-def chain() -> bytes:
-    """A large tensor, a small one, a large one: pictures of 1024, 256 and 1024 bytes."""
-    net = Net()
-    x = net.picture(16, 16, 4)
-    small = net.window("CONV_2D", x, 1, (1, 1))
-    return net.build([x], [net.window("CONV_2D", small, 4, (1, 1))])
 
 
 def test_small_tensors_stay_in_the_fast_memory():

@@ -8,13 +8,13 @@ import re
 import numpy as np
 import pytest
 from ai_edge_litert import schema_py_generated as schema
-from builder import Builder, ModelBuilder, worked_example
-from conftest import SHARED, needs_shared
+from corpus import SHARED, needs_shared
+from model_builder import Builder, ModelBuilder, worked_example
 
 from tflite_tools import (
     Interval,
     ModelError,
-    model_peak,
+    TFLiteModel,
     multiply_accumulates,
     read_model,
     schedule_model,
@@ -32,7 +32,7 @@ def test_worked_example():
     assert working_sets(worked_example()) == [
         (17472, [1, 2]), (26944, [1, 4]), (15680, [4, 9]), (3264, [8, 9]), (138, [5, 8]), (20, [5, 7]),
     ]  # fmt: skip
-    assert model_peak(schedule_model(read_model(worked_example()))) == 26944
+    assert TFLiteModel(worked_example()).peak_memory_usage() == 26944
 
 
 def test_inputs_live_until_last_use_and_outputs_to_the_end():
@@ -146,4 +146,4 @@ def test_peaks_of_the_corpus_equal_the_truth():
     for name, peak in truth.items():
         if name not in exempt and not re.search("_n[13]000_", name):
             graph = read_model((SHARED / name).read_bytes())
-            assert model_peak(schedule_model(graph)) == peak, name
+            assert max(schedule.peak for schedule in schedule_model(graph)) == peak, name

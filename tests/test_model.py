@@ -11,8 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from ai_edge_litert import schema_py_generated as schema
-from builder import Builder, branches, worked_example
-from conftest import MODELS, changed_buffers, corpus, corpus_id, needs_shared, random_inputs, run_litert
+from corpus import MODELS, corpus, corpus_id, needs_shared
+from file_differences import changed_buffers
+from model_builder import Builder, branches, worked_example
+from runtimes import random_inputs, run_litert
 
 import tflite_tools
 from tflite_tools import BrokenCertificate, ModelError, Snapshot, TFLiteModel

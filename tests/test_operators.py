@@ -9,14 +9,14 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
-import kernels
 import numpy as np
 import pytest
+import single_operator_models as kernels
 from ai_edge_litert import schema_py_generated as schema
-from builder import Builder, ModelBuilder
-from conftest import run_in_wheel, run_litert
 from flatbuffers import flexbuffers
-from kernels import options
+from model_builder import Builder, ModelBuilder
+from runtimes import run_in_wheel, run_litert
+from single_operator_models import options
 
 from tflite_tools import (
     BITS_32,

@@ -8,10 +8,10 @@ import random
 
 import pytest
 from ai_edge_litert import schema_py_generated as schema
-from builder import Builder, ModelBuilder, branches
-from conftest import MODELS, SHARED, corpus, corpus_id, needs_shared
+from corpus import MODELS, SHARED, corpus, corpus_id, needs_shared
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from model_builder import Builder, ModelBuilder, branches
 
 import tflite_tools
 from tflite_tools import (
@@ -123,6 +123,7 @@ def test_agrees_with_dynamic_programming(problem: OrderingProblem):
     assert (ordering.peak, ordering.optimal) == (smallest_peak(problem), True)
 
 
+@pytest.mark.slow
 def test_agrees_with_dynamic_programming_on_thousands_of_networks():
     rng = random.Random(0)
     gained = 0
@@ -135,6 +136,7 @@ def test_agrees_with_dynamic_programming_on_thousands_of_networks():
     assert gained > 200  # else the graphs were too easy to tell anything
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(problems(most_tasks=10))
 def test_sweeps_in_both_directions_decide_every_budget(problem: OrderingProblem):

@@ -8,10 +8,9 @@ from pathlib import Path
 
 import matplotlib as mpl
 import pytest
-from builder import Builder, worked_example
-from conftest import MODELS
-from nets import looped
-from test_memories import chain
+from corpus import MODELS
+from model_builder import Builder, worked_example
+from spatial_nets import chain, looped
 
 from tflite_tools import TFLiteModel, main, plain_names
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from ai_edge_litert import schema_py_generated as schema
-from builder import Builder, ModelBuilder, branches, worked_example
-from conftest import MODELS, corpus, corpus_id, needs_shared
+from corpus import MODELS, corpus, corpus_id, needs_shared
+from model_builder import Builder, ModelBuilder, branches, worked_example
 
 from tflite_tools import ModelError, Storage, read_model
 

@@ -41,6 +41,7 @@ def blocks() -> list[re.Match[str]]:
     return list(BLOCK.finditer((ROOT / "README.md").read_text()))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(find_spec("tflite_micro") is None, reason="the package tflite-micro has no wheel for this platform")
 def test_console_blocks(tmp_path: Path):
     assert len(blocks()) >= 4

@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from builder import Builder, ModelBuilder
-from conftest import SHARED, needs_shared, run_in_wheel
-from kernels import (
+from corpus import SHARED, needs_shared
+from model_builder import Builder, ModelBuilder
+from runtimes import run_in_wheel
+from single_operator_models import (
     CONV,
     DEPTHWISE,
     FRACTION,
@@ -194,6 +195,13 @@ def test_needs_of_a_kernel(kind: str, inputs: list[Any], output: Any, given: Any
     reasons = refusals(graph)
     assert len(reasons) == bool(against)
     assert all(against in reason and reason.startswith(f"{kind}: ") for reason in reasons)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "inputs", "output", "given", "against"), NEEDS)
+def test_the_runtime_needs_the_same(kind: str, inputs: list[Any], output: Any, given: Any, against: str):
+    data = model_of(kind, inputs, output, given)
+    graph = read_model(data)
     try:
         run_in_wheel(data, random_inputs(graph, 0)[:1], outputs=0)
         runs = True

@@ -1,6 +1,6 @@
 """Any file whatsoever: a correct analysis or one clear line, soon, in little memory, and nothing half-written.
 
-tests/mutations.py makes the files and checks the rules; tests/benchmarks/fuzz.py does the same for hours.
+tests/damaged_models.py makes the files and checks the rules; tests/benchmarks/fuzz.py does the same for hours.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ import flatbuffers
 import numpy as np
 import pytest
 from ai_edge_litert import schema_py_generated as schema
-from builder import Builder, ModelBuilder, branches
-from conftest import MODELS, SHARED, needs_shared
+from corpus import MODELS, SHARED, needs_shared
+from damaged_models import BUILT, BYTE_EDITS, FLAGS, OBJECT_EDITS, Edit, damage, rebuild, run_case
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from mutations import BUILT, BYTE_EDITS, FLAGS, OBJECT_EDITS, Edit, damage, rebuild, run_case
+from model_builder import Builder, ModelBuilder, branches
 
 import tflite_tools
 from tflite_tools import TFLiteModel

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 from ai_edge_litert import schema_py_generated as schema
-from conftest import litert_agrees, wheel_agrees
-from nets import SAME, VALID, Net, regions, split
+from runtimes import litert_agrees, wheel_agrees
+from spatial_nets import SAME, VALID, Net, regions, split
 
 from tflite_tools import CutRule, MirrorRule, RowRule, read_model, row_rule
 
@@ -140,7 +140,7 @@ def net(kind: str, dtype: str, seed: int) -> bytes:
     return zoo.build([source], [x])
 
 
-@pytest.mark.parametrize("dtype", ["INT8", "FLOAT32"])
+@pytest.mark.parametrize("dtype", ["INT8", pytest.param("FLOAT32", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", KINDS)
 def test_stripes_give_the_same_bits(kind: str, dtype: str):
     pairs = []

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 from ai_edge_litert import schema_py_generated as schema
-from builder import Builder, ModelBuilder
-from conftest import run_in_wheel, wheel_agrees
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from nets import VALID, Net, random_net, regions, split
-from test_lighter import converting
+from layouts import is_intact
+from model_builder import Builder, ModelBuilder, converting, updated
+from runtimes import run_in_wheel, wheel_agrees
+from spatial_nets import VALID, Net, random_net, regions, split
 
 from tflite_tools import (
     ARENA_COSTS,
@@ -172,16 +172,6 @@ def test_places_that_contradict_each_other_are_left_out():
     assert not Aliases((Alias(0, 2), Alias(1, 2))).consistent(together).pairs
 
 
-def updated(shape: tuple[int, ...], start: list[int]) -> Builder:
-    b = Builder()
-    x, a, u, c, y = (b.tensor(s, "FLOAT32") for s in ((1, 8, 4, 4), (1, 8, 4, 4), shape, shape, (1, 8, 4, 4)))
-    b.op("RELU", [x], [a])
-    b.op("SOFTMAX", [u], [c])
-    b.op("DYNAMIC_UPDATE_SLICE", [a, c, b.constant(np.array(start, np.int32))], [y])
-    b.finish([x, u], [y])
-    return b
-
-
 def test_what_is_overwritten_unread_is_free():
     """Rows 2 to 5 of the first: their memory can hold what will lie there."""
     arena = analyse_arena(read_model(updated((1, 4, 4, 4), [0, 2, 0, 0]).model.build()))
@@ -216,48 +206,6 @@ def test_blocks_that_are_not_together_are_not_shared(shape: tuple[int, ...], sta
 
 
 # -- what plans are worth, and what they are not allowed ----------------------------------------------
-
-
-def is_intact(data: bytes) -> bool:
-    """Whether every operator finds what was written for it: with who has written each byte last, and no notion of
-    lifetimes. An operator that may work in place reads before it writes, all others write first."""
-    graph = read_model(data)
-    subgraph, arena = graph.subgraphs[0], analyse_arena(graph)
-    place = {b.tensor: (b.interval.offset, b.interval.offset + b.bytes) for b in arena.buffers if b.tensor is not None}
-    scratch = {b.operator: b.interval for b in arena.buffers if b.tensor is None}
-    memory = np.full(arena.head, -1)
-
-    def write(t: int) -> None:
-        if t in place:
-            memory[slice(*place[t])] = t
-
-    for t in subgraph.inputs:
-        write(t)
-    for operator in subgraph.operators:
-        node = node_of(subgraph, operator)
-        lies_on = next((t for i, t in enumerate(operator.inputs) if t in place and may_overwrite(node, i)
-                        and place[t][0] == place.get(operator.outputs[0], (None,))[0]), None)  # fmt: skip
-        expected = []
-        for t in operator.reads:
-            if t not in place:
-                continue
-            every = np.arange(*place[t])
-            if operator.kind == "SLICE":
-                begin, size = (subgraph.tensors[k].values for k in operator.inputs[1:])
-                blocks = every.reshape(*subgraph.tensors[t].shape, -1)
-                every = blocks[tuple(slice(b, None if n < 0 else b + n) for b, n in zip(begin, size, strict=True))]
-            if t != lies_on:
-                expected.append((t, every.ravel()))
-            elif (memory[every.ravel()] != t).any():
-                return False
-        for t in operator.outputs:
-            write(t)
-        if operator.index in scratch:
-            interval = scratch[operator.index]
-            memory[interval.offset : interval.offset + interval.size] = -2
-        if any((memory[bytes_read] != t).any() for t, bytes_read in expected):
-            return False
-    return all((memory[slice(*place[t])] == t).all() for t in subgraph.outputs)
 
 
 def in_stripes(seed: int, dtype: str = "INT8") -> bytes:
@@ -358,7 +306,7 @@ def test_a_model_that_reads_what_nobody_writes_is_not_planned():
 
 
 @pytest.mark.parametrize("kind", SAFE)
-@pytest.mark.parametrize("dtype", ["INT8", "INT16", "FLOAT32"])
+@pytest.mark.parametrize("dtype", ["INT8", *(pytest.param(t, marks=pytest.mark.slow) for t in ("INT16", "FLOAT32"))])
 def test_the_runtime_computes_the_same_in_place(kind: str, dtype: str):
     net = Net(dtype)
     x = source = net.picture(6, 5, 4)

@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 from ai_edge_litert import schema_py_generated as schema
-from builder import Builder
-from conftest import MODELS, SHARED, corpus, corpus_id, litert_agrees, needs_shared, random_inputs, run_litert, run_tflm
+from corpus import MODELS, SHARED, corpus, corpus_id, needs_shared
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from nets import Net, random_net, regions, rewritten, search_of, split
+from model_builder import Builder
+from runtimes import litert_agrees, random_inputs, run_litert, run_tflm
+from spatial_nets import Net, random_net, regions, rewritten, search_of, split
 
 import tflite_tools
 from tflite_tools import (
@@ -213,6 +214,7 @@ def test_no_region_takes_less_than_its_outlook(seed: int, is_cached: bool):
                     assert found.cost.persistent >= least[count].persistent
 
 
+@pytest.mark.slow
 def test_the_outlook_is_near_what_regions_take():
     """It may be wrong by the alignment of tensors only, or it would be of no use."""
     for name in ("cnn", "mobilenet"):
@@ -229,7 +231,7 @@ def test_the_outlook_is_near_what_regions_take():
 # -- the runtimes ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", ["INT8", "INT16", "FLOAT32"])
+@pytest.mark.parametrize("dtype", ["INT8", *(pytest.param(t, marks=pytest.mark.slow) for t in ("INT16", "FLOAT32"))])
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1))
 def test_random_nets_give_the_same_bits_in_litert(dtype: str, seed: int):
@@ -469,6 +471,7 @@ def test_barriers(kind: str):
 BENCHMARK_OVERHEAD, ROUNDING = 2_120, 16
 
 
+@pytest.mark.slow
 @needs_shared
 @pytest.mark.parametrize(
     "name", ["mobilenet_v1_025_96", "mobilenet_v3_small_224", "resnet8_32", "dscnn_kws_49x10", "nasnet_mobile_224"]
@@ -540,6 +543,7 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
 # -- what fits ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_what_fits_at_the_least_price_is_taken(capsys: pytest.CaptureFixture[str], tmp_path: Path):
     path = MODELS / "digits_mobilenet_int8.tflite"
     whole = TFLiteModel.load_from_file(path).split_operators(max_macs=25)

@@ -10,9 +10,9 @@ import flatbuffers
 import numpy as np
 import pytest
 from ai_edge_litert import schema_py_generated as schema
-from builder import Builder
-from conftest import MODELS, SHARED, corpus, corpus_id, needs_shared
-from kernels import options
+from corpus import MODELS, SHARED, corpus, corpus_id, needs_shared
+from model_builder import Builder
+from single_operator_models import options
 
 import tflite_tools
 from tflite_tools import (
@@ -280,6 +280,7 @@ def test_outputs_that_never_change_prove_little():
     assert result.constant_outputs
 
 
+@pytest.mark.slow
 @needs_shared
 @pytest.mark.parametrize("name", ["keras_unet_nearest_int8", "keras_depth_to_space_int8", "keras_elu_float"])
 def test_models_that_reference_kernels_of_litert_lack_are_verified(name: str):

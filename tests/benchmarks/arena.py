@@ -27,7 +27,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from conftest import MODELS, SHARED, TflmRun, run_tflm
+from corpus import MODELS, SHARED
+from runtimes import TflmRun, run_tflm
 
 from tflite_tools import Interval, TFLiteModel, conflicts, plan_by_first_fit, plan_optimally
 from tflite_tools import main as tflite_tools

@@ -20,8 +20,8 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from arrays import ARRAY_KINDS, least_squared_error, random_array  # noqa: E402
-from builder import Builder  # noqa: E402
+from arrays_to_cluster import ARRAY_KINDS, least_squared_error, random_array  # noqa: E402
+from model_builder import Builder  # noqa: E402
 
 from tflite_tools import ModelError, TFLiteModel, cluster_values, decode_weights, weight_tensors  # noqa: E402
 

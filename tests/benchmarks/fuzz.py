@@ -17,8 +17,8 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parents[2])]
 
-from conftest import MODELS, corpus  # noqa: E402  found by the line above
-from mutations import BUILT, FLAGS, PICTURES, random_case, run_case  # noqa: E402
+from corpus import MODELS, corpus  # noqa: E402
+from damaged_models import BUILT, FLAGS, PICTURES, random_case, run_case  # noqa: E402
 
 LARGEST = 20_000  # bytes of a model of the corpus: small files are all tables, and quick
 

@@ -24,7 +24,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from device_kernels import ANSWERS, KINDS_OF_CASES, NAMES, Case, random_case, requests
+from device_kernel_cases import ANSWERS, KINDS_OF_CASES, NAMES, Case, random_case, requests
 
 from tflite_tools import LIBRARIES, TFLiteModel
 

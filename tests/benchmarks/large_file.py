@@ -19,7 +19,7 @@ from ai_edge_litert import schema_py_generated as schema
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from builder import Builder  # noqa: E402
+from model_builder import Builder  # noqa: E402
 
 LAYERS = 64
 

@@ -18,7 +18,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from conftest import fits_in_wheel, run_in_wheel, run_tflm  # noqa: E402
+from runtimes import fits_in_wheel, run_in_wheel, run_tflm  # noqa: E402
 
 from tflite_tools import (  # noqa: E402
     BITS_32,

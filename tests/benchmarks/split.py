@@ -19,7 +19,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from conftest import SHARED, run_tflm  # noqa: E402
+from corpus import SHARED  # noqa: E402
+from runtimes import run_tflm  # noqa: E402
 
 from tflite_tools import TFLM, ModelError, TFLiteModel, VerificationError  # noqa: E402
 

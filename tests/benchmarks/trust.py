@@ -16,7 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from conftest import run_in_wheel  # noqa: E402
+from runtimes import run_in_wheel  # noqa: E402
 
 from tflite_tools import (  # noqa: E402
     BITS_64,

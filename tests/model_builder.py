@@ -161,3 +161,53 @@ def branches(widths: list[tuple[int, int]], result: int = 1) -> bytes:
         b.op("SLICE", [before], [after])
     b.op("CONCATENATION", ends, [output])
     return b.build([source], [output])
+
+
+def updated(shape: tuple[int, ...], start: list[int]) -> Builder:
+    b = Builder()
+    x, a, u, c, y = (b.tensor(s, "FLOAT32") for s in ((1, 8, 4, 4), (1, 8, 4, 4), shape, shape, (1, 8, 4, 4)))
+    b.op("RELU", [x], [a])
+    b.op("SOFTMAX", [u], [c])
+    b.op("DYNAMIC_UPDATE_SLICE", [a, c, b.constant(np.array(start, np.int32))], [y])
+    b.finish([x, u], [y])
+    return b
+
+
+def quantized(scale: float = 0.05, zero: int = -3, dtype: str = "INT8", shape: tuple[int, ...] = (1, 6, 4, 2)):
+    q = schema.QuantizationParametersT()
+    q.scale, q.zeroPoint = [scale], [zero]
+    return {"shape": shape, "dtype": dtype, "quantization": q}
+
+
+def converting(outer: str = "FLOAT32", zero: int = 125, scale: float = 0.05, is_read: bool = False, inner: str = "INT8",
+               slope: float = 0.2, inner_scale: float = 0.05, inner_output: bool = False) -> bytes:  # fmt: skip
+    """x -> QUANTIZE -> RELU6 -> DEQUANTIZE -> y, or QUANTIZE for an output of integers."""
+    b = Builder()
+    x, y = (b.tensor(**quantized(scale, zero, outer)) if outer != "FLOAT32" else b.tensor((1, 6, 4, 2), outer)
+            for _ in range(2))  # fmt: skip
+    q, r = (b.tensor(**quantized(inner_scale, -3 if inner == "INT8" else 0, inner)) for _ in range(2))
+    b.op("QUANTIZE", [x], [q])
+    b.op("LEAKY_RELU", [q], [r], schema.LeakyReluOptionsT())
+    b.table.operators[-1].builtinOptions.alpha = slope
+    b.op("DEQUANTIZE" if outer == "FLOAT32" else "QUANTIZE", [r], [y])
+    outputs = [y, x] if is_read else [y, r] if inner_output else [y]
+    b.finish([x], outputs)
+    return with_signature(b.model.build(), x, y)
+
+
+def with_signature(data: bytes, x: int, y: int) -> bytes:
+    import flatbuffers
+
+    model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(data, 0))
+    entry = schema.SignatureDefT()
+    entry.signatureKey, entry.subgraphIndex = b"serve", 0
+    ports = []
+    for name, tensor in ((b"picture", x), (b"result", y)):
+        port = schema.TensorMapT()
+        port.name, port.tensorIndex = name, tensor
+        ports.append([port])
+    entry.inputs, entry.outputs = ports
+    model.signatureDefs = [entry]
+    builder = flatbuffers.Builder(1024)
+    builder.Finish(model.Pack(builder), b"TFL3")
+    return bytes(builder.Output())

@@ -1,4 +1,4 @@
-"""What several test files share: where the shared corpus is, and how to run a model in LiteRT."""
+"""Models in the real runtimes, LiteRT and two builds of TFLM, each in its own process."""
 
 from __future__ import annotations
 
@@ -14,24 +14,6 @@ import numpy as np
 import pytest
 
 import tflite_tools
-
-MODELS = Path(__file__).parent / "models"
-SHARED = Path(__file__).resolve().parents[2] / "shared"
-
-needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the folder ../shared with the model corpus is not here")
-
-
-def corpus() -> list[Path]:
-    """Every model of the shared corpus; empty where it is absent.
-
-    Synthetic graphs of 1,000 operators and more are left to the benchmarks.
-    """
-    paths = [*SHARED.glob("models/**/*.tflite"), *SHARED.glob("nets/*.tflite")]
-    return sorted(p for p in paths if not re.search(r"syn_.*_n[13]000_", p.name))
-
-
-def corpus_id(path: Path) -> str:
-    return str(path.relative_to(SHARED))
 
 
 def run_litert(model: bytes, inputs: list[np.ndarray], reference: bool = False) -> list[np.ndarray]:
@@ -141,15 +123,6 @@ def fits_in_wheel(model: bytes, arena: int) -> bool:
     except RuntimeError:
         return False
     return True
-
-
-def changed_buffers(before: bytes, after: bytes) -> set[int]:
-    """The buffers with other data; all else that the two files say, compared table by table, must be the same."""
-    models = [tflite_tools.File.read(data).compacted() for data in (before, after)]
-    assert all(tflite_tools.is_same(*(model[field] for model in models)) for field in models[0] if field != "Buffers")
-    assert len(models[0]["Buffers"]) == len(models[1]["Buffers"])
-    pairs = enumerate(zip(*(model["Buffers"] for model in models), strict=True))
-    return {i for i, (old, new) in pairs if not tflite_tools.is_same(old, new)}
 
 
 def litert_agrees(before: bytes, after: bytes, seeds: int = 2) -> bool:

@@ -26,7 +26,7 @@ from typing import Any, NoReturn
 import flatbuffers
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
-from builder import Builder, ModelBuilder, branches, worked_example
+from model_builder import Builder, ModelBuilder, branches, worked_example
 
 import tflite_tools
 

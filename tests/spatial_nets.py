@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
-from builder import Builder
+from model_builder import Builder
 
 import tflite_tools
 from tflite_tools import (
@@ -196,3 +196,11 @@ def rewritten(search: SplitSearch, *chosen: SplitRegion) -> Rewrite:
 def split(data: bytes, search: SplitSearch, *chosen: SplitRegion) -> bytes:
     """The model with these regions in stripes."""
     return bytes(Snapshot.read(data).rewritten(rewritten(search, *chosen)).data)
+
+
+def chain() -> bytes:
+    """A large tensor, a small one, a large one: pictures of 1024, 256 and 1024 bytes."""
+    net = Net()
+    x = net.picture(16, 16, 4)
+    small = net.window("CONV_2D", x, 1, (1, 1))
+    return net.build([x], [net.window("CONV_2D", small, 4, (1, 1))])

@@ -2,7 +2,7 @@
 
 The figures are in ``tflm_bytes.txt``: bytes of the tail per operator and its output tensors, the difference of models
 with 17 and with one of them, in the WebAssembly build of August 2026 (32 bits) and in the wheel of October (64 bits).
-``python tests/kernels.py`` measures them again.
+``python tests/single_operator_models.py`` measures them again.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
-from builder import Builder
 from flatbuffers import flexbuffers
+from model_builder import Builder
 
 PLAIN = (0.5, 0)
 X = (1, 4, 4, 2)
@@ -267,7 +267,7 @@ def measured() -> dict[tuple[str, str], tuple[float | None, float | None]]:
 
 
 def main() -> None:
-    from conftest import run_in_wheel, run_tflm
+    from runtimes import run_in_wheel, run_tflm
 
     def tails(runner: Any, models: tuple[bytes, bytes]) -> str:
         try:
@@ -282,7 +282,7 @@ def main() -> None:
             file.flush()
             return run_tflm(Path(file.name)).tail
 
-    lines = ["# kind | what is special | bytes per operator with its outputs, 32 bits | 64 bits (kernels.py measures)"]
+    lines = ["# kind | what is special | bytes per operator with its outputs, 32 bits | 64 bits"]
     for number, (kind, special, *_) in enumerate(CASES):
         models = pair(number)
         wheel = tails(lambda model: run_in_wheel(model, [], 0).tail, models)
