@@ -106,7 +106,7 @@ def test_payloads_are_those_of_the_runtimes_own_tool(name: str):
 # -- in the runtime ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("more_ram", [None, 4096, PLENTY])
+@pytest.mark.parametrize("more_ram", [4096, *(pytest.param(n, marks=pytest.mark.slow) for n in (None, PLENTY))])
 def test_tflm_computes_the_same_with_the_head_that_was_promised(more_ram: int | None):
     pairs = []
     for name, clusters in zip(NAMES, (4, 16, 8), strict=True):

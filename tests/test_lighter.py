@@ -188,7 +188,10 @@ def test_what_stands_against_it_is_said(capsys: pytest.CaptureFixture[str], tmp_
 # -- integer ports -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("change", [{}, {"inner": "INT16"}, {"outer": "UINT8"}])
+@pytest.mark.parametrize(
+    "change",
+    [{}, *(pytest.param(change, marks=pytest.mark.slow) for change in ({"inner": "INT16"}, {"outer": "UINT8"}))],
+)
 def test_the_application_converts(change: dict[str, Any]):
     data = converting(**change)
     model, original = TFLiteModel(data), TFLiteModel(data)

@@ -424,6 +424,7 @@ def many_inputs(count: int) -> bytes:
     return b.build(tensors, [y])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "flags"),
     [
@@ -648,6 +649,7 @@ def hard_to_plan() -> bytes:
     return sums([2, 2, 6, 3, 5, 5, 4, 1, 3], inputs).model.build()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["replace", "fdopen"])
 @pytest.mark.parametrize(
     "flag",

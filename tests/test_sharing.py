@@ -48,6 +48,7 @@ lives = st.tuples(st.integers(1, 5), st.integers(0, 8), st.integers(0, 4)).map(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(st.lists(lives, min_size=4, max_size=9), st.integers(0, 4))
 def test_blocks_keep_their_distance(intervals: list[Interval], gap: int):
@@ -232,6 +233,7 @@ def test_plans_of_stripes_leave_intact_what_is_read(seed: int):
     assert model.arena.head <= apart.arena.head
 
 
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 2**32 - 1))
 def test_a_plan_with_a_fault_is_not_taken_for_shared_memory(seed: int):

@@ -83,7 +83,12 @@ def test_clustering_reports_the_error_of_the_outputs(tmp_path: Path, capsys: pyt
 
 
 @pytest.mark.parametrize(
-    ("shape", "dtype", "different"), [((4,), "FLOAT32", 0), ((2, 2), "FLOAT32", 3), ((4,), "INT32", 3)]
+    ("shape", "dtype", "different"),
+    [
+        ((2, 2), "FLOAT32", 3),
+        pytest.param((4,), "INT32", 3, marks=pytest.mark.slow),
+        pytest.param((4,), "FLOAT32", 0, marks=pytest.mark.slow),
+    ],
 )
 def test_equal_bytes_of_another_shape_or_type_are_different(shape: tuple[int, ...], dtype: str, different: int):
     """An output that nobody writes: zeros in all of these models."""
@@ -249,6 +254,7 @@ def with_a_signature_of_an_inner_tensor(last: str) -> bytes:
     return bytes(builder.Output())
 
 
+@pytest.mark.slow
 def test_a_signature_of_an_inner_tensor_does_not_hide_the_outputs(monkeypatch: pytest.MonkeyPatch):
     original, changed = (with_a_signature_of_an_inner_tensor(kind) for kind in ("NEG", "ABS"))
     assert verify_models(original, original).identical
