@@ -106,6 +106,16 @@ def test_equal_bytes_of_another_shape_or_type_are_different(shape: tuple[int, ..
     assert "proves little" in "".join(result.lines())
 
 
+def test_outputs_without_dimensions_are_compared():
+    b = Builder()
+    x, y = b.tensor((), "FLOAT32"), b.tensor((), "FLOAT32")
+    b.op("RELU", [x], [y])
+    data = b.build([x], [y])
+    result = verify_models(data, data)
+    assert result.identical
+    assert result.outputs == len(result.runtimes) * len(INPUT_SCALES) > 0
+
+
 def test_what_litert_cannot_run_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     b = Builder()
     x, y = b.tensor(), b.tensor()
