@@ -3091,8 +3091,7 @@ class Search:
 
     @cached_property
     def sweeps(self) -> tuple[Sweep, Sweep]:
-        """From the end first: on wide graphs that proves an optimum with a third of the states."""
-        return Sweep(self.problem, reverse=True), Sweep(self.problem)
+        return Sweep(self.problem, reverse=True), Sweep(self.problem)  # from the end first: wide graphs need less
 
     def tighten(self, most: int | None = None) -> None:
         """Raise the lower bound by minimum cuts of at most ``most`` tasks, as far as that matters for this order."""
