@@ -9502,6 +9502,7 @@ def _plot_schedule(axes: Any, schedule: Schedule, title: str, room: int | None) 
         label = axes.annotate(text, (at, peak), (-4 if to_left else 4, 5), **how)
         label.set_in_layout(False)  # a long name must not squeeze the bars
         axes.plot([at], [peak], marker="v", color="black", markersize=6)
+        axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=4, fontsize=8, frameon=False)
     if room is not None:
         _mark(axes, room / 1024, f"room for tensors: {room:,} B", INPUT_COLOUR, schedule.peak / 1024)
     if count > MAX_LABELLED_BARS:
@@ -9509,7 +9510,6 @@ def _plot_schedule(axes: Any, schedule: Schedule, title: str, room: int | None) 
     else:
         axes.set_xticks(np.arange(count), [f"{text}  {i}" for i, text in enumerate(titles)], rotation=90, fontsize=8)
     axes.set_ylim(0, (axes.get_ylim()[1] or 1) * 1.12)
-    axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=4, fontsize=8, frameon=False)
 
 
 def _parts(schedule: Schedule) -> list[list[int]]:
