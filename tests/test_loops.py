@@ -92,6 +92,18 @@ def test_loops_give_the_same_bits_in_tflm_with_a_plan(dtype: str):
     assert all(wheel_agrees(pairs))
 
 
+def test_a_loop_reads_the_constant_that_is_tensor_0():
+    net = Net()
+    factor = net.constant(np.array([[[[3, -5, 7, 9]]]], np.int8), **net.quantization())
+    assert factor == 0
+    x = net.picture(16, 6, 4)
+    y = net.map("MUL", net.window("CONV_2D", x, 4), factor)
+    data = net.build([x], [net.window("CONV_2D", y, 4)])
+    changed = [split(data, search, region) for search, region in loops(data)]
+    assert changed
+    assert all(litert_agrees(data, after) for after in changed)
+
+
 def chain(*windows: tuple[str, int, tuple[int, int], int, int], size: int = 12, dtype: str = "INT8") -> bytes:
     net = Net(dtype)
     x = source = net.picture(size, size, 3)
