@@ -1778,7 +1778,7 @@ def over_later_rows(node: Node, position: int, source: Tensor, output: Tensor) -
     rest = slice(HEIGHT + 1, None)
     if position or len(source.shape) <= HEIGHT or source.shape[0] != 1 or source.shape[rest] != output.shape[rest]:
         return False
-    if node.kind is KINDS["SLICE"]:
+    if node.kind.rows is sliced_rows:
         bounds = slice_bounds(node)
         return bounds is not None and not any(bounds[0])
     rows = node["indices"].values
@@ -1809,7 +1809,7 @@ def updated_block(node: Node) -> tuple[int, int] | None:
 def bytes_read(node: Node, tensor: Tensor) -> tuple[int, int]:
     """(first, stop) of the bytes of a tensor that an operator may read."""
     whole = 0, tensor.bytes or 0
-    if node.kind is not KINDS["SLICE"] or node.get("input") is not tensor or len(node.inputs) != 3:
+    if node.kind.rows is not sliced_rows or node.get("input") is not tensor or len(node.inputs) != 3:
         return whole
     bounds = slice_bounds(node)
     if bounds is None or not tensor.shape or min(bounds[0]) < 0:
