@@ -221,7 +221,6 @@ def test_an_output_lies_over_the_input_where_it_can():
 # -- memory ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 @settings(max_examples=8, deadline=None)
 @given(st.integers(0, 2**32 - 1))
 def test_persistent_bytes_are_those_that_were_promised(seed: int):
