@@ -760,7 +760,7 @@ OTHER_FORMATS = (  # pattern of the first bytes, what the file is, what to do
     (rb"\x08[\x01-\x20][\x12:B]", "an ONNX model or another protocol buffer: convert it to TensorFlow Lite first"),
     (rb"\s*<", "a web page or XML: the download failed"),
     (
-        rb"\s*(#[idp]|//|/\*|alignas|(static |extern )?(const |unsigned )|0x)",
+        rb"\s*(#(include|ifndef|pragma|define)|//|/\*|alignas|(static |extern )?(const |unsigned )|0x)",
         "source text: make a file of the array again",
     ),
 )
