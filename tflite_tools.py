@@ -4878,7 +4878,7 @@ class Snapshot:
         return self.changed(with_orders(self.file, orders))
 
     def with_offsets(self, offsets: Mapping[tuple[int, int], int]) -> Snapshot:
-        """The model with a memory plan of these offsets, by (subgraph, tensor); without a plan if there are none."""
+        """The model with a memory plan of these offsets, by (subgraph, tensor); TFLM places all other tensors."""
         return self.changed(with_metadata(self.file, OFFLINE_PLAN, plan_words(self.graph, offsets)))
 
     def planned(self, plan: Plan) -> Snapshot:
@@ -4914,7 +4914,7 @@ class Snapshot:
 
     def repacked(self) -> Snapshot:
         """The model without unreferenced bytes, and with all data inside the FlatBuffer."""
-        return self.changed(self.file.but(Subgraphs=self.file.model["Subgraphs"]))
+        return self.changed(self.file.but())
 
     def with_contents(self, contents: Mapping[int, np.ndarray]) -> Snapshot:
         """The model with other data (uint8) in some buffers."""
@@ -5331,6 +5331,9 @@ class Bill:
 
         self.sizes = list(map(size, emitter.tensors))  # of the new tensors, as TFLM aligns them
         self.runs = [(operator.inputs, operator.outputs) for operator in operators]
+        # By tensor, the operator that makes it, and the last one that reads it.
+        self.born = {t: number for number, (_, outputs) in enumerate(self.runs) for t in outputs}
+        self.last = {t: number for number, (inputs, _) in enumerate(self.runs) for t in inputs}
         self.copies = Counter(o.like for o in operators if o.like is not None)
         self.glue = Counter((o.kind, len(o.inputs)) for o in operators if o.like is None)
         self.requests: list[tuple[int, int, int]] = []  # scratch: bytes, first and last operator
@@ -6349,15 +6352,13 @@ class SplitProblem:
     def peak(self, bill: Bill, start: int, end: int) -> int:
         """The peak of bytes alive while the new operators run."""
         old, count = bill.old, len(bill.runs)
-        born = {t: number for number, (_, outputs) in enumerate(bill.runs) for t in outputs}
-        last = {t: number for number, (inputs, _) in enumerate(bill.runs) for t in inputs}
         around, intervals = self.entering[start], []
-        for t, number in last.items():  # tensors alive before the region that end within it
+        for t, number in bill.last.items():  # tensors alive before the region that end within it
             if t < old and t in self.intervals and self.intervals[t].last < end:
                 around -= self.sizes[t]
                 intervals.append((self.sizes[t], 0, number))
-        for t, number in born.items():
-            size, until = (self.sizes[t], count) if t < old else (bill.sizes[t - old], last.get(t, count))
+        for t, number in bill.born.items():
+            size, until = (self.sizes[t], count) if t < old else (bill.sizes[t - old], bill.last.get(t, count))
             intervals.append((size, number, until))
         return around + Profile([*intervals, *bill.requests]).peak
 
@@ -6591,12 +6592,11 @@ class LoopCosts:
 
 def iteration_peak(body: Bill, handed: Mapping[int, int]) -> int:
     """The peak of bytes alive in an iteration, without carried tensors."""
-    born = {t: number for number, (_, outputs) in enumerate(body.runs) for t in outputs}
-    last = {t: number for number, (inputs, _) in enumerate(body.runs) for t in inputs}
+    last = dict(body.last)
     for old, new in handed.items():
-        if last[old] == born[new]:
+        if last[old] == body.born[new]:
             last[old] -= 1
-    intervals = ((body.sizes[t - body.old], number, last.get(t, number)) for t, number in born.items())
+    intervals = ((body.sizes[t - body.old], number, last.get(t, number)) for t, number in body.born.items())
     return Profile([*intervals, *body.requests]).peak
 
 
@@ -7548,9 +7548,9 @@ def deciding(kind: type[D]) -> Callable[[StepFunction[P, D]], StepFunction[P, D]
     def decorate(function: StepFunction[P, D]) -> StepFunction[P, D]:
         @wraps(function)
         def decide(model: Snapshot, /, *args: P.args, **options: P.kwargs) -> tuple[Snapshot, D]:
-            start = time.monotonic()
+            start, model = time.monotonic(), model.with_data_inside()
             try:
-                after, decision = function(model := model.with_data_inside(), *args, **options)
+                after, decision = function(model, *args, **options)
             except (Refusal, ArenaError) as why:
                 after, decision = model, kind(refusal=str(why), **getattr(why, "figures", {}))
             return after, dataclasses.replace(decision, changed=after is not model, seconds=time.monotonic() - start)

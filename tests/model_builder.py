@@ -196,8 +196,6 @@ def converting(outer: str = "FLOAT32", zero: int = 125, scale: float = 0.05, is_
 
 
 def with_signature(data: bytes, x: int, y: int) -> bytes:
-    import flatbuffers
-
     model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(data, 0))
     entry = schema.SignatureDefT()
     entry.signatureKey, entry.subgraphIndex = b"serve", 0
