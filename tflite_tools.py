@@ -43,6 +43,7 @@ from __future__ import annotations
 import argparse
 import bisect
 import contextlib
+import copy
 import csv
 import dataclasses
 import enum
@@ -3496,12 +3497,15 @@ def _bounding_box(intervals: Sequence[Interval], block: Block) -> Interval:
 # Placement, optimal: first fit that learns, then constraint programming
 ####################################################################################################
 
-LEARNING_ROUNDS = 300  # rounds of first fit per order: milliseconds each, and most plans are optimal before the tenth
+# Rounds of first fit per order: milliseconds each, and most plans are optimal before the tenth. Few for estimates.
+LEARNING_ROUNDS, FEW_ROUNDS = 300, 15
 PUSH = 0.6  # the largest share of all blocks that a block which ended too high overtakes in the next round
 PROOF_SHARE, WORKERS = 0.5, 8  # share of the time left in which the bound itself is tried as the height
 
 
-def plan_by_learning(intervals: Sequence[Interval], groups: Sequence[Block], plan: Plan, budget: Budget) -> Plan:
+def plan_by_learning(
+    intervals: Sequence[Interval], groups: Sequence[Block], plan: Plan, budget: Budget, rounds: int = LEARNING_ROUNDS
+) -> Plan:
     """Repeat first fit: what ends too high comes earlier ("squeaky wheel", D. Joslin and D. Clements, JAIR 1999)."""
     blocks = blocks_of(intervals, groups)
     boxes = [_bounding_box(intervals, block) for block in blocks]
@@ -3509,7 +3513,7 @@ def plan_by_learning(intervals: Sequence[Interval], groups: Sequence[Block], pla
     for key in FIRST_FIT_ORDERS:
         order = sorted(range(len(blocks)), key=lambda i: key(boxes[i]))
         urgency = -np.argsort(order).astype(float)
-        for _ in range(LEARNING_ROUNDS):
+        for _ in range(rounds):
             if plan.optimal or budget.is_over:
                 return plan
             placed = place_first_fit(intervals, (blocks[i] for i in np.argsort(-urgency, kind="stable")))
@@ -3520,14 +3524,20 @@ def plan_by_learning(intervals: Sequence[Interval], groups: Sequence[Block], pla
 
 
 def plan_optimally(
-    intervals: Sequence[Interval], time_limit: float = TIME_LIMIT, groups: Sequence[Block] = (), enough: int = 0
+    intervals: Sequence[Interval],
+    time_limit: float = TIME_LIMIT,
+    groups: Sequence[Block] = (),
+    enough: int = 0,
+    rounds: int | None = None,
 ) -> Plan:
     """The lowest plan: by first fit if that meets the bound, else by search and proof, within ``time_limit`` seconds.
     Constraint programming keeps rectangles of fixed time and free address apart (NoOverlap2D): it first tries the bound
-    as the height, then minimises the height. ``enough`` is as for :func:`plan_by_first_fit`."""
+    as the height, then minimises the height. ``enough`` is as for :func:`plan_by_first_fit`; with ``rounds`` of first
+    fit, that is all."""
     budget = Budget(time_limit)
-    plan = plan_by_learning(intervals, groups, plan_by_first_fit(intervals, groups, enough), budget.share(0.2))
-    for highest, share in ((plan.bound, PROOF_SHARE), (plan.height - 1, 1.0)):
+    plan = plan_by_first_fit(intervals, groups, enough)
+    plan = plan_by_learning(intervals, groups, plan, budget.share(0.2), rounds or LEARNING_ROUNDS)
+    for highest, share in ((plan.bound, PROOF_SHARE), (plan.height - 1, 1.0)) if rounds is None else ():
         if not plan.optimal:
             found, proven = _solve_placement(intervals, groups, plan.bound, highest, share * budget.left)
             plan = Plan(found or plan.intervals, plan.bound)
@@ -4203,7 +4213,11 @@ class Arena:
     @property
     def reserve(self) -> int:
         """Bytes to reserve for the arena (``kTensorArenaSize``): head and tail, or more if planning needs more."""
-        return max(align(self.head + self.persistent), self.planning)
+        return self.reserve_with(self.head)
+
+    def reserve_with(self, head: int) -> int:
+        """Bytes to reserve with another head, as of another plan."""
+        return max(align(head + self.persistent), self.planning)
 
     @property
     def has_plan(self) -> bool:
@@ -4299,14 +4313,16 @@ def buffer_name(graph: ModelGraph, buffer: ArenaBuffer) -> str:
     return f"tensor {buffer.tensor}" + (f" of subgraph {buffer.subgraph}" if len(graph.subgraphs) > 1 else "")
 
 
-def plan_arena(arena: Arena, time_limit: float = TIME_LIMIT, in_place: bool = True) -> Plan:
+def plan_arena(arena: Arena, time_limit: float = TIME_LIMIT, in_place: bool = True, rounds: int | None = None) -> Plan:
     """The lowest plan found for the arena's buffers; with ``in_place``, they share memory where aliases allow it."""
-    return plan_buffers(arena.buffers, arena.aliases if in_place else NO_ALIASES, time_limit)
+    return plan_buffers(arena.buffers, arena.aliases if in_place else NO_ALIASES, time_limit, rounds=rounds)
 
 
-def plan_buffers(buffers: Sequence[ArenaBuffer], aliases: Aliases, time_limit: float, enough: int = 0) -> Plan:
+def plan_buffers(
+    buffers: Sequence[ArenaBuffer], aliases: Aliases, time_limit: float, enough: int = 0, rounds: int | None = None
+) -> Plan:
     """The lowest plan found, as the runtime executes it: TFLM takes offsets of tensors from the file, then places
-    scratch itself. A plan of up to ``enough`` bytes counts as optimal."""
+    scratch itself. ``enough`` and ``rounds`` are as for :func:`plan_optimally`."""
     intervals = [buffer.interval._replace(offset=None) for buffer in buffers]
     layouts = [layout_of(intervals)]
     if aliases:
@@ -4319,7 +4335,7 @@ def plan_buffers(buffers: Sequence[ArenaBuffer], aliases: Aliases, time_limit: f
         if best.optimal:
             break
         seconds = budget.share(1 / (len(layouts) - i)).left
-        plan = plan_optimally(layout.intervals, seconds, layout.groups, enough)
+        plan = plan_optimally(layout.intervals, seconds, layout.groups, enough, rounds)
         addresses = {
             layout.places[owner][0]: (interval.offset or 0) - above - layout.places[owner][1]
             for owner, above, interval in zip(layout.owners, layout.above, plan.intervals, strict=True)
@@ -4948,6 +4964,9 @@ def row_rule(subgraph: Subgraph, operator: Operator) -> RowRule | str:
     source = node.get("input")
     if source is not None and not has_rows(source):
         return f"its input cannot be cut: {why_no_rows(source)}"
+    weights = node.get("weights")
+    if source is not None and weights is not None and source.dtype == "FLOAT32" != weights.dtype:
+        return "it is hybrid, and LiteRT quantises its input by the range of the whole tensor"
     return node.kind.rows(node)
 
 
@@ -5817,9 +5836,10 @@ class BodyEmitter:
         return batch, track.height, width + sum(track.columns), channels
 
     def padding(self, emitter: Emitter, like: int, element: bytes) -> int:
-        """A constant of one padding element, shared by all tensors of a type: quantisation does not matter."""
-        tensors = self.subgraph.tensors
-        return emitter.constant(element, (1,), next(t.index for t in tensors if t.dtype == tensors[like].dtype))
+        """A constant of one padding element, shared by all tensors of one type and quantisation."""
+        tensors, wanted = self.subgraph.tensors, self.subgraph.tensors[like]
+        same = (t.index for t in tensors if (t.dtype, t.quantization) == (wanted.dtype, wanted.quantization))
+        return emitter.constant(element, (1,), next(same))
 
 
 ####################################################################################################
@@ -5904,7 +5924,8 @@ class LoopEmitter:
         emitter.emit("WHILE", before, *outputs, CondSubgraphIndex=first, BodySubgraphIndex=second)
 
     def move_out(self, over: OverInput) -> None:
-        """Emit the output, which is in the first rows of the carried tensor."""
+        """Emit the output, which is in the first rows of the carried tensor. Only RESHAPE changes the scale: LiteRT's
+        delegate XNNPACK refuses a SLICE that does."""
         emitter, inside = self.emitter, self.iteration.places[over.source.index]
         result = next(carried.after for carried in self.carried if carried.inside == inside)
         batch, height, *row = over.shape
@@ -5912,7 +5933,7 @@ class LoopEmitter:
         if rows < height:
             size = batch, rows, *row
             bounds = emitter.integers(0, 0, 0, 0, shape=(4,)), emitter.integers(*size, shape=(4,))
-            result = emitter.emit("SLICE", (result, *bounds), emitter.carried(over.output.index, size))
+            result = emitter.emit("SLICE", (result, *bounds), emitter.carried(over.source.index, size))
         emitter.reshape(result, over.output.index, over.output.shape)
 
 
@@ -6200,8 +6221,9 @@ class Forms(NamedTuple):
     loops: bool
 
 
-UNROLLED = Forms(unrolled=True, loops=False)
-STRIPES_AS = {"auto": Forms(True, True), "loop": Forms(False, True), "unrolled": UNROLLED}
+UNROLLED, LOOPS, EITHER = Forms(True, False), Forms(False, True), Forms(True, True)
+# One search takes the best regions of its forms for each limit, but not the best for the number to reserve.
+STRIPES_AS = {"auto": (EITHER, UNROLLED, LOOPS), "loop": (LOOPS,), "unrolled": (UNROLLED,)}
 
 
 MAX_REGION = 100  # operators
@@ -6215,8 +6237,7 @@ A_TENSOR = Tensor(0, "", "INT8", (1, 1, 1, 1), Storage.ACTIVATION, 0, 1)
 class SplitProblem:
     """Sizes, rules and ranges of operators that could be regions. Raises ArenaError if a tensor has no known size."""
 
-    def __init__(self, graph: ModelGraph, subgraph: Subgraph, forms: Forms) -> None:
-        self.forms = forms
+    def __init__(self, graph: ModelGraph, subgraph: Subgraph) -> None:
         self.subgraph, self.subgraph_count = subgraph, len(graph.subgraphs)
         self.sizes = [ARENA_COSTS.tensor(t) if t.ram_bytes else 0 for t in subgraph.tensors]
         self.row_bytes = [(t.bytes or 0) // t.shape[HEIGHT] if has_rows(t) else 0 for t in subgraph.tensors]
@@ -6297,9 +6318,9 @@ class SplitProblem:
                 unsplit = max(unsplit, step.need)
                 live_out += sum(self.sizes[t] for t in step.operator.writes if self.is_live_out(t, end))
                 copies += 2 * step.min_persistent - step.with_outputs
-                loop_bound = max(self.entering[start], self.entering[end]) if self.forms.loops else NO_LIMIT
-                bound = max(self.entering[start], self.entering[end] + live_out) if self.forms.unrolled else NO_LIMIT
-                if min(bound, loop_bound) < unsplit:
+                loop_bound = max(self.entering[start], self.entering[end])
+                bound = max(self.entering[start], self.entering[end] + live_out)
+                if loop_bound < unsplit:
                     yield Range(start, end, unsplit, bound, loop_bound, copies)
 
     def is_live_out(self, output: int, end: int) -> bool:
@@ -6605,7 +6626,7 @@ def iteration_peak(body: Bill, handed: Mapping[int, int]) -> int:
 ####################################################################################################
 
 DEFAULT_MAX_MACS = 10.0  # increase in multiply-accumulates, in per cent
-RIVALS = 1.05  # times the smallest sum: up to it, a composition may be the best once it is reordered
+RIVALS = 1.08  # times the smallest sum: up to it, a composition may be the best once it is reordered
 COARSE = 0.9  # factor from one limit on the peak to the next, in the first pass
 Price = Callable[[Cost], int]  # prices of regions add up
 in_memory: Price = attrgetter("persistent")
@@ -6621,12 +6642,18 @@ class SplitSearch:
     their ends, the peaks of disjoint regions are independent. Raises ArenaError as :class:`SplitProblem`."""
 
     def __init__(self, graph: ModelGraph, subgraph: Subgraph, budget: Budget, forms: Forms = UNROLLED) -> None:
-        self.problem = SplitProblem(graph, subgraph, forms)
-        self.loops, self.budget = LoopCosts(self.problem), budget
-        self.regions: dict[int, list[SplitRegion]] = defaultdict(list)  # by start
+        self.problem = SplitProblem(graph, subgraph)
+        self.loops, self.budget, self.forms = LoopCosts(self.problem), budget, forms
+        self.regions: dict[int, dict[Any, SplitRegion]] = defaultdict(dict)  # by start
         self.bounds: dict[tuple[int, bool], dict[int, list[tuple[int, Cost]]]] = {}  # by end and halo mode
         self.known: dict[tuple[int, int, int, bool], SplitRegion | None] = {}
         self.looped: dict[tuple[int, int, int], SplitRegion] = {}
+
+    def again(self, budget: Budget, forms: Forms) -> SplitSearch:
+        """A new search of the same problem, which shares all costs that are known."""
+        other = copy.copy(self)
+        other.budget, other.forms, other.regions = budget, forms, defaultdict(dict)
+        return other
 
     def try_ranges(self, limit: int, max_macs: int, best: int, price: Price) -> None:
         """Find regions within ``limit`` bytes for the ranges that need more. Few stripes come first, since more cost
@@ -6634,7 +6661,7 @@ class SplitSearch:
         persistent bytes so far. Skips regions that cannot be part of a smaller sum, or that cost more than regions
         inside them with the same effect."""
         limits, steps = Cost(limit, max_macs), self.problem.steps
-        cheapest = [self.cheapest(self.regions[start], limits, price) for start in range(len(steps))]
+        cheapest = [self.cheapest(start, limits, price) for start in range(len(steps))]
         for start in sorted(self.problem.ranges, reverse=True):
             inside = [NO_LIMIT] * (len(steps) + 1)  # by end, the lowest known price from start to there
             inside[start] = 0
@@ -6650,20 +6677,21 @@ class SplitSearch:
                     continue
                 if self.budget.is_over:
                     return
-                if found.bound <= min(limit, best - 1) and inside[found.end] > price(Cost(0, 0, found.copies)):
+                goal = min(limit, best - 1)
+                is_unrolled, is_loop = self.forms.unrolled and found.bound <= goal, self.forms.loops
+                if is_unrolled and inside[found.end] > price(Cost(0, 0, found.copies)):
                     within = Cost(limit, max_macs, best - found.bound)
                     for is_cached in (False, True):
                         self.try_range(found, is_cached, within, inside[found.end], price)
-                if found.loop_bound <= min(limit, best - 1) and inside[found.end] > price(Cost(0, 0, MIN_LOOP_BYTES)):
+                if is_loop and found.loop_bound <= goal and inside[found.end] > price(Cost(0, 0, MIN_LOOP_BYTES)):
                     self.try_loop(found, Cost(limit, max_macs, best - found.loop_bound), inside[found.end], price)
-                cheapest[start] = self.cheapest(self.regions[start], limits, price)
+                cheapest[start] = self.cheapest(start, limits, price)
                 inside[found.end] = min(inside[found.end], cheapest[start].get(found.end, NO_LIMIT))
 
-    @staticmethod
-    def cheapest(regions: Sequence[SplitRegion], limits: Cost, price: Price) -> dict[int, int]:
-        """By end, the price of the cheapest region within the limits."""
+    def cheapest(self, start: int, limits: Cost, price: Price) -> dict[int, int]:
+        """By end, the price of the cheapest region from ``start`` within the limits."""
         found: dict[int, int] = {}
-        for region in regions:
+        for region in self.regions[start].values():
             if region.cost.peak <= limits.peak and region.cost.macs <= limits.macs:
                 found[region.end] = min(found.get(region.end, NO_LIMIT), price(region.cost))
         return found
@@ -6681,11 +6709,11 @@ class SplitSearch:
                 continue
             key = found.start, found.end, stripes, is_cached
             if key not in self.known:
-                self.known[key] = region = self.problem.evaluate(*key)
-                if region is not None:
-                    self.regions[found.start].append(region)
-            if (known := self.known[key]) and known.cost.peak <= limits.peak:
-                return
+                self.known[key] = self.problem.evaluate(*key)
+            if region := self.known[key]:
+                self.regions[found.start][key] = region
+                if region.cost.peak <= limits.peak:
+                    return
 
     def try_loop(self, found: Range, limits: Cost, max_price: int, price: Price) -> None:
         """Make a range a loop with as few iterations as the limits allow."""
@@ -6700,7 +6728,7 @@ class SplitSearch:
             key = *where, pace
             if key not in self.looped:
                 self.looped[key] = self.loops.evaluate(family, *key)
-                self.regions[found.start].append(self.looped[key])
+            self.regions[found.start][key] = self.looped[key]
             cost = self.looped[key].cost
             if cost.persistent > limits.persistent or price(cost) >= max_price:
                 return  # more iterations cost even more
@@ -6714,7 +6742,7 @@ class SplitSearch:
         labels[0] = [Composition((), Cost(0))]
         for position, here in enumerate(labels[:-1]):
             whole = position + 1, (), Cost(steps[position].need)
-            options = [whole, *((r.end, (r,), r.cost) for r in self.regions[position])]
+            options = [whole, *((r.end, (r,), r.cost) for r in self.regions[position].values())]
             for end, regions, cost in options:
                 if cost.peak > limit:
                     continue
@@ -6813,7 +6841,7 @@ def bottleneck_of(search: SplitSearch, composition: Composition) -> str:
         return ""
     number, why = step.operator.index, step.rule
     if isinstance(why, RowRule):
-        why = "" if problem.forms.unrolled else search.loops.why_no_loop(number, number + 1)
+        why = "" if search.forms.unrolled else search.loops.why_no_loop(number, number + 1)
         why = f"it cannot be a loop, since {why}" if why else "stripes of it cost more than they save"
     given = sum(problem.sizes[t] for t in problem.subgraph.inputs if t in step.operator.reads)
     inputs = f", and {given:,} B of it are the input of the model" if given > step.need // 2 else ""
@@ -6831,7 +6859,7 @@ def reasons_for_whole(search: SplitSearch, composition: Composition) -> list[str
 
 def reasons_for_no_loop(search: SplitSearch, composition: Composition) -> list[str]:
     """Why regions in stripes cannot be loops, one sentence each; empty if loops are not allowed."""
-    regions = composition.regions if search.problem.forms.loops else ()
+    regions = composition.regions if search.forms.loops else ()
     reasons = {region: search.loops.why_no_loop(region.start, region.end) for region in regions}
     return [f"operators {region.start} to {region.end - 1}: {why}" for region, why in reasons.items() if why]
 
@@ -7529,6 +7557,9 @@ class Decision:
         return {self.key: self.json()}
 
 
+NO_PLAN = ", as TFLM itself lays it out (--plan may do better)"
+
+
 class Refusal(ValueError):
     """Why a step cannot run, in one line, with the figures known so far."""
 
@@ -7558,6 +7589,56 @@ def deciding(kind: type[D]) -> Callable[[StepFunction[P, D]], StepFunction[P, D]
         return decide
 
     return decorate
+
+
+def why_not_planned(model: Snapshot, in_place: bool) -> str:
+    """Why the tensors cannot be moved; empty if they can. Raises ArenaError if the arena is unknown."""
+    if is_compiled(model.graph):
+        return COMPILED
+    if not in_place and looped_operators(model.graph):
+        return LOOPED
+    for buffer in model.arena.buffers:
+        if buffer.interval.first < 0 <= buffer.interval.last:
+            name = buffer_name(model.graph, buffer)
+            return f"{name} is read but never written, so the results depend on where it lies"
+    return ""
+
+
+def reserve_bound(model: Snapshot, for_plan: bool, in_place: bool = True) -> int:
+    """Bytes of arena to reserve for the file as it is or, with ``for_plan``, the least of any plan: the most bytes that
+    are alive at one time. Nearly all models have a plan of that height. A wrong plan in the file does not count."""
+    arena = model.without_wrong_plan().arena
+    if not for_plan or why_not_planned(model, in_place):
+        return arena.reserve
+    layout = layout_of(arena.intervals, arena.aliases if in_place else NO_ALIASES)
+    return arena.reserve_with(min(arena.head, Profile(layout.intervals).peak))
+
+
+def reserve_of(model: Snapshot, for_plan: bool, in_place: bool = True) -> int:
+    """As :func:`reserve_bound`, but of a plan that is found quickly."""
+    arena = model.without_wrong_plan().arena
+    if not for_plan or why_not_planned(model, in_place):
+        return arena.reserve
+    return arena.reserve_with(min(arena.head, plan_arena(arena, in_place=in_place, rounds=FEW_ROUNDS).height))
+
+
+def smallest(models: Sequence[Snapshot], for_plan: bool, in_place: bool) -> Snapshot:
+    """The model with the smallest arena to reserve, then the smallest peak; the first of equals."""
+    bounds = [(reserve_bound(model, for_plan, in_place), model.peak, i) for i, model in enumerate(models)]
+    best = NO_LIMIT, 0, 0
+    for bound, peak, i in sorted(bounds):
+        if bound > best[0]:
+            break
+        best = min(best, (reserve_of(models[i], for_plan, in_place), peak, i))
+    return models[best[2]]
+
+
+def check_reserve(before: Snapshot, after: Snapshot, for_plan: bool, in_place: bool = True) -> None:
+    """Raises Refusal if a step raises the arena to reserve; an unknown arena passes."""
+    with contextlib.suppress(ArenaError):
+        old, new = (reserve_of(model, for_plan, in_place) for model in (before, after))
+        if new > old:
+            raise Refusal(f"it would raise the arena to reserve, {saving(old, new)}{NO_PLAN if not for_plan else ''}")
 
 
 ####################################################################################################
@@ -7954,11 +8035,12 @@ def decide_order(
 ) -> tuple[Snapshot, OrderDecision]:
     """Reorder the operators of every subgraph for the smallest peak, callees first.
 
-    Only operator vectors change, and the memory plan of the old order is erased; an optimal model stays byte-identical.
+    Only operator vectors change, and the memory plan of the old order is erased; an optimal model stays byte-identical,
+    and so does one whose arena would grow.
 
     Args:
         time_limit: seconds; then the best order and the best proven bound so far are taken.
-        for_arena: of three orders, take the one with the lowest plan: this one, that of the smallest arena, and with
+        for_arena: judge by the memory plan to be made, and try two more orders: that of the smallest arena, and with
             ``in_place`` that of the smallest arena with outputs over inputs that certainly end there.
         progress: called periodically with (states visited, best peak in bytes, proven bound in bytes).
     """
@@ -7967,42 +8049,30 @@ def decide_order(
         found = order_model(graph, budget.share(0.5 if for_arena else 1.0).left, progress)
     except OrderingRefusal as why:
         raise Refusal(str(why), before=peak, after=peak) from None
-    chosen = found
+    candidates, given = [found], tuple(tuple(range(len(s.operators))) for s in graph.subgraphs)
     if for_arena:
         with contextlib.suppress(ArenaError):
             kinds = [ARENA_COSTS, IN_PLACE_COSTS] if in_place else [ARENA_COSTS]
-            others = [order_model(graph, budget.share(0.4).left, progress, costs) for costs in kinds]
-            chosen = _smallest_in_the_arena(graph, [found, *others], budget, in_place)
-    orders = tuple(ordering.order for ordering in chosen)
-    is_same = orders == tuple(tuple(range(len(s.operators))) for s in graph.subgraphs)
-    after = model if is_same else model.reordered(orders)
-    if chosen is found and after.peak != max(ordering.peak for ordering in found):
-        raise BrokenCertificate(f"the order that was found needs {after.peak:,} B in the file")
+            candidates += [order_model(graph, budget.share(0.4).left, progress, costs) for costs in kinds]
+    orders = [tuple(ordering.order for ordering in orderings) for orderings in candidates]
+    models = {given: model} | {order: model.reordered(order) for order in orders if order != given}
+    best, bound = models[orders[0]], max(ordering.bound for ordering in found)
+    if best.peak != max(ordering.peak for ordering in found):
+        raise BrokenCertificate(f"the order that was found needs {best.peak:,} B in the file")
+    after = best
+    if len(models) > 1:
+        with contextlib.suppress(ArenaError):
+            after = smallest(list(models.values()), for_arena, in_place)
+    if after is model and best.peak < peak and not for_arena:
+        worse = f"the order with the smallest peak, {best.peak:,} B, would raise the arena to reserve{NO_PLAN}"
+        raise Refusal(worse, before=peak, after=peak, bound=bound)
     return after, OrderDecision(
         before=peak,
         after=after.peak,
-        bound=max(ordering.bound for ordering in found),
-        orders=orders,
-        states=sum(ordering.states for ordering in chosen),
+        bound=bound,
+        orders=next(order for order, one in models.items() if one is after),
+        states=sum(ordering.states for ordering in found),
     )
-
-
-def _smallest_in_the_arena(
-    graph: ModelGraph, candidates: Sequence[tuple[Ordering, ...]], budget: Budget, in_place: bool
-) -> tuple[Ordering, ...]:
-    """The orders with the lowest plan; the first of equals."""
-    first: dict[Any, tuple[Ordering, ...]] = {}
-    for orderings in candidates:
-        first.setdefault(tuple(ordering.order for ordering in orderings), orderings)
-    distinct = list(first.values())
-    if len(distinct) == 1:
-        return distinct[0]
-    heights = []
-    for i, orderings in enumerate(distinct):
-        reordered = (s.reordered(o.order) for s, o in zip(graph.subgraphs, orderings, strict=True))
-        arena = analyse_arena(graph.with_subgraphs(reordered))
-        heights.append(plan_arena(arena, budget.share(1 / (len(distinct) - i)).left, in_place).height)
-    return distinct[heights.index(min(heights))]
 
 
 ####################################################################################################
@@ -8019,13 +8089,19 @@ class PlanDecision(Decision):
     read_by_slices: int = 0  # tensors released slice by slice
     loops: int = 0  # WHILE operators whose state is updated in place
     is_planned: bool = False  # the file has a plan now
+    is_apart: bool = False  # True: of plans in which no two live tensors share memory
+    unplanned: int | None = None  # head of a lower plan that would not lower the arena to reserve: planning needs more
 
     key, refused = "planning", "Arena not planned"
     json_keys = "head_before=before head=after in_place read_by_slices loops bound optimal changed seconds refusal"
 
     def message(self) -> list[str]:
         verdict = "proven optimal: no layout is smaller" if self.optimal else f"no plan is below {self.bound:,} B"
+        verdict += " without shared memory" if self.is_apart else ""
         whole = self if self.original is None else dataclasses.replace(self, before=self.original)
+        if self.unplanned is not None:
+            why = f"a plan of {self.unplanned:,} B would not lower what TFLM takes while it plans"
+            return [f"Arena left as it is: {self.after:,} B; {why}."]
         if self.after == whole.before:
             done = "planned anew, since its plan was wrong" if self.changed else "left as it is"
             return [f"Arena {done}: {self.after:,} B, {verdict}."]
@@ -8043,38 +8119,28 @@ class PlanDecision(Decision):
         return [f"Memory shared on purpose: {'; '.join(lines)}{how}."] if lines else []
 
 
-def why_not_planned(model: Snapshot, in_place: bool) -> str:
-    """Why the tensors cannot be moved; empty if they can. Raises ArenaError if the arena is unknown."""
-    if is_compiled(model.graph):
-        return COMPILED
-    if not in_place and looped_operators(model.graph):
-        return LOOPED
-    for buffer in model.arena.buffers:
-        if buffer.interval.first < 0 <= buffer.interval.last:
-            name = buffer_name(model.graph, buffer)
-            return f"{name} is read but never written, so the results depend on where it lies"
-    return ""
-
-
 @deciding(PlanDecision)
 def decide_plan(
     model: Snapshot, time_limit: float = TIME_LIMIT, in_place: bool = True
 ) -> tuple[Snapshot, PlanDecision]:
-    """Write the lowest arena layout for TFLM into the file, if it beats the present one or that is wrong.
-
-    Plans that share memory on purpose, as compilers for accelerators write them, therefore stay. With ``in_place``, an
-    output may overwrite an input that ends there, and SLICE frees what it reads for the last time, where that is safe
-    on the reference kernels, CMSIS-NN and ESP-NN. The rest of the file is unchanged.
+    """Write the lowest arena layout for TFLM into the file, if it lowers the arena to reserve or the present one is
+    wrong; without ``in_place`` also if that shares memory. Plans of compilers for accelerators stay. With ``in_place``,
+    an output may overwrite an input that ends there, and SLICE frees what it reads for the last time, where that is
+    safe on the reference kernels, CMSIS-NN and ESP-NN. The rest of the file is unchanged.
     """
     arena = model.arena
     if why := why_not_planned(model, in_place):
         raise Refusal(why, before=arena.head, after=arena.head)
-    best = plan_arena(arena, Budget(time_limit).left, in_place)
-    bound = best.bound if arena.problems else min(best.bound, arena.head)
+    best = plan_arena(arena, time_limit, in_place)
+    # With what the plan in the file shares, its own head may be below all plans that share nothing.
+    is_wrong = bool(arena.problems) or (not in_place and bool(arena.used))
+    bound = best.bound if is_wrong else min(best.bound, arena.head)
     if best.height >= MAX_OFFSET:
         why = f"it would be {best.height:,} B, but offsets in the file have 32 bits"
         raise Refusal(why, before=arena.head, after=arena.head, bound=bound)
-    after = model.planned(best) if best.height < arena.head or arena.problems else model
+    if not is_wrong and best.height < arena.head and arena.reserve_with(best.height) >= arena.reserve:
+        return model, PlanDecision(before=arena.head, after=arena.head, bound=bound, unplanned=best.height)
+    after = model.planned(best) if best.height < arena.head or is_wrong else model
     kinds = {(s.index, t): o.kind for s, o in model.graph.operators for t in o.writes if o.kind != "WHILE"}
     above = (after.arena.buffers[alias.new] for alias in after.arena.used.pairs)
     shared = Counter(kinds.get((b.subgraph, b.tensor or 0), "") for b in above)
@@ -8087,6 +8153,7 @@ def decide_plan(
         read_by_slices=len(after.arena.freed),
         loops=looped_operators(after.graph),
         is_planned=after.arena.has_plan,
+        is_apart=not in_place,
     )
 
 
@@ -8263,9 +8330,12 @@ class LighteningDecision(Decision):
 
 
 @deciding(LighteningDecision)
-def decide_lightening(model: Snapshot) -> tuple[Snapshot, LighteningDecision]:
+def decide_lightening(
+    model: Snapshot, for_plan: bool = True, in_place: bool = True
+) -> tuple[Snapshot, LighteningDecision]:
     """Replace operators of subgraph 0 to compute the same bits with less persistent memory in TFLM: 1 x 1 CONV_2D of
-    floats becomes FULLY_CONNECTED, PAD joins the next convolution, and RESHAPE before FULLY_CONNECTED is dropped."""
+    floats becomes FULLY_CONNECTED, PAD joins the next convolution, and RESHAPE before FULLY_CONNECTED is dropped.
+    ``for_plan`` and ``in_place`` are as for :func:`decide_split`."""
     if why := why_not_rewritten(model.graph):
         raise Refusal(why)
     first = model.graph.subgraphs[0]
@@ -8274,6 +8344,7 @@ def decide_lightening(model: Snapshot) -> tuple[Snapshot, LighteningDecision]:
     before, after = (persistent_bytes(m.graph).total for m in (model, changed))
     if after >= before:
         return model, LighteningDecision(before=before, after=before)
+    check_reserve(model, changed, for_plan, in_place)
     dense = [item for item in rewrite.operators if isinstance(item, NewOperator) and item.like is None]
     kept = {item.like if isinstance(item, NewOperator) else item for item in rewrite.operators}
     gone = Counter(o.kind for o in first.operators if o.index not in kept)
@@ -8293,13 +8364,17 @@ class PortsDecision(Decision):
 
     ports: tuple[Port, ...] = ()
 
+    reserve_before: int | None = None
+    reserve: int | None = None
+
     key, refused = "integer_io", "Inputs and outputs left as they are"
-    json_keys = "peak_before=before peak=after ports changed seconds refusal"
+    json_keys = "peak_before=before peak=after reserve_before reserve ports changed seconds refusal"
 
     def message(self) -> list[str]:
         if not self.ports:
             return ["Inputs and outputs left as they are: the model converts none of them to or from integers."]
-        return [*map(str, self.ports), f"Conversion is up to the application: peak {self.saving}."]
+        size = "" if self.reserve is None else f", arena to reserve {saving(self.reserve_before or 0, self.reserve)}"
+        return [*map(str, self.ports), f"Conversion is up to the application: peak {self.saving}{size}."]
 
 
 def saved_by_integer_ports(model: Snapshot) -> int:
@@ -8316,14 +8391,19 @@ def saved_by_integer_ports(model: Snapshot) -> int:
 
 
 @deciding(PortsDecision)
-def decide_ports(model: Snapshot) -> tuple[Snapshot, PortsDecision]:
+def decide_ports(model: Snapshot, for_plan: bool = True, in_place: bool = True) -> tuple[Snapshot, PortsDecision]:
     """Remove QUANTIZE where only it reads an input, and DEQUANTIZE where it writes an output, in subgraph 0; the
-    application converts instead. Signatures follow; the decision has types, scales and zero points."""
+    application converts instead. Signatures follow; the decision has types, scales and zero points. ``for_plan`` and
+    ``in_place`` are as for :func:`decide_split`."""
     if why := why_not_rewritten(model.graph):
         raise Refusal(why, before=model.peak, after=model.peak)
     ports = convertible_ports(model.graph.subgraphs[0])
     after = model.rewritten(without_conversions(model.graph.subgraphs[0], ports)) if ports else model
-    return after, PortsDecision(before=model.peak, after=after.peak, ports=tuple(ports))
+    check_reserve(model, after, for_plan, in_place)
+    decision = PortsDecision(before=model.peak, after=after.peak, ports=tuple(ports))
+    with contextlib.suppress(ArenaError):
+        decision = dataclasses.replace(decision, reserve_before=model.arena.reserve, reserve=after.arena.reserve)
+    return after, decision
 
 
 ####################################################################################################
@@ -8399,7 +8479,7 @@ class SplitDecision(Decision):
         elif self.max_peak is not None and not after.regions:
             return [*lines, *why, f"Not split: it needs no more than {self.max_peak:,} B as it is."]
         if not after.regions:
-            return [*lines, *why, "Not split: no way has a smaller sum of peak and persistent structures."]
+            return [*lines, *why, "Not split: no way needs a smaller arena."]
         model = "the reordered" if self.is_reordered else "the input"
         for region in after.regions:
             which = f"operators {region.start} to {region.end - 1} of {model} model, counted from 0"
@@ -8421,80 +8501,48 @@ class SplitDecision(Decision):
         return [*lines, f"Split: peak {self.saving}, {cost}."]
 
 
-def sum_when_planned(graph: ModelGraph, seconds: float, is_reordered: bool) -> int:
-    """Bytes of persistent structures plus the best order's peak (``is_reordered``) or this order's planned height."""
-    if is_reordered:
-        height = max(ordering.peak for ordering in order_model(graph, seconds))
-    else:
-        height = plan_arena(analyse_arena(graph), seconds).height
-    return height + persistent_bytes(graph).total
-
-
-RIVAL_SECONDS = 0.5  # per rival, for sum_when_planned
+FINALISTS, FINAL_SECONDS = 4, 2.0  # ways that are judged in the best order, and seconds to find that for each
 
 
 @dataclass(frozen=True)
 class SplitCandidate:
-    """A model and the ways to split it that are worth showing."""
+    """A model and the ways to split it, by falling peak, unsplit first."""
 
     model: Snapshot
     search: SplitSearch
-    shown: tuple[Composition, ...]
-    best: Composition
-    max_peak: int | None
+    ways: tuple[Composition, ...]
+    fitting: Composition | None  # the way within the limit that was given
     is_complete: bool
-    total: int  # bytes of peak and persistent structures, in the best order if that is used later
 
     @classmethod
     def of(
-        cls,
-        model: Snapshot,
-        max_macs: float,
-        max_peak: int | None,
-        budget: Budget,
-        is_reordered: bool,
-        forms: Forms = UNROLLED,
+        cls, model: Snapshot, max_macs: float, max_peak: int | None, budget: Budget, forms: Sequence[Forms]
     ) -> SplitCandidate:
-        """Raises ArenaError as :class:`SplitSearch` and :func:`persistent_bytes` do."""
-        persistent = persistent_bytes(model.graph).total
-        is_judged = is_reordered or forms.loops
-        patience = budget.share(0.8) if is_judged else budget
-        first = model.graph.subgraphs[0]
-        search = SplitSearch(model.graph, first, patience, forms)
-        most_macs = int(search.problem.macs * max_macs / 100)
-        fitting = None
+        """Raises ArenaError as :class:`SplitSearch`."""
+        search, found = SplitSearch(model.graph, model.graph.subgraphs[0], budget, forms[0]), dict[Any, Composition]()
+        most_macs, fitting = int(search.problem.macs * max_macs / 100), None
         if max_peak is not None:  # needs a separate search, which looks for other regions
-            other = SplitSearch(model.graph, first, patience.share(0.5), forms)
-            fitting = other.fitting(max_peak, most_macs)
-        front = search.front(most_macs)
-        is_complete = not patience.is_over
-        if fitting:
-            front = sorted({c.regions: c for c in (*front, fitting)}.values(), key=lambda c: -c.cost.peak)
-        best = min(front, key=lambda c: c.cost.sum if max_peak is None else c.cost.peak)
-        total = persistent + best.cost.sum
-        if fitting:
-            best = next(c for c in front if c.regions == fitting.regions)
-        elif is_judged:
-            rivals = [c for c in front if c.cost.sum <= RIVALS * best.cost.sum or c is best]
-            totals = []
-            for i, rival in enumerate(rivals):
-                graph = model.rewritten(search.rewrite(rival)).graph
-                seconds = min(RIVAL_SECONDS, budget.left / (len(rivals) - i))
-                totals.append(sum_when_planned(graph, seconds, is_reordered and not rival.has_loops))
-            total, best = min(zip(totals, rivals, strict=True), key=lambda pair: pair[0])
-        return cls(model, search, tuple(spread(front, best)), best, max_peak, is_complete, total)
+            fitting = search.again(budget.share(0.4), forms[0]).fitting(max_peak, most_macs)
+        for i, form in enumerate(forms):
+            one = search.again(budget.share(1 / (len(forms) - i)), form)
+            found |= {c.regions: c for c in (*one.front(most_macs), *([fitting] if fitting else []))}
+        ways = sorted(found.values(), key=lambda c: (-c.cost.peak, c.cost.persistent))
+        return cls(model, search, tuple(ways), fitting, not budget.is_over)
 
-    @property
-    def price(self) -> tuple[bool, int]:
-        """(True if the peak exceeds ``max_peak``, additional MACs); (False, 0) if there is no limit."""
-        if self.max_peak is None:
-            return False, 0
-        return self.best.cost.peak > self.max_peak, self.best.cost.macs
+    def written(self, way: Composition) -> Snapshot:
+        return self.model.rewritten(self.search.rewrite(way)) if way.regions else self.model
+
+    def rivals(self, for_plan: bool, in_place: bool) -> list[tuple[int, Composition]]:
+        """The most promising ways, with the arena to reserve in this order."""
+        least = min(way.cost.sum for way in self.ways)
+        rivals = [way for way in self.ways if way.regions and way.cost.sum <= RIVALS * least]
+        found = [(reserve_bound(self.written(way), for_plan or way.has_loops, in_place), way) for way in rivals]
+        return sorted(found, key=lambda rival: rival[0])[:FINALISTS]
 
     def alternative(self, composition: Composition) -> SplitAlternative:
         """The exact figures of a composition; its file is written to learn the length."""
         cost, macs, rewrite = composition.cost, self.search.problem.macs, self.search.rewrite(composition)
-        written = self.model.rewritten(rewrite) if composition.regions else self.model
+        written = self.written(composition)
         arena = analyse_arena(written.graph)
         exact = cost._replace(persistent=arena.persistent, operators=len(rewrite.operators))
         return SplitAlternative(
@@ -8505,23 +8553,26 @@ class SplitCandidate:
             file_bytes=len(written.data),
         )
 
-    def decide(self, budget: Budget) -> tuple[Snapshot, SplitDecision]:
-        graph, best = self.model.graph, self.best
-        rewrite = self.search.rewrite(best)
-        after = self.model.rewritten(rewrite) if best.regions else self.model
-        if best.has_loops:
+    def decide(self, best: Composition, max_peak: int | None, budget: Budget) -> tuple[Snapshot, SplitDecision]:
+        graph, rewrite, after = self.model.graph, self.search.rewrite(best), self.written(best)
+        if best.has_loops:  # they need a plan
             after, _ = decide_plan(after, budget.left)
-        alternatives = tuple(map(self.alternative, self.shown))
+        shown, least = list[Composition](), NO_LIMIT  # of several forms, a lower peak may come with less memory
+        for way in reversed(self.ways):
+            if way.cost.persistent < least or way is best:
+                shown, least = [way, *shown], min(least, way.cost.persistent)
+        shown = spread(shown, best)
+        alternatives = tuple(map(self.alternative, shown))
         inside = (operator for callee in rewrite.callees for operator in callee.operators)
         added = {o.kind for o in (*rewrite.operators, *inside) if isinstance(o, NewOperator)}
         return after, SplitDecision(
             before=alternatives[0].cost.peak,
             after=best.cost.peak,
             alternatives=alternatives,
-            taken=self.shown.index(best),
+            taken=shown.index(best),
             is_complete=self.is_complete,
             new_kinds=tuple(sorted(added - {operator.kind for _, operator in graph.operators})),
-            max_peak=self.max_peak,
+            max_peak=max_peak,
             bounded_by=bottleneck_of(self.search, best),
             whole=tuple(reasons_for_whole(self.search, best)),
             no_loops=tuple(reasons_for_no_loop(self.search, best)),
@@ -8537,11 +8588,13 @@ def decide_split(
     try_orders: bool = False,
     max_peak: int | None = None,
     stripes: str = "unrolled",
+    for_plan: bool = True,
+    in_place: bool = True,
 ) -> tuple[Snapshot, SplitDecision]:
     """Run regions of spatial operators in stripes where that needs less memory; the outputs stay the same.
 
-    Takes the alternative with the smallest sum of peak and persistent structures on a 32-bit target. Only subgraph 0 is
-    split, in its present order. Raises ValueError if ``stripes`` has another value than those below.
+    Takes the alternative with the smallest arena to reserve on a 32-bit target. Only subgraph 0 is split, in its
+    present order. Raises ValueError if ``stripes`` has another value than those below.
 
     Args:
         max_macs: limit on additional multiply-accumulates, in per cent.
@@ -8549,6 +8602,7 @@ def decide_split(
         try_orders: also split the best order, if it differs; keep the one that needs less once reordered.
         max_peak: bytes; take the fewest multiply-accumulates within this peak, or else the lowest peak.
         stripes: ``"unrolled"``, ``"loop"`` (iterations of a WHILE, with the plan it needs) or ``"auto"`` (the smaller).
+        for_plan: judge by the plan that :func:`decide_plan` makes, with ``in_place``; False: by TFLM's own layout.
     """
     if stripes not in STRIPES_AS:
         raise ValueError(f"stripes are one of {', '.join(STRIPES_AS)}, not {stripes!r}")
@@ -8559,13 +8613,39 @@ def decide_split(
     if try_orders:
         ordered, decision = decide_order(model, budget.share(0.2).left)
         models += [ordered] if decision.changed else []
+    patience = budget.share(0.7)
     candidates = [
-        SplitCandidate.of(m, max_macs, max_peak, budget.share(1 / (len(models) - i)), try_orders, forms)
+        SplitCandidate.of(m, max_macs, max_peak, patience.share(1 / (len(models) - i)), forms)
         for i, m in enumerate(models)
     ]
-    best = min(reversed(range(len(candidates))), key=lambda i: (candidates[i].price, candidates[i].total))
-    after, decided = candidates[best].decide(budget)
-    return after, dataclasses.replace(decided, is_reordered=best > 0)
+    finalists = [(candidate, candidate.ways[0]) for candidate in candidates]
+    if max_peak is not None:
+        ways = [(candidate, candidate.fitting or candidate.ways[-1]) for candidate in reversed(candidates)]
+        best, way = min(ways, key=lambda one: (one[1].cost.peak > max_peak, one[1].cost.macs, one[1].cost.sum))
+        finalists = [finalists[0], (best, way)]
+    else:
+        promising = [(*rival, c) for c in reversed(candidates) for rival in c.rivals(for_plan, in_place)]
+        finalists += [(c, way) for _, way, c in sorted(promising, key=lambda rival: rival[0])[:FINALISTS]]
+    written = []
+    for i, (candidate, way) in enumerate(finalists):
+        after = candidate.written(way)
+        if try_orders and not way.has_loops:
+            seconds = min(FINAL_SECONDS, budget.left / (len(finalists) - i))
+            after, _ = decide_order(after, seconds, for_plan, in_place=in_place)
+        written.append(after)
+    bounds = [
+        reserve_bound(after, for_plan or way.has_loops, in_place)
+        for after, (_, way) in zip(written, finalists, strict=True)
+    ]
+    chosen = 1 if max_peak is not None else bounds.index(min(bounds))
+    best, way = finalists[chosen]
+    old, new = (reserve_of(written[i], for_plan or way.has_loops, in_place) for i in (0, chosen))
+    if max_peak is not None and new > old:
+        raise Refusal(f"within that peak, it would raise the arena to reserve, {saving(old, new)}")
+    if max_peak is None and new >= old:
+        best, way = finalists[0]
+    after, decided = best.decide(way, max_peak, budget)
+    return after, dataclasses.replace(decided, is_reordered=best is not candidates[0])
 
 
 ####################################################################################################
@@ -9888,7 +9968,7 @@ class Command:
         a, can_loop = self.arguments, self.arguments.plan and self.in_place
         percent = DEFAULT_MAX_MACS if a.max_macs is None else a.max_macs
         stripes = (a.stripes or "auto") if can_loop else "unrolled"  # in a loop, tensors share memory by a plan
-        return self.model.split_operators(percent, seconds, a.optimize, a.max_peak, stripes)
+        return self.model.split_operators(percent, seconds, a.optimize, a.max_peak, stripes, a.plan, self.in_place)
 
     def optimize(self, seconds: float) -> Decision:
         with _progress_bar() as progress:
@@ -10131,9 +10211,9 @@ OPTIONS = {
         Option("--per-channel", "cluster per output channel where the quantisation is per channel",
                needs="--clusters --min-sqnr"),
         Option("--integer-io", "integer inputs and outputs, where the model converts floats itself",
-               step=lambda command, _: command.model.use_integer_ports()),
+               step=lambda command, _: command.model.use_integer_ports(command.arguments.plan, command.in_place)),
         Option("--lighten", "operators with the same results that keep less memory in TFLM",
-               step=lambda command, _: command.model.lighten_operators()),
+               step=lambda command, _: command.model.lighten_operators(command.arguments.plan, command.in_place)),
         Option("--split", "run regions of the model stripe by stripe where that needs less memory",
                step=Command.split, weight=3),
         Option("--stripes", "--split: turns of a loop, operators for each, or what needs less (auto, the default with "

@@ -180,12 +180,13 @@ def quantized(scale: float = 0.05, zero: int = -3, dtype: str = "INT8", shape: t
 
 
 def converting(outer: str = "FLOAT32", zero: int = 125, scale: float = 0.05, is_read: bool = False, inner: str = "INT8",
-               slope: float = 0.2, inner_scale: float = 0.05, inner_output: bool = False) -> bytes:  # fmt: skip
+               slope: float = 0.2, inner_scale: float = 0.05, inner_output: bool = False, width: int = 4) -> bytes:  # fmt: skip
     """x -> QUANTIZE -> RELU6 -> DEQUANTIZE -> y, or QUANTIZE for an output of integers."""
     b = Builder()
-    x, y = (b.tensor(**quantized(scale, zero, outer)) if outer != "FLOAT32" else b.tensor((1, 6, 4, 2), outer)
+    shape = 1, 6, width, 2
+    x, y = (b.tensor(**quantized(scale, zero, outer, shape)) if outer != "FLOAT32" else b.tensor(shape, outer)
             for _ in range(2))  # fmt: skip
-    q, r = (b.tensor(**quantized(inner_scale, -3 if inner == "INT8" else 0, inner)) for _ in range(2))
+    q, r = (b.tensor(**quantized(inner_scale, -3 if inner == "INT8" else 0, inner, shape)) for _ in range(2))
     b.op("QUANTIZE", [x], [q])
     b.op("LEAKY_RELU", [q], [r], schema.LeakyReluOptionsT())
     b.table.operators[-1].builtinOptions.alpha = slope

@@ -145,12 +145,13 @@ def test_a_refusal_claims_nothing():
 
 def test_the_order_of_the_smaller_arena_is_found():
     """The order of the smallest peak takes more, once every tensor is rounded up to 16 bytes."""
-    data = branches([(49, 17), (1, 1), (1, 1)])
+    snapshot = TFLiteModel(branches([(49, 17), (1, 1), (1, 1)])).snapshot
     heads, peaks = [], []
-    for for_arena in (False, True):
-        model = TFLiteModel(data)
-        peaks.append(model.optimize_memory(for_arena=for_arena).after)
-        heads.append(model.plan_memory().after)
+    for costs in (tflite_tools.PLAIN_COSTS, tflite_tools.ARENA_COSTS):
+        orderings = tflite_tools.order_model(snapshot.graph, 10, costs=costs)
+        ordered = snapshot.reordered([ordering.order for ordering in orderings])
+        peaks.append(ordered.peak)
+        heads.append(tflite_tools.plan_arena(ordered.arena).height)
     assert peaks == [68, 70]
     assert heads == [128, 112]
 

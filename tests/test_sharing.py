@@ -253,11 +253,11 @@ def test_a_plan_with_a_fault_is_not_taken_for_shared_memory(seed: int):
 def test_what_is_read_by_slices_gives_its_memory_free():
     """Two halves of the input are read one after the other; what is computed from the first lies where it was."""
     b = Builder()
-    x = b.tensor((1, 8, 16))
+    x = b.tensor((1, 8, 1024))
     ends = []
     for first in (0, 4):
-        half, wide, end = b.tensor((1, 4, 16)), b.tensor((1, 4, 16)), b.tensor((1, 4, 16))
-        sizes = [b.constant(np.array(values, np.int32)) for values in ((0, first, 0), (1, 4, 16))]
+        half, wide, end = b.tensor((1, 4, 1024)), b.tensor((1, 4, 1024)), b.tensor((1, 4, 1024))
+        sizes = [b.constant(np.array(values, np.int32)) for values in ((0, first, 0), (1, 4, 1024))]
         b.op("SLICE", [x, *sizes], [half], schema.SliceOptionsT())
         b.op("SOFTMAX", [half], [wide])
         b.op("SOFTMAX", [wide], [end])
@@ -266,7 +266,7 @@ def test_what_is_read_by_slices_gives_its_memory_free():
     model, apart = TFLiteModel(data), TFLiteModel(data)
     assert model.plan_memory().read_by_slices == 1
     apart.plan_memory(in_place=False)
-    assert (model.arena.head, apart.arena.head) == (192, 256)
+    assert (model.arena.head, apart.arena.head) == (12_288, 16_384)
     assert is_intact(model.to_bytes())
     plan = analyse_arena(read_model(model.to_bytes()))
     (number,) = plan.freed
@@ -401,9 +401,9 @@ def test_the_report_says_what_is_shared(capsys: pytest.CaptureFixture[str], tmp_
 
 
 def test_ports_without_conversion_are_planned_in_place_too():
-    model = TFLiteModel(converting(outer="UINT8"))
+    model = TFLiteModel(converting(outer="UINT8", width=400))
     assert model.plan_memory().in_place == {"LEAKY_RELU": 1, "QUANTIZE": 2}
-    assert model.arena.head == 48
+    assert model.arena.head == 4800
 
 
 # -- orders that make use of it ------------------------------------------------------------------------
@@ -431,12 +431,12 @@ def test_orders_know_what_certainly_shares_a_place(seed: int):
     assert shared.ancestors == plain.ancestors
 
 
-@pytest.mark.parametrize(("in_place", "head"), [(True, 192), (False, 256)])
+@pytest.mark.parametrize(("in_place", "head"), [(True, 12_288), (False, 16_384)])
 def test_an_order_for_a_plan_in_place(in_place: bool, head: int):
     """Without shared places all orders take the same, so that of the file stays; with them, the second sum, which can
     lie on the first, comes before the other reader of the input."""
     b = Builder()
-    x, a, total, other, y = (b.tensor((1, 16), "FLOAT32") for _ in range(5))
+    x, a, total, other, y = (b.tensor((1, 1024), "FLOAT32") for _ in range(5))
     b.op("RELU", [x], [a])
     b.op("ADD", [x, a], [total])
     b.op("SOFTMAX", [x], [other])

@@ -334,7 +334,7 @@ def test_the_composition_is_the_best_of_all_that_were_tried():
     front = search.front(most_macs)
     assert len(front) > 2
     assert all(a.cost.peak > b.cost.peak for a, b in itertools.pairwise(front))
-    options = [r for found in search.regions.values() for r in found]
+    options = [r for found in search.regions.values() for r in found.values()]
     for limit in {c.cost.peak for c in front[1:]}:
         best = min(
             sum(r.cost.persistent for r in chosen)
