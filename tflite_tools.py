@@ -40,6 +40,20 @@ loops; weights; what was done, in words and pictures; :class:`TFLiteModel`; the 
 
 from __future__ import annotations
 
+import os
+import sys
+
+if os.path.basename(sys.argv[0]) in ("tflite-tools", "tflite_tools.py"):  # not where another program imports this
+
+    def _say_interrupted(kind: type[BaseException], error: BaseException, trace: object) -> None:
+        if kind is not KeyboardInterrupt:
+            sys.__excepthook__(kind, error, trace)  # type: ignore[arg-type]
+            return
+        print("tflite-tools: interrupted; nothing was written", file=sys.stderr)
+        os._exit(130)
+
+    sys.excepthook = _say_interrupted  # Ctrl-C while modules load
+
 import argparse
 import bisect
 import contextlib
@@ -54,11 +68,9 @@ import itertools
 import json
 import math
 import mmap
-import os
 import re
 import signal
 import struct
-import sys
 import tempfile
 import time
 import warnings
@@ -281,6 +293,7 @@ class Kernels:
     title: str  # for reports and messages
     library: str = ""  # empty: the reference kernels
     core: str = ""  # the processor variant, on which its formulas depend
+    assumed: frozenset[str] = frozenset()  # kinds of operators for which the application links a kernel of its own
 
 
 REFERENCE = Kernels("reference", "the reference kernels")
@@ -345,10 +358,6 @@ class ModelGraph:
         """Content of the last metadata entry of that name, the one that runtimes use; None if there is none."""
         found = [self.buffers[buffer] for entry, buffer in self.metadata if entry == name]
         return found[-1] if found else None
-
-    def with_subgraphs(self, subgraphs: Iterable[Subgraph]) -> ModelGraph:
-        """The model with these subgraphs, and without its memory plan, which does not fit them."""
-        return dataclasses.replace(self, subgraphs=tuple(subgraphs), plan=None)
 
     @property
     def kernels(self) -> Kernels:
@@ -799,6 +808,7 @@ class Node:
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     custom_options: bytes = b""
     kernels: Kernels = REFERENCE
+    pointer: int = 4  # bytes of a pointer on the target
 
     @cached_property
     def kernel(self) -> Tflm | None:
@@ -1358,6 +1368,12 @@ def _quantized(node: Node, **expected: tuple[float | None, int]) -> str:
 
 
 @need
+def _has_bias(node: Node) -> str:
+    is_empty = len(node.inputs) == 3 and node.inputs[2] is None
+    return "its bias is left out as -1, with which the kernel crashes" if is_empty else ""
+
+
+@need
 def _fixed_size(node: Node) -> str:
     is_fixed = _is_constant(node.get("size"))
     return "" if is_fixed else "its size is computed, but the kernel takes that of the file for its output"
@@ -1480,27 +1496,6 @@ class CutRule(RowRule):
 
     def made(self, rows: Pair, read: Pair, height: Any) -> Pair:
         return read[0] * self.pace, (read[1] - 1) * self.pace + self.last
-
-
-@dataclass(frozen=True)
-class MirrorRule(CutRule):
-    """MIRROR_PAD: an end of the input comes with all its padding, which repeats the rows next to it."""
-
-    below: int = 0
-    skipped: int = 0  # rows at the very end, which are not repeated
-
-    def span(self, first: Any, stop: Any, height: int) -> tuple[Any, Any, Any, Any]:
-        def smaller(a: Any, b: int) -> Any:  # a may be an array
-            return a + (b < a) * (b - a)
-
-        # Reads no more than the mirror at either end needs, so that later stripes do not start before earlier ones.
-        start = smaller(-smaller(self.pad_top - first, 0), height - self.below - self.skipped - 1)
-        end = -smaller(-smaller(stop - self.pad_top, height), -(self.pad_top + self.skipped + 1))
-        return start, end, (start == 0) * self.pad_top, (end == height) * self.below
-
-    def made(self, rows: Pair, read: Pair, height: Any) -> Pair:
-        start, end = read
-        return start + self.pad_top - self.pad_top * (start == 0), end + self.pad_top + self.below * (end == height)
 
 
 def has_rows(tensor: Tensor) -> bool:
@@ -1629,19 +1624,6 @@ def padded_rows(node: Node) -> RowRule | str:
     if any(batch) or min(values) < 0 or padded != node["output"].shape:
         return f"it pads the batch, or {WRONG_SIZE}"
     return RowRule((source.index,), pad_top=rows.before, constants=ROWS_OF_PADDING)
-
-
-def mirrored_rows(node: Node) -> RowRule | str:
-    source, values = node["input"], node["paddings"].values
-    if not is_map(source) or values is None or len(values) != 8 or min(values) < 0 or any(values[:2]):
-        return "its padding is not known before run time, or of the batch"
-    (above, below), height = values[2:4], source.shape[HEIGHT]
-    skipped = int(node.options.get("Mode", 0) == tflite.MirrorPadMode.REFLECT)
-    if height + above + below != node["output"].shape[HEIGHT]:
-        return WRONG_SIZE
-    if height < above + below + 2 * skipped + 2:
-        return "its padding is as high as its input"
-    return MirrorRule((source.index,), pad_top=above, below=below, skipped=skipped, constants=ROWS_OF_PADDING)
 
 
 def slice_bounds(node: Node) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
@@ -1868,7 +1850,7 @@ KINDS: dict[str, Kind] = {name: kind for names, kind in {
         "cmsis-nn": {"data": 60, "scratch": _cmsis_conv, "arrays": _cmsis_channels},
         "esp-nn": {"data": 60, "scratch": _esp_int8({"esp32s3": _esp_conv_s3, "esp32p4": _esp_conv_p4})}}),
     "DEPTHWISE_CONV_2D": Kind(FILTER, DEPTHWISE, _by_weights(4, 1, 3), convolution_rows,
-        Tflm(CONVOLVED, 28, 56, (0, 24), _int4_scratch, _per_channel, QUANTIZED_FILTER), libraries={
+        Tflm(CONVOLVED, 28, 56, (0, 24), _int4_scratch, _per_channel, (*QUANTIZED_FILTER, _has_bias())), libraries={
         "cmsis-nn": {"data": 60, "scratch": _cmsis_depthwise, "arrays": _cmsis_channels},
         "esp-nn": {"data": 60, "scratch": _esp_int8({"esp32s3": _esp_depthwise_s3})}}),
     "TRANSPOSE_CONV": Kind("output_shape *weights input bias", Options("TransposeConvOptions", _WINDOW),
@@ -1926,7 +1908,7 @@ KINDS: dict[str, Kind] = {name: kind for names, kind in {
     "HARD_SWISH": _unary(tflm=Tflm(SMALL, data=20)),
     "ADD": _binary(macs=lambda n: n.elements * (len(n.inputs) - 1), tflm=Tflm(NUMBER, 8, 60)),
     "ADD_N": Kind(macs=lambda n: n.elements * (len(n.inputs) - 1),
-        tflm=Tflm(SMALL, arrays=_if_quantized(40), scratch=lambda n: [4 * len(n.inputs)])),  # pointers of 32 bits
+        tflm=Tflm(SMALL, arrays=_if_quantized(40), scratch=lambda n: [n.pointer * len(n.inputs)])),
     "MUL": _binary(tflm=Tflm("f32/f32 i8/i8 i16/i16 i32/i32", 4, 36, needs=(_symmetric(),))),
     "SUB": _binary(tflm=Tflm(NUMBER, 8, 52)),
     "DIV": _binary(tflm=Tflm("f32 i8 i32", 4, 28)),
@@ -1966,7 +1948,7 @@ KINDS: dict[str, Kind] = {name: kind for names, kind in {
         tflm=Tflm("f32 i8 i16 i32 i64 bool", 8, 24, (0, 56), needs=(_joined(), _alike("INT8"), _symmetric()))),
     "PAD": Kind("input paddings", Options("PadOptions"), rows=padded_rows, tflm=PADDED),
     "PADV2": Kind("input paddings value", Options("PadV2Options"), rows=padded_rows, tflm=PADDED, registered="PadV2"),
-    "MIRROR_PAD": Kind("input paddings", Options("MirrorPadOptions", ("Mode",)), rows=mirrored_rows,
+    "MIRROR_PAD": Kind("input paddings",
         tflm=Tflm("f32|i8/i32|i64", 4, 20, scratch=lambda n: [4 * len(n["input"].shape)] * 2)),
     "SLICE": Kind("input begin size", Options("SliceOptions"), in_place=over_later_rows, rows=sliced_rows,
         tflm=Tflm("f32|i8|i16|i32|bool/i32|i64/i32|i64", needs=(_rank(1, 5), _fixed_size()))),
@@ -2097,13 +2079,10 @@ def multiply_accumulates(subgraph: Subgraph, operator: Operator) -> int:
         return 0
 
 
-def model_macs(graph: ModelGraph) -> int:
-    return sum(multiply_accumulates(subgraph, operator) for subgraph, operator in graph.operators)
-
-
-def scratch_requests(subgraph: Subgraph, operator: Operator) -> list[int]:
-    """Bytes of each scratch buffer of a kernel, in its order. Raises ArenaError if inputs or options do not fit."""
-    node = node_of(subgraph, operator)
+def scratch_requests(subgraph: Subgraph, operator: Operator, pointer: int = BITS_32.pointer) -> list[int]:
+    """Bytes of each scratch buffer of a kernel, in its order, on a target with pointers of that many bytes. Raises
+    ArenaError if inputs or options do not fit."""
+    node = dataclasses.replace(node_of(subgraph, operator), pointer=pointer)
     try:
         requests = node.kernel.scratch(node) if node.kernel and node.output else []
         if all(isinstance(size, int) and 0 <= size <= MAX_ELEMENTS for size in requests):
@@ -2123,6 +2102,8 @@ def operator_refusal(subgraph: Subgraph, operator: Operator) -> str:
     """Why TFLM rejects an operator, judging by types, shapes and quantisation; empty if it accepts it."""
     node = node_of(subgraph, operator)
     kernel = node.kind.tflm
+    if operator.kind in subgraph.kernels.assumed:
+        return ""
     if kernel is None:
         return "there is no such kernel"
     if not accepts(kernel.types, node):
@@ -2175,9 +2156,8 @@ def refusals(graph: ModelGraph) -> list[str]:
 # Memory plans: the offsets that the file fixes
 ####################################################################################################
 
-PLAN_HEADER = 3  # words of a memory plan before its offsets: version, subgraphs, number of offsets
+PLAN_HEADER = 3  # words of a memory plan before its offsets: version and subgraphs, unused; number of offsets
 PLANNED_AT_RUN_TIME = -1  # in place of an offset
-PLAN_VERSIONS = (0, 1)  # written by compilers; runtimes ignore them
 
 
 def planned_offsets(graph: ModelGraph) -> dict[tuple[int, int], int]:
@@ -2247,6 +2227,7 @@ def fixed_by_plan(graph: ModelGraph) -> str:
 ####################################################################################################
 
 MAX_RANK = 64  # dimensions
+MAX_KIND = 1000  # bytes of the name of a custom operator
 SMALL_CONSTANT = 1024  # bytes of the largest constant of integers whose values are kept
 DTYPES = tuple(ELEMENT_TYPES)
 EXTERNAL_BUFFER = 10  # slot of a tensor, newer than the bindings: its data is in another file
@@ -2277,6 +2258,11 @@ def read_graph(file: File, kernels: Kernels = REFERENCE) -> ModelGraph:
         raise ModelError("the file is damaged: its tables make no sense") from error
 
 
+def custom_kind(code: Table) -> str:
+    """The name of a custom operator, by its code in the file."""
+    return printable(str(code["CustomCode"][:MAX_KIND], "utf-8", "replace")) or "CUSTOM"
+
+
 class _Reader:
     """Builds the graph in one pass over the tables, which are sound; indices may not be, so each is checked."""
 
@@ -2305,7 +2291,7 @@ class _Reader:
         if len(value) > self.letters:
             return ""
         self.letters -= len(value)
-        return str(value, "utf-8", "replace")
+        return printable(str(value, "utf-8", "replace"))
 
     def vector(self, table: Table, field: str) -> tuple[Any, ...]:
         values = table[field]
@@ -2325,7 +2311,7 @@ class _Reader:
 
         number = max(code["BuiltinCode"], code["DeprecatedBuiltinCode"])
         if number == tflite.BuiltinOperator.CUSTOM:
-            return self.text(code["CustomCode"]) or "CUSTOM", True
+            return custom_kind(code), True
         return BUILTIN_OPCODE2NAME.get(number, f"BUILTIN_{number}"), False
 
     def metadata_entry(self, entry: Table) -> tuple[str, int]:
@@ -2577,6 +2563,42 @@ def resource_variables(graph: ModelGraph) -> dict[str, int]:
 
 def variable_tensors(graph: ModelGraph) -> list[Tensor]:
     return [t for subgraph in graph.subgraphs for t in subgraph.tensors if t.is_updated_in_place]
+
+
+def iterations_of(graph: ModelGraph, operator: Operator) -> int | None:
+    """Iterations of a loop that reads its condition and its next position from tables, as this tool writes it; None for
+    other operators."""
+    if not is_loop(operator):
+        return None
+    cond, body = (graph.subgraphs[callee] for callee in operator.callees)
+    last = [o for o in body.operators if o.kind == "SLICE" and body.outputs[:1] == o.outputs and len(o.inputs) == 3]
+    if [o.kind for o in cond.operators] != ["SLICE"] or not last or last[0].inputs[1] != body.inputs[0]:
+        return None
+    goes_on, positions = (
+        graph.content(s.tensors[o.inputs[0]]).data for s, o in ((cond, cond.operators[0]), (body, last[0]))
+    )
+    step = int.from_bytes(bytes(positions[:4]), "little")
+    return (len(goes_on) - 1) // step if step else None
+
+
+def executions(graph: ModelGraph) -> list[int]:
+    """How often each subgraph runs; where that is not known, once per operator that runs it."""
+    times = [int(index == 0) for index in range(len(graph.subgraphs))]
+    for index in reversed(callees_first(graph)):
+        for operator in graph.subgraphs[index].operators:
+            for callee in operator.callees:
+                times[callee] += times[index] * (iterations_of(graph, operator) or 1)
+    return times
+
+
+def has_unknown_loops(graph: ModelGraph) -> bool:
+    return any(is_loop(operator) and iterations_of(graph, operator) is None for _, operator in graph.operators)
+
+
+def model_macs(graph: ModelGraph) -> int:
+    """Multiply-accumulates of an inference; of the branches of IF, all count."""
+    pairs = zip(graph.subgraphs, executions(graph), strict=True)
+    return sum(multiply_accumulates(s, operator) * times for s, times in pairs for operator in s.operators)
 
 
 def state_bytes(graph: ModelGraph) -> int:
@@ -3463,21 +3485,34 @@ FIRST_FIT_ORDERS: tuple[Key, ...] = (
 )
 
 
-def plan_by_first_fit(intervals: Sequence[Interval], groups: Sequence[Block] = (), enough: int = 0) -> Plan:
-    """The lowest of some first-fit plans, in milliseconds: by size, area, lifetime and time. The intervals of a group
-    keep their distances. A plan of up to ``enough`` bytes counts as optimal."""
+# Rounds of first fit per order: milliseconds each, and most plans are optimal before the tenth. Few for estimates.
+LEARNING_ROUNDS, FEW_ROUNDS = 300, 15
+PUSH = 0.6  # the largest share of all blocks that a block which ended too high overtakes in the next round
+
+
+def plan_by_first_fit(
+    intervals: Sequence[Interval],
+    groups: Sequence[Block] = (),
+    enough: int = 0,
+    rounds: int = 1,
+    budget: Budget | None = None,
+) -> Plan:
+    """The lowest of some first-fit plans, in milliseconds each: by size, area, lifetime and time, and then by learning:
+    what ends too high comes earlier in the next round ("squeaky wheel", D. Joslin and D. Clements, JAIR 1999). The
+    intervals of a group keep their distances. A plan of up to ``enough`` bytes counts as optimal."""
     bound = max(Profile(intervals).peak, enough)
     blocks = blocks_of(intervals, groups)
     boxes = [_bounding_box(intervals, block) for block in blocks]
-    best: Plan | None = None
-    for key in FIRST_FIT_ORDERS:
-        order = sorted(range(len(blocks)), key=lambda i: key(boxes[i]))
-        plan = Plan(place_first_fit(intervals, (blocks[i] for i in order)), bound)
-        if best is None or plan.height < best.height:
-            best = plan
-        if best.optimal:
+    rng, best = np.random.default_rng(0), Plan((), bound)
+    for key, turn in itertools.product(FIRST_FIT_ORDERS, range(rounds)):
+        if best.intervals and (best.optimal or (budget and budget.is_over)):
             break
-    assert best is not None
+        if turn == 0:
+            urgency = -np.argsort(sorted(range(len(blocks)), key=lambda i: key(boxes[i]))).astype(float)
+        plan = Plan(place_first_fit(intervals, (blocks[i] for i in np.argsort(-urgency, kind="stable"))), bound)
+        best = min(best, plan, key=lambda plan: plan.height) if best.intervals else plan
+        tops = [max((plan.intervals[i].offset or 0) + plan.intervals[i].size for i in block) for block in blocks]
+        urgency += (np.array(tops) > bound) * rng.uniform(0, PUSH * len(blocks), len(blocks))
     return best
 
 
@@ -3497,30 +3532,7 @@ def _bounding_box(intervals: Sequence[Interval], block: Block) -> Interval:
 # Placement, optimal: first fit that learns, then constraint programming
 ####################################################################################################
 
-# Rounds of first fit per order: milliseconds each, and most plans are optimal before the tenth. Few for estimates.
-LEARNING_ROUNDS, FEW_ROUNDS = 300, 15
-PUSH = 0.6  # the largest share of all blocks that a block which ended too high overtakes in the next round
 PROOF_SHARE, WORKERS = 0.5, 8  # share of the time left in which the bound itself is tried as the height
-
-
-def plan_by_learning(
-    intervals: Sequence[Interval], groups: Sequence[Block], plan: Plan, budget: Budget, rounds: int = LEARNING_ROUNDS
-) -> Plan:
-    """Repeat first fit: what ends too high comes earlier ("squeaky wheel", D. Joslin and D. Clements, JAIR 1999)."""
-    blocks = blocks_of(intervals, groups)
-    boxes = [_bounding_box(intervals, block) for block in blocks]
-    rng = np.random.default_rng(0)
-    for key in FIRST_FIT_ORDERS:
-        order = sorted(range(len(blocks)), key=lambda i: key(boxes[i]))
-        urgency = -np.argsort(order).astype(float)
-        for _ in range(rounds):
-            if plan.optimal or budget.is_over:
-                return plan
-            placed = place_first_fit(intervals, (blocks[i] for i in np.argsort(-urgency, kind="stable")))
-            plan = min(plan, Plan(placed, plan.bound), key=lambda plan: plan.height)
-            tops = [max((placed[i].offset or 0) + placed[i].size for i in block) for block in blocks]
-            urgency += (np.array(tops) > plan.bound) * rng.uniform(0, PUSH * len(blocks), len(blocks))
-    return plan
 
 
 def plan_optimally(
@@ -3536,7 +3548,8 @@ def plan_optimally(
     fit, that is all."""
     budget = Budget(time_limit)
     plan = plan_by_first_fit(intervals, groups, enough)
-    plan = plan_by_learning(intervals, groups, plan, budget.share(0.2), rounds or LEARNING_ROUNDS)
+    if not plan.optimal and not budget.is_over:
+        plan = plan_by_first_fit(intervals, groups, enough, rounds or LEARNING_ROUNDS, budget.share(0.2))
     for highest, share in ((plan.bound, PROOF_SHARE), (plan.height - 1, 1.0)) if rounds is None else ():
         if not plan.optimal:
             found, proven = _solve_placement(intervals, groups, plan.bound, highest, share * budget.left)
@@ -3655,7 +3668,7 @@ def _times_on_the_clock(graph: ModelGraph) -> tuple[dict[tuple[int, int], tuple[
     return {key: (first.get(key, -1), time) for key, time in last.items()}, runs
 
 
-def arena_buffers(graph: ModelGraph) -> list[ArenaBuffer]:
+def arena_buffers(graph: ModelGraph, target: Target = BITS_32) -> list[ArenaBuffer]:
     """The buffers that TFLM plans, in its order, even unused ones. Raises ArenaError if a tensor's size is unknown."""
     touched, runs = _times_on_the_clock(graph)
     never = -1, -1
@@ -3669,7 +3682,7 @@ def arena_buffers(graph: ModelGraph) -> list[ArenaBuffer]:
             if size := _tflm_bytes(tensor):
                 buffers.append(ArenaBuffer(Interval(align(size), *touched.get(key, never)), *key, bytes=size))
     for subgraph, operator in graph.operators:
-        for size in scratch_requests(subgraph, operator):
+        for size in scratch_requests(subgraph, operator, target.pointer):
             key = subgraph.index, operator.index
             if size:
                 interval = Interval(align(size), *runs.get(key, never))
@@ -4242,8 +4255,6 @@ class Arena:
         problems = self.faults(self.placed)
         if len(plan) < PLAN_HEADER:
             problems.append("it is too short")
-        elif plan[0] not in PLAN_VERSIONS or plan[1] not in (1, len(graph.subgraphs)):
-            problems.append(f"it begins with {plan[0]} and {plan[1]}: no compiler writes that")
         problems += [
             f"tensor {t} is a variable and planned into the arena's head, where it can be overwritten"
             for s, t in planned_offsets(graph)
@@ -4280,9 +4291,9 @@ class Arena:
 
 
 def analyse_arena(graph: ModelGraph, target: Target = BITS_32) -> Arena:
-    """The arena that TFLM allocates for the file as it is, with the graph's kernels; ``target`` sets ``persistent`` and
-    ``planning``. Raises ArenaError if it cannot be computed, or the runtime would reject the file."""
-    buffers, offsets, tail = arena_buffers(graph), planned_offsets(graph), persistent_bytes(graph, target)
+    """The arena that TFLM allocates for the file as it is, with the graph's kernels on a ``target``. Raises ArenaError
+    if it cannot be computed, or the runtime would reject the file."""
+    buffers, offsets, tail = arena_buffers(graph, target), planned_offsets(graph), persistent_bytes(graph, target)
     given = [b.interval._replace(offset=offsets.get((b.subgraph, b.tensor)) if b.tensor is not None else None)
              for b in buffers]  # fmt: skip
     placed = zip(buffers, place_greedily(given), strict=True)
@@ -4359,6 +4370,12 @@ def plan_buffers(
 
 EXACT_DIVISIONS, MAX_DIVISIONS = 20, 40  # attempts with all of the memory, and in total
 PLANNER_INDEX = 4  # bytes that the planner class adds for every buffer while TFLM plans
+OWN_PLANNER_BYTES = 48  # of TFLM's own planner, which is not made when the application hands in another
+
+
+def persistent_apart(arena: Arena) -> int:
+    """Bytes of persistent structures with a planner class of the application."""
+    return max(arena.persistent - OWN_PLANNER_BYTES, 0)
 
 
 def tensor_number(subgraph: int, tensor: int) -> str:
@@ -4550,8 +4567,8 @@ class Division:
 
     def reserve(self, arena: Arena) -> int:
         """Bytes of slow memory to reserve, with those for persistent structures and planning."""
-        slow = self.plan.height - self.boundary
-        return max(align(slow + arena.persistent), align(arena.planning + PLANNER_INDEX * len(arena.buffers)))
+        slow, planning = self.plan.height - self.boundary, arena.planning - OWN_PLANNER_BYTES
+        return max(align(slow + persistent_apart(arena)), align(planning + PLANNER_INDEX * len(arena.buffers)))
 
 
 def plan_memories(
@@ -4559,7 +4576,7 @@ def plan_memories(
 ) -> Division | None:
     """The plan with the most traffic in the fast memory, or None if none was found. Divides the buffers such that both
     memories hold them at all times, then places them; if that fails, divides them again, finally with lower limits."""
-    aliases, limits = problem.aliases, memories.limits(arena.persistent)
+    aliases, limits = problem.aliases, memories.limits(persistent_apart(arena))
     budget, room, most, is_proven = Budget(time_limit), limits, sum(problem.values), True
     apart: list[frozenset[int]] = []
     if aliases.copies:  # they may alias each other if the original is in the other memory
@@ -4881,7 +4898,7 @@ class Snapshot:
     @cached_property
     def reserve_by_library(self) -> dict[str, int]:
         """Arena bytes by common kernel library if analysed for the reference kernels. Raises as :attr:`arena`."""
-        names = USUAL_LIBRARIES if self.graph.kernels is REFERENCE else ()
+        names = () if self.graph.kernels.library else USUAL_LIBRARIES
         return {name: analyse_arena(self.graph.on(LIBRARIES[name])).reserve for name in names}
 
     @cached_property
@@ -5379,6 +5396,7 @@ class Bill:
 LOOP_DTYPES = ("FLOAT32", "INT8")  # types that GATHER supports in TFLM
 # Approximate persistent bytes: of a line buffer, of a mask, and extra for a mask or source that is not aligned.
 LINE_BUFFER_BYTES, MASK_BYTES, UNEVEN_BYTES = 400, 120, 60
+MAX_ITERATIONS, MAX_ROWS = 1024, 1 << 14  # each takes room in the tables of a loop
 POSITION = 4  # minimum of table entries per iteration: one for each axis of a position
 
 
@@ -5530,13 +5548,11 @@ class Loops:
         self.rows = {t: int(rate * self.step) for t, rate in rates.items()}
         self.pads = dict.fromkeys(rates, LoopPads()) | self.all_pads()
         heights = {output: region.heights[output] for output in region.live_out}
-        most = min(height // self.rows[output] for output, height in heights.items()) // 2
+        steps = math.gcd(*(height // self.rows[output] for output, height in heights.items()))
+        is_even = all(height % self.rows[output] == 0 for output, height in heights.items())
         # Rows of the first source per iteration that divide all outputs evenly, the most iterations first.
-        self.paces = [
-            self.step * n
-            for n in range(1, most + 1)
-            if all(height % (n * self.rows[output]) == 0 for output, height in heights.items())
-        ]
+        iterations = (n for n in range(min(steps, MAX_ITERATIONS), 1, -1) if is_even and steps % n == 0)
+        self.paces = [self.step * (steps // n) for n in iterations]
         if not self.paces:
             raise NoLoop("no number of iterations makes the same number of rows in each")
 
@@ -5553,6 +5569,8 @@ class Loops:
             for tensor in (self.subgraph.tensors[t] for t in (*outputs, *rule.sources)):
                 if len(tensor.shape) != 4 or tensor.shape[0] != 1:
                     raise NoLoop("a tensor has a batch, or no rows and columns")
+                if tensor.shape[HEIGHT] > MAX_ROWS:
+                    raise NoLoop(f"a tensor has more than {MAX_ROWS:,} rows")
                 if tensor.dtype not in LOOP_DTYPES and tensor.index in rule.sources:
                     raise NoLoop(f"TFLM's GATHER does not take {tensor.dtype}")
 
@@ -5640,7 +5658,8 @@ class BodyEmitter:
 
     def __init__(self, body: Emitter, loop: Loop) -> None:
         self.body, self.loop, self.subgraph = body, loop, body.subgraph
-        self.step = max([POSITION, *map(loop.fetched_rows, loop.sources)])
+        gathered = (t for t in loop.sources if not loop.is_aligned(t))
+        self.step = max([POSITION, *map(loop.fetched_rows, gathered)])
         self.position = -1  # the tensor that holds the loop's counter
         self.next: dict[int, int] = {}  # carried tensor of the body -> its value in the next iteration
         self.places: dict[int, int] = {}  # tensor from outside -> its number in the body
@@ -6295,7 +6314,7 @@ class SplitProblem:
         kernel = node_of(self.subgraph, step.operator).kernel
         if isinstance(step.rule, str) or kernel is None or kernel.scratch is _no_scratch:
             return False
-        return self.subgraph.kernels is not REFERENCE or any(scratch_requests(self.subgraph, step.operator))
+        return bool(self.subgraph.kernels.library) or any(scratch_requests(self.subgraph, step.operator))
 
     @property
     def unsplit(self) -> Composition:
@@ -7288,6 +7307,7 @@ class Compression:
         self.model, self.graph, self.subgraph = model, model.graph, model.graph.subgraphs[0]
         self.needs = operator_needs(self.graph, self.subgraph)
         self.peak = max(self.needs, default=0)
+        self.least = align(self.peak + persistent_bytes(self.graph).total)  # bytes of arena of a perfect layout
         self.readers: dict[int, list[tuple[int, int]]] = defaultdict(list)  # tensor -> (operator, position)
         for operator in self.subgraph.operators:
             for position, t in enumerate(operator.inputs):
@@ -7379,7 +7399,7 @@ class Compression:
         after = persistent_bytes(self.model.rewritten(self.rewrite([found])).graph).total
         return found._replace(kept=after - persistent_bytes(self.graph).total)
 
-    def within(self, limit: int, budget: int | None = None) -> list[Compressible]:
+    def within(self, limit: int, budget: int) -> list[Compressible]:
         """The best choice for ``limit`` bytes and ``budget`` more persistent ones; exact if weights are not shared."""
         fitting = []
         for whole in self.found:
@@ -7387,7 +7407,7 @@ class Compression:
             if part is not None:
                 fitting.append(part)
         needs, chosen = list(self.needs), []
-        for part in sorted(fitting if budget is None else most_saved(fitting, budget), key=lambda c: -c.saved):
+        for part in sorted(most_saved(fitting, budget), key=lambda c: -c.saved):
             span = range(part.readers[0], part.readers[-1] + 1)
             size = part.level - max(self.needs[i] for i in span)
             if all(needs[i] + size <= limit for i in span):
@@ -7396,10 +7416,8 @@ class Compression:
                 chosen.append(part)
         return chosen
 
-    def best(self, more_ram: int | None) -> list[Compressible]:
-        """The choice that saves most without a higher peak, or with ``more_ram`` bytes more of peak and structures."""
-        if more_ram is None:
-            return self.within(self.peak)
+    def best(self, more_ram: int) -> list[Compressible]:
+        """The choice that saves most with ``more_ram`` bytes more of peak and structures."""
         limits = {self.peak, *(part.level for part in self.found)}
         spare = [(limit, more_ram - max(limit - self.peak, 0)) for limit in limits]
         ways = [self.within(limit, left) for limit, left in spare if left >= 0]
@@ -7492,8 +7510,21 @@ def plain_names(names: Iterable[str]) -> dict[str, str]:
     return {name: ";".join(map(plain, name.split(";"))) for name in names}
 
 
+# Approximate bytes of flash of kernels that steps add, measured with gcc 12 -O2 for a Cortex-M4.
+KERNEL_FLASH = {
+    **{"SELECT_V2": 6800, "MINIMUM": 5700, "PAD": 4800, "PADV2": 4800, "CONCATENATION": 4300, "SLICE": 2600},
+    **{"DYNAMIC_UPDATE_SLICE": 3200, "BROADCAST_TO": 2200, "GATHER": 2000, "WHILE": 1000, DECODE: 21500},
+}
+
+
+def kilobytes(size: int) -> str:
+    return f"{size / 1024:.1f} KB"
+
+
 def registered(kinds: Sequence[str]) -> str:
-    return f"Operators that TFLM has to register in addition: {', '.join(kinds)}"
+    flash = sum(KERNEL_FLASH.get(kind, 0) for kind in {"PAD" if kind == "PADV2" else kind for kind in kinds})
+    size = f" (about {kilobytes(flash)} of flash)" if flash else ""
+    return f"Operators that TFLM has to register in addition: {', '.join(kinds)}{size}"
 
 
 def text_table(headers: Sequence[str], rows: Iterable[Sequence[Any]], left: Collection[str] = ()) -> str:
@@ -7604,27 +7635,23 @@ def why_not_planned(model: Snapshot, in_place: bool) -> str:
     return ""
 
 
-def reserve_bound(model: Snapshot, for_plan: bool, in_place: bool = True) -> int:
-    """Bytes of arena to reserve for the file as it is or, with ``for_plan``, the least of any plan: the most bytes that
-    are alive at one time. Nearly all models have a plan of that height. A wrong plan in the file does not count."""
+def reserve_of(model: Snapshot, for_plan: bool, in_place: bool = True, is_bound: bool = False) -> int:
+    """Bytes of arena to reserve for the file as it is or, with ``for_plan``, of a plan that is found quickly or of the
+    most bytes that are alive at one time (``is_bound``), which nearly all best plans take. A wrong plan in the file
+    does not count."""
     arena = model.without_wrong_plan().arena
     if not for_plan or why_not_planned(model, in_place):
         return arena.reserve
-    layout = layout_of(arena.intervals, arena.aliases if in_place else NO_ALIASES)
-    return arena.reserve_with(min(arena.head, Profile(layout.intervals).peak))
-
-
-def reserve_of(model: Snapshot, for_plan: bool, in_place: bool = True) -> int:
-    """As :func:`reserve_bound`, but of a plan that is found quickly."""
-    arena = model.without_wrong_plan().arena
-    if not for_plan or why_not_planned(model, in_place):
-        return arena.reserve
-    return arena.reserve_with(min(arena.head, plan_arena(arena, in_place=in_place, rounds=FEW_ROUNDS).height))
+    if is_bound:
+        height = Profile(layout_of(arena.intervals, arena.aliases if in_place else NO_ALIASES).intervals).peak
+    else:
+        height = plan_arena(arena, in_place=in_place, rounds=FEW_ROUNDS).height
+    return arena.reserve_with(min(arena.head, height))
 
 
 def smallest(models: Sequence[Snapshot], for_plan: bool, in_place: bool) -> Snapshot:
     """The model with the smallest arena to reserve, then the smallest peak; the first of equals."""
-    bounds = [(reserve_bound(model, for_plan, in_place), model.peak, i) for i, model in enumerate(models)]
+    bounds = [(reserve_of(model, for_plan, in_place, is_bound=True), model.peak, i) for i, model in enumerate(models)]
     best = NO_LIMIT, 0, 0
     for bound, peak, i in sorted(bounds):
         if bound > best[0]:
@@ -7648,9 +7675,12 @@ def check_reserve(before: Snapshot, after: Snapshot, for_plan: bool, in_place: b
 WORKER = "--run-model"  # first argument of this file when it runs a model for verify_models
 TFLM, LITERT = "TFLM", "LiteRT"
 PACKAGES = {TFLM: ("tflite_micro", "tflite-micro"), LITERT: ("ai_edge_litert", "ai-edge-litert")}  # module, package
-KERNELS = ("BUILTIN_WITHOUT_DEFAULT_DELEGATES", "BUILTIN_REF")  # LiteRT's names for optimised and reference ones
+# LiteRT's names for optimised kernels, reference ones, and the default, with its delegate for processors of PCs.
+KERNELS, WITH_DELEGATE = ("BUILTIN_WITHOUT_DEFAULT_DELEGATES", "BUILTIN_REF"), "AUTO"
+RUN_SECONDS = 300.0  # for all runs of a verification
 INPUT_SCALES = (1.0, 30.0, 0.03)  # of floats, one per inference; consecutive inferences also compare state
 SPACIOUS_ARENA = 1 << 28  # bytes, if the arena is unknown
+MAX_RUN_BYTES = 1 << 29  # of one tensor
 SURE_TO_EXIST = 2  # integers below this are valid indices and sizes
 
 
@@ -7674,9 +7704,10 @@ class Run(NamedTuple):
 
 def random_inputs(graph: ModelGraph, seed: int) -> list[list[np.ndarray]]:
     """Seeded inputs per inference; integers use their full range unless they may be indices. Raises VerificationError
-    if a type has no random values."""
-    rng = np.random.default_rng(seed)
-    subgraph = graph.subgraphs[0]
+    if a type has no random values, or if tensors are too large to run here."""
+    rng, subgraph = np.random.default_rng(seed), graph.subgraphs[0]
+    if (largest := max((t.ram_bytes for s in graph.subgraphs for t in s.tensors), default=0)) > MAX_RUN_BYTES:
+        raise VerificationError(f"a tensor of {largest:,} B is too large to run the model here")
     inputs = [(subgraph.tensors[i], _largest_index(subgraph, i)) for i in subgraph.inputs]
     return [
         [_random(rng, [1 if d < 0 else d for d in t.shape], t.dtype.lower(), scale, behind) for t, behind in inputs]
@@ -7842,9 +7873,10 @@ class VerificationDecision(Decision):
     noise: float = 0.0  # sum of squared differences
     inferences: int = 0  # consecutive ones
     may_differ: bool = False  # True: the weights were changed on purpose
+    distance: VerificationDecision | None = None  # to the model before its weights were changed on purpose
 
     key = "verification"
-    json_keys = "identical runtimes signatures outputs different constant_outputs notes signal noise"
+    json_keys = "identical runtimes signatures outputs different constant_outputs notes signal noise distance"
 
     @property
     def failure(self) -> str:
@@ -7869,22 +7901,52 @@ class VerificationDecision(Decision):
         if self.constant_outputs:
             names = ", ".join(map(shorten, self.constant_outputs[:MAX_LISTED]))
             lines.append(f"That proves little: whatever the inputs are, these outputs are the same: {names}")
-        return lines + [f"Not verified there: {note}" for note in self.notes]
+        lines += [f"Not verified there: {note}" for note in self.notes]
+        return lines + (self.distance.message()[:1] if self.distance else [])
 
 
-def verify_models(original: Bytes, changed: Bytes, seed: int = 0, timeout: float = 300.0) -> VerificationDecision:
-    """Compare two models on the same inputs in TFLM and LiteRT (no delegate, one thread), where these are installed.
+def no_words(what: str) -> None:
+    """Say nothing of what is running."""
 
-    Runs one inference per entry of INPUT_SCALES, consecutively, then every signature in LiteRT. A runtime that cannot
-    run the original becomes a note; crashes are reported. Raises VerificationError if no runtime runs the original, or
-    one that does rejects the changed model.
 
-    Args:
-        timeout: seconds per run.
-    """
+def missing_runtimes() -> list[str]:
+    """A note for every runtime that is not installed."""
     import importlib.util
 
-    start = time.monotonic()
+    missing = [(name, package) for name, (module, package) in PACKAGES.items() if not importlib.util.find_spec(module)]
+    return [f"{name} is not installed: pip install {package}" for name, package in missing]
+
+
+def _why_not_run(runtime: str, original: ModelGraph, changed: ModelGraph) -> str:
+    """Why a runtime that is installed cannot compare two models; empty if it can."""
+    first, kinds = original.subgraphs[0], {operator.kind for _, operator in changed.operators}
+    if runtime == LITERT:
+        return f"{LITERT} has no {DECODE}, with which the weights are compressed" if DECODE in kinds else ""
+    if reasons := refusals(original):
+        return f"{TFLM} does not run this model: {reasons[0]}"
+    is_open = any(first.tensors[i].is_completed for i in first.outputs)
+    return f"the package of {TFLM} does not hand out outputs with a dimension that the file leaves open" * is_open
+
+
+def verify_models(
+    original: Bytes,
+    changed: Bytes,
+    seed: int = 0,
+    timeout: float = RUN_SECONDS,
+    progress: Callable[[str], None] = no_words,
+) -> VerificationDecision:
+    """Compare two models on the same inputs in TFLM and LiteRT (no delegate, one thread), where these are installed.
+
+    Runs one inference per entry of INPUT_SCALES, consecutively, then every signature in LiteRT, and sees if LiteRT's
+    default interpreter, with its delegate, takes the changed model. A runtime that cannot run the original becomes a
+    note; crashes are reported. Raises VerificationError if no runtime runs the original, or one that does rejects the
+    changed model.
+
+    Args:
+        timeout: seconds for all runs.
+        progress: called with the name of each run.
+    """
+    start, budget = time.monotonic(), Budget(timeout)
     graphs = read_model(original), read_model(changed)
     first, second = (graph.subgraphs[0] for graph in graphs)
     ports = {port.inner.index: port for port in _converted_ports(first, second)}
@@ -7892,42 +7954,38 @@ def verify_models(original: Bytes, changed: Bytes, seed: int = 0, timeout: float
     meant = [_as_before(second.inputs, arrays, ports) for arrays in given]
     # LiteRT's optimised kernels sum floats in an order that depends on the number of rows; TFLM's and the reference
     # kernels do not.
-    counts = {len(list(graph.operators)) for graph in graphs}
     written = {s.tensors[t].dtype for s, operator in graphs[0].operators for t in operator.writes}
-    kernels = KERNELS[len(counts) > 1 and "FLOAT32" in written]
-    notes, comparisons = [], {}
-    reasons = refusals(graphs[0])
-    for runtime, (module, package) in PACKAGES.items():
-        if importlib.util.find_spec(module) is None:
-            notes.append(f"{runtime} is not installed: pip install {package}")
-            continue
-        if runtime == TFLM and reasons:
-            notes.append(f"{TFLM} does not run this model: {reasons[0]}")
-            continue
-        if runtime != TFLM and any(operator.kind == DECODE for _, operator in graphs[1].operators):
-            notes.append(f"{runtime} has no {DECODE}, with which the weights are compressed")
-            continue
-        if runtime == TFLM and any(first.tensors[i].is_completed for i in first.outputs):
-            notes.append(f"the package of {TFLM} does not hand out outputs with a dimension that the file leaves open")
+    kernels = KERNELS[len({len(list(graph.operators)) for graph in graphs}) > 1 and "FLOAT32" in written]
+
+    def run(runtime: str, is_changed: bool, kernels: str = kernels) -> Run:
+        progress(f"the {'changed' if is_changed else 'original'} model in {runtime}")
+        data, inputs = (changed, given) if is_changed else (original, meant)
+        return _run_in_subprocess(runtime, data, graphs[is_changed], inputs, kernels, budget.left)
+
+    notes, comparisons = missing_runtimes(), {}
+    for runtime in [name for name in PACKAGES if not any(note.startswith(f"{name} ") for note in notes)]:
+        if why := _why_not_run(runtime, *graphs):
+            notes.append(why)
             continue
         try:
-            before = _run_in_subprocess(runtime, original, graphs[0], meant, kernels, timeout)
+            before = run(runtime, is_changed=False)
         except RunFailure as failure:
             notes.append(f"{runtime} does not run the original model: {failure}")
             continue
         try:
-            after = _run_in_subprocess(runtime, changed, graphs[1], given, kernels, timeout)
+            after = run(runtime, is_changed=True)
         except RunFailure as failure:
             raise VerificationError(f"{runtime} runs the original model, but not the changed one: {failure}") from None
-        outputs = [_as_before(second.outputs, arrays, ports) for arrays in after.outputs]
-        signatures = dict(after.signatures)
-        for name, results in after.signatures.items():
-            if not isinstance(results, str):
-                ids, arrays = [i for i, _ in results], [array for _, array in results]
-                signatures[name] = list(zip(ids, _as_before(ids, arrays, ports), strict=True))
-        comparisons[runtime] = before, Run(outputs, signatures)
+        comparisons[runtime] = before, _run_as_before(after, second.outputs, ports)
     if not comparisons:
         raise VerificationError("; ".join(notes))
+    if LITERT in comparisons:
+        try:
+            run(LITERT, is_changed=True, kernels=WITH_DELEGATE)
+        except RunFailure as failure:
+            with contextlib.suppress(RunFailure):  # it refuses the original, too
+                run(LITERT, is_changed=False, kernels=WITH_DELEGATE)
+                notes.append(f"{LITERT}'s default delegate refuses this model, but not the original: {failure}")
     return _compare(comparisons, first, tuple(notes), time.monotonic() - start)
 
 
@@ -7949,6 +8007,16 @@ def _converted_ports(before: Subgraph, after: Subgraph) -> list[Port]:
 def _as_before(ids: Sequence[int], arrays: Sequence[np.ndarray], ports: Mapping[int, Port]) -> list[np.ndarray]:
     """Convert arrays of inputs or outputs to their values in the original model."""
     return [ports[i].stands_for(a) if i in ports else a for i, a in zip(ids, arrays, strict=False)]
+
+
+def _run_as_before(run: Run, ids: Sequence[int], ports: Mapping[int, Port]) -> Run:
+    """The run with all outputs, also those of signatures, as in the original model."""
+    signatures = dict(run.signatures)
+    for name, results in run.signatures.items():
+        if not isinstance(results, str):
+            numbers, arrays = [i for i, _ in results], [array for _, array in results]
+            signatures[name] = list(zip(numbers, _as_before(numbers, arrays, ports), strict=True))
+    return Run([_as_before(ids, arrays, ports) for arrays in run.outputs], signatures)
 
 
 def _compare(
@@ -7992,12 +8060,17 @@ def _compare(
 
 
 def decide_verification(
-    model: Snapshot, original: Snapshot, what: str = "the input", seed: int = 0
+    model: Snapshot,
+    original: Snapshot,
+    what: str = "the input",
+    seed: int = 0,
+    timeout: float = RUN_SECONDS,
+    progress: Callable[[str], None] = no_words,
 ) -> VerificationDecision:
     """As :func:`verify_models`, but without a wrong memory plan in ``original``, the model that ``what`` names."""
     meant = original.without_wrong_plan()
     whose = f"{what} model's" + ("" if meant is original else " without the wrong memory plan")
-    return dataclasses.replace(verify_models(meant.data, model.data, seed), against=whose)
+    return dataclasses.replace(verify_models(meant.data, model.data, seed, timeout, progress), against=whose)
 
 
 ####################################################################################################
@@ -8282,7 +8355,7 @@ def decide_memories(
 def _division(model: Snapshot, found: Division, moved: Sequence[int]) -> dict[str, Any]:
     """The figures of a division, keyed by the field names of MemoriesDecision."""
     arena, graph = model.arena, model.graph
-    others = {name: graph.on(LIBRARIES[name]) for name in USUAL_LIBRARIES if LIBRARIES[name] is not graph.kernels}
+    others = {name: graph.on(LIBRARIES[name]) for name in USUAL_LIBRARIES if name != graph.kernels.name}
     buffers = {name: arena_buffers(other) for name, other in others.items()}
     scratch = {name: Profile(b.interval for b in bs if b.tensor is None).peak for name, bs in buffers.items()}
     away = [i for i in range(len(moved)) if i not in found.fast]
@@ -8297,7 +8370,7 @@ def _division(model: Snapshot, found: Division, moved: Sequence[int]) -> dict[st
         "fast_head": found.boundary,
         "slow_head": found.plan.height - found.boundary,
         "reserve": found.reserve(arena),
-        "persistent": arena.persistent,
+        "persistent": persistent_apart(arena),
         "scratch_elsewhere": {name: size for name, size in scratch.items() if size > found.boundary},
         "is_divided": True,
         "tensors": tuple(SlowTensor(*tensor) for tensor in tensors),
@@ -8377,15 +8450,15 @@ class PortsDecision(Decision):
         return [*map(str, self.ports), f"Conversion is up to the application: peak {self.saving}{size}."]
 
 
-def saved_by_integer_ports(model: Snapshot) -> int:
-    """Bytes of arena that :func:`decide_ports` would save; 0 if it changes nothing or the arena is unknown."""
+def saved_by_integer_ports(model: Snapshot) -> int | None:
+    """Bytes of arena that :func:`decide_ports` would save; None if it changes nothing or the arena is unknown."""
     subgraph = model.graph.subgraphs[0]
     if why_not_rewritten(model.graph) or model.file.newer or not (ports := convertible_ports(subgraph)):
-        return 0
+        return None
     try:
         before, after = model.arena, model.rewritten(without_conversions(subgraph, ports)).arena
     except ArenaError:
-        return 0
+        return None
     head = plan_by_first_fit(after.intervals).height if before.has_plan else after.head
     return before.head + before.persistent - head - after.persistent
 
@@ -8501,6 +8574,7 @@ class SplitDecision(Decision):
         return [*lines, f"Split: peak {self.saving}, {cost}."]
 
 
+MAX_RIVALS = 40  # ways that are judged in this order, those with the smallest estimates
 FINALISTS, FINAL_SECONDS = 4, 2.0  # ways that are judged in the best order, and seconds to find that for each
 
 
@@ -8523,21 +8597,22 @@ class SplitCandidate:
         most_macs, fitting = int(search.problem.macs * max_macs / 100), None
         if max_peak is not None:  # needs a separate search, which looks for other regions
             fitting = search.again(budget.share(0.4), forms[0]).fitting(max_peak, most_macs)
-        for i, form in enumerate(forms):
-            one = search.again(budget.share(1 / (len(forms) - i)), form)
-            found |= {c.regions: c for c in (*one.front(most_macs), *([fitting] if fitting else []))}
+        for form in forms:  # the later ones add little, and know most of the costs already
+            found |= {way.regions: way for way in search.again(budget, form).front(most_macs)}
+        found |= {fitting.regions: fitting} if fitting else {}
         ways = sorted(found.values(), key=lambda c: (-c.cost.peak, c.cost.persistent))
         return cls(model, search, tuple(ways), fitting, not budget.is_over)
 
     def written(self, way: Composition) -> Snapshot:
         return self.model.rewritten(self.search.rewrite(way)) if way.regions else self.model
 
-    def rivals(self, for_plan: bool, in_place: bool) -> list[tuple[int, Composition]]:
-        """The most promising ways, with the arena to reserve in this order."""
-        least = min(way.cost.sum for way in self.ways)
-        rivals = [way for way in self.ways if way.regions and way.cost.sum <= RIVALS * least]
-        found = [(reserve_bound(self.written(way), for_plan or way.has_loops, in_place), way) for way in rivals]
-        return sorted(found, key=lambda rival: rival[0])[:FINALISTS]
+    def promising(self, max_peak: int | None, for_plan: bool, in_place: bool) -> list[Composition]:
+        """The ways with the smallest arena to reserve in this order; with a limit, that within it or the lowest."""
+        if max_peak is not None:
+            return [self.fitting or self.ways[-1]]
+        rivals = sorted((way for way in self.ways if way.regions), key=lambda way: way.cost.sum)[:MAX_RIVALS]
+        reserves = [reserve_of(self.written(way), for_plan or way.has_loops, in_place, True) for way in rivals]
+        return [way for _, way in sorted(zip(reserves, rivals, strict=True), key=lambda pair: pair[0])[:FINALISTS]]
 
     def alternative(self, composition: Composition) -> SplitAlternative:
         """The exact figures of a composition; its file is written to learn the length."""
@@ -8609,43 +8684,32 @@ def decide_split(
     budget, forms = Budget(time_limit), STRIPES_AS[stripes]
     if why := why_not_rewritten(model.graph):
         raise Refusal(why, before=model.peak, after=model.peak)
-    models = [model]
+    models, patience = [model], budget.share(0.8)
     if try_orders:
-        ordered, decision = decide_order(model, budget.share(0.2).left)
+        ordered, decision = decide_order(model, patience.share(0.2).left, for_plan, in_place=in_place)
         models += [ordered] if decision.changed else []
-    patience = budget.share(0.7)
     candidates = [
         SplitCandidate.of(m, max_macs, max_peak, patience.share(1 / (len(models) - i)), forms)
         for i, m in enumerate(models)
     ]
-    finalists = [(candidate, candidate.ways[0]) for candidate in candidates]
+    ways = [(c, way) for c in reversed(candidates) for way in c.promising(max_peak, for_plan, in_place)]
     if max_peak is not None:
-        ways = [(candidate, candidate.fitting or candidate.ways[-1]) for candidate in reversed(candidates)]
-        best, way = min(ways, key=lambda one: (one[1].cost.peak > max_peak, one[1].cost.macs, one[1].cost.sum))
-        finalists = [finalists[0], (best, way)]
-    else:
-        promising = [(*rival, c) for c in reversed(candidates) for rival in c.rivals(for_plan, in_place)]
-        finalists += [(c, way) for _, way, c in sorted(promising, key=lambda rival: rival[0])[:FINALISTS]]
-    written = []
-    for i, (candidate, way) in enumerate(finalists):
-        after = candidate.written(way)
-        if try_orders and not way.has_loops:
-            seconds = min(FINAL_SECONDS, budget.left / (len(finalists) - i))
-            after, _ = decide_order(after, seconds, for_plan, in_place=in_place)
-        written.append(after)
-    bounds = [
-        reserve_bound(after, for_plan or way.has_loops, in_place)
-        for after, (_, way) in zip(written, finalists, strict=True)
-    ]
-    chosen = 1 if max_peak is not None else bounds.index(min(bounds))
-    best, way = finalists[chosen]
-    old, new = (reserve_of(written[i], for_plan or way.has_loops, in_place) for i in (0, chosen))
+        ways = [min(ways, key=lambda one: (one[1].cost.peak > max_peak, one[1].cost.macs, one[1].cost.sum))]
+
+    def reserve(one: tuple[SplitCandidate, Composition], is_bound: bool = False) -> int:
+        after, is_planned = one[0].written(one[1]), for_plan or one[1].has_loops
+        if try_orders and not one[1].has_loops:
+            after, _ = decide_order(after, min(FINAL_SECONDS, budget.left), for_plan, in_place=in_place)
+        return reserve_of(after, is_planned, in_place, is_bound)
+
+    unsplit = [(candidate, candidate.ways[0]) for candidate in candidates]
+    best = min(ways, key=partial(reserve, is_bound=True), default=unsplit[0])
+    old, new = min(map(reserve, unsplit)), reserve(best)
     if max_peak is not None and new > old:
         raise Refusal(f"within that peak, it would raise the arena to reserve, {saving(old, new)}")
-    if max_peak is None and new >= old:
-        best, way = finalists[0]
-    after, decided = best.decide(way, max_peak, budget)
-    return after, dataclasses.replace(decided, is_reordered=best is not candidates[0])
+    best = unsplit[0] if max_peak is None and new >= old else best
+    after, decided = best[0].decide(best[1], max_peak, budget)
+    return after, dataclasses.replace(decided, is_reordered=best[0] is not candidates[0])
 
 
 ####################################################################################################
@@ -8659,40 +8723,41 @@ class CompressionDecision(Decision):
 
     weights: tuple[tuple[str, int, int, int], ...] = ()  # name, bytes before and after, slices
     left: int = 0  # compressible weights that would need too much memory
-    persistent_before: int = 0
-    persistent: int = 0  # bytes of TFLM's structures, on a 32-bit target
-    head_before: int = 0
-    head: int = 0
+    more: int = 0  # that would be compressed if the arena could grow by ``ram_for_more`` bytes
+    ram_for_more: int = 0
+    reserve_before: int = 0
+    reserve: int = 0
+    kernels: int = 0  # approximate bytes of flash of the kernel, if the model did not have it before
     notes: tuple[str, ...] = ()
 
     key, refused = "compression", "Not compressed"
     json_keys = (
-        "file_before=before file=after head_before head persistent_before persistent left notes changed seconds refusal"
+        "file_before=before file=after reserve_before reserve kernels left more ram_for_more notes changed seconds "
+        "refusal"
     )
 
     def message(self) -> list[str]:
         lines = ["", *listed("Not compressed:", self.notes)]
         if self.left:
-            lines += [f"Not compressed: {self.left} more weights, whose decoding takes memory (--compress-ram BYTES)"]
-        if self.weights:
-            rows = (
-                [shorten(name), f"{before:,} -> {after:,}", str(slices) if slices > 1 else ""]
-                for name, before, after, slices in self.weights
-            )
-            lines += [
-                text_table(["Compressed weights", "Bytes", "Slices"], rows, left=("Compressed weights",)),
-                f"Operator that TFLM has to register in addition: AddDecode(), for {DECODE}",
-                "TFLM has it since November 2025 and decodes these weights whenever they are needed; LiteRT has it not",
-            ]
-        elif not self.left:
-            lines += ["No weights have so few values that code-books pay (--clusters N gives them few)"]
-        if not self.changed:
-            return [*lines, "Not compressed: the file would not be smaller."]
-        pairs = (self.head_before, self.head), (self.persistent_before, self.persistent)
-        head, kept = (f"{before:,} B -> {after:,} B" for before, after in pairs)
-        rest = "" if self.weights else " of lists that it had more than once or not needed"
-        memory = f"; tensors and scratch {head}, persistent {kept}" if self.weights else ""
-        return [*lines, f"Compressed: file {self.saving}{rest}{memory}."]
+            way = f"; --compress-ram {self.ram_for_more} takes {self.more}" if self.more > len(self.weights) else ""
+            lines += [f"Not compressed: {self.left} more weights, whose decoding takes memory{way}"]
+        if not self.weights:
+            why = "" if self.left else "no weights have so few values that code-books pay (--clusters N gives them few)"
+            return [*lines, f"Not compressed: {why}."] if why else lines
+        rows = (
+            [shorten(name), f"{before:,} -> {after:,}", str(slices) if slices > 1 else ""]
+            for name, before, after, slices in self.weights
+        )
+        net = (self.before or 0) - (self.after or 0) - self.kernels
+        flash = f"With the kernel, about {kilobytes(self.kernels)} of flash, the firmware"
+        return [
+            *lines,
+            text_table(["Compressed weights", "Bytes", "Slices"], rows, left=("Compressed weights",)),
+            f"Operator that TFLM has to register in addition: AddDecode(), for {DECODE}",
+            "TFLM has it since November 2025 and decodes these weights whenever they are needed; LiteRT has it not",
+            f"Compressed: file {self.saving}; arena to reserve {saving(self.reserve_before, self.reserve)}.",
+            *([f"{flash} {'shrinks' if net > 0 else 'grows'} by about {kilobytes(abs(net))}."] if self.kernels else []),
+        ]
 
     def json(self) -> dict[str, Any]:
         names = "name bytes_before bytes slices".split()
@@ -8700,78 +8765,65 @@ class CompressionDecision(Decision):
 
 
 def _compressed_within(
-    compression: Compression,
-    more_ram: int | None,
-    figures: Callable[[ModelGraph], tuple[int, int]],
-    before: tuple[int, int],
-    budget: Budget,
-) -> tuple[list[Compressible], tuple[int, int]]:
-    """The choice whose measured head, or head + tail with ``more_ram``, stays within limits; and its (head, tail)."""
-    chosen, spare = compression.best(more_ram), more_ram
-    while chosen:
-        after = figures(compression.model.rewritten(compression.rewrite(chosen)).graph)
-        excess = after[0] - before[0] if more_ram is None else sum(after) - sum(before) - more_ram
+    compression: Compression, more_ram: int, reserve: Callable[[Snapshot], int], before: int, budget: Budget
+) -> list[Compressible]:
+    """The choice that saves most and lets the arena to reserve grow by at most that many bytes."""
+    spare = more_ram + max(before - compression.least, 0)
+    while spare >= 0 and not budget.is_over and (chosen := compression.best(spare)):
+        excess = reserve(compression.model.rewritten(compression.rewrite(chosen))) - before - more_ram
         if excess <= 0:
-            return chosen, after
-        if spare is None:
-            chosen.remove(max(chosen, key=lambda part: (part.level, -part.saved)))
-        else:
-            spare -= excess
-            chosen = compression.best(spare)
-        chosen = [] if budget.is_over else chosen
-    return [], before
+            return chosen
+        spare -= excess
+    return []
 
 
 @deciding(CompressionDecision)
 def decide_compression(
     model: Snapshot,
-    more_ram: int | None = None,
+    more_ram: int = 0,
     for_plan: bool = False,
     time_limit: float = TIME_LIMIT,
     in_place: bool = True,
 ) -> tuple[Snapshot, CompressionDecision]:
     """Store weights with few values as code-books and indices, which TFLM decodes when needed; outputs stay the same.
 
-    Repacks the file without duplicates; compressed, only TFLM runs it. Raises ModelError if it uses a newer schema.
+    Only TFLM runs such a file. Raises ModelError if it uses a newer schema.
 
     Args:
-        more_ram: bytes by which the arena to reserve may grow; None: the head (tensors and scratch) may not grow.
-        for_plan: measure the head of a memory plan to be made, with ``in_place`` as in :func:`decide_plan`.
+        more_ram: bytes by which the arena to reserve may grow.
+        for_plan: judge by a memory plan to be made, with ``in_place`` as in :func:`decide_plan`.
     """
-    budget = Budget(time_limit)
-    loops = looped_operators(model.graph)  # whose tensors share memory by the plan, so they get a new one
+    budget, loops = Budget(time_limit), looped_operators(model.graph)  # whose tensors share memory by a plan: a new one
     graph = dataclasses.replace(model.graph, plan=None) if loops and for_plan else model.graph
     if why := COMPILED if is_compiled(model.graph) else why_not_rewritten(graph):
         raise Refusal(why)
 
-    def figures(graph: ModelGraph) -> tuple[int, int]:
-        """(head, tail) of the arena in bytes."""
-        arena = analyse_arena(graph)
-        if not for_plan:
-            return arena.head, arena.persistent
-        return min(arena.head, plan_arena(arena, min(1.0, budget.left), in_place).height), arena.persistent
+    def reserve(model: Snapshot) -> int:
+        return reserve_of(model, for_plan or loops > 0, in_place)
 
-    compression = Compression(model)
-    before = figures(model.graph)
-    chosen, after = _compressed_within(compression, more_ram, figures, before, budget)
-    changed = model.rewritten(compression.rewrite(chosen)) if chosen else model.repacked()
+    compression, before, size = Compression(model), reserve(model), len(model.repacked().data)
+    chosen = _compressed_within(compression, more_ram, reserve, before, budget)
+    more = compression.within(compression.peak, NO_LIMIT)
+    changed = model.rewritten(compression.rewrite(chosen)) if chosen else model
+    if chosen and len(changed.data) >= size:
+        changed, chosen = model, []
+    after, tensors = reserve(changed), model.graph.subgraphs[0].tensors
     if loops and chosen:
         changed, _ = decide_plan(changed, budget.left, in_place)
-    if len(changed.data) >= len(model.data):
-        changed, chosen, after = model, [], before
-    tensors = model.graph.subgraphs[0].tensors
+    has_kernel = any(operator.kind == DECODE for _, operator in model.graph.operators)
     return changed, CompressionDecision(
-        before=len(model.data),
-        after=len(changed.data),
+        before=size,
+        after=len(changed.data) if chosen else size,
         weights=tuple(
             (tensors[c.tensor].name, tensors[c.tensor].bytes or 0, sum(p.size for p in c.payloads), len(c.payloads))
             for c in chosen
         ),
         left=len(compression.found) - len(chosen),
-        head_before=before[0],
-        head=after[0],
-        persistent_before=before[1],
-        persistent=after[1],
+        more=len(more),
+        ram_for_more=reserve(model.rewritten(compression.rewrite(more))) - before if more else 0,
+        reserve_before=before,
+        reserve=after,
+        kernels=0 if has_kernel else KERNEL_FLASH[DECODE],
         notes=tuple(compression.notes),
     )
 
@@ -8855,11 +8907,11 @@ class TrialsDecision(Decision):
         rows = []
         for d in self.trials:
             figures, c = [d.before, d.after, d.entropy_bytes], d.compression
-            figures += [c.after, c.head, c.persistent] if c else []
+            figures += [c.after, c.reserve] if c else []
             quality = f"{d.sqnr_db:.1f}", f"{d.lowest_sqnr_db:.1f}"
             rows.append([f"{d.clusters:,}", *quality, *(f"{n or 0:,}" for n in figures)])
         if any(d.compression for d in self.trials):
-            headers += ["File, compressed (B)", "Tensors and scratch (B)", "Persistent (B)"]
+            headers += ["File, compressed (B)", "Arena to reserve (B)"]
         return ["", "Weights clustered to at most N values each, for comparison:", text_table(headers, rows)]
 
     def entry(self) -> dict[str, Any]:
@@ -8936,7 +8988,7 @@ def figures_of(model: Snapshot) -> dict[str, Any]:
         **{key: getattr(arena, key, None) for key in ("reserve", "head", "persistent")},
         "file": len(model.data),
         "parameters": parameter_bytes(graph, graph.operators),
-        "macs": None if has_loops(graph) else model_macs(graph),
+        "macs": None if has_unknown_loops(graph) else model_macs(graph),
         "operators": kinds.total(),
         **{key: [f"{first.tensors[i].dtype} {first.tensors[i].shape}" for i in ids] for key, ids in tensors.items()},
         "kinds": kinds,
@@ -9003,6 +9055,15 @@ def replacing(path: Path, mode: str = "wb", **options: Any) -> Iterator[Any]:
             raise
     except OSError as error:
         raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+
+
+def write_files(folder: Path, files: Mapping[str, str]) -> None:
+    """Write texts into a folder, created if missing: all of them or, where one cannot be written, none."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        for name, text in files.items():
+            file = stack.enter_context(replacing(folder / name, "w", encoding="utf-8", newline=""))
+            file.write(text)
 
 
 def _umask() -> int:
@@ -9092,10 +9153,13 @@ def analysis_text(model: Snapshot, columns: Columns, is_full: bool = False, is_d
         if any(step.callee_bytes for step in schedule.steps):
             lines += ["(memory use includes the peak of the subgraphs that an operator runs)", ""]
     lines += [f"Current peak memory usage: {model.peak:,} B"]
+    if looped_operators(graph):
+        apart = max(schedule.peak for schedule in schedule_model(graph))
+        lines[-1] += f" (what loops carry counted once, as the plan in the file has it; {apart:,} B otherwise)"
     if state := state_bytes(graph):
-        lines += [f"State kept between inferences: {state:,} B (not part of the peak, but to be reserved)"]
+        lines += [f"State kept between inferences: {state:,} B (in the persistent structures, not in the peak)"]
     if columns.macs:
-        once = f" ({COUNTED_ONCE})" if has_loops(graph) else ""
+        once = f" ({COUNTED_ONCE})" if has_unknown_loops(graph) else ""
         lines += [f"Total MACs: {model_macs(graph):,}{once}"]
     if columns.size:
         lines += [f"Total weight size: {parameter_bytes(graph, graph.operators):,} B"]
@@ -9104,8 +9168,10 @@ def analysis_text(model: Snapshot, columns: Columns, is_full: bool = False, is_d
         return "\n".join(lines)
     try:
         lines += arena_lines(model)
-        if (saved := saved_by_integer_ports(model)) > WORTH_TELLING * model.arena.reserve:
+        if (saved := saved_by_integer_ports(model)) and saved > WORTH_TELLING * model.arena.reserve:
             lines += [f"With --integer-io, and integers from the application: {saved:,} B less"]
+        elif saved is not None:
+            lines += ["The model converts floats itself: with --integer-io, --split may save more"]
     except ArenaError as error:
         lines += [f"Arena of TensorFlow Lite Micro: not known, since {shorten(str(error), 200)}"]
     return "\n".join(lines)
@@ -9181,7 +9247,7 @@ def analysis_json(model: Snapshot) -> dict[str, Any]:
     }
     try:
         document["arena"] = arena_json(model.arena) | {
-            "saved_by_integer_io": saved_by_integer_ports(model),
+            "saved_by_integer_io": saved_by_integer_ports(model) or 0,
             "kernels": graph.kernels.name,
             "reserve_bytes_elsewhere": model.reserve_by_library,
         }
@@ -9192,8 +9258,10 @@ def analysis_json(model: Snapshot) -> dict[str, Any]:
 
 def _cell(text: str) -> str:
     """Escape text that a spreadsheet would take for a formula."""
-    text = printable(text)
     return f"'{text}" if text[:1] in tuple("=+-@") else text
+
+
+CSV_FILES = "tensor_details.csv", "execution_schedule_info.csv"
 
 
 def write_csv(folder: Path, model: Snapshot, columns: Columns) -> None:
@@ -9209,37 +9277,59 @@ def write_csv(folder: Path, model: Snapshot, columns: Columns) -> None:
             live, figures = " ".join(map(str, step.live)), columns.figures(model.graph, subgraph, step.operator)
             name, kind = _cell(subgraph.output_name(step.operator)), _cell(step.operator.kind)
             operators.append([name, live, step.bytes, *figures, kind, subgraph.index])
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, rows in (("tensor_details.csv", tensors), ("execution_schedule_info.csv", operators)):
-        with replacing(folder / name, "w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows(rows)
+    files = {}
+    for name, rows in zip(CSV_FILES, (tensors, operators), strict=True):
+        csv.writer(file := io.StringIO(newline="")).writerows(rows)
+        files[name] = file.getvalue()
+    write_files(folder, files)
 
 
 ####################################################################################################
 # Firmware: a model -> C++ that a TFLM application includes
 ####################################################################################################
 
-CPP_KEYWORDS = frozenset(
+# Names that C++, the C library or the headers of boards take.
+CPP_NAMES = frozenset(
     """alignas alignof and asm auto bool break case catch char class const constexpr continue
     default delete do double else enum explicit export extern false float for friend goto if inline int long mutable
     namespace new noexcept not nullptr operator or private protected public register return short signed sizeof static
     struct switch template this throw true try typedef typeid typename union unsigned using virtual void volatile while
-    xor std tflite main""".split()
+    xor std tflite main unix linux i386 arm abs acos asin atan ceil cos exp fabs floor fmod log pow round sin sqrt tan
+    abort atoi calloc div exit free index malloc printf puts qsort rand read realloc remove rename signal srand system
+    time write bit boolean byte delay loop max min setup sq word""".split()
 )
 CPP_TYPES = {"FLOAT32": "float", "BOOL": "bool"}
 BYTES_PER_LINE = 16
 
 
 def cpp_name(text: str) -> str:
-    """A valid C++ identifier that resembles the text."""
+    """A valid C++ identifier that resembles the text, and that no macro, type or function has."""
     name = re.sub(r"[^A-Za-z0-9]+", "_", text).strip("_")
-    return f"model_{name}".rstrip("_") if not name or name[0].isdigit() or name in CPP_KEYWORDS else name
+    is_taken = name in CPP_NAMES or not re.match(r"(?!TfLite)[A-Za-z]", name) or name.upper() == name
+    return f"model_{name}".rstrip("_") if is_taken else name
 
 
-def registration(kind: str, is_custom: bool) -> str:
+def cpp_string(text: bytes) -> str:
+    """A C++ string literal of these bytes."""
+    return '"' + re.sub(r"[^A-Za-z0-9 .:/_-]", lambda c: f"\\{ord(c[0]):03o}", text.decode("latin-1")) + '"'
+
+
+def own_kernels(model: Snapshot) -> dict[str, tuple[bytes, str]]:
+    """Of the operators that TFLM does not know: the code in the file, and the function that registers it."""
+    used = {o.kind for _, o in model.graph.operators if o.is_custom and o.kind not in CUSTOM_KINDS}
+    codes = {custom_kind(code): bytes(code["CustomCode"]) for code in model.file.model["OperatorCodes"]}
+    found: dict[str, tuple[bytes, str]] = {}
+    for kind in sorted(used):
+        name, taken = f"Register_{cpp_name(kind)}", [function for _, function in found.values()]
+        found[kind] = codes[kind], next(n for n in (name, *(f"{name}_{i}" for i in range(2, 99))) if n not in taken)
+    return found
+
+
+def registration(kind: str, is_custom: bool, own: Mapping[str, tuple[bytes, str]] = MappingProxyType({})) -> str:
     """The MicroMutableOpResolver call that registers an operator. Raises ValueError if TFLM has no kernel for it."""
-    if is_custom and kind not in CUSTOM_KINDS:
-        return f'AddCustom("{kind}", Register_{cpp_name(kind)}())'
+    if is_custom and kind in own:
+        code, function = own[kind]
+        return f"AddCustom({cpp_string(code)}, {function}())"
     known = (CUSTOM_KINDS if is_custom else KINDS).get(kind, UNKNOWN_KIND)
     if known.tflm is None:
         raise ValueError(f"TFLM has no kernel for {shorten(kind)}, so there is nothing to register")
@@ -9250,13 +9340,13 @@ def registration(kind: str, is_custom: bool) -> str:
 
 def _port_lines(number: int, what: str, tensor: Tensor) -> list[str]:
     dtype = CPP_TYPES.get(tensor.dtype, f"{tensor.dtype.lower()}_t")
-    name = printable(tensor.name).replace("\\", "/")
-    shape = ", ".join(map(str, tensor.shape))
+    name, shape = tensor.name.replace("\\", "/"), ", ".join(map(str, tensor.shape))
     lines = [f"// {what} {number}: {dtype}[{shape}], {name}"]
     if tensor.shape:
         lines += [f"constexpr int k{what}{number}Shape[] = {{{shape}}};"]
-    if tensor.quantization and len(tensor.quantization.scales) == 1:
-        scale, zero = tensor.quantization.scales[0], (*tensor.quantization.zero_points, 0)[0]
+    scales, zeros = (known.scales, known.zero_points) if (known := tensor.quantization) else ((), ())
+    if len(scales) == 1 and math.isfinite(scales[0]) and abs(zero := (*zeros, 0)[0]) < MAX_OFFSET:
+        scale = scales[0]
         lines += [f"constexpr float k{what}{number}Scale = {float(scale)!r}f;  // real = scale * (value - zero point)"]
         lines += [f"constexpr int k{what}{number}ZeroPoint = {zero};"]
     return lines
@@ -9419,14 +9509,19 @@ VARIABLES = """
   auto* variables = tflite::MicroResourceVariables::Create(allocator, {count});"""
 
 
+def firmware_names(title: str) -> tuple[str, str, str]:
+    """The names of the header, the source and the example."""
+    return f"{cpp_name(title)}_model.h", f"{cpp_name(title)}_model.cc", "example.cc"
+
+
 def firmware_files(model: Snapshot, title: str, memories: MemoriesDecision | None = None) -> dict[str, str]:
     """C++17 sources by file name: the model as an array with arena and operators, and an example; ``memories`` adds a
     planner. Raises ArenaError if the arena is unknown, and ValueError if TFLM has no kernel for an operator."""
     graph, arena, name, data = model.graph, model.arena, cpp_name(title), bytes(model.data)
     first, kinds = graph.subgraphs[0], sorted({(o.kind, o.is_custom) for _, o in graph.operators})
     divided = memories if memories is not None and memories.is_divided else None
-    own = [cpp_name(kind) for kind, is_custom in kinds if is_custom and kind not in CUSTOM_KINDS]
-    declared = "".join(f"\nTFLMRegistration* Register_{kind}();  // by the application" for kind in own)
+    own = own_kernels(model)
+    declared = "".join(f"\nTFLMRegistration* {function}();  // by the application" for _, function in own.values())
     ports = [
         line
         for what, tensors in (("Input", first.inputs), ("Output", first.outputs))
@@ -9443,7 +9538,7 @@ def firmware_files(model: Snapshot, title: str, memories: MemoriesDecision | Non
         "count": max(len(kinds), 1),
         "declared": f"{declared}\n" if declared else "",
         "ports": "\n".join(ports),
-        "calls": "\n".join(f"  TF_LITE_ENSURE_STATUS(resolver.{registration(*kind)});" for kind in kinds),
+        "calls": "\n".join(f"  TF_LITE_ENSURE_STATUS(resolver.{registration(*kind, own)});" for kind in kinds),
         "content": "\n".join("  " + "".join(f"0x{byte:02x}," for byte in line) for line in lines),
         "kernels": graph.kernels.title,
         "head": arena.head,
@@ -9464,18 +9559,9 @@ def firmware_files(model: Snapshot, title: str, memories: MemoriesDecision | Non
         "planner_include": PLANNER_INCLUDE if divided else "",
         "variables_include": VARIABLES_INCLUDE if variables else "",
     }
-    return {
-        f"{name}_model.h": FIRMWARE_HEADER.format(**values),
-        f"{name}_model.cc": FIRMWARE_SOURCE.format(**values),
-        "example.cc": FIRMWARE_EXAMPLE.format(**values),
-    }
-
-
-def write_firmware(folder: Path, files: Mapping[str, str]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, text in files.items():
-        with replacing(folder / name, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
+    templates = FIRMWARE_HEADER, FIRMWARE_SOURCE, FIRMWARE_EXAMPLE
+    files = zip(firmware_names(title), templates, strict=True)
+    return {file: template.format(**values) for file, template in files}
 
 
 ####################################################################################################
@@ -9509,12 +9595,11 @@ def new_figure(width: float, height: float, rows: Sequence[float] = (1,), column
 def plot_schedules(
     file: Path,
     schedules: Sequence[Schedule],
-    split: SplitDecision | None = None,
     other: Schedule | None = None,
     room: int | None = None,
 ) -> None:
     """Draw stacked bars per operator (inputs, outputs, other tensors; 1 KB = 1,024 B), the peak and ``room`` bytes for
-    tensors. Panels: the MAX_PANELS largest subgraphs, ``other`` and ``split``. The extension sets the format."""
+    tensors. Panels: the MAX_PANELS largest subgraphs, and ``other``. The extension sets the format."""
     shown = [s for s in schedules if s.steps] or list(schedules[:1])
     shown = sorted(sorted(shown, key=lambda s: -s.peak)[:MAX_PANELS], key=lambda s: s.subgraph.index)
     left_out = sum(bool(s.steps) for s in schedules) - len(shown)
@@ -9522,7 +9607,7 @@ def plot_schedules(
     drawn = list(zip(names, shown, strict=True))
     if other:
         drawn = [(f"This model {name}", s) for name, s in drawn] + [("Compared with", other)]
-    heights = [4.2 if len(s.steps) > MAX_LABELLED_BARS else 6.6 for _, s in drawn] + [4.5] * (split is not None)
+    heights = [4.2 if len(s.steps) > MAX_LABELLED_BARS else 6.6 for _, s in drawn]
     width = min(max(max(len(s.steps) for _, s in drawn) / 4, 8), 24)
     figure, (*panels,) = new_figure(width, sum(heights), heights)
     for (title, schedule), axes in zip(drawn, panels, strict=False):
@@ -9531,8 +9616,6 @@ def plot_schedules(
         highest = max(axes.get_ylim()[1] for axes in panels[: len(drawn)])
         for axes in panels[: len(drawn)]:
             axes.set_ylim(0, highest)
-    if split is not None:
-        _plot_alternatives(panels[-1], split)
     if left_out > 0:
         figure.supxlabel(f"subgraphs that take less are left out ({left_out})", fontsize=8)
     _save(figure, file)
@@ -9601,22 +9684,6 @@ def _parts(schedule: Schedule) -> list[list[int]]:
         outputs = sum(tensors[i].ram_bytes for i in set(step.operator.writes) - set(reads) if i in live)
         parts.append((inputs, outputs, step.bytes - step.callee_bytes - inputs - outputs, step.callee_bytes))
     return [[row[k] for row in parts] for k in range(4)]
-
-
-def _plot_alternatives(axes: Any, split: SplitDecision) -> None:
-    """Plot peak against peak plus persistent structures, a point per alternative; the chosen one is marked."""
-    points = [(a.cost.peak / 1024, a.cost.sum / 1024) for a in split.alternatives]
-    axes.plot(*zip(*points, strict=True), marker="o", color=OTHER_COLOUR)
-    axes.plot(*points[split.taken], "o", color=INPUT_COLOUR, markersize=10, label="taken")
-    for point, a in zip(points, split.alternatives, strict=True):
-        label = f"{a.macs_percent:+.1f} % MACs" if a.regions else "not split"
-        axes.annotate(label, point, (0, 7), textcoords="offset points", fontsize=8, rotation=30)
-    axes.set_xlabel("Peak (KB)")
-    axes.set_ylabel("Peak + persistent structures (KB)")
-    axes.margins(x=0.12)
-    axes.set_ylim(0, 1.3 * max(total for _, total in points) or 1)
-    axes.legend(loc="lower right")
-    axes.grid(alpha=0.3)
 
 
 def plot_arenas(
@@ -9734,25 +9801,28 @@ class TFLiteModel:
     """A .tflite model in memory: analyse it, change it, write it back. Methods see all changes made so far; one that
     raises leaves the model unchanged. Time limits are seconds for the whole call."""
 
-    def __init__(self, model_bytes: bytes | bytearray | mmap.mmap, kernels: str = REFERENCE.name) -> None:
+    def __init__(
+        self, model_bytes: bytes | bytearray | mmap.mmap, kernels: str = REFERENCE.name, assumed: Iterable[str] = ()
+    ) -> None:
         """Read the bytes of a .tflite file; they are copied, except for a memory map. Raises ValueError if ``kernels``
         is unknown, and ModelError if the bytes are no TensorFlow Lite model or a damaged one.
 
         Args:
             kernels: the library that TFLM runs the model with, a name in LIBRARIES; it determines the scratch memory.
+            assumed: operators for which the application links kernels of its own.
         """
         if kernels not in LIBRARIES:
             raise ValueError(f"kernels are one of {', '.join(LIBRARIES)}, not {kernels!r}")
         data = model_bytes if isinstance(model_bytes, mmap.mmap) else bytes(model_bytes)
-        self.snapshot = Snapshot.read(data, LIBRARIES[kernels])
+        self.snapshot = Snapshot.read(data, dataclasses.replace(LIBRARIES[kernels], assumed=frozenset(assumed)))
 
     @classmethod
-    def load_from_file(cls, path: FilePath, kernels: str = REFERENCE.name) -> TFLiteModel:
+    def load_from_file(cls, path: FilePath, kernels: str = REFERENCE.name, assumed: Iterable[str] = ()) -> TFLiteModel:
         """Read a model from a file. Raises OSError if that fails, and as :class:`TFLiteModel` if it is invalid."""
         with open(path, "rb") as file:
             if os.fstat(file.fileno()).st_size > MAPPED_FROM:
-                return cls(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), kernels)
-            return cls(file.read(), kernels)
+                return cls(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), kernels, assumed)
+            return cls(file.read(), kernels, assumed)
 
     def write_to_file(self, path: FilePath) -> None:
         """Write the model, replacing an existing file only when complete. Raises OSError if writing fails."""
@@ -9795,7 +9865,7 @@ class TFLiteModel:
         """Write ``NAME_model.h``, ``NAME_model.cc`` and ``example.cc``: C++17 for a TFLM application. ``memories``,
         from :meth:`plan_two_memories`, adds the planner class. Raises ArenaError as :attr:`arena` does, ValueError if
         TFLM has no kernel for an operator, and OSError if a file cannot be written."""
-        write_firmware(Path(folder), firmware_files(self.snapshot.with_data_inside(), name, memories))
+        write_files(Path(folder), firmware_files(self.snapshot.with_data_inside(), name, memories))
 
     def analysis(self) -> dict[str, Any]:
         """The analysis as JSON-ready data; README describes its keys."""
@@ -9804,18 +9874,16 @@ class TFLiteModel:
     def plot_memory_usage(
         self,
         file: FilePath,
-        split: SplitDecision | None = None,
         other: TFLiteModel | None = None,
         room: int | None = None,
     ) -> None:
         """Draw every operator's working set as png, svg or pdf, by the extension. Raises OSError if writing fails.
 
         Args:
-            split: the result of :meth:`split_operators`, to draw its alternatives too.
             other: a model whose subgraph 0 is drawn below.
             room: bytes available for tensors, drawn as a line.
         """
-        plot_schedules(Path(file), self.schedules, split, other.schedules[0] if other else None, room)
+        plot_schedules(Path(file), self.schedules, other.schedules[0] if other else None, room)
 
     def plot_memory_map(
         self,
@@ -9855,7 +9923,7 @@ class TFLiteModel:
         return ComparisonDecision(other_name=name, this=figures_of(self.snapshot), other=figures_of(other.snapshot))
 
     def compare_clusterings(
-        self, clusters: Sequence[int], per_channel: bool = False, compress: bool = False, more_ram: int | None = None
+        self, clusters: Sequence[int], per_channel: bool = False, compress: bool = False, more_ram: int = 0
     ) -> list[ClusteringDecision]:
         """What :meth:`cluster_weights`, and with ``compress`` :meth:`compress_weights`, would do for each number."""
         trials = []
@@ -9870,7 +9938,7 @@ class TFLiteModel:
 # Command line: one run
 ####################################################################################################
 
-DONE, CHECK_FAILED, BAD_INPUT = 0, 1, 2  # exit codes
+DONE, CHECK_FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130  # exit codes
 STREAM = Path("-")  # stdin or stdout instead of a file
 
 
@@ -9907,10 +9975,12 @@ class Command:
         if arguments.input == STREAM:
             if sys.stdin is None:
                 raise UsageError("standard input is closed")
-            self.model = TFLiteModel(sys.stdin.buffer.read(), arguments.kernels)
+            self.model = TFLiteModel(sys.stdin.buffer.read(), arguments.kernels, arguments.assume_kernels)
         else:
-            self.model = TFLiteModel.load_from_file(arguments.input, arguments.kernels)
+            self.model = TFLiteModel.load_from_file(arguments.input, arguments.kernels, arguments.assume_kernels)
         self.original = self.baseline = self.model.snapshot  # --verify compares with the baseline
+        if arguments.verify and len(missing := missing_runtimes()) == len(PACKAGES):
+            raise VerificationError("; ".join(missing))
         self.other = self.model_to_compare()
         self.results: list[Decision] = []
 
@@ -9956,12 +10026,11 @@ class Command:
     def cluster(self, seconds: float) -> Decision:
         a = self.arguments
         if self.is_trial:
-            trials = self.model.compare_clusterings(a.clusters, a.per_channel, a.compress, a.compress_ram)
+            trials = self.model.compare_clusterings(a.clusters, a.per_channel, a.compress, a.compress_ram or 0)
             return TrialsDecision(trials=tuple(trials))
         most = a.clusters[0] if a.clusters else MAX_CODEBOOK
         decision = self.model.cluster_weights(most, a.per_channel, a.min_sqnr)
-        if a.compress:  # lossless, so --verify compares with the clustered model
-            self.baseline = self.model.snapshot
+        self.baseline = self.model.snapshot  # all other steps are lossless
         return decision
 
     def split(self, seconds: float) -> Decision:
@@ -9976,7 +10045,9 @@ class Command:
 
     def compress(self, seconds: float) -> Decision | None:
         a = self.arguments
-        return None if self.is_trial else self.model.compress_weights(a.compress_ram, a.plan, seconds, self.in_place)
+        return (
+            None if self.is_trial else self.model.compress_weights(a.compress_ram or 0, a.plan, seconds, self.in_place)
+        )
 
     def plan(self, seconds: float) -> Decision:
         a, plan = self.arguments, self.model.plan_two_memories
@@ -9991,10 +10062,19 @@ class Command:
         return decision
 
     def verify(self, seconds: float) -> Decision:
-        a, what = self.arguments, "the input" if self.baseline is self.original else "the clustered"
-        decision = decide_verification(self.model.snapshot, self.baseline, what)
-        is_lossy = (a.clusters or a.min_sqnr is not None) and not a.compress
-        return dataclasses.replace(decision, may_differ=bool(is_lossy))
+        """Bit by bit against the model whose weights are those of this one; if they were clustered, also the distance
+        to the input."""
+        limit, model = self.arguments.time_limit, self.model.snapshot
+
+        def compared(other: Snapshot, what: str) -> VerificationDecision:
+            return decide_verification(model, other, what, 0, RUN_SECONDS if limit is None else limit, _say_on_terminal)
+
+        distance = compared(self.original, "the input")
+        if self.baseline is self.original:
+            return distance
+        if self.baseline is model:
+            return dataclasses.replace(distance, may_differ=True)
+        return dataclasses.replace(compared(self.baseline, "the clustered"), distance=distance)
 
     # -- results ------------------------------------------------------------------------------------
 
@@ -10021,8 +10101,12 @@ class Command:
         return min((max(limit, 0) for limit in limits if limit is not None), default=None)
 
     def exceeded(self) -> list[str]:
-        """One sentence for a wrong memory plan and for each limit that the arena exceeds."""
-        failures = [f"the memory plan in the file is wrong: {fault}" for fault in self.model.arena.problems[:1]]
+        """One sentence for a wrong memory plan, for a refusal, and for each limit that the arena exceeds."""
+        model, a = self.model, self.arguments
+        failures = [f"the memory plan in the file is wrong: {fault}" for fault in model.arena.problems[:1]]
+        if a.max_arena is not None:
+            known = "give --assume-kernels NAME,... for kernels that your firmware links"
+            failures += [f"TFLM does not run this model: {why} ({known})" for why in model.snapshot.refusals[:1]]
         over = [(what, limit, taken) for what, limit, taken in self.limits if taken > limit]
         return failures + [f"the {what} takes {taken:,} B, more than {limit:,} B" for what, limit, taken in over]
 
@@ -10043,6 +10127,10 @@ class Command:
             with contextlib.suppress(ArenaError):
                 if model.arena.reserve != original.arena.reserve and not self.memories:
                     print(f"Arena to reserve: {saving(original.arena.reserve, model.arena.reserve)}.")
+                for name, size in model.snapshot.reserve_by_library.items():
+                    if size > (before := original.reserve_by_library[name]):
+                        way = f"--kernels {name} changes the model for these"
+                        print(f"Larger with {LIBRARIES[name].title}: {saving(before, size)}; {way}.")
         if a.json:
             text = json.dumps(reduce(lambda d, r: d | r.entry(), [*self.results, *others], model.analysis()), indent=2)
             if a.json == "-":
@@ -10053,7 +10141,7 @@ class Command:
         if a.csv:
             model.output_model_analysis_to_csv(a.csv, a.calc_macs, a.calc_size)
         if a.plot:
-            model.plot_memory_usage(a.plot, self.result(SplitDecision), self.other, self.room)
+            model.plot_memory_usage(a.plot, self.other, self.room)
         if a.memory_map:
             plot_arenas(a.memory_map, self.maps(), self.memories, self.room)
 
@@ -10071,9 +10159,8 @@ class Command:
         """Write the C++ firmware and the model. Raises UsageError if TFLM has no kernel for an operator."""
         folder, output, model = self.arguments.firmware, self.output, self.model
         if folder:
-            title = (output if output not in (None, STREAM) else self.arguments.input).stem
             try:
-                model.write_firmware(folder, title, self.memories)
+                model.write_firmware(folder, title_of(self.arguments), self.memories)
             except ArenaError:
                 raise
             except ValueError as error:
@@ -10112,6 +10199,12 @@ def _progress_bar() -> Iterator[Callable[[int, int, int], None]]:
             bar.update(states - bar.n if states > bar.n else 0)
 
         yield progress
+
+
+def _say_on_terminal(what: str) -> None:
+    """Show on a terminal what takes time."""
+    if sys.stderr is not None and sys.stderr.isatty():
+        _log(f"running {what}")
 
 
 @contextlib.contextmanager
@@ -10174,6 +10267,10 @@ def _pin(text: str) -> tuple[str, str]:
     return name, where
 
 
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(filter(None, text.split(",")))
+
+
 def _cluster_counts(text: str) -> list[int]:
     numbers = [int(part) if part.isdecimal() else 0 for part in text.split(",")]
     if min(numbers) < 1:
@@ -10200,7 +10297,10 @@ OPTIONS = {
     "the target": [
         Option("--kernels", "what TFLM runs the model with: %(choices)s (default: %(default)s)", str, "NAME",
                more={"choices": LIBRARIES, "default": REFERENCE.name}),
-        Option("--max-arena", "exit with 1 if the arena to reserve exceeds this (as 64KB)", _size, "BYTES"),
+        Option("--assume-kernels", "operators for which your firmware links kernels of its own", _names, "NAME,...",
+               more={"default": ()}),
+        Option("--max-arena", "exit with 1 if the arena to reserve exceeds this (as 64KB), or TFLM refuses the model",
+               _size, "BYTES"),
     ],
     "changes, made in this order": [
         Option("--inline-buffers", argparse.SUPPRESS),  # kept for old scripts: data moves by itself
@@ -10262,7 +10362,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="tflite-tools",
         description="How much RAM a TensorFlow Lite model needs on a microcontroller, why, and how to need less.",
-        epilog="exit codes: 0 done, 1 a check failed, 2 bad input or usage",
+        epilog="exit codes: 0 done, 1 a check failed, 2 bad input or usage, 130 interrupted",
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     for title, options in OPTIONS.items():
@@ -10275,7 +10375,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def is_given(arguments: argparse.Namespace, option: Option) -> bool:
     value = getattr(arguments, option.name)
-    return value is not None and value is not False
+    return value is not None and value is not False and value != ()
 
 
 def check_options(arguments: argparse.Namespace) -> None:
@@ -10299,35 +10399,42 @@ def check_options(arguments: argparse.Namespace) -> None:
 
 
 def output_of(arguments: argparse.Namespace) -> Path | None:
-    """Where the model goes. Raises UsageError before any work if an output would overwrite the input or another."""
-    output = arguments.output
-    if arguments.in_place:
-        if arguments.output and not _same_file(arguments.output, arguments.input):
-            raise UsageError("--in-place and -o name two different places: give one of them")
-        output = arguments.input
-    elif arguments.output and _same_file(arguments.output, arguments.input):
-        raise UsageError(f"{arguments.output}: the output is the input; add --in-place to replace it")
-    if arguments.in_place and (arguments.input == STREAM or is_stream(arguments.input)):
-        raise UsageError(f"{arguments.input}: --in-place needs a file")
-    if output == STREAM and arguments.json == "-":
+    """Where the model goes. Raises UsageError before any work if an output cannot be written, or if it would overwrite
+    the input or another output."""
+    a, output = arguments, arguments.input if arguments.in_place else arguments.output
+    if a.in_place and a.output and not _same_file(a.output, a.input):
+        raise UsageError("--in-place and -o name two different places: give one of them")
+    if a.in_place and (a.input == STREAM or is_stream(a.input)):
+        raise UsageError(f"{a.input}: --in-place needs a file")
+    if not a.in_place and output and _same_file(output, a.input):
+        raise UsageError(f"{output}: the output is the input; add --in-place to replace it")
+    if output == STREAM and a.json == "-":
         raise UsageError("the model and the JSON cannot both go to standard output")
-    json_file = None if arguments.json in (None, "-") else Path(arguments.json)
-    files = [f for f in (output, arguments.plot, arguments.memory_map, json_file) if f is not None]
-    for i, file in enumerate(files):
-        others = [*files[:i], *([arguments.input] if file != output else [])]
-        if any(_same_file(file, other) for other in others):
+    for option, folder in (("--csv", a.csv), ("--firmware", a.firmware)):
+        if folder and folder.exists() and not folder.is_dir():
+            raise UsageError(f"{folder}: {option} needs a folder, and this is a file")
+    json_file = None if a.json in (None, "-") else Path(a.json)
+    files = [f for f in (output, a.plot, a.memory_map, json_file) if f not in (None, STREAM)]
+    inside = [a.csv / name for name in CSV_FILES] if a.csv else []
+    inside += [a.firmware / name for name in firmware_names(title_of(a))] if a.firmware else []
+    inputs = [a.compare] if a.compare else []
+    inputs += [] if a.input in (STREAM, output) else [a.input]
+    for i, file in enumerate([*files, *inside]):
+        if any(_same_file(file, other) for other in (*inputs, *[*files, *inside][:i])):
             raise UsageError(f"{file}: two files of this command have the same name")
         if file.is_dir():
             raise UsageError(f"{file}: is a directory; give a file name")
-        if not file.parent.is_dir():
+        if file in files and not file.parent.is_dir():
             raise UsageError(f"{file}: its folder does not exist")
-    for name in ("tensor_details.csv", "execution_schedule_info.csv"):
-        if arguments.csv and _same_file(arguments.csv / name, arguments.input):
-            raise UsageError(f"{arguments.csv / name}: --csv would write over the input")
-    for option, folder in (("--csv", arguments.csv), ("--firmware", arguments.firmware)):
-        if folder and folder.exists() and not folder.is_dir():
-            raise UsageError(f"{folder}: {option} needs a folder, and this is a file")
+        folder = next((parent for parent in file.absolute().parents if parent.exists()), file)
+        if not is_stream(file) and not os.access(folder, os.W_OK | os.X_OK):
+            raise UsageError(f"{file}: no permission to write into {folder}")
     return output
+
+
+def title_of(arguments: argparse.Namespace) -> str:
+    """The name of the model in the firmware."""
+    return str((arguments.input if arguments.output in (None, STREAM) else arguments.output).stem)
 
 
 def _same_file(a: Path, b: Path) -> bool:
@@ -10337,7 +10444,15 @@ def _same_file(a: Path, b: Path) -> bool:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit code: 0 done, 1 a check failed, 2 bad input or usage."""
+    """Run the command line; returns its exit code: 0 done, 1 a check failed, 2 bad input or usage, 130 interrupted."""
+    try:
+        return _run_command_line(argv)
+    except KeyboardInterrupt:
+        _log("tflite-tools: interrupted; nothing was written")
+        return INTERRUPTED
+
+
+def _run_command_line(argv: Sequence[str] | None) -> int:
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError, OSError):
             stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # names may hold characters it cannot show
@@ -10367,8 +10482,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return CHECK_FAILED
     except MemoryError:
         message = f"{name}: not enough memory for this model"
-    except KeyboardInterrupt:
-        message = "interrupted; nothing was written"
     _log(f"tflite-tools: error: {message}")
     return BAD_INPUT
 

@@ -180,7 +180,8 @@ def quantized(scale: float = 0.05, zero: int = -3, dtype: str = "INT8", shape: t
 
 
 def converting(outer: str = "FLOAT32", zero: int = 125, scale: float = 0.05, is_read: bool = False, inner: str = "INT8",
-               slope: float = 0.2, inner_scale: float = 0.05, inner_output: bool = False, width: int = 4) -> bytes:  # fmt: skip
+               slope: float = 0.2, inner_scale: float = 0.05, inner_output: bool = False, width: int = 4
+               ) -> bytes:  # fmt: skip
     """x -> QUANTIZE -> RELU6 -> DEQUANTIZE -> y, or QUANTIZE for an output of integers."""
     b = Builder()
     shape = 1, 6, width, 2

@@ -16,16 +16,16 @@ import pytest
 import tflite_tools
 
 
-def run_litert(model: bytes, inputs: list[np.ndarray], reference: bool = False) -> list[np.ndarray]:
-    """One inference in LiteRT without delegates, or with the reference kernels; outputs in the model's order."""
+def run_litert(
+    model: bytes, inputs: list[np.ndarray], reference: bool = False, with_delegate: bool = False
+) -> list[np.ndarray]:
+    """One inference in LiteRT without delegates, with the reference kernels, or with the delegate that it has by
+    default; outputs in the model's order."""
     from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
+    name = "BUILTIN_REF" if reference else "AUTO" if with_delegate else "BUILTIN_WITHOUT_DEFAULT_DELEGATES"
     interpreter = Interpreter(
-        model_content=bytes(model),
-        experimental_op_resolver_type=OpResolverType.BUILTIN_REF
-        if reference
-        else OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
-        num_threads=1,
+        model_content=bytes(model), experimental_op_resolver_type=OpResolverType[name], num_threads=1
     )
     interpreter.allocate_tensors()
     for detail, value in zip(interpreter.get_input_details(), inputs, strict=True):

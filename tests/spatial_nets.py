@@ -31,6 +31,12 @@ SAME, VALID = schema.Padding.SAME, schema.Padding.VALID
 QUANTIZED = {"INT8": (0.05, -3), "INT16": (2**-9, 0)}
 
 
+def quantized_by(scales: list[float], zeros: list[int], axis: int = 0) -> Any:
+    q = schema.QuantizationParametersT()
+    q.scale, q.zeroPoint, q.quantizedDimension = scales, zeros, axis
+    return q
+
+
 class Net(Builder):
     """Spatial operators in a line each. All tensors of a type share one quantisation, so that PAD and the like may."""
 
@@ -114,6 +120,26 @@ class Net(Builder):
         self.op("PAD", [x, self.constant(paddings)], [y], schema.PadOptionsT())
         return y
 
+    def rescale(self) -> None:
+        """Give tensors scales of their own, where operators allow it, and weights one per channel, as converters do."""
+        root = list(range(len(self.table.tensors)))
+        kinds = [self.model.codes[operator.opcodeIndex][0] for operator in self.table.operators]
+        for kind, operator in zip(kinds, self.table.operators, strict=True):
+            if kind in ("MAX_POOL_2D", "AVERAGE_POOL_2D", "PAD", "CONCATENATION", "RESIZE_NEAREST_NEIGHBOR", "RELU"):
+                group = {root[t] for t in (*operator.inputs, *operator.outputs) if not self.table.tensors[t].buffer}
+                root = [min(group) if r in group else r for r in root]
+        scales = {r: float(self.rng.uniform(0.02, 0.2)) for r in sorted(set(root))}
+        for t, tensor in enumerate(self.table.tensors):
+            if not tensor.buffer:
+                tensor.quantization = quantized_by([scales[root[t]]], [QUANTIZED[self.dtype][1]])
+        for kind, operator in zip(kinds, self.table.operators, strict=True):
+            if kind.endswith("CONV_2D"):
+                x, weights, bias = (self.table.tensors[t] for t in operator.inputs)
+                axis = 3 if kind.startswith("DEPTHWISE") else 0
+                own = [float(scale) for scale in self.rng.uniform(0.005, 0.03, weights.shape[axis])]
+                weights.quantization = quantized_by(own, [0] * len(own), axis)
+                bias.quantization = quantized_by([scale * x.quantization.scale[0] for scale in own], [0] * len(own))
+
     def upsample(self, x: int, factor: int) -> int:
         _, height, width, channels = self.shape(x)
         y = self.picture(height * factor, width * factor, channels)
@@ -123,11 +149,15 @@ class Net(Builder):
 
 
 def random_net(
-    rng: random.Random, dtype: str = "INT8", steps: int = 5, has_equal_rows: bool = True, batch: int = 1
-) -> bytes:
-    """A chain with branches: windows of all sorts, residual sums, concatenations, padding, up-sampling."""
+    rng: random.Random, dtype: str = "INT8", steps: int = 5, has_equal_rows: bool = True, batch: int = 1,
+    is_rescaled: bool = False, size: int = 7,
+) -> bytes:  # fmt: skip
+    """A chain with branches: windows of all sorts, residual sums, concatenations, padding, up-sampling. With scales of
+    their own, tensors come after weights with a scale per channel."""
     net = Net(dtype, rng.randrange(1 << 30), batch)
-    x = source = net.picture(rng.randint(7, 17), rng.randint(5, 9), rng.choice((2, 3)))
+    if is_rescaled:
+        net.constant(np.ones((4, 1, 1, 2), np.int8), quantization=quantized_by([0.1] * 4, [0] * 4))
+    x = source = net.picture(rng.randint(size, size + 10), rng.randint(5, 9), rng.choice((2, 3)))
     alive = [x]
     for _ in range(steps):
         x = alive[-1] if rng.random() < 0.8 else rng.choice(alive)
@@ -160,6 +190,8 @@ def random_net(
         if net.shape(y)[1] < 2:
             break
     read = {i for operator in net.table.operators for i in operator.inputs}
+    if is_rescaled:
+        net.rescale()
     return net.build([source], [t for t in alive if t not in read] or alive[-1:])
 
 

@@ -623,16 +623,16 @@ def test_data_outside_of_the_flatbuffer_is_told_and_moved(tmp_path: Path, capsys
 # -- the command line ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("words", [{0: 7}, {1: 5}, {3: 0, 4: 0}, {3: -16}, {3: 8}, {3: (1 << 31) - 16}])
+@pytest.mark.parametrize("words", [{3: 0, 4: 0}, {3: -16}, {3: 8}, {3: (1 << 31) - 16}])
 def test_a_wrong_plan_fails_the_gate_and_is_told(
     words: dict[int, int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     b = Builder()
-    x, y = b.tensor((64,)), b.tensor((64,))
-    b.op("SOFTMAX", [x], [y])
+    x, y = b.tensor((1, 16), "FLOAT32"), b.tensor((1, 16), "FLOAT32")
+    b.op("SOFTMAX", [x], [y], schema.SoftmaxOptionsT())
     plan = np.array([1, 1, 2, 0, 64], np.int32)
     path = tmp_path / "in.tflite"
-    for changes, code in (({}, 0), (words, 1)):
+    for changes, code in (({}, 0), ({0: 7, 1: 5}, 0), (words, 1)):  # TFLM does not read the first two words
         for place, word in changes.items():
             plan[place] = word
         b.model.metadata.clear()

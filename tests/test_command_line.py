@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from corpus import MODELS, corpus, corpus_id, needs_shared
 from model_builder import Builder, worked_example
+from spatial_nets import Net
 
 from tflite_tools import Budget, TFLiteModel, keeping_the_best, main
 
@@ -362,3 +363,98 @@ def test_two_models_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[s
     (tmp_path / "bad.tflite").write_bytes(b"nothing")
     assert main(["-i", str(this), "--compare", str(tmp_path / "bad.tflite")]) == 2
     assert "bad.tflite: not a TensorFlow Lite model" in capsys.readouterr().err
+
+
+def test_nothing_is_overwritten_in_silence(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """All files of a command are compared with each other, those in folders included."""
+    model, other, folder = tmp_path / "example.cc", tmp_path / "other.tflite", tmp_path / "folder"
+    folder.mkdir()
+    for path in (model, other):
+        path.write_bytes(Path(CELLS).read_bytes())
+    for arguments in (
+        ["--json", str(other), "--compare", str(other)],
+        ["--firmware", str(tmp_path)],
+        ["--csv", str(folder), "-o", str(folder / "tensor_details.csv")],
+        ["--csv", str(folder), "--json", str(folder / "execution_schedule_info.csv")],
+        ["--firmware", str(folder), "-o", str(folder / "x_model.h"), "--json", str(folder / "example.cc")],
+    ):
+        assert main(["-i", str(model), *arguments]) == 2
+        assert "two files of this command have the same name" in capsys.readouterr().err
+    assert model.read_bytes() == other.read_bytes()
+    assert not list(folder.iterdir())
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_an_output_that_cannot_be_written_is_found_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    tmp_path.chmod(0o500)
+    for arguments in (["-o", str(tmp_path / "out.tflite")], ["--csv", str(tmp_path / "a" / "b")]):
+        assert main(["-i", CELLS, "--split", "--plan", *arguments]) == 2
+        captured = capsys.readouterr()
+        assert "no permission to write into" in captured.err
+        assert not captured.out
+
+
+def test_the_gate_says_yes_only_to_what_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    b = Builder()
+    x, y = b.tensor((1, 4), "FLOAT32"), b.tensor((1, 4), "FLOAT32")
+    b.op("MyOp", [x], [y])
+    path = tmp_path / "own.tflite"
+    path.write_bytes(b.build([x], [y]))
+    assert main(["-i", str(path), "--max-arena", "64KB"]) == 1
+    captured = capsys.readouterr()
+    assert "check failed: TFLM does not run this model: MyOp: there is no such kernel" in captured.err
+    assert main(["-i", str(path), "--max-arena", "64KB", "--assume-kernels", "Other,MyOp"]) == 0
+    assert "TFLM does not run" not in capsys.readouterr().out
+    assert main(["-i", str(path), "--max-arena", "64", "--assume-kernels", "MyOp"]) == 1
+
+
+def test_what_verification_needs_is_checked_before_the_search(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert main(["-i", CELLS, "--split", "--optimize", "--plan", "--verify"]) == 1
+    captured = capsys.readouterr()
+    assert "pip install" in captured.err
+    assert not captured.out
+
+
+def test_ctrl_c_while_modules_load_is_one_line():
+    script = f"""
+import sys
+sys.argv = ["tflite-tools"]
+sys.path.insert(0, {str(ROOT)!r})
+class Interrupted:
+    def find_spec(self, name, path, target=None):
+        if name == "graphlib":
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Interrupted())
+import tflite_tools
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (130, "tflite-tools: interrupted; nothing was written\n")
+
+
+def test_a_larger_arena_of_other_kernels_is_told(capsys: pytest.CaptureFixture[str], tmp_path: Path):
+    """Stripes that help the reference kernels raise the scratch memory of another library."""
+    net = Net()
+    x = source = net.picture(16, 16, 4)
+    for kind, channels, kernel, stride in (
+        ("CONV_2D", 32, 1, 1),
+        ("DEPTHWISE_CONV_2D", 0, 1, 1),
+        ("CONV_2D", 32, 3, 2),
+    ):
+        x = net.window(kind, x, channels, (kernel, kernel), stride)
+    path = tmp_path / "net.tflite"
+    path.write_bytes(net.build([source], [net.window("CONV_2D", x, 2, (1, 1))]))
+    assert main(["-i", str(path), "--split", "--optimize", "--plan", "-o", str(tmp_path / "out.tflite")]) == 0
+    told = capsys.readouterr().out
+    before, after = (TFLiteModel.load_from_file(tmp_path / name) for name in ("net.tflite", "out.tflite"))
+    larger = [
+        name
+        for name, size in after.snapshot.reserve_by_library.items()
+        if size > before.snapshot.reserve_by_library[name]
+    ]
+    assert after.arena.reserve < before.arena.reserve
+    assert larger == ["esp-nn"]
+    assert [line for line in told.splitlines() if line.startswith("Larger with ESP-NN on ESP32-S3: ")]
+    assert "--kernels esp-nn changes the model for these" in told

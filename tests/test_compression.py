@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import random
+import re
 import types
 from pathlib import Path
 
@@ -106,21 +107,19 @@ def test_payloads_are_those_of_the_runtimes_own_tool(name: str):
 # -- in the runtime ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("more_ram", [4096, *(pytest.param(n, marks=pytest.mark.slow) for n in (None, PLENTY))])
-def test_tflm_computes_the_same_with_the_head_that_was_promised(more_ram: int | None):
+@pytest.mark.parametrize("more_ram", [4096, pytest.param(PLENTY, marks=pytest.mark.slow)])
+def test_tflm_computes_the_same_in_the_arena_that_was_promised(more_ram: int):
     pairs = []
     for name, clusters in zip(NAMES, (4, 16, 8), strict=True):
         model = model_of(name)
         model.cluster_weights(clusters, per_channel=True)
         before, arena = model.to_bytes(), model.arena
+        assert model.compress_weights().reserve <= arena.reserve
+        model = TFLiteModel(before)
         decision = model.compress_weights(more_ram)
         assert decision.changed
         assert len(model.to_bytes()) == decision.after < decision.before
-        assert (model.arena.head, model.arena.persistent) == (decision.head, decision.persistent)
-        if more_ram is None:
-            assert model.arena.head <= arena.head
-        else:
-            assert model.arena.reserve <= arena.reserve + more_ram
+        assert model.arena.reserve == decision.reserve <= arena.reserve + more_ram
         exact = analyse_arena(model.graph, BITS_64)
         run = run_in_wheel(model.to_bytes(), [], 0)
         assert (run.head, run.tail) == (exact.head, exact.persistent)
@@ -168,7 +167,7 @@ def test_models_with_loops_are_compressed_and_planned_anew():
     refused = model.compress_weights()
     assert not refused.changed
     assert "loop" in refused.refusal  # without a plan, they would take more memory than they save
-    decision = model.compress_weights(for_plan=True)
+    decision = model.compress_weights(1000, for_plan=True)
     assert decision.weights
     assert model.arena.has_plan
     assert not model.arena.problems
@@ -200,7 +199,6 @@ def test_no_other_choice_saves_more(seed: int, more_ram: int):
     assert {part.kept for part in compression.found} <= {120}  # of one more operator and its tensors
 
     levels = lambda chosen: max([compression.peak, *(part.level for part in chosen)])  # noqa: E731
-    assert sum(p.saved for p in compression.best(None)) == best(lambda chosen: levels(chosen) == compression.peak)
     expected = best(lambda chosen: levels(chosen) - compression.peak + 120 * len(chosen) <= more_ram)
     assert sum(p.saved for p in compression.best(more_ram)) == expected
 
@@ -208,9 +206,10 @@ def test_no_other_choice_saves_more(seed: int, more_ram: int):
 def test_a_large_matrix_is_decoded_slice_by_slice():
     model = model_of("cnn")
     model.cluster_weights(16, per_channel=True)
-    decision = model.compress_weights()
+    head = model.arena.head
+    decision = model.compress_weights(2000)
     assert [slices for *_, slices in decision.weights] == [8]
-    assert decision.head == decision.head_before
+    assert model.arena.head == head
     kinds = [o.kind for o in model.graph.subgraphs[0].operators]
     assert kinds.count(DECODE) == 8
     assert kinds.count("CONCATENATION") == 1
@@ -243,13 +242,12 @@ def test_slices_keep_more_than_one_operator(more_ram: int, names: list[str]):
 
 
 def test_no_limit_is_broken_for_lack_of_time():
-    for more_ram in (None, 2000):
+    for more_ram in (0, 2000):
         model = model_of("cnn")
         model.cluster_weights(4)
         before = model.arena
         model.compress_weights(more_ram, for_plan=True, time_limit=0)
-        assert model.arena.reserve <= before.reserve + (more_ram or PLENTY)
-        assert more_ram or model.arena.head <= before.head
+        assert model.arena.reserve <= before.reserve + more_ram
 
 
 def test_damaged_files_are_refused():
@@ -376,7 +374,8 @@ def test_a_newer_schema_is_not_copied(monkeypatch: pytest.MonkeyPatch):
 
 def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     out, report = tmp_path / "small.tflite", tmp_path / "report.json"
-    options = ["--min-sqnr", "20", "--per-channel", "--compress", "--verify", "--json", str(report)]
+    options = ["--min-sqnr", "20", "--per-channel", "--compress", "--compress-ram", "2KB", "--verify"]
+    options += ["--json", str(report)]
     assert main(["-i", str(CNN), *options, "-o", str(out)]) == 0
     text = capsys.readouterr().out
     assert "bit-identical to the clustered model's" in text
@@ -388,6 +387,20 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert "File, compressed (B)" in capsys.readouterr().out
     assert main(["-i", str(CNN), "--compress"]) == 0
     assert "--clusters N gives them few" in capsys.readouterr().out
+    assert main(["-i", str(CNN), "--clusters", "4", "--compress"]) == 0
+    assert "whose decoding takes memory; --compress-ram 2096 takes 2\n" in capsys.readouterr().out
     for wrong in (["--compress-ram", "4KB"], ["--clusters", "4", "--min-sqnr", "20"], ["--min-sqnr", "many"]):
         assert main(["-i", str(CNN), *wrong]) == 2
         assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_the_gain_is_told_net_of_the_kernel_and_of_repacking(capsys: pytest.CaptureFixture[str]):
+    options = ["--clusters", "4", "--compress", "--compress-ram", "3KB"]
+    assert main(["-i", str(CNN), *options]) == 0
+    assert re.search(
+        r"With the kernel, about 21.0 KB of flash, the firmware shrinks by about 5\d", capsys.readouterr().out
+    )
+    loose = TFLiteModel(CNN.read_bytes() + bytes(5000))  # a repacked file is smaller
+    decision = loose.compress_weights(4096)
+    assert not decision.changed
+    assert decision.before == decision.after < len(CNN.read_bytes()) + 5000

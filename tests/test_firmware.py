@@ -12,6 +12,7 @@ from corpus import MODELS
 from model_builder import Builder
 from spatial_nets import looped
 
+import tflite_tools
 from tflite_tools import CUSTOM_KINDS, KINDS, TFLiteModel, cpp_name, main, registration
 
 # The functions of MicroMutableOpResolver (tflite-micro at 90b983c, August 2026).
@@ -145,7 +146,7 @@ def own_operator() -> bytes:
 def compressed() -> bytes:
     model = TFLiteModel((MODELS / "digits_cnn_int8.tflite").read_bytes())
     model.cluster_weights(4)
-    model.compress_weights()
+    model.compress_weights(4096)
     return model.to_bytes()
 
 
@@ -177,8 +178,8 @@ def test_it_compiles_and_is_the_model(case: str, tmp_path: Path):
     assert bytes(int(byte, 16) for byte in re.findall(r"0x(..),", array)) == data
     assert f"kModelSize = {len(data)};" in header
     assert f"kTensorArenaSize = {model.arena.reserve};" in header
-    calls = re.findall(r"resolver\.(Add.*)\);", source)
-    assert sorted(calls) == sorted({registration(o.kind, o.is_custom) for _, o in model.graph.operators})
+    calls, own = re.findall(r"resolver\.(Add.*)\);", source), tflite_tools.own_kernels(model.snapshot)
+    assert sorted(calls) == sorted({registration(o.kind, o.is_custom, own) for _, o in model.graph.operators})
     assert f"kOperatorCount = {len(calls)};" in header
     assert ("MicroResourceVariables::Create(allocator, 1)" in example) == (case == "variable")
     assert ("by the application" in header) == (case == "own")
@@ -263,7 +264,8 @@ def test_every_kernel_has_its_function():
 def test_operators_without_a_kernel():
     with pytest.raises(ValueError, match="no kernel for LSTM"):
         registration("LSTM", False)
-    assert registration("Mine-2", True) == 'AddCustom("Mine-2", Register_Mine_2())'
+    own = {"Mine-2": (b'Mine"-2', "Register_Mine_2")}
+    assert registration("Mine-2", True, own) == 'AddCustom("Mine\\042-2", Register_Mine_2())'
 
 
 @pytest.mark.parametrize(
@@ -285,7 +287,18 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     path, folder = MODELS / "digits_cnn_int8.tflite", tmp_path / "firmware"
     out = tmp_path / "small.tflite"
     for _ in range(2):
-        options = ["--clusters", "4", "--compress", "--plan", "--firmware", str(folder), "-o", str(out)]
+        options = [
+            "--clusters",
+            "4",
+            "--compress",
+            "--compress-ram",
+            "3KB",
+            "--plan",
+            "--firmware",
+            str(folder),
+            "-o",
+            str(out),
+        ]
         assert main(["-i", str(path), *options]) == 0
     assert sorted(p.name for p in folder.iterdir()) == ["example.cc", "small_model.cc", "small_model.h"]
     assert f"kModelSize = {out.stat().st_size};" in (folder / "small_model.h").read_text()
@@ -302,3 +315,32 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert main(["-i", str(tmp_path / "rnn.tflite"), "--firmware", str(tmp_path / "none")]) == 2
     assert "no kernel for RNN" in capsys.readouterr().err
     assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("name", ["NULL", "unix", "TfLiteStatus", "exp", "EOF", "main", "\u00e9t\u00e9", "7"])
+@pytest.mark.skipif(not shutil.which("g++"), reason="there is no C++ compiler")
+def test_any_name_compiles(name: str, tmp_path: Path):
+    """Names of macros, types and functions, and operators and tensors whose names are code."""
+    b = Builder()
+    x, y, z = (b.tensor((1, 4), "FLOAT32", name=text) for text in ("a\nb */", "c\\", 'd"); int e = ("'))
+    b.op('x", nullptr)); std::abort(); (void)((\n"', [x], [y])
+    b.op("my-op", [y], [z])
+    b.op("my_op", [z], [y])
+    write_stubs(tmp_path)
+    TFLiteModel(b.build([x], [y])).write_firmware(tmp_path / "out", name)
+    (source,) = (tmp_path / "out").glob("*_model.cc")
+    text = source.read_text()
+    assert "Register_my_op()" in text
+    assert "Register_my_op_2()" in text
+    assert "abort();" not in text
+    command = ["g++", "-std=c++17", "-Wall", "-Wextra", "-Werror", f"-I{tmp_path}", "-fsyntax-only"]
+    for file in (source, tmp_path / "out" / "example.cc"):
+        done = subprocess.run([*command, str(file)], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+
+
+def test_all_files_are_written_or_none(tmp_path: Path):
+    (tmp_path / "example.cc").mkdir()
+    with pytest.raises(OSError, match="directory"):
+        TFLiteModel(own_operator()).write_firmware(tmp_path, "net")
+    assert [path.name for path in tmp_path.iterdir()] == ["example.cc"]

@@ -222,7 +222,7 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert "Arena to reserve" not in capsys.readouterr().out  # which would be that without the class
     out.unlink()
     for flags, code, reason in (
-        (["--memories", "fast=32KB,slow=20KB"], 1, "46,848 B of slow memory are enough"),
+        (["--memories", "fast=32KB,slow=20KB"], 1, "46,800 B of slow memory are enough"),
         (["--memories", "fast=100"], 1, "no model was written: scratch memory and what is pinned take 544 B"),
         (["--memories", "slow=20KB"], 2, "not like fast=256KB,slow=8MB"),
         (["--memories", "fast=1,fast=2"], 2, "not like"),

@@ -6,6 +6,7 @@ which rows a window touches is what LiteRT says.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from typing import Any
 
@@ -17,6 +18,7 @@ from flatbuffers import flexbuffers
 from model_builder import Builder, ModelBuilder
 from runtimes import run_in_wheel, run_litert
 from single_operator_models import options
+from spatial_nets import Net
 
 from tflite_tools import (
     BITS_32,
@@ -27,7 +29,6 @@ from tflite_tools import (
     ArenaError,
     CutRule,
     Kind,
-    MirrorRule,
     ModelGraph,
     Operator,
     Pads,
@@ -43,6 +44,7 @@ from tflite_tools import (
     persistent_bytes,
     precedence_pairs,
     read_model,
+    refusals,
     row_rule,
     scratch_requests,
     weight_tensors,
@@ -117,7 +119,7 @@ POOL = STRIDES | {"FilterHeight": 6, "FilterWidth": 7}
 OPTIONS = {
     "FULLY_CONNECTED": ("FullyConnected", {"FusedActivationFunction": 3, "KeepNumDims": True}),
     "TRANSPOSE_CONV": ("TransposeConv", {"Padding": 1, "StrideH": 2, "StrideW": 3}),
-    "MIRROR_PAD": ("MirrorPad", {"Mode": 1}), "DEPTH_TO_SPACE": ("DepthToSpace", {"BlockSize": 3}),
+    "DEPTH_TO_SPACE": ("DepthToSpace", {"BlockSize": 3}),
     "SPACE_TO_DEPTH": ("SpaceToDepth", {"BlockSize": 3}),
     "RESIZE_BILINEAR": ("ResizeBilinear", {"AlignCorners": True, "HalfPixelCenters": False}),
     "STRIDED_SLICE": ("StridedSlice", {"BeginMask": 1, "EndMask": 2, "EllipsisMask": 3, "NewAxisMask": 4,
@@ -503,7 +505,6 @@ POOLED = {"padding": SAME, "strideH": 1, "strideW": 1, "filterHeight": 2, "filte
 CORNERS, HALVES = (options("ResizeBilinear", **{name: True}) for name in ("alignCorners", "halfPixelCenters"))
 SCATTERED = {"padding": SAME, "strideH": 2, "strideW": 2}
 MASKED = options("StridedSlice", beginMask=2, endMask=2)
-MIRRORED = pads(0, 0, 1, 2, 1, 0, 0, 0)
 REDUCTIONS = "MEAN SUM REDUCE_MAX REDUCE_MIN ARG_MAX ARG_MIN".split()
 UNARY = """CEIL COS ELU EXP FLOOR LOG NEG ROUND SIN SQRT SQUARE TANH ABS RSQRT QUANTIZE DEQUANTIZE RELU RELU6
     RELU_N1_TO_1 LEAKY_RELU LOGISTIC HARD_SWISH SOFTMAX LOG_SOFTMAX L2_NORMALIZATION""".split()
@@ -532,8 +533,6 @@ ALLOWED: list[tuple[str, list[Any], Any, Any, RowRule]] = [
     ("TRANSPOSE_CONV", [I(1, 18, 13, 5), W(5, 4, 3, 4), X], (1, 18, 13, 5),
      options("TransposeConv", **SCATTERED | {"padding": VALID}), CutRule((2,), 1, 2, 1, repeat=2, pace=2, last=4)),
     ("FULLY_CONNECTED", [X, W(5, 4), None], (1, 8, 6, 5), options("FullyConnected", keepNumDims=True), RowRule((0,))),
-    ("MIRROR_PAD", [X, MIRRORED], (1, 11, 7, 4), options("MirrorPad"), MirrorRule((0,), pad_top=1, below=2, skipped=1)),
-    ("MIRROR_PAD", [X, MIRRORED], (1, 11, 7, 4), options("MirrorPad", mode=1), MirrorRule((0,), pad_top=1, below=2)),
     ("SLICE", [X, I(0, 3, 0, 1), I(1, 4, -1, 2)], (1, 4, 6, 2), None, RowRule((0,), pad_top=-3)),
     ("SLICE", [X, I(0, 3, 0, 1), I(1, -1, -1, 2)], (1, 5, 6, 2), None, RowRule((0,), pad_top=-3)),
     *(("STRIDED_SLICE", [X, I(0, first, 0, 0), I(1, end, 6, 4), I(1, 2, 1, 1)], (1, rows, 6, 4), given,
@@ -585,7 +584,6 @@ WORKS: dict[str, dict[str, Any]] = {
         "output": (1, 8, 6, 5),
         "given": options("FullyConnected", keepNumDims=True),
     },
-    "MIRROR_PAD": {"inputs": [X, MIRRORED], "output": (1, 11, 7, 4), "given": options("MirrorPad")},
     "SLICE": {"inputs": [X, I(0, 3, 0, 1), I(1, 4, -1, 2)], "output": (1, 4, 6, 2)},
     "STRIDED_SLICE": {
         "inputs": [X, I(0, 1, 0, 0), I(1, 8, 6, 4), I(1, 2, 1, 1)],
@@ -632,11 +630,6 @@ REFUSED: list[tuple[str, dict[str, Any]]] = [  # a kind, and the change that mak
         [T((4,), "INT32"), W(5, 4, 3, 4), X])),
     ("FULLY_CONNECTED", {"given": options("FullyConnected")}), ("FULLY_CONNECTED", {"output": (1, 6, 8, 5)}),
     ("FULLY_CONNECTED", {"given": None}),
-    *(("MIRROR_PAD", {"inputs": [X, sides]}) for sides in (
-        T((4, 2), "INT32"), pads(0, 0, -1, 4, 0, 0, 0, 0), pads(1, 0, 1, 2, 0, 0, 0, 0), pads(0, 0, 1, 2))),
-    ("MIRROR_PAD", {"output": (1, 10, 7, 4)}),
-    *(("MIRROR_PAD", {"inputs": [(1, 6, 6, 4), pads(0, 0, above, 2, 0, 0, 0, 0)], "output": (1, above + 8, 6, 4)})
-      for above in (1, 3)),
     *(("SLICE", {"inputs": [X, begin, size]}) for begin, size in (
         (T((4,), "INT32"), I(1, 4, -1, 2)), (I(0, 3, 0, 1), T((4,), "INT32")), (I(0, 5, 0, 1), I(1, 4, -1, 2)),
         (I(0, 3, 0, 1), I(1, 5, -1, 2)), (I(0, -1, 0, 1), I(1, 4, -1, 2)), (I(0, 3, 0), I(1, 4, -1)))),
@@ -699,3 +692,25 @@ SCRATCH_APART = {"scratch": Tflm().scratch, "types": Tflm().types, "needs": ()} 
 def test_every_row_that_says_something_has_a_case(says_something: Any, cases: Any):
     assert {name for name, kind in (KINDS | CUSTOM_KINDS).items() if says_something(kind)} <= {*cases}
     assert {*ELEMENT_TYPES} == {*ELEMENTS}
+
+
+def test_a_bias_that_is_left_out_as_minus_one_crashes_depthwise_convolutions():
+    """TFLM reads it where the input is listed."""
+    for kind, is_refused in (("DEPTHWISE_CONV_2D", True), ("CONV_2D", False)):
+        net = Net("FLOAT32")
+        source = net.picture(4, 4, 2)
+        y = net.window(kind, source, 2)
+        net.table.operators[0].inputs[2] = -1
+        data = net.build([source], [y])
+        assert bool(refusals(read_model(data))) is is_refused
+        with pytest.raises(RuntimeError) if is_refused else contextlib.nullcontext():
+            run_in_wheel(data, [], 0)
+
+
+@pytest.mark.parametrize("count", [2, 3, 5, 6])
+def test_sums_of_several_keep_a_pointer_to_each(count: int):
+    b = Builder()
+    tensors = [b.tensor((1, 8), "FLOAT32") for _ in range(count + 1)]
+    b.op("ADD_N", tensors[:count], tensors[count:])
+    data = b.build(tensors[:count], tensors[count:])
+    assert analyse_arena(read_model(data), BITS_64).head == run_in_wheel(data, [], 0).head

@@ -237,3 +237,16 @@ def test_data_in_another_file_is_constant():
     b = Builder()
     x = b.tensor((8,), externalBuffer=1)
     assert read_model(b.build([], [x])).subgraphs[0].tensors[0].storage is Storage.CONSTANT
+
+
+def test_text_of_a_file_is_printable_from_the_start():
+    """A name cannot move the cursor, wherever it is told."""
+    b = Builder()
+    x, y = b.tensor((1, 4), name="a\x1b]0;title\x07"), b.tensor((1, 4), name="b\u202e\nc")
+    b.op("kind\x1b[2J", [x], [y])
+    b.table.name = b"sub\rgraph"
+    b.model.add_metadata("meta\tdata", b"1234")
+    graph = read_model(b.build([x], [y]))
+    (subgraph,) = graph.subgraphs
+    texts = [t.name for t in subgraph.tensors] + [subgraph.name, subgraph.operators[0].kind, graph.metadata[0][0]]
+    assert all(text.isprintable() and "\ufffd" in text for text in texts)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from layouts import is_intact
 from model_builder import Builder, ModelBuilder, converting, updated
 from runtimes import run_in_wheel, wheel_agrees
-from spatial_nets import VALID, Net, random_net, regions, split
+from spatial_nets import VALID, Net, looped, random_net, regions, split
 
 from tflite_tools import (
     ARENA_COSTS,
@@ -475,3 +476,24 @@ def test_an_output_that_does_not_begin_there_is_no_such_buffer(case: str):
     model = TFLiteModel(data)
     assert not model.optimize_memory(for_arena=True).refusal
     assert model.plan_memory().after <= TFLiteModel(data).arena.head
+
+
+def test_a_plan_that_shares_memory_is_replaced_when_none_may():
+    b = Builder()
+    x, y, z = (b.tensor((1, 2000), "FLOAT32") for _ in range(3))
+    b.op("RELU", [x], [y])
+    b.op("RELU", [y], [z])
+    model = TFLiteModel(b.build([x], [z]))
+    model.plan_memory()
+    shared = model.arena.head
+    decision = model.plan_memory(in_place=False)
+    assert decision.changed
+    assert not model.arena.used
+    assert model.arena.head == decision.bound > shared
+    assert "no layout is smaller without shared memory" in decision.lines()[0]
+
+
+def test_peaks_before_and_after_loops_share_memory_are_named(capsys: pytest.CaptureFixture[str]):
+    TFLiteModel(looped()).print_model_analysis()
+    told = r"usage: [0-9,]+ B \(what loops carry counted once, .*; [0-9,]+ B otherwise\)"
+    assert re.search(told, capsys.readouterr().out)

@@ -16,7 +16,7 @@ from corpus import MODELS, SHARED, corpus, corpus_id, needs_shared
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from model_builder import Builder
-from runtimes import litert_agrees, random_inputs, run_litert, run_tflm
+from runtimes import litert_agrees, random_inputs, run_litert, run_tflm, wheel_agrees
 from spatial_nets import Net, random_net, regions, rewritten, search_of, split
 
 import tflite_tools
@@ -518,6 +518,140 @@ def test_corpus_is_split_bit_identically(path: Path):
         pytest.skip(f"LiteRT does not run it: {error}")
     after = run_litert(model.to_bytes(), inputs, reference=True)
     assert all(a.tobytes() == b.tobytes() for a, b in zip(before, after, strict=True))
+
+
+# -- what is promised of every step --------------------------------------------------------------------
+
+
+@settings(max_examples=12, deadline=None)
+@given(st.integers(0, 2**32 - 1))
+def test_the_default_finds_the_best_and_what_it_writes_runs_everywhere(seed: int):
+    """With scales of their own, as converters write them: in TFLM, and in LiteRT with the delegate of its default."""
+    rng = random.Random(seed)
+    data = random_net(rng, steps=rng.randint(3, 8), is_rescaled=True, size=40)
+    reserves, pairs, inputs = {}, [], random_inputs(data, 0)
+    for stripes in ("auto", "unrolled", "loop"):
+        model = TFLiteModel(data)
+        before, decision = model.arena.reserve, model.split_operators(20, 20, True, stripes=stripes)
+        model.optimize_memory(5, for_arena=True)
+        model.plan_memory(5)
+        reserves[stripes] = model.arena.reserve
+        assert model.arena.reserve <= before
+        if decision.changed:
+            pairs.append((data, model.to_bytes()))
+            one, other = (run_litert(each, inputs, with_delegate=True) for each in pairs[-1])
+            assert all(a.tobytes() == b.tobytes() for a, b in zip(one, other, strict=True))
+    assert reserves["auto"] <= min(reserves.values())
+    assert all(wheel_agrees(pairs))
+
+
+STEPS = {
+    "order": TFLiteModel.optimize_memory,
+    "split": lambda model: model.split_operators(for_plan=False, max_macs=50),
+    "split and order": lambda model: model.split_operators(for_plan=False, max_macs=50, try_orders=True),
+    "loops": lambda model: model.split_operators(for_plan=False, max_macs=50, stripes="auto"),
+    "lighten": lambda model: model.lighten_operators(for_plan=False),
+    "ports": lambda model: model.use_integer_ports(for_plan=False),
+    "plan": TFLiteModel.plan_memory,
+    "compress": TFLiteModel.compress_weights,
+}
+
+
+@pytest.mark.parametrize("step", STEPS)
+@settings(max_examples=8, deadline=None)
+@given(st.integers(0, 2**32 - 1))
+def test_no_step_raises_the_number_to_reserve(step: str, seed: int):
+    """Nor the peak, where that number is equal; here as TFLM itself lays the arena out, unless there is a plan."""
+    rng = random.Random(seed)
+    model = TFLiteModel(random_net(rng, rng.choice(("INT8", "FLOAT32")), steps=8, size=24))
+    model.optimize_memory(0)
+    before, peak = model.arena.reserve, model.peak_memory_usage()
+    STEPS[step](model)
+    assert model.arena.reserve <= before
+    assert model.arena.reserve < before or model.peak_memory_usage() <= peak
+
+
+def tangled(rng: random.Random) -> bytes:
+    b = Builder()
+    alive = [b.tensor((rng.randrange(500, 5000),))]
+    read: set[int] = set()
+    for _ in range(9):
+        inputs = rng.sample(alive, min(len(alive), rng.choice((1, 1, 2))))
+        alive.append(b.tensor((rng.randrange(500, 5000),)))
+        b.op("CUMSUM" if len(inputs) == 1 else "ADD", inputs, alive[-1:])
+        read.update(inputs)
+    return b.build(alive[:1], [t for t in alive if t not in read])
+
+
+def test_an_order_that_would_raise_the_arena_is_not_taken():
+    """The smallest peak has not always the smallest layout of TFLM's own planner."""
+    data, refused = [tangled(random.Random(seed)) for seed in range(12)], 0
+    for model in map(TFLiteModel, data):
+        before = model.arena.reserve
+        decision = model.optimize_memory()
+        assert model.arena.reserve <= before
+        refused += "--plan may do better" in decision.lines()[0]
+        model.optimize_memory(for_arena=True)
+        model.plan_memory()
+        assert model.arena.reserve <= before
+    assert refused
+
+
+def test_what_planning_takes_decides_too():
+    """Stripes lower the sum of tensors and structures, and raise what TFLM takes while it plans."""
+    net = Net()
+    x = source = net.picture(16, 8, 4)
+    for channels in (12, 4):
+        x = net.window("CONV_2D", x, channels, (3, 3))
+    for _ in range(40):
+        x = net.window("CONV_2D", x, 4, (1, 1))
+    model = TFLiteModel(net.build([source], [x]))
+    before = model.arena
+    assert before.planning > before.head + before.persistent
+    decision = model.split_operators(max_macs=100, stripes="auto")
+    assert len(decision.alternatives) > 1
+    assert not decision.changed
+    assert "no way needs a smaller arena" in decision.lines()[-1]
+    b = Builder()
+    x, y, z = (b.tensor((1, 16), "FLOAT32") for _ in range(3))
+    b.op("RELU", [x], [y])
+    b.op("RELU", [y], [z])
+    plan = TFLiteModel(b.build([x], [z])).plan_memory()
+    assert not plan.changed
+    assert plan.unplanned < plan.before
+    assert "would not lower what TFLM takes while it plans" in plan.lines()[0]
+
+
+def test_hybrid_convolutions_stay_whole():
+    """LiteRT quantises the input by the range of all of it, so stripes would compute other numbers."""
+    net = Net("FLOAT32")
+    source = net.picture(32, 32, 4)
+    inner = net.window("CONV_2D", source, 32)
+    last = net.window("CONV_2D", inner, 4)
+    for operator in net.table.operators:
+        shape = net.shape(operator.inputs[1])
+        operator.inputs[1] = net.constant(net.rng.integers(-90, 90, shape).astype(np.int8), quantization=hybrid())
+    model = TFLiteModel(net.build([source], [last]))
+    decision = model.split_operators(stripes="auto")
+    assert not decision.changed
+    assert "it is hybrid, and LiteRT quantises its input by the range of the whole tensor" in decision.whole[0]
+
+
+def hybrid() -> schema.QuantizationParametersT:
+    q = schema.QuantizationParametersT()
+    q.scale, q.zeroPoint = [0.02], [0]
+    return q
+
+
+def test_a_damaged_height_takes_no_time():
+    """What a file claims as its rows is not counted one by one."""
+    net = Net()
+    source = net.picture(1 << 24, 4, 2)
+    x = net.window("CONV_2D", net.window("CONV_2D", source, 16), 2)
+    model = TFLiteModel(net.build([source], [x]))
+    decision = model.split_operators(stripes="auto")
+    assert "a tensor has more than 16,384 rows" in decision.no_loops[0]
+    assert decision.seconds < 10
 
 
 # -- the command line ----------------------------------------------------------------------------------

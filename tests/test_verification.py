@@ -347,3 +347,44 @@ def test_outputs_are_those_without_a_wrong_plan(tmp_path: Path, capsys: pytest.C
     path.write_bytes(model.snapshot.with_offsets(offsets).data)
     assert main(["-i", str(path), "--plan", "--verify", "-o", str(tmp_path / "out.tflite")]) == 0
     assert "are bit-identical to the input model's without the wrong memory plan." in capsys.readouterr().out
+
+
+def test_a_refusal_of_the_default_delegate_alone_is_a_note(monkeypatch: pytest.MonkeyPatch):
+    run = tflite_tools._run_in_subprocess
+
+    def refusing(runtime: str, data: bytes, graph: object, inputs: object, kernels: str, timeout: float) -> object:
+        if kernels == "AUTO" and data != CELLS:
+            raise RunFailure("failed to delegate SLICE")
+        return run(runtime, data, graph, inputs, kernels, timeout)
+
+    monkeypatch.setattr(tflite_tools, "_run_in_subprocess", refusing)
+    model = TFLiteModel(CELLS)
+    assert not verify_models(CELLS, CELLS).notes
+    model.optimize_memory()
+    result = verify_models(CELLS, model.to_bytes())
+    assert result.identical
+    assert any("delegate refuses this model, but not the original: failed to delegate SLICE" in n for n in result.notes)
+
+
+def test_the_time_limit_holds_for_the_verification(capsys: pytest.CaptureFixture[str]):
+    path = str(MODELS / "digits_cells_int8.tflite")
+    assert main(["-i", path, "--optimize", "--verify", "--time-limit", "0.01"]) == 1
+    assert "it did not finish within 0 s" in capsys.readouterr().err
+
+
+def test_a_tensor_that_is_too_large_is_not_made():
+    b = Builder()
+    x, y = b.tensor((1, 1 << 30)), b.tensor((1, 1 << 30))
+    b.op("RELU", [x], [y])
+    data = b.build([x], [y])
+    with pytest.raises(VerificationError, match="a tensor of 1,073,741,824 B is too large to run the model here"):
+        verify_models(data, data)
+
+
+def test_steps_after_clustering_are_compared_with_the_clustered_model(capsys: pytest.CaptureFixture[str]):
+    """So a wrong rewrite cannot hide behind the error of the weights, which is told beside it."""
+    path = str(MODELS / "digits_cells_int8.tflite")
+    assert main(["-i", path, "--clusters", "16", "--plan", "--verify"]) == 0
+    told = capsys.readouterr().out
+    assert "are bit-identical to the clustered model's." in told
+    assert "differ from the input model's, SQNR" in told
