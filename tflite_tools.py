@@ -5396,7 +5396,7 @@ class Bill:
 LOOP_DTYPES = ("FLOAT32", "INT8")  # types that GATHER supports in TFLM
 # Approximate persistent bytes: of a line buffer, of a mask, and extra for a mask or source that is not aligned.
 LINE_BUFFER_BYTES, MASK_BYTES, UNEVEN_BYTES = 400, 120, 60
-MAX_ITERATIONS, MAX_ROWS = 1024, 1 << 14  # each takes room in the tables of a loop
+MAX_ITERATIONS, MAX_LOOP_ROWS = 1024, 1 << 14  # each takes room in the tables of a loop
 POSITION = 4  # minimum of table entries per iteration: one for each axis of a position
 
 
@@ -5569,8 +5569,8 @@ class Loops:
             for tensor in (self.subgraph.tensors[t] for t in (*outputs, *rule.sources)):
                 if len(tensor.shape) != 4 or tensor.shape[0] != 1:
                     raise NoLoop("a tensor has a batch, or no rows and columns")
-                if tensor.shape[HEIGHT] > MAX_ROWS:
-                    raise NoLoop(f"a tensor has more than {MAX_ROWS:,} rows")
+                if tensor.shape[HEIGHT] > MAX_LOOP_ROWS:
+                    raise NoLoop(f"a tensor has more than {MAX_LOOP_ROWS:,} rows")
                 if tensor.dtype not in LOOP_DTYPES and tensor.index in rule.sources:
                     raise NoLoop(f"TFLM's GATHER does not take {tensor.dtype}")
 
