@@ -46,11 +46,10 @@ import sys
 if os.path.basename(sys.argv[0]) in ("tflite-tools", "tflite_tools.py"):  # not where another program imports this
 
     def _say_interrupted(kind: type[BaseException], error: BaseException, trace: object) -> None:
-        if kind is not KeyboardInterrupt:
-            sys.__excepthook__(kind, error, trace)  # type: ignore[arg-type]
-            return
-        print("tflite-tools: interrupted; nothing was written", file=sys.stderr)
-        os._exit(130)
+        if kind is KeyboardInterrupt:
+            print("tflite-tools: interrupted; nothing was written", file=sys.stderr)
+            os._exit(130)
+        sys.__excepthook__(kind, error, trace)  # type: ignore[arg-type]
 
     sys.excepthook = _say_interrupted  # Ctrl-C while modules load
 
@@ -2192,10 +2191,6 @@ def is_loop(operator: Operator) -> bool:
     return operator.kind == "WHILE" and len(operator.callees) == 2
 
 
-def has_loops(graph: ModelGraph) -> bool:
-    return any(is_loop(operator) for _, operator in graph.operators)
-
-
 COUNTED_ONCE = "what a loop runs counted once"
 
 
@@ -2220,6 +2215,15 @@ LOOPED = "the tensors of its loops share memory by the plan in the file, which a
 def fixed_by_plan(graph: ModelGraph) -> str:
     """Why the plan in the file forbids any change of the operators; empty if it does not."""
     return COMPILED if is_compiled(graph) else LOOPED if looped_operators(graph) else ""
+
+
+def why_not_rewritten(graph: ModelGraph) -> str:
+    """Why the operators cannot be moved or replaced; empty if they can."""
+    if why := fixed_by_plan(graph):
+        return why
+    if graph.metadata_content(CONTROL_DEPENDENCIES) is not None:
+        return f"metadata {CONTROL_DEPENDENCIES!r} refers to the numbers of its operators"
+    return ""
 
 
 ####################################################################################################
@@ -3207,10 +3211,6 @@ def order_tasks(problem: OrderingProblem, time_limit: float = TIME_LIMIT, progre
 ####################################################################################################
 
 
-class OrderingRefusal(ValueError):
-    """The operators of a model must keep their order; the message gives the reason in one line."""
-
-
 def accesses(subgraph: Subgraph) -> dict[int, list[tuple[int, bool]]]:
     """Per tensor, the operators that access it, in file order: (operator, True if it writes)."""
     touched: dict[int, list[tuple[int, bool]]] = defaultdict(list)
@@ -3337,12 +3337,7 @@ def ordering_problem(
 def order_model(
     graph: ModelGraph, time_limit: float, progress: Progress = no_progress, costs: Costs = PLAIN_COSTS
 ) -> tuple[Ordering, ...]:
-    """The best order of each subgraph, by its index; callees first, since their peaks count in the caller. Raises
-    OrderingRefusal if the file refers to operator numbers or its memory plan fixes them."""
-    if why := fixed_by_plan(graph):
-        raise OrderingRefusal(f"the operators stay in place: {why}")
-    if graph.metadata_content(CONTROL_DEPENDENCIES) is not None:
-        raise OrderingRefusal(f"the operators stay in place: metadata {CONTROL_DEPENDENCIES!r} refers to their numbers")
+    """The best order of each subgraph, by its index; callees first, since their peaks count in the caller."""
     budget = Budget(time_limit)
     orderings: dict[int, Ordering] = {}
     peaks: dict[int, int] = {}
@@ -4035,7 +4030,7 @@ class AliasSearch:
                 reads.append((start // ARENA_ALIGNMENT * ARENA_ALIGNMENT, align(end), time))
             edges = sorted({0, size, *(edge for read in reads for edge in read[:2])})
             spans = [
-                (max((time for start, end, time in reads if start <= a < end), default=first), a, b)
+                (max([first, *(time for start, end, time in reads if start <= a < end)]), a, b)
                 for a, b in itertools.pairwise(edges)
             ]
             groups = [list(group) for _, group in itertools.groupby(spans, key=lambda span: span[0])]
@@ -4237,11 +4232,6 @@ class Arena:
         return self.graph.plan is not None
 
     @property
-    def is_compiled(self) -> bool:
-        """True if the plan is that of an NPU's compiler, which shares memory on purpose."""
-        return is_compiled(self.graph)
-
-    @property
     def missing_operators(self) -> tuple[str, ...]:
         """Kinds of operators that TFLM has no kernel for."""
         return tuple(sorted({o.kind for _, o in self.graph.operators if kind_of(o).tflm is None}))
@@ -4250,7 +4240,7 @@ class Arena:
     def problems(self) -> tuple[str, ...]:
         """The faults of the plan in the file, one sentence each; none if an NPU's compiler wrote it."""
         plan, graph = self.graph.plan, self.graph
-        if plan is None or self.is_compiled:
+        if plan is None or is_compiled(graph):
             return ()
         problems = self.faults(self.placed)
         if len(plan) < PLAN_HEADER:
@@ -4675,15 +4665,6 @@ class Rewrite:
     tensors: tuple[NewTensor, ...] = ()
     ports: Mapping[int, int] = dataclasses.field(default_factory=dict)  # old tensor -> its replacement
     callees: tuple[NewSubgraph, ...] = ()
-
-
-def why_not_rewritten(graph: ModelGraph) -> str:
-    """The reason why the operators of subgraph 0 cannot be replaced; empty if they can."""
-    if why := fixed_by_plan(graph):
-        return why
-    if graph.metadata_content(CONTROL_DEPENDENCIES) is not None:
-        return f"metadata {CONTROL_DEPENDENCIES!r} refers to the numbers of its operators"
-    return ""
 
 
 ####################################################################################################
@@ -7692,14 +7673,7 @@ class RunFailure(ValueError):
     """A runtime cannot run a model; the message says why in one line."""
 
 
-Results = list[tuple[int, Any]]  # outputs by number
-
-
-class Run(NamedTuple):
-    """The results of running a model in a runtime."""
-
-    outputs: list[list[np.ndarray]]  # per inference
-    signatures: dict[str, Results | str]  # results of all inferences, or why there are none
+Outputs = list[list[Any]]  # arrays, per inference
 
 
 def random_inputs(graph: ModelGraph, seed: int) -> list[list[np.ndarray]]:
@@ -7755,7 +7729,7 @@ def _largest_index(subgraph: Subgraph, tensor: int) -> int:
 
 def _run_in_subprocess(
     runtime: str, data: Bytes, graph: ModelGraph, inputs: Sequence[Sequence[np.ndarray]], kernels: str, timeout: float
-) -> Run:
+) -> Outputs:
     """Run a model in its own process. Raises RunFailure if it fails, crashes or takes more than ``timeout`` seconds."""
     import pickle
     import subprocess
@@ -7784,7 +7758,7 @@ def _run_in_subprocess(
             raise RunFailure("interrupted" if Budget.is_interrupted else f"it did not finish within {timeout:.0f} s")
         outputs = Path(folder, "outputs")
         if code == 0 and outputs.exists():
-            return Run(*pickle.loads(outputs.read_bytes()))  # safe: the worker has just written it
+            return list(pickle.loads(outputs.read_bytes()))  # safe: the worker has just written it
     own = list(itertools.takewhile(lambda line: not line.startswith("Traceback"), lines))
     reason = own[:1] if own and runtime == TFLM else lines[-1:]
     if code < 0:
@@ -7793,16 +7767,16 @@ def _run_in_subprocess(
 
 
 def run_model(runtime: str, folder: str, arena: str, kernels: str) -> None:
-    """Entry point of the worker process: run one model and write its :class:`Run` to a file."""
+    """Entry point of the worker process: run one model and write its outputs to a file."""
     import pickle
 
     inputs = pickle.loads(Path(folder, "inputs").read_bytes())
     model = Path(folder, "model.tflite")
-    run = run_in_tflm(model, inputs, int(arena)) if runtime == TFLM else run_in_litert(model, inputs, kernels)
-    Path(folder, "outputs").write_bytes(pickle.dumps(tuple(run)))
+    made = run_in_tflm(model, inputs, int(arena)) if runtime == TFLM else run_in_litert(model, inputs, kernels)
+    Path(folder, "outputs").write_bytes(pickle.dumps(made))
 
 
-def run_in_tflm(model: Path, inputs: Sequence[Sequence[np.ndarray]], arena: int) -> Run:
+def run_in_tflm(model: Path, inputs: Sequence[Sequence[np.ndarray]], arena: int) -> Outputs:
     from tflite_micro.python.tflite_micro import runtime
 
     data = model.read_bytes()
@@ -7814,10 +7788,10 @@ def run_in_tflm(model: Path, inputs: Sequence[Sequence[np.ndarray]], arena: int)
             interpreter.set_input(array, i)
         interpreter.invoke()
         outputs.append([np.array(interpreter.get_output(i)) for i in range(count)])
-    return Run(outputs, {})
+    return outputs
 
 
-def run_in_litert(model: Path, inputs: Sequence[Sequence[np.ndarray]], kernels: str) -> Run:
+def run_in_litert(model: Path, inputs: Sequence[Sequence[np.ndarray]], kernels: str) -> Outputs:
     from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
     resolver = OpResolverType[kernels]
@@ -7829,28 +7803,7 @@ def run_in_litert(model: Path, inputs: Sequence[Sequence[np.ndarray]], kernels: 
             interpreter.set_tensor(detail["index"], array)
         interpreter.invoke()
         outputs.append([interpreter.get_tensor(detail["index"]) for detail in interpreter.get_output_details()])
-    ports = [detail["index"] for detail in interpreter.get_input_details()]
-    signatures: dict[str, Results | str] = {}
-    for name in interpreter.get_signature_list():
-        rng = np.random.default_rng(0)
-        results: Results = []
-        try:
-            run = interpreter.get_signature_runner(name)
-            numbers = {key: detail["index"] for key, detail in run.get_output_details().items()}
-            for arrays, scale in zip(inputs, INPUT_SCALES, strict=True):
-                here = dict(zip(ports, arrays, strict=True))
-                fed = {}
-                for key, detail in sorted(run.get_input_details().items()):
-                    array = here.get(detail["index"], np.empty(0))
-                    if (array.shape, array.dtype) != (tuple(detail["shape"]), detail["dtype"]):
-                        array = _random(rng, detail["shape"], detail["dtype"].__name__, scale)
-                    fed[key] = array
-                answer = run(**fed)
-                results.extend((numbers[key], answer[key]) for key in sorted(answer))
-            signatures[name] = results
-        except (ValueError, RuntimeError) as error:  # old converters left signatures of removed tensors
-            signatures[name] = shorten(str(error), 200)
-    return Run(outputs, signatures)
+    return outputs
 
 
 ####################################################################################################
@@ -7863,11 +7816,10 @@ class VerificationDecision(Decision):
     """How the outputs of two models compare on the same seeded random inputs."""
 
     runtimes: tuple[str, ...] = ()  # that ran both models
-    signatures: tuple[str, ...] = ()  # names of the signatures compared too
-    outputs: int = 0  # arrays compared, of all inferences, runtimes and signatures
+    outputs: int = 0  # arrays compared, of all inferences and runtimes
     different: int = 0  # of these arrays, not bit-identical
     constant_outputs: tuple[str, ...] = ()  # outputs that are the same for all inputs
-    notes: tuple[str, ...] = ()  # runtimes and signatures that did not run
+    notes: tuple[str, ...] = ()  # runtimes that did not run
     against: str = "the input model's"
     signal: float = 0.0  # sum of squares of all finite outputs of the original
     noise: float = 0.0  # sum of squared differences
@@ -7876,7 +7828,7 @@ class VerificationDecision(Decision):
     distance: VerificationDecision | None = None  # to the model before its weights were changed on purpose
 
     key = "verification"
-    json_keys = "identical runtimes signatures outputs different constant_outputs notes signal noise distance"
+    json_keys = "identical runtimes outputs different constant_outputs notes signal noise distance"
 
     @property
     def failure(self) -> str:
@@ -7905,10 +7857,6 @@ class VerificationDecision(Decision):
         return lines + (self.distance.message()[:1] if self.distance else [])
 
 
-def no_words(what: str) -> None:
-    """Say nothing of what is running."""
-
-
 def missing_runtimes() -> list[str]:
     """A note for every runtime that is not installed."""
     import importlib.util
@@ -7933,14 +7881,13 @@ def verify_models(
     changed: Bytes,
     seed: int = 0,
     timeout: float = RUN_SECONDS,
-    progress: Callable[[str], None] = no_words,
+    progress: Callable[[str], None] = lambda what: None,
 ) -> VerificationDecision:
     """Compare two models on the same inputs in TFLM and LiteRT (no delegate, one thread), where these are installed.
 
-    Runs one inference per entry of INPUT_SCALES, consecutively, then every signature in LiteRT, and sees if LiteRT's
-    default interpreter, with its delegate, takes the changed model. A runtime that cannot run the original becomes a
-    note; crashes are reported. Raises VerificationError if no runtime runs the original, or one that does rejects the
-    changed model.
+    Runs one inference per entry of INPUT_SCALES, consecutively, and sees if LiteRT's default interpreter, with its
+    delegate, takes the changed model. A runtime that cannot run the original becomes a note; crashes are reported.
+    Raises VerificationError if no runtime runs the original, or one that does rejects the changed model.
 
     Args:
         timeout: seconds for all runs.
@@ -7957,7 +7904,7 @@ def verify_models(
     written = {s.tensors[t].dtype for s, operator in graphs[0].operators for t in operator.writes}
     kernels = KERNELS[len({len(list(graph.operators)) for graph in graphs}) > 1 and "FLOAT32" in written]
 
-    def run(runtime: str, is_changed: bool, kernels: str = kernels) -> Run:
+    def run(runtime: str, is_changed: bool, kernels: str = kernels) -> Outputs:
         progress(f"the {'changed' if is_changed else 'original'} model in {runtime}")
         data, inputs = (changed, given) if is_changed else (original, meant)
         return _run_in_subprocess(runtime, data, graphs[is_changed], inputs, kernels, budget.left)
@@ -7976,7 +7923,7 @@ def verify_models(
             after = run(runtime, is_changed=True)
         except RunFailure as failure:
             raise VerificationError(f"{runtime} runs the original model, but not the changed one: {failure}") from None
-        comparisons[runtime] = before, _run_as_before(after, second.outputs, ports)
+        comparisons[runtime] = before, [_as_before(second.outputs, arrays, ports) for arrays in after]
     if not comparisons:
         raise VerificationError("; ".join(notes))
     if LITERT in comparisons:
@@ -8009,35 +7956,16 @@ def _as_before(ids: Sequence[int], arrays: Sequence[np.ndarray], ports: Mapping[
     return [ports[i].stands_for(a) if i in ports else a for i, a in zip(ids, arrays, strict=False)]
 
 
-def _run_as_before(run: Run, ids: Sequence[int], ports: Mapping[int, Port]) -> Run:
-    """The run with all outputs, also those of signatures, as in the original model."""
-    signatures = dict(run.signatures)
-    for name, results in run.signatures.items():
-        if not isinstance(results, str):
-            numbers, arrays = [i for i, _ in results], [array for _, array in results]
-            signatures[name] = list(zip(numbers, _as_before(numbers, arrays, ports), strict=True))
-    return Run([_as_before(ids, arrays, ports) for arrays in run.outputs], signatures)
-
-
 def _compare(
-    comparisons: Mapping[str, tuple[Run, Run]], subgraph: Subgraph, notes: tuple[str, ...], seconds: float
+    comparisons: Mapping[str, tuple[Outputs, Outputs]], subgraph: Subgraph, notes: tuple[str, ...], seconds: float
 ) -> VerificationDecision:
     pairs: list[tuple[np.ndarray, np.ndarray]] = []
-    signatures, different, constant = [], 0, set(range(len(subgraph.outputs)))
+    different, constant = 0, set(range(len(subgraph.outputs)))
     for before, after in comparisons.values():
-        for these, those in zip(before.outputs, after.outputs, strict=True):
+        for these, those in zip(before, after, strict=True):
             pairs += zip(these, those, strict=False)
             different += abs(len(these) - len(those))
-        constant &= {i for i in constant if len({outputs[i].tobytes() for outputs in before.outputs}) == 1}
-        for name, results in before.signatures.items():
-            others = after.signatures.get(name, "it is missing")
-            if isinstance(results, str):
-                notes += (f"signature {name!r} does not run in the original model: {results}",)
-            elif isinstance(others, str) or len(others) != len(results):
-                different += len(results)
-            else:
-                signatures.append(name)
-                pairs += ((a, b) for (_, a), (_, b) in zip(results, others, strict=True))
+        constant &= {i for i in constant if len({outputs[i].tobytes() for outputs in before}) == 1}
     signal = noise = 0.0
     for a, b in pairs:
         if a.dtype.kind in "iuf" and a.shape == b.shape:
@@ -8047,7 +7975,6 @@ def _compare(
             noise += float(np.sum((x[finite] - y[finite]) ** 2))
     return VerificationDecision(
         runtimes=tuple(comparisons),
-        signatures=tuple(signatures),
         outputs=len(pairs),
         different=different + sum(not is_same(a, b) for a, b in pairs),
         constant_outputs=tuple(subgraph.tensors[subgraph.outputs[i]].name for i in sorted(constant)),
@@ -8065,7 +7992,7 @@ def decide_verification(
     what: str = "the input",
     seed: int = 0,
     timeout: float = RUN_SECONDS,
-    progress: Callable[[str], None] = no_words,
+    progress: Callable[[str], None] = lambda what: None,
 ) -> VerificationDecision:
     """As :func:`verify_models`, but without a wrong memory plan in ``original``, the model that ``what`` names."""
     meant = original.without_wrong_plan()
@@ -8118,10 +8045,9 @@ def decide_order(
         progress: called periodically with (states visited, best peak in bytes, proven bound in bytes).
     """
     peak, graph, budget = model.peak, model.graph, Budget(time_limit)
-    try:
-        found = order_model(graph, budget.share(0.5 if for_arena else 1.0).left, progress)
-    except OrderingRefusal as why:
-        raise Refusal(str(why), before=peak, after=peak) from None
+    if why := why_not_rewritten(graph):
+        raise Refusal(f"the operators stay in place: {why}", before=peak, after=peak)
+    found = order_model(graph, budget.share(0.5 if for_arena else 1.0).left, progress)
     candidates, given = [found], tuple(tuple(range(len(s.operators))) for s in graph.subgraphs)
     if for_arena:
         with contextlib.suppress(ArenaError):
@@ -8321,7 +8247,7 @@ def decide_memories(
         pins: required memory, ``"fast"`` or ``"slow"``, by tensor name.
     """
     memories, budget = Memories(fast, slow, pins or {}), Budget(time_limit)
-    known: dict[str, Any] = {"fast": fast, "slow": slow, "has_loops": has_loops(model.graph)}
+    known: dict[str, Any] = {"fast": fast, "slow": slow, "has_loops": any(is_loop(o) for _, o in model.graph.operators)}
     try:
         arena, why = model.arena, why_not_planned(model, in_place)
     except ArenaError as refusal:
@@ -8455,12 +8381,10 @@ def saved_by_integer_ports(model: Snapshot) -> int | None:
     subgraph = model.graph.subgraphs[0]
     if why_not_rewritten(model.graph) or model.file.newer or not (ports := convertible_ports(subgraph)):
         return None
-    try:
-        before, after = model.arena, model.rewritten(without_conversions(subgraph, ports)).arena
-    except ArenaError:
-        return None
-    head = plan_by_first_fit(after.intervals).height if before.has_plan else after.head
-    return before.head + before.persistent - head - after.persistent
+    with contextlib.suppress(ArenaError):
+        after, for_plan = model.rewritten(without_conversions(subgraph, ports)), model.arena.has_plan
+        return reserve_of(model, for_plan) - reserve_of(after, for_plan)
+    return None
 
 
 @deciding(PortsDecision)
@@ -8779,11 +8703,7 @@ def _compressed_within(
 
 @deciding(CompressionDecision)
 def decide_compression(
-    model: Snapshot,
-    more_ram: int = 0,
-    for_plan: bool = False,
-    time_limit: float = TIME_LIMIT,
-    in_place: bool = True,
+    model: Snapshot, more_ram: int = 0, for_plan: bool = False, time_limit: float = TIME_LIMIT, in_place: bool = True
 ) -> tuple[Snapshot, CompressionDecision]:
     """Store weights with few values as code-books and indices, which TFLM decodes when needed; outputs stay the same.
 
@@ -9183,7 +9103,7 @@ def arena_lines(model: Snapshot) -> list[str]:
     plan = plan_arena(arena, time_limit=0)
     who = "as planned in the file" if arena.has_plan else "as its own planner lays it out"
     lines = [f"Arena of TensorFlow Lite Micro: {arena.head:,} B {who}"]
-    if arena.is_compiled:
+    if is_compiled(model.graph):
         lines += ["(compiled for an NPU, in whose scratch memory other tensors lie: in the tables these count as well)"]
     elif arena.problems:
         pass  # the plan in the file is wrong: no comparison with a better one
@@ -9593,10 +9513,7 @@ def new_figure(width: float, height: float, rows: Sequence[float] = (1,), column
 
 
 def plot_schedules(
-    file: Path,
-    schedules: Sequence[Schedule],
-    other: Schedule | None = None,
-    room: int | None = None,
+    file: Path, schedules: Sequence[Schedule], other: Schedule | None = None, room: int | None = None
 ) -> None:
     """Draw stacked bars per operator (inputs, outputs, other tensors; 1 KB = 1,024 B), the peak and ``room`` bytes for
     tensors. Panels: the MAX_PANELS largest subgraphs, and ``other``. The extension sets the format."""
@@ -9871,12 +9788,7 @@ class TFLiteModel:
         """The analysis as JSON-ready data; README describes its keys."""
         return analysis_json(self.snapshot)
 
-    def plot_memory_usage(
-        self,
-        file: FilePath,
-        other: TFLiteModel | None = None,
-        room: int | None = None,
-    ) -> None:
+    def plot_memory_usage(self, file: FilePath, other: TFLiteModel | None = None, room: int | None = None) -> None:
         """Draw every operator's working set as png, svg or pdf, by the extension. Raises OSError if writing fails.
 
         Args:
@@ -10087,13 +9999,6 @@ class Command:
         return memories if memories and memories.is_divided else None
 
     @property
-    def limits(self) -> list[tuple[str, int, int]]:
-        """What may take how many bytes at most, and takes how many."""
-        arena, a = self.model.arena, self.arguments
-        limits = ("arena to reserve", a.max_arena, arena.reserve), ("head of the arena", a.max_peak, arena.head)
-        return [(what, limit, taken) for what, limit, taken in limits if limit is not None]
-
-    @property
     def room(self) -> int | None:
         """Bytes that the limits leave for tensors and scratch memory; None without limits."""
         a = self.arguments
@@ -10107,7 +10012,11 @@ class Command:
         if a.max_arena is not None:
             known = "give --assume-kernels NAME,... for kernels that your firmware links"
             failures += [f"TFLM does not run this model: {why} ({known})" for why in model.snapshot.refusals[:1]]
-        over = [(what, limit, taken) for what, limit, taken in self.limits if taken > limit]
+        sizes = (
+            ("arena to reserve", a.max_arena, model.arena.reserve),
+            ("head of the arena", a.max_peak, model.arena.head),
+        )
+        over = [(what, limit, taken) for what, limit, taken in sizes if limit is not None and taken > limit]
         return failures + [f"the {what} takes {taken:,} B, more than {limit:,} B" for what, limit, taken in over]
 
     def report(self) -> None:

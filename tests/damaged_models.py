@@ -273,7 +273,15 @@ def wild_buffer(model: Any, rng: Random) -> None:
 
 
 def wild_name(model: Any, rng: Random) -> None:
-    any_tensor(model, rng).name = rng.choice((b"", b"a\nb", b"\x1b[2J\0", b"n" * 5000, b"\xff\xfe", b"$x_", None))
+    """Any text of the file: names of tensors, subgraphs, metadata and signatures, codes of custom operators."""
+    holders = [(any_tensor(model, rng), "name"), (rng.choice(model.subgraphs), "name"), (model, "description")]
+    holders += [(code, "customCode") for code in model.operatorCodes or () if code.customCode]
+    holders += [(entry, "name") for entry in model.metadata or ()]
+    holders += [(signature, "signatureKey") for signature in model.signatureDefs or ()]
+    holder, field = rng.choice(holders)
+    setattr(
+        holder, field, rng.choice((b"", b"a\nb", b"\x1b[2J\0", b"n" * 5000, b"\xff\xfe", b"$x_", b"\xc2\x9b2J", None))
+    )
 
 
 def variable_flag(model: Any, rng: Random) -> None:
@@ -444,6 +452,8 @@ FLAGS = (
     ("--optimize", "--json", "-", "-o", "out.tflite"),
     ("--plan", "--in-place", "--max-arena", "1KB"),
     ("--split", "--optimize", "--plan", "-o", "split.tflite"),
+    ("--lighten", "--integer-io", "--plan", "--no-in-place", "--assume-kernels", "CUSTOM,LSTM", "--max-arena", "1MB"),
+    ("--clusters", "4", "--compress", "--compress-ram", "1KB", "--memories", "fast=2KB"),
 )
 PICTURES = (("--plot", "plot.svg"), ("--optimize", "--plan", "--memory-map", "map.svg"))  # ten times slower
 
@@ -567,7 +577,8 @@ def broken_rules(code: int | None, stdout: str, stderr: str, data: bytes, flags:
     if report:
         document = json.loads(report)
         result = document["optimization"]
-        if not result["refusal"] and result["peak"] != document["peak_bytes"]:
+        is_looped = output.exists() and tflite_tools.looped_operators(tflite_tools.read_model(output.read_bytes()))
+        if not result["refusal"] and not is_looped and result["peak"] != document["peak_bytes"]:
             broken.append(f"report: optimised to {result['peak']} B, but the peak is {document['peak_bytes']} B")
         if not result["refusal"] and not result["bound"] <= result["peak"] <= result["peak_before"]:
             broken.append(f"report: bound {result['bound']}, peak {result['peak']} of {result['peak_before']}")

@@ -497,3 +497,16 @@ def test_peaks_before_and_after_loops_share_memory_are_named(capsys: pytest.Capt
     TFLiteModel(looped()).print_model_analysis()
     told = r"usage: [0-9,]+ B \(what loops carry counted once, .*; [0-9,]+ B otherwise\)"
     assert re.search(told, capsys.readouterr().out)
+
+
+def test_what_is_read_by_slices_before_it_is_written_takes_memory_all_the_same():
+    """As a damaged file may have it."""
+    b = Builder()
+    x, late, half, y = (b.tensor(shape) for shape in ((1, 8, 4096), (1, 8, 4096), (1, 4, 4096), (1, 4, 4096)))
+    bounds = [b.constant(np.array(values, np.int32)) for values in ((0, 4, 0), (1, 4, 4096))]
+    b.op("SLICE", [late, *bounds], [half], schema.SliceOptionsT())
+    b.op("RELU", [half], [y])
+    b.op("RELU", [x], [late])
+    model = TFLiteModel(b.build([x], [y]))
+    model.plan_memory()
+    assert not model.arena.problems

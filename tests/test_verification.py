@@ -6,7 +6,6 @@ import importlib.util
 import json
 from pathlib import Path
 
-import flatbuffers
 import numpy as np
 import pytest
 from ai_edge_litert import schema_py_generated as schema
@@ -45,8 +44,7 @@ def test_a_reordered_and_planned_model_is_identical():
     result = model.verify_against(TFLiteModel(CELLS))
     assert result.identical
     assert result.runtimes == INSTALLED
-    assert result.signatures == ("serving_default",)
-    assert result.outputs == (len(INSTALLED) + 1) * len(INPUT_SCALES)  # in each of them, and of the signature
+    assert result.outputs == len(INSTALLED) * len(INPUT_SCALES)
     assert not result.constant_outputs
     assert result.noise == 0
     assert result.sqnr_db == float("inf")
@@ -240,37 +238,8 @@ def test_what_a_worker_process_does(tmp_path: Path, runtime: str):
     (tmp_path / "model.tflite").write_bytes(CELLS)
     (tmp_path / "inputs").write_bytes(pickle.dumps(inputs))
     run_model(runtime, str(tmp_path), str(1 << 20), tflite_tools.KERNELS[1])
-    outputs, signatures = pickle.loads((tmp_path / "outputs").read_bytes())
+    outputs = pickle.loads((tmp_path / "outputs").read_bytes())
     assert [len(o) for o in outputs] == [1] * len(INPUT_SCALES)
-    assert bool(signatures) == (runtime == LITERT)
-
-
-def with_a_signature_of_an_inner_tensor(last: str) -> bytes:
-    """As old converters left it: the signature's output is not that of the model."""
-    b = Builder()
-    x, inner, y = (b.tensor((4,), "FLOAT32", name=name) for name in ("x", "inner", "y"))
-    b.op("RELU", [x], [inner])
-    b.op(last, [inner], [y])
-    model = schema.ModelT.InitFromPackedBuf(b.build([x], [y]))
-    maps = []
-    for name, tensor in (("x", x), ("y", inner)):
-        maps.append(schema.TensorMapT())
-        maps[-1].name, maps[-1].tensorIndex = name, tensor
-    signature = schema.SignatureDefT()
-    signature.signatureKey, signature.inputs, signature.outputs = "old", maps[:1], maps[1:]
-    model.signatureDefs = [signature]
-    builder = flatbuffers.Builder()
-    builder.Finish(model.Pack(builder), b"TFL3")
-    return bytes(builder.Output())
-
-
-@pytest.mark.slow
-def test_a_signature_of_an_inner_tensor_does_not_hide_the_outputs(monkeypatch: pytest.MonkeyPatch):
-    original, changed = (with_a_signature_of_an_inner_tensor(kind) for kind in ("NEG", "ABS"))
-    assert verify_models(original, original).identical
-    monkeypatch.setattr(tflite_tools, "PACKAGES", {LITERT: PACKAGES[LITERT]})
-    result = verify_models(original, changed)
-    assert result.different == len(INPUT_SCALES)
 
 
 def test_odd_gathers_and_shapes_are_no_traceback():
