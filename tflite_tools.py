@@ -7352,11 +7352,11 @@ class Compression:
     def sliced(self, whole: Compressible, limit: int) -> Compressible | None:
         """FULLY_CONNECTED weights in the fewest output slices, decoded one by one, within ``limit`` bytes, or None."""
         operator, tensor = self.subgraph.operators[whole.readers[0]], self.subgraph.tensors[whole.tensor]
-        output, bias = self.subgraph.tensors[operator.outputs[0]], operator.inputs[2:3]
-        is_constant = all(t < 0 or _is_constant(self.subgraph.tensors[t]) for t in bias)
+        output = node_of(self.subgraph, operator).output
+        is_constant = all(t < 0 or _is_constant(self.subgraph.tensors[t]) for t in operator.inputs[2:3])
         if operator.kind != "FULLY_CONNECTED" or len(whole.readers) > 1 or self.axis(tensor) not in (None, 0):
             return None
-        if not is_constant or len(output.shape) < 2 or output.shape[-1] != tensor.shape[0]:
+        if output is None or not is_constant or len(output.shape) < 2 or output.shape[-1] != tensor.shape[0]:
             return None
         need = self.needs[operator.index]
         for count in range(2, MAX_CONCATENATED + 1):
@@ -10036,7 +10036,7 @@ class Command:
             with contextlib.suppress(ArenaError):
                 if model.arena.reserve != original.arena.reserve and not self.memories:
                     print(f"Arena to reserve: {saving(original.arena.reserve, model.arena.reserve)}.")
-                for name, size in model.snapshot.reserve_by_library.items():
+                for name, size in model.snapshot.reserve_by_library.items() if not self.memories else ():
                     if size > (before := original.reserve_by_library[name]):
                         way = f"--kernels {name} changes the model for these"
                         print(f"Larger with {LIBRARIES[name].title}: {saving(before, size)}; {way}.")

@@ -16,6 +16,7 @@ import tflite
 from corpus import MODELS, SHARED, needs_shared
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from model_builder import Builder
 from runtimes import litert_agrees, run_in_wheel, wheel_agrees
 from spatial_nets import SAME, Net
 
@@ -404,3 +405,11 @@ def test_the_gain_is_told_net_of_the_kernel_and_of_repacking(capsys: pytest.Capt
     decision = loose.compress_weights(4096)
     assert not decision.changed
     assert decision.before == decision.after < len(CNN.read_bytes()) + 5000
+
+
+def test_an_operator_without_an_output_is_not_cut():
+    b = Builder()
+    x, y = b.tensor((1, 64)), b.tensor((1, 64))
+    b.op("FULLY_CONNECTED", [x, b.constant(np.ones((64, 64), np.int8))], [])
+    b.op("RELU", [x], [y])
+    assert not TFLiteModel(b.build([x], [y])).compress_weights().weights
