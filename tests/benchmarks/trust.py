@@ -7,6 +7,7 @@ python tests/benchmarks/trust.py [FOLDER] [--time-limit 5] [--jobs 2]
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -47,12 +48,15 @@ def outcomes(path: Path, time_limit: float) -> list[tuple[str, str]]:
     found += in_tflm(model)
     original = TFLiteModel(model.to_bytes())
     for name, change in (
-        ("split", lambda: model.split_operators(time_limit=time_limit)),
-        ("reordered", lambda: model.optimize_memory(time_limit)),
+        ("split", lambda: model.split_operators(time_limit=time_limit, try_orders=True, stripes="auto")),
+        ("reordered", lambda: model.optimize_memory(time_limit, for_arena=True)),
         ("planned", lambda: model.plan_memory(time_limit)),
     ):
         if change().changed:
             found.append((name, ""))
+    with contextlib.suppress(ArenaError):
+        if model.arena.reserve > original.arena.reserve and not original.arena.problems:
+            found.append(("MORE TO RESERVE", f"{original.arena.reserve:,} -> {model.arena.reserve:,}"))
     try:
         result = model.verify_against(original)
     except VerificationError as error:
@@ -62,6 +66,10 @@ def outcomes(path: Path, time_limit: float) -> list[tuple[str, str]]:
     found.append((f"{verdict} in {where}", "" if result.identical else "\n".join(result.lines())))
     if result.identical and model.to_bytes() != original.to_bytes():
         found.append(("bit-identical, and a changed file", ""))
+    refused = [note for note in result.notes if "delegate refuses this model" in note]
+    if "LiteRT" in result.runtimes:
+        verdict = "REFUSED BY LITERT'S DEFAULT DELEGATE" if refused else "taken by LiteRT's default delegate"
+        found.append((verdict, refused[0] if refused else ""))
     if "TFLM" in result.runtimes and not original.graph.plan:
         inputs = random_inputs(model.graph, 0)[:1]
         head = run_in_wheel(model.to_bytes(), inputs, 0, ROOMY).head
