@@ -61,6 +61,7 @@ import csv
 import dataclasses
 import enum
 import graphlib
+import heapq
 import importlib
 import io
 import itertools
@@ -409,20 +410,31 @@ def shorten(name: str, limit: int = MAX_NAME) -> str:
     return name[:left] + "..." + name[left + 3 - limit :]
 
 
-TIME_LIMIT = 60.0  # default in seconds for all searches of one command or call together
+TIME_LIMIT = 60.0  # default in seconds of work for all searches of one command or call together
+NANO = 10**9
 
 
 class Budget:
-    """A time limit in seconds for a whole search; its parts take shares of the time left."""
+    """Work for a whole search; its parts take shares of the work left. Work is counted, in seconds that it takes about
+    on a usual machine, so that a search ends with the same result on all of them, whatever else they do."""
 
+    done: ClassVar[int] = 0  # work of all searches so far, in billionths of a second: sums of integers are exact
     is_interrupted: ClassVar[bool] = False  # if True, all budgets are over and every search ends with its best result
+    brake: ClassVar[float] = math.inf  # moment on the clock at which all of them are over, too
+    was_cut: ClassVar[bool] = False  # True: the brake ended a search
 
     def __init__(self, seconds: float = TIME_LIMIT) -> None:
-        self.deadline = time.monotonic() + seconds
+        self.end = Budget.done + int(min(seconds, NANO) * NANO)
+
+    @staticmethod
+    def spend(seconds: float) -> None:
+        Budget.done += int(seconds * NANO)
 
     @property
     def left(self) -> float:
-        return 0.0 if Budget.is_interrupted else max(self.deadline - time.monotonic(), 0.0)
+        if time.monotonic() > Budget.brake and Budget.done < self.end:
+            Budget.was_cut = True
+        return 0.0 if Budget.is_interrupted or Budget.was_cut else max(self.end - Budget.done, 0) / NANO
 
     @property
     def is_over(self) -> bool:
@@ -433,8 +445,9 @@ class Budget:
 
 
 @contextlib.contextmanager
-def keeping_the_best() -> Iterator[None]:
-    """Lets Ctrl-C and termination signals end searches with their best; a second one raises KeyboardInterrupt."""
+def keeping_the_best(seconds: float = math.inf) -> Iterator[None]:
+    """Lets Ctrl-C, termination signals and so many seconds by the clock end searches with their best; a second signal
+    raises KeyboardInterrupt."""
     numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
     def interrupt(number: int, frame: Any) -> None:
@@ -443,13 +456,14 @@ def keeping_the_best() -> Iterator[None]:
         Budget.is_interrupted = True
 
     before = {}
+    Budget.brake = time.monotonic() + seconds
     with contextlib.suppress(ValueError):  # not in the main thread
         heard = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]  # nohup ignores some
         before = {number: signal.signal(number, interrupt) for number in heard}
     try:
         yield
     finally:
-        Budget.is_interrupted = False
+        Budget.is_interrupted, Budget.was_cut, Budget.brake = False, False, math.inf
         for number, handler in before.items():
             signal.signal(number, handler)
 
@@ -2840,6 +2854,9 @@ def _contract(problem: OrderingProblem, pairs: Iterable[Fusion]) -> tuple[Orderi
 # So the bytes of that cut and the task's own demand bound every order from below.
 
 
+CUT_WORK, ARC_WORK = 5e-5, 6e-7  # seconds per minimum cut, and per arc of its network
+
+
 class CutNetwork:
     """Minimum cuts of a problem: the cheapest down-set under constraints, by maximum flow."""
 
@@ -2848,6 +2865,7 @@ class CutNetwork:
 
         n = problem.n
         self.problem, self.source, self.sink = problem, n, n + 1
+        self.work = CUT_WORK + ARC_WORK * sum(2 + len(b.readers) for b in problem.buffers)  # per cut
         self.infinite = sum(b.size for b in problem.buffers) + 1
         arcs = [(task, before, self.infinite) for before, task in problem.edges]
         for node, b in enumerate(problem.buffers, n + 2):
@@ -2862,6 +2880,7 @@ class CutNetwork:
 
     def bound(self, task: int) -> tuple[int, int]:
         """(least bytes in use while ``task`` runs, in any order; the set that has run before it in that case)."""
+        Budget.spend(self.work)
         for arcs, chosen in ((self.force_in, self.problem.predecessors[task]), (self.force_out, 1 << task)):
             capacities = np.zeros(self.problem.n, dtype=np.int64)
             capacities[list(members(chosen))] = self.infinite
@@ -2954,6 +2973,7 @@ def order_by_cuts(problem: OrderingProblem, budget: Budget) -> list[int] | None:
 
 LEVEL_WORDS = 1 << 23  # the largest level: 64 MiB of states, a few times that with temporaries
 SWEEP_STATES = 1 << 26  # states of one sweep: 512 MiB of history
+MOVE_WORK, STATE_WORK = 1.5e-5, 3e-9  # seconds per task that may be next, and per word of a state for each
 
 Split = list[tuple[int, Any]]  # a set of tasks as its words that are not zero: (word, bits)
 
@@ -3032,7 +3052,9 @@ class Sweep:
         )
         found = []
         free_move = np.full(len(live), -1, dtype=np.int32)
-        for t in np.flatnonzero((self.opens <= level) & (level <= self.closes)).tolist():
+        tasks = np.flatnonzero((self.opens <= level) & (level <= self.closes)).tolist()
+        Budget.spend(len(tasks) * (MOVE_WORK + STATE_WORK * states.size))
+        for t in tasks:
             if everywhere >> t & 1 or self.required[t] & ~anywhere:
                 continue
             ready = states[t >> 6] & np.uint64(1 << (t & 63)) == 0
@@ -3482,6 +3504,7 @@ FIRST_FIT_ORDERS: tuple[Key, ...] = (
 
 # Rounds of first fit per order: milliseconds each, and most plans are optimal before the tenth. Few for estimates.
 LEARNING_ROUNDS, FEW_ROUNDS = 300, 15
+BLOCK_WORK = 1.5e-5  # seconds per interval of a round
 PUSH = 0.6  # the largest share of all blocks that a block which ended too high overtakes in the next round
 
 
@@ -3504,6 +3527,7 @@ def plan_by_first_fit(
             break
         if turn == 0:
             urgency = -np.argsort(sorted(range(len(blocks)), key=lambda i: key(boxes[i]))).astype(float)
+        Budget.spend(BLOCK_WORK * len(intervals))
         plan = Plan(place_first_fit(intervals, (blocks[i] for i in np.argsort(-urgency, kind="stable"))), bound)
         best = min(best, plan, key=lambda plan: plan.height) if best.intervals else plan
         tops = [max((plan.intervals[i].offset or 0) + plan.intervals[i].size for i in block) for block in blocks]
@@ -3527,7 +3551,12 @@ def _bounding_box(intervals: Sequence[Interval], block: Block) -> Interval:
 # Placement, optimal: first fit that learns, then constraint programming
 ####################################################################################################
 
-PROOF_SHARE, WORKERS = 0.5, 8  # share of the time left in which the bound itself is tried as the height
+ALONE, WORKERS, SOLVER_WORK = (
+    0.5,
+    4,
+    3.0,
+)  # seconds for one strategy; number of them in turns; seconds per solver's unit
+PROOF_SHARE = 0.5  # share of the time left in which the bound itself is tried as the height
 
 
 def plan_optimally(
@@ -3553,23 +3582,35 @@ def plan_optimally(
     return plan
 
 
-def solve_constraints(model: Any, time_limit: float, workers: int) -> tuple[Any, Any]:
-    """The CP-SAT solver with its solution, and its status; it stops early if the program is interrupted."""
+def solve_constraints(model: Any, time_limit: float) -> tuple[Any, Any]:
+    """The CP-SAT solver with its solution, and its status. First one strategy for a while, then several in turns, which
+    is deterministic on any number of cores. It stops early if the program is interrupted."""
+    from ortools.sat.python import cp_model
+
+    alone, status = _solve(model, min(time_limit, ALONE), 1)
+    if status not in (cp_model.FEASIBLE, cp_model.UNKNOWN) or time_limit <= ALONE:
+        return alone, status
+    several, verdict = _solve(model, time_limit - ALONE, WORKERS)
+    return (alone, status) if verdict == cp_model.UNKNOWN else (several, verdict)
+
+
+def _solve(model: Any, time_limit: float, workers: int) -> tuple[Any, Any]:
     from concurrent.futures import ThreadPoolExecutor, wait
 
     from ortools.sat.python import cp_model
 
     solver = cp_model.CpSolver()
-    solver.parameters.max_time_in_seconds = time_limit
-    solver.parameters.num_workers = workers
+    solver.parameters.max_deterministic_time = time_limit / SOLVER_WORK
+    solver.parameters.num_workers, solver.parameters.interleave_search = workers, workers > 1
     solver.parameters.random_seed = 1
     solver.parameters.catch_sigint_signal = False  # it would not restore Python's own handler
     with ThreadPoolExecutor(1) as executor:  # signals reach this thread only while it runs Python
         solving = executor.submit(solver.solve, model)
         while not solving.done():
             wait([solving], timeout=0.2)
-            if Budget.is_interrupted:
+            if Budget(time_limit).is_over:
                 solver.stop_search()
+        Budget.spend(SOLVER_WORK * solver.response_proto.deterministic_time)
         return solver, solving.result()
 
 
@@ -3597,7 +3638,7 @@ def _solve_placement(
             model.add(starts[i] == starts[one] + (other - above) // unit)
     if height > least:
         model.minimize(top)
-    solver, status = solve_constraints(model, time_limit, WORKERS)
+    solver, status = solve_constraints(model, time_limit)
     if status == cp_model.INFEASIBLE:
         return None, (height // unit + 1) * unit
     if status not in (cp_model.OPTIMAL, cp_model.FEASIBLE):
@@ -4525,7 +4566,7 @@ class DivisionProblem:
         for limit, is_here in zip(limits, (is_fast, is_slow), strict=True):
             self._keep_within(model, limit, is_here, is_used)
         model.maximize(sum(value * literal for value, literal in zip(self.values, is_fast, strict=True)))
-        solver, status = solve_constraints(model, time_limit, WORKERS)
+        solver, status = solve_constraints(model, time_limit)
         if status not in (cp_model.OPTIMAL, cp_model.FEASIBLE):
             return None, sum(self.values)
         fast = frozenset(i for i, literal in enumerate(is_fast) if solver.value(literal))
@@ -6227,6 +6268,8 @@ STRIPES_AS = {"auto": (EITHER, UNROLLED, LOOPS), "loop": (LOOPS,), "unrolled": (
 
 
 MAX_REGION = 100  # operators
+# Seconds per operator that is emitted (in a loop or not) or bounded, and per step of a dynamic programme and label.
+EMIT_WORK, LOOP_WORK, BOUND_WORK, STEP_WORK = 1.5e-5, 2.7e-5, 2e-4, 3e-6
 MIN_LOOP_BYTES = 500  # of persistent memory, of a loop without line buffers
 LOOP_NUMBERS = 4 * ARENA_ALIGNMENT  # bytes for the counter of a loop and its table entries
 STRIPES = (2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32)
@@ -6355,6 +6398,7 @@ class SplitProblem:
         emitter = Emitter(self.subgraph)
         RegionEmitter(emitter, region).run(rows)
         bill, steps = Bill(emitter, self.scratch), self.steps[start:end]
+        Budget.spend(EMIT_WORK * len(bill.runs))
         before = sum(step.with_outputs for step in steps) - BITS_32.tensor * len(region.live_out)
         after = BITS_32.tensor * len(bill.sizes) + self.persistent(bill)
         macs = sum(self.stripe_macs(region, stripe) for stripe in rows) - sum(step.macs for step in steps)
@@ -6427,6 +6471,7 @@ class LowerBounds:
     def add(self, row: RowArrays) -> None:
         ways, number, row_bytes = self.ways, row.operator, self.problem.row_bytes
         step, (outputs, rule) = self.problem.steps[number], self.region.parts[number]
+        Budget.spend(BOUND_WORK)
         first, stop = row.computed
         runs = first < stop
         self.rows[number] = row
@@ -6590,6 +6635,7 @@ class LoopCosts:
         emitter.run()
         emitters = outside, emitter.iteration.body, emitter.cond
         bills = around, body, cond = [Bill(one, problem.scratch) for one in emitters]
+        Budget.spend(LOOP_WORK * sum(len(bill.runs) for bill in bills))
         used = {t for step in steps for t in (*step.operator.reads, *step.operator.writes)} - {*loop.written}
         free = {t for t in used if self.is_only_used(t, start, end)}  # numbers for new tensors of subgraph 0
         tensors = max(len(around.sizes) - len(free), 0)
@@ -6627,7 +6673,7 @@ def iteration_peak(body: Bill, handed: Mapping[int, int]) -> int:
 
 DEFAULT_MAX_MACS = 10.0  # increase in multiply-accumulates, in per cent
 RIVALS = 1.08  # times the smallest sum: up to it, a composition may be the best once it is reordered
-COARSE = 0.9  # factor from one limit on the peak to the next, in the first pass
+FINE = 0.95  # lower limit of a range by its upper one, from which on its compositions are found one by one
 Price = Callable[[Cost], int]  # prices of regions add up
 in_memory: Price = attrgetter("persistent")
 
@@ -6670,6 +6716,7 @@ class SplitSearch:
                 for position in range(done, found.end):
                     if steps[position].need <= limit:
                         inside[position + 1] = min(inside[position + 1], inside[position])
+                    Budget.spend(STEP_WORK * (1 + len(cheapest[position])))
                     for end, extra in cheapest[position].items():
                         inside[end] = min(inside[end], inside[position] + extra)
                 done = found.end
@@ -6743,6 +6790,7 @@ class SplitSearch:
         for position, here in enumerate(labels[:-1]):
             whole = position + 1, (), Cost(steps[position].need)
             options = [whole, *((r.end, (r,), r.cost) for r in self.regions[position].values())]
+            Budget.spend(STEP_WORK * len(options) * (1 + len(here)))
             for end, regions, cost in options:
                 if cost.peak > limit:
                     continue
@@ -6758,24 +6806,23 @@ class SplitSearch:
 
     def front(self, max_macs: int) -> list[Composition]:
         """Compositions by falling peak, unsplit first, each with the least persistent memory for its peak: all near the
-        smallest sum, and some others. A lower peak needs more persistent memory, so no sum between two limits is
-        smaller than the lower limit plus the memory for the upper one."""
+        smallest sum, and some others. A lower peak needs more persistent memory, so no sum with a peak between two
+        limits is smaller than the lower limit plus the memory for the upper one. The range of limits with the smallest
+        bound is halved first, so the lowest peaks come before all that is between."""
         unsplit = self.problem.unsplit
         found: dict[Any, Composition] = {(): unsplit}
-        limit = unsplit.cost.peak - 1
-        steps: list[tuple[Composition, int]] = []  # a composition, and the limit that was tried after it
-        latest: Composition | None = unsplit
-        while latest is not None and not self.budget.is_over:
-            steps.append((latest, limit))
-            latest = self.within(limit, max_macs, found)
-            if latest is not None:
-                limit = min(latest.cost.peak - 1, int(COARSE * limit))
-        for start, floor in sorted(steps, key=lambda step: step[0].cost.persistent + step[1]):
-            current: Composition | None = start
-            while current is not None and current.cost.peak - 1 > floor and not self.budget.is_over:
-                if floor + current.cost.persistent > RIVALS * min(c.cost.sum for c in found.values()):
-                    break
-                current = self.within(current.cost.peak - 1, max_macs, found)
+        ranges = [(0, unsplit.cost.peak - 1, 0, 0)]  # bound on the sum, upper limit, lower limit, memory for the upper
+        while ranges and not self.budget.is_over:
+            bound, upper, lower, persistent = heapq.heappop(ranges)
+            if bound > RIVALS * min(c.cost.sum for c in found.values()) or upper <= lower:
+                continue
+            limit = (lower + upper) // 2 if lower < FINE * upper else upper
+            met = self.within(limit, max_macs, found)
+            if limit < upper:
+                heapq.heappush(ranges, (limit + 1 + persistent, upper, limit, persistent))
+            if met is not None:
+                more = met.cost.persistent
+                heapq.heappush(ranges, (lower + more, met.cost.peak - 1, lower, more))
         return sorted(found.values(), key=lambda c: -c.cost.peak)
 
     def within(self, limit: int, max_macs: int, found: dict[Any, Composition]) -> Composition | None:
@@ -7744,9 +7791,9 @@ def _run_in_subprocess(
         with open(Path(folder, "said"), "w+b") as said:
             # A session of its own: signals to this program must not reach the runtime.
             process = subprocess.Popen(command, stdin=nothing, stdout=nothing, stderr=said, start_new_session=True)
-            deadline = Budget(timeout)
+            deadline = time.monotonic() + timeout
             try:
-                while process.poll() is None and not deadline.is_over:
+                while process.poll() is None and not (Budget.is_interrupted or time.monotonic() > deadline):
                     with contextlib.suppress(subprocess.TimeoutExpired):
                         process.wait(0.1)
             finally:
@@ -7754,7 +7801,7 @@ def _run_in_subprocess(
             code = process.wait()
             said.seek(0)
             lines = [line.strip() for line in said.read().decode(errors="replace").splitlines() if line.strip()]
-        if deadline.is_over:
+        if Budget.is_interrupted or time.monotonic() > deadline:
             raise RunFailure("interrupted" if Budget.is_interrupted else f"it did not finish within {timeout:.0f} s")
         outputs = Path(folder, "outputs")
         if code == 0 and outputs.exists():
@@ -7893,7 +7940,7 @@ def verify_models(
         timeout: seconds for all runs.
         progress: called with the name of each run.
     """
-    start, budget = time.monotonic(), Budget(timeout)
+    start = time.monotonic()
     graphs = read_model(original), read_model(changed)
     first, second = (graph.subgraphs[0] for graph in graphs)
     ports = {port.inner.index: port for port in _converted_ports(first, second)}
@@ -7907,7 +7954,8 @@ def verify_models(
     def run(runtime: str, is_changed: bool, kernels: str = kernels) -> Outputs:
         progress(f"the {'changed' if is_changed else 'original'} model in {runtime}")
         data, inputs = (changed, given) if is_changed else (original, meant)
-        return _run_in_subprocess(runtime, data, graphs[is_changed], inputs, kernels, budget.left)
+        left = max(start + timeout - time.monotonic(), 0.0)
+        return _run_in_subprocess(runtime, data, graphs[is_changed], inputs, kernels, left)
 
     notes, comparisons = missing_runtimes(), {}
     for runtime in [name for name in PACKAGES if not any(note.startswith(f"{name} ") for note in notes)]:
@@ -9851,6 +9899,7 @@ class TFLiteModel:
 ####################################################################################################
 
 DONE, CHECK_FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130  # exit codes
+BRAKE = 2  # times the limit, by the clock, after which searches are cut short
 STREAM = Path("-")  # stdin or stdout instead of a file
 
 
@@ -9923,8 +9972,8 @@ class Command:
         except OSError as error:
             if self.output != STREAM or error.filename:  # else only stderr failed, and the model can still be written
                 raise
-        if Budget.is_interrupted:
-            _log("interrupted: this is the best so far")
+        if Budget.is_interrupted or Budget.was_cut:
+            _log(f"{'interrupted' if Budget.is_interrupted else 'cut short by the clock'}: this is the best so far")
         failures = [result.failure for result in self.results if result.failure][:1]
         if not failures:
             self.write()
@@ -10041,7 +10090,8 @@ class Command:
                         way = f"--kernels {name} changes the model for these"
                         print(f"Larger with {LIBRARIES[name].title}: {saving(before, size)}; {way}.")
         if a.json:
-            text = json.dumps(reduce(lambda d, r: d | r.entry(), [*self.results, *others], model.analysis()), indent=2)
+            document = model.analysis() | {"cut_short": Budget.is_interrupted or Budget.was_cut}
+            text = json.dumps(reduce(lambda d, r: d | r.entry(), [*self.results, *others], document), indent=2)
             if a.json == "-":
                 print(text)
             else:
@@ -10200,8 +10250,8 @@ OPTIONS = {
         Option("-i --input", "the model to read (.tflite); '-' is stdin", Path, "FILE", more={"required": True}),
         Option("-o --output", "write the resulting model here; '-' is stdout", Path, "FILE"),
         Option("--in-place", "write the resulting model over the input"),
-        Option("--time-limit", f"for all searches together (default: {TIME_LIMIT:g})", _number("a number of seconds"),
-               "SECONDS"),
+        Option("--time-limit", f"work of all searches together, about so many seconds (default: {TIME_LIMIT:g})",
+               _number("a number of seconds"), "SECONDS"),
     ],
     "the target": [
         Option("--kernels", "what TFLM runs the model with: %(choices)s (default: %(default)s)", str, "NAME",
@@ -10375,7 +10425,7 @@ def _run_command_line(argv: Sequence[str] | None) -> int:
     name = "standard input" if arguments.input == STREAM else str(arguments.input)
     try:
         check_options(arguments)
-        with keeping_the_best():
+        with keeping_the_best(BRAKE * (math.inf if arguments.time_limit is None else arguments.time_limit)):
             return Command(arguments).run([o for o in ALL_OPTIONS if o.step and is_given(arguments, o)])
     except UsageError as error:
         message = str(error)
