@@ -3503,8 +3503,8 @@ FIRST_FIT_ORDERS: tuple[Key, ...] = (
 
 
 # Rounds of first fit per order: milliseconds each, and most plans are optimal before the tenth. Few for estimates.
-LEARNING_ROUNDS, FEW_ROUNDS = 300, 15
-BLOCK_WORK = 1.5e-5  # seconds per interval of a round
+LEARNING_ROUNDS, FEW_ROUNDS = 300, 5
+BLOCK_WORK = 2.5e-5  # seconds per interval of a round
 PUSH = 0.6  # the largest share of all blocks that a block which ended too high overtakes in the next round
 
 
@@ -3556,7 +3556,8 @@ ALONE, WORKERS, SOLVER_WORK = (
     4,
     3.0,
 )  # seconds for one strategy; number of them in turns; seconds per solver's unit
-PROOF_SHARE = 0.5  # share of the time left in which the bound itself is tried as the height
+PROOF_SHARE = 0.5  # share of the work left in which the bound itself is tried as the height
+PLAN_SECONDS = 15.0  # of work at most: what is not found by then is rarely found later
 
 
 def plan_optimally(
@@ -3570,7 +3571,7 @@ def plan_optimally(
     Constraint programming keeps rectangles of fixed time and free address apart (NoOverlap2D): it first tries the bound
     as the height, then minimises the height. ``enough`` is as for :func:`plan_by_first_fit`; with ``rounds`` of first
     fit, that is all."""
-    budget = Budget(time_limit)
+    budget = Budget(min(time_limit, PLAN_SECONDS))
     plan = plan_by_first_fit(intervals, groups, enough)
     if not plan.optimal and not budget.is_over:
         plan = plan_by_first_fit(intervals, groups, enough, rounds or LEARNING_ROUNDS, budget.share(0.2))
@@ -7176,7 +7177,9 @@ def weight_tensors(graph: ModelGraph) -> tuple[list[tuple[str, Tensor]], list[st
                 is_weight = index >= 0 and tensor.storage is Storage.CONSTANT and len(tensor.shape) >= 2
                 if not is_weight or tensor.buffer in found:
                     continue
-                if tensor.is_sparse:
+                if any(tensor.buffer == buffer for _, buffer in graph.metadata):
+                    notes[f"{tensor.name} has its data in common with metadata and stays as it is"] = None
+                elif tensor.is_sparse:
                     notes[f"{tensor.name} is stored sparse and stays as it is"] = None
                 elif tensor.element.numpy is None:
                     if operator.kind != "GATHER":  # GATHER also reads indices, shapes and the like
@@ -7358,6 +7361,8 @@ class Compression:
         readers, operators = self.readers[tensor.index], self.subgraph.operators
         is_weight = tensor.storage is Storage.CONSTANT and readers and len(tensor.shape) >= 2
         if not is_weight or any(position not in kind_of(operators[o]).weights for o, position in readers):
+            return None
+        if not all(operators[o].outputs for o, _ in readers):  # a damaged file
             return None
         if why := self.why_not(tensor, {operators[o].kind for o, _ in readers}):
             self.left_out[why].append(tensor.name)

@@ -346,3 +346,16 @@ def test_a_tensor_that_does_not_fill_its_buffer_is_left_alone():
     found, notes = weight_tensors(read_model(b.build([x], [y])))
     assert not found
     assert "does not fill" in notes[0]
+
+
+def test_weights_whose_bytes_are_metadata_too_stay():
+    b = Builder()
+    x, y = b.tensor((1, 8)), b.tensor((1, 8))
+    weights = b.constant(np.arange(64, dtype=np.int8).reshape(8, 8))
+    b.op("FULLY_CONNECTED", [x, weights], [y])
+    b.model.add_metadata("both", b"")
+    b.model.metadata[-1].buffer = b.table.tensors[weights].buffer
+    model = TFLiteModel(b.build([x], [y]))
+    decision = model.cluster_weights(2)
+    assert not decision.changed
+    assert "in common with metadata" in decision.notes[0]

@@ -412,4 +412,4 @@ def test_an_operator_without_an_output_is_not_cut():
     x, y = b.tensor((1, 64)), b.tensor((1, 64))
     b.op("FULLY_CONNECTED", [x, b.constant(np.ones((64, 64), np.int8))], [])
     b.op("RELU", [x], [y])
-    assert not TFLiteModel(b.build([x], [y])).compress_weights().weights
+    assert not TFLiteModel(b.build([x], [y])).compress_weights(PLENTY).weights

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 import random
 import struct
+import time
 from pathlib import Path
 from typing import Any
 
@@ -734,3 +736,42 @@ def test_a_model_without_operators_is_done_at_once():
     result = TFLiteModel(b.build([x], [x])).split_operators(time_limit=60)
     assert not result.changed
     assert result.seconds < 5
+
+
+# -- work instead of seconds ---------------------------------------------------------------------------
+
+
+def everything(data: bytes, work: float = 60.0) -> TFLiteModel:
+    model = TFLiteModel(data)
+    model.split_operators(20, work / 2, True, stripes="auto")
+    model.optimize_memory(work / 3, for_arena=True)
+    model.plan_memory(work / 6)
+    return model
+
+
+@pytest.mark.parametrize("name", ["cells", "mobilenet"])
+def test_the_clock_decides_nothing(name: str, monkeypatch: pytest.MonkeyPatch):
+    """The same file on a machine that seems a thousand times slower, and after other searches."""
+    data = (MODELS / f"digits_{name}_int8.tflite").read_bytes()
+    expected = everything(data).to_bytes()
+    real, start = time.monotonic, time.monotonic()
+    monkeypatch.setattr("tflite_tools.time.monotonic", lambda: start + 1000 * (real() - start))
+    assert everything(data).to_bytes() == expected
+
+
+@settings(max_examples=6, deadline=None)
+@given(st.integers(0, 2**32 - 1))
+def test_more_work_is_never_worse(seed: int):
+    rng = random.Random(seed)
+    data = random_net(rng, steps=rng.randint(4, 10), size=40)
+    reserves = [everything(data, work).arena.reserve for work in (0.01, 0.02, 0.04, 0.08, 1.0)]
+    assert reserves == sorted(reserves, reverse=True)
+
+
+def test_the_brake_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path):
+    monkeypatch.setattr(tflite_tools, "BRAKE", 0)
+    path, report = str(MODELS / "digits_cells_int8.tflite"), tmp_path / "report.json"
+    for limit, is_cut in ((["--time-limit", "5"], True), ([], False)):
+        assert main(["-i", path, "--optimize", "--plan", "--json", str(report), *limit]) == 0
+        assert ("cut short by the clock: this is the best so far" in capsys.readouterr().err) is is_cut
+        assert json.loads(report.read_text())["cut_short"] is is_cut
