@@ -6264,8 +6264,10 @@ class Forms(NamedTuple):
 
 
 UNROLLED, LOOPS, EITHER = Forms(True, False), Forms(False, True), Forms(True, True)
-# One search takes the best regions of its forms for each limit, but not the best for the number to reserve.
-STRIPES_AS = {"auto": (EITHER, UNROLLED, LOOPS), "loop": (LOOPS,), "unrolled": (UNROLLED,)}
+# One search takes the best regions of its forms for each limit, but not the best for the number to reserve. Loops take
+# the least work and mostly win; the last search knows all costs of the others.
+FORM_SHARES = (0.6, 0.5, 1.0)  # of the work left
+STRIPES_AS = {"auto": (LOOPS, UNROLLED, EITHER), "loop": (LOOPS,), "unrolled": (UNROLLED,)}
 
 
 MAX_REGION = 100  # operators
@@ -8570,12 +8572,13 @@ class SplitCandidate:
         cls, model: Snapshot, max_macs: float, max_peak: int | None, budget: Budget, forms: Sequence[Forms]
     ) -> SplitCandidate:
         """Raises ArenaError as :class:`SplitSearch`."""
-        search, found = SplitSearch(model.graph, model.graph.subgraphs[0], budget, forms[0]), dict[Any, Composition]()
+        search, found = SplitSearch(model.graph, model.graph.subgraphs[0], budget, forms[-1]), dict[Any, Composition]()
         most_macs, fitting = int(search.problem.macs * max_macs / 100), None
         if max_peak is not None:  # needs a separate search, which looks for other regions
-            fitting = search.again(budget.share(0.4), forms[0]).fitting(max_peak, most_macs)
-        for form in forms:  # the later ones add little, and know most of the costs already
-            found |= {way.regions: way for way in search.again(budget, form).front(most_macs)}
+            fitting = search.again(budget.share(0.4), forms[-1]).fitting(max_peak, most_macs)
+        for form, share in zip(forms, FORM_SHARES[-len(forms) :], strict=True):
+            one = search.again(budget.share(share), form)
+            found |= {way.regions: way for way in one.front(most_macs)}
         found |= {fitting.regions: fitting} if fitting else {}
         ways = sorted(found.values(), key=lambda c: (-c.cost.peak, c.cost.persistent))
         return cls(model, search, tuple(ways), fitting, not budget.is_over)
@@ -10279,7 +10282,7 @@ OPTIONS = {
         Option("--lighten", "operators with the same results that keep less memory in TFLM",
                step=lambda command, _: command.model.lighten_operators(command.arguments.plan, command.in_place)),
         Option("--split", "run regions of the model stripe by stripe where that needs less memory",
-               step=Command.split, weight=3),
+               step=Command.split, weight=6),
         Option("--stripes", "--split: turns of a loop, operators for each, or what needs less (auto, the default with "
                "--plan)", str, needs="--split", more={"choices": STRIPES_AS}),
         Option("--max-macs", f"how many more multiply-accumulates --split may cost (default: {DEFAULT_MAX_MACS:g})",
