@@ -8685,9 +8685,10 @@ def decide_split(
     unsplit = [(candidate, candidate.ways[0]) for candidate in candidates]
     best = min(ways, key=partial(reserve, is_bound=True), default=unsplit[0])
     old, new = min(map(reserve, unsplit)), reserve(best)
-    if max_peak is not None and new > old:
+    fits = max_peak is None or unsplit[0][1].cost.peak <= max_peak
+    if new > old and not fits:
         raise Refusal(f"within that peak, it would raise the arena to reserve, {saving(old, new)}")
-    best = unsplit[0] if max_peak is None and new >= old else best
+    best = unsplit[0] if fits and new >= old else best
     after, decided = best[0].decide(best[1], max_peak, budget)
     return after, dataclasses.replace(decided, is_reordered=best[0] is not candidates[0])
 

@@ -219,7 +219,7 @@ def test_corpus_is_planned_optimally(path: Path):
         return
     # Where loops share memory, the bound is that of the bytes alive, which not every layout reaches.
     has_loops = any(operator.kind == "WHILE" for _, operator in model.graph.operators)
-    assert result.optimal or has_loops
+    assert result.optimal or has_loops or result.unplanned is not None
     assert result.after <= before.head
     assert result.changed == (result.after < before.head)
     assert not result.changed or not model.arena.problems

@@ -412,6 +412,7 @@ def test_what_verification_needs_is_checked_before_the_search(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr(TFLiteModel, "split_operators", lambda *arguments: pytest.fail("it was searched before"))
     assert main(["-i", CELLS, "--split", "--optimize", "--plan", "--verify"]) == 1
     captured = capsys.readouterr()
     assert "pip install" in captured.err

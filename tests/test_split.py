@@ -222,7 +222,8 @@ def test_the_outlook_is_near_what_regions_take():
     for name in ("cnn", "mobilenet"):
         search = search_of((MODELS / f"digits_{name}_int8.tflite").read_bytes())
         ratios = []
-        for found, is_cached in itertools.product(itertools.chain(*search.problem.ranges.values()), (False, True)):
+        ranges = [found for found in itertools.chain(*search.problem.ranges.values()) if found.bound < found.unsplit]
+        for found, is_cached in itertools.product(ranges, (False, True)):
             for count, least in tflite_tools.LowerBounds(search.problem, found.end, is_cached).lists[found.start]:
                 region = search.problem.evaluate(found.start, found.end, count, is_cached)
                 ratios.append(region.cost.peak / max(least.peak, found.bound))
@@ -686,6 +687,9 @@ def test_what_fits_at_the_least_price_is_taken(capsys: pytest.CaptureFixture[str
     for limit in (whole.alternatives[0].cost.peak, whole.alternatives[2].cost.peak, whole.alternatives[-1].cost.peak):
         model = TFLiteModel.load_from_file(path)
         result = model.split_operators(max_macs=25, max_peak=limit)
+        if result.refusal:
+            assert "within that peak, it would raise the arena to reserve" in result.refusal
+            continue
         assert result.after <= limit
         cheaper = [a for a in whole.alternatives if a.cost.peak <= limit and a.cost.macs < result.chosen.cost.macs]
         assert not cheaper
