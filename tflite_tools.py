@@ -2590,7 +2590,9 @@ def iterations_of(graph: ModelGraph, operator: Operator) -> int | None:
         return None
     cond, body = (graph.subgraphs[callee] for callee in operator.callees)
     last = [o for o in body.operators if o.kind == "SLICE" and body.outputs[:1] == o.outputs and len(o.inputs) == 3]
-    if [o.kind for o in cond.operators] != ["SLICE"] or not last or last[0].inputs[1] != body.inputs[0]:
+    if [(o.kind, len(o.inputs)) for o in cond.operators] != [("SLICE", 3)] or not last or not body.inputs:
+        return None
+    if last[0].inputs[1] != body.inputs[0]:
         return None
     goes_on, positions = (
         graph.content(s.tensors[o.inputs[0]]).data for s, o in ((cond, cond.operators[0]), (body, last[0]))

@@ -649,3 +649,17 @@ def test_iterations_are_counted():
     assert after == before + decision.chosen.cost.macs
     assert not tflite_tools.has_unknown_loops(model.graph)
     assert model.compare_with(digits()).this["macs"] == after
+
+
+def test_iterations_of_a_damaged_loop_are_unknown(looped_digits: TFLiteModel):
+    for which, field in itertools.product((1, 2), ("inputs", "operators")):
+        table = schema.ModelT.InitFromPackedBuf(looped_digits.to_bytes())
+        if field == "inputs":
+            table.subgraphs[which].inputs = []
+        else:
+            for operator in table.subgraphs[which].operators:
+                operator.inputs = []
+        builder = flatbuffers.Builder(0)
+        builder.Finish(table.Pack(builder), b"TFL3")
+        graph = read_model(bytes(builder.Output()))
+        assert tflite_tools.model_macs(graph) > 0
