@@ -551,7 +551,10 @@ def test_the_default_finds_the_best_and_what_it_writes_runs_everywhere(seed: int
 STEPS = {
     "order": TFLiteModel.optimize_memory,
     "split": lambda model: model.split_operators(for_plan=False, max_macs=50),
-    "split and order": lambda model: model.split_operators(for_plan=False, max_macs=50, try_orders=True),
+    "split and order": lambda model: (
+        model.split_operators(for_plan=False, max_macs=50, try_orders=True),
+        model.optimize_memory(),  # with which the split is judged
+    ),
     "loops": lambda model: model.split_operators(for_plan=False, max_macs=50, stripes="auto"),
     "lighten": lambda model: model.lighten_operators(for_plan=False),
     "ports": lambda model: model.use_integer_ports(for_plan=False),
