@@ -401,6 +401,10 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else "\ufffd" for c in text)
 
 
+def printable_text(value: Bytes) -> str:
+    return printable(str(value, "utf-8", "replace"))
+
+
 def shorten(name: str, limit: int = MAX_NAME) -> str:
     """The name on one line, with its middle left out if it is too long: both ends tell names apart."""
     name = printable(name)
@@ -430,11 +434,16 @@ class Budget:
     def spend(seconds: float) -> None:
         Budget.done += int(seconds * NANO)
 
+    @staticmethod
+    def is_stopped() -> bool:
+        """Whether an interrupt or the brake ends all searches."""
+        Budget.was_cut |= time.monotonic() > Budget.brake
+        return Budget.is_interrupted or Budget.was_cut
+
     @property
     def left(self) -> float:
-        if time.monotonic() > Budget.brake and Budget.done < self.end:
-            Budget.was_cut = True
-        return 0.0 if Budget.is_interrupted or Budget.was_cut else max(self.end - Budget.done, 0) / NANO
+        work = max(self.end - Budget.done, 0)
+        return 0.0 if work and Budget.is_stopped() else work / NANO
 
     @property
     def is_over(self) -> bool:
@@ -2278,7 +2287,7 @@ def read_graph(file: File, kernels: Kernels = REFERENCE) -> ModelGraph:
 
 def custom_kind(code: Table) -> str:
     """The name of a custom operator, by its code in the file."""
-    return printable(str(code["CustomCode"][:MAX_KIND], "utf-8", "replace")) or "CUSTOM"
+    return printable_text(code["CustomCode"][:MAX_KIND]) or "CUSTOM"
 
 
 class _Reader:
@@ -2309,7 +2318,7 @@ class _Reader:
         if len(value) > self.letters:
             return ""
         self.letters -= len(value)
-        return printable(str(value, "utf-8", "replace"))
+        return printable_text(value)
 
     def vector(self, table: Table, field: str) -> tuple[Any, ...]:
         values = table[field]
@@ -2606,8 +2615,9 @@ def executions(graph: ModelGraph) -> list[int]:
     times = [int(index == 0) for index in range(len(graph.subgraphs))]
     for index in reversed(callees_first(graph)):
         for operator in graph.subgraphs[index].operators:
+            count = times[index] * (iterations_of(graph, operator) or 1)
             for callee in operator.callees:
-                times[callee] += times[index] * (iterations_of(graph, operator) or 1)
+                times[callee] += count
     return times
 
 
@@ -3520,21 +3530,25 @@ def plan_by_first_fit(
     """The lowest of some first-fit plans, in milliseconds each: by size, area, lifetime and time, and then by learning:
     what ends too high comes earlier in the next round ("squeaky wheel", D. Joslin and D. Clements, JAIR 1999). The
     intervals of a group keep their distances. A plan of up to ``enough`` bytes counts as optimal."""
-    bound = max(Profile(intervals).peak, enough)
+    plans = _first_fit_plans(intervals, groups, max(Profile(intervals).peak, enough), rounds)
+    best = next(plans)
+    while not (best.optimal or (budget and budget.is_over)) and (plan := next(plans, None)):
+        best = min(best, plan, key=lambda plan: plan.height)
+    return best
+
+
+def _first_fit_plans(intervals: Sequence[Interval], groups: Sequence[Block], bound: int, rounds: int) -> Iterator[Plan]:
     blocks = blocks_of(intervals, groups)
     boxes = [_bounding_box(intervals, block) for block in blocks]
-    rng, best = np.random.default_rng(0), Plan((), bound)
-    for key, turn in itertools.product(FIRST_FIT_ORDERS, range(rounds)):
-        if best.intervals and (best.optimal or (budget and budget.is_over)):
-            break
-        if turn == 0:
-            urgency = -np.argsort(sorted(range(len(blocks)), key=lambda i: key(boxes[i]))).astype(float)
-        Budget.spend(BLOCK_WORK * len(intervals))
-        plan = Plan(place_first_fit(intervals, (blocks[i] for i in np.argsort(-urgency, kind="stable"))), bound)
-        best = min(best, plan, key=lambda plan: plan.height) if best.intervals else plan
-        tops = [max((plan.intervals[i].offset or 0) + plan.intervals[i].size for i in block) for block in blocks]
-        urgency += (np.array(tops) > bound) * rng.uniform(0, PUSH * len(blocks), len(blocks))
-    return best
+    rng = np.random.default_rng(0)
+    for key in FIRST_FIT_ORDERS:
+        urgency = -np.argsort(sorted(range(len(blocks)), key=lambda i: key(boxes[i]))).astype(float)
+        for _ in range(rounds):
+            Budget.spend(BLOCK_WORK * len(intervals))
+            placed = place_first_fit(intervals, (blocks[i] for i in np.argsort(-urgency, kind="stable")))
+            yield Plan(placed, bound)
+            tops = [max((placed[i].offset or 0) + placed[i].size for i in block) for block in blocks]
+            urgency += (np.array(tops) > bound) * rng.uniform(0, PUSH * len(blocks), len(blocks))
 
 
 def granularity(intervals: Sequence[Interval], groups: Sequence[Block]) -> int:
@@ -3553,11 +3567,8 @@ def _bounding_box(intervals: Sequence[Interval], block: Block) -> Interval:
 # Placement, optimal: first fit that learns, then constraint programming
 ####################################################################################################
 
-ALONE, WORKERS, SOLVER_WORK = (
-    0.5,
-    4,
-    3.0,
-)  # seconds for one strategy; number of them in turns; seconds per solver's unit
+ALONE, WORKERS = 0.5, 4  # seconds for one strategy; number of strategies that then take turns
+SOLVER_WORK = 3.0  # seconds per unit of the solver's deterministic time
 PROOF_SHARE = 0.5  # share of the work left in which the bound itself is tried as the height
 PLAN_SECONDS = 15.0  # of work at most: what is not found by then is rarely found later
 
@@ -3611,7 +3622,7 @@ def _solve(model: Any, time_limit: float, workers: int) -> tuple[Any, Any]:
         solving = executor.submit(solver.solve, model)
         while not solving.done():
             wait([solving], timeout=0.2)
-            if Budget(time_limit).is_over:
+            if Budget.is_stopped():
                 solver.stop_search()
         Budget.spend(SOLVER_WORK * solver.response_proto.deterministic_time)
         return solver, solving.result()
@@ -6268,8 +6279,8 @@ class Forms(NamedTuple):
 UNROLLED, LOOPS, EITHER = Forms(True, False), Forms(False, True), Forms(True, True)
 # One search takes the best regions of its forms for each limit, but not the best for the number to reserve. Loops take
 # the least work and mostly win; the last search knows all costs of the others.
-FORM_SHARES = (0.6, 0.5, 1.0)  # of the work left
 STRIPES_AS = {"auto": (LOOPS, UNROLLED, EITHER), "loop": (LOOPS,), "unrolled": (UNROLLED,)}
+FORM_SHARES = (0.6, 0.5, 1.0)  # of the work left, for three searches; fewer take the last ones
 
 
 MAX_REGION = 100  # operators
@@ -6708,7 +6719,7 @@ class SplitSearch:
 
     def try_ranges(self, limit: int, max_macs: int, best: int, price: Price) -> None:
         """Find regions within ``limit`` bytes for the ranges that need more. Few stripes come first, since more cost
-        more; later calls, with lower limits, continue from there. ``best`` is the smallest sum of peak and additional
+        more; later calls, with other limits, know all costs so far. ``best`` is the smallest sum of peak and additional
         persistent bytes so far. Skips regions that cannot be part of a smaller sum, or that cost more than regions
         inside them with the same effect."""
         limits, steps = Cost(limit, max_macs), self.problem.steps
@@ -7549,8 +7560,16 @@ def plain_names(names: Iterable[str]) -> dict[str, str]:
 
 # Approximate bytes of flash of kernels that steps add, measured with gcc 12 -O2 for a Cortex-M4.
 KERNEL_FLASH = {
-    **{"SELECT_V2": 6800, "MINIMUM": 5700, "PAD": 4800, "PADV2": 4800, "CONCATENATION": 4300, "SLICE": 2600},
-    **{"DYNAMIC_UPDATE_SLICE": 3200, "BROADCAST_TO": 2200, "GATHER": 2000, "WHILE": 1000, DECODE: 21500},
+    DECODE: 21500,
+    "SELECT_V2": 6800,
+    "MINIMUM": 5700,
+    "PAD": 4800,
+    "CONCATENATION": 4300,
+    "DYNAMIC_UPDATE_SLICE": 3200,
+    "SLICE": 2600,
+    "BROADCAST_TO": 2200,
+    "GATHER": 2000,
+    "WHILE": 1000,
 }
 
 
@@ -7801,8 +7820,12 @@ def _run_in_subprocess(
             # A session of its own: signals to this program must not reach the runtime.
             process = subprocess.Popen(command, stdin=nothing, stdout=nothing, stderr=said, start_new_session=True)
             deadline = time.monotonic() + timeout
+
+            def is_over() -> bool:
+                return Budget.is_interrupted or time.monotonic() > deadline
+
             try:
-                while process.poll() is None and not (Budget.is_interrupted or time.monotonic() > deadline):
+                while process.poll() is None and not is_over():
                     with contextlib.suppress(subprocess.TimeoutExpired):
                         process.wait(0.1)
             finally:
@@ -7810,7 +7833,7 @@ def _run_in_subprocess(
             code = process.wait()
             said.seek(0)
             lines = [line.strip() for line in said.read().decode(errors="replace").splitlines() if line.strip()]
-        if Budget.is_interrupted or time.monotonic() > deadline:
+        if is_over():
             raise RunFailure("interrupted" if Budget.is_interrupted else f"it did not finish within {timeout:.0f} s")
         outputs = Path(folder, "outputs")
         if code == 0 and outputs.exists():
@@ -7913,12 +7936,12 @@ class VerificationDecision(Decision):
         return lines + (self.distance.message()[:1] if self.distance else [])
 
 
-def missing_runtimes() -> list[str]:
-    """A note for every runtime that is not installed."""
+def missing_runtimes() -> dict[str, str]:
+    """The runtimes that are not installed, with a note for each."""
     import importlib.util
 
     missing = [(name, package) for name, (module, package) in PACKAGES.items() if not importlib.util.find_spec(module)]
-    return [f"{name} is not installed: pip install {package}" for name, package in missing]
+    return {name: f"{name} is not installed: pip install {package}" for name, package in missing}
 
 
 def _why_not_run(runtime: str, original: ModelGraph, changed: ModelGraph) -> str:
@@ -7928,8 +7951,9 @@ def _why_not_run(runtime: str, original: ModelGraph, changed: ModelGraph) -> str
         return f"{LITERT} has no {DECODE}, with which the weights are compressed" if DECODE in kinds else ""
     if reasons := refusals(original):
         return f"{TFLM} does not run this model: {reasons[0]}"
-    is_open = any(first.tensors[i].is_completed for i in first.outputs)
-    return f"the package of {TFLM} does not hand out outputs with a dimension that the file leaves open" * is_open
+    if any(first.tensors[i].is_completed for i in first.outputs):
+        return f"the package of {TFLM} does not hand out outputs with a dimension that the file leaves open"
+    return ""
 
 
 def verify_models(
@@ -7966,8 +7990,9 @@ def verify_models(
         left = max(start + timeout - time.monotonic(), 0.0)
         return _run_in_subprocess(runtime, data, graphs[is_changed], inputs, kernels, left)
 
-    notes, comparisons = missing_runtimes(), {}
-    for runtime in [name for name in PACKAGES if not any(note.startswith(f"{name} ") for note in notes)]:
+    missing, comparisons = missing_runtimes(), {}
+    notes = list(missing.values())
+    for runtime in [name for name in PACKAGES if name not in missing]:
         if why := _why_not_run(runtime, *graphs):
             notes.append(why)
             continue
@@ -8419,7 +8444,6 @@ class PortsDecision(Decision):
     """The effect of integer inputs and outputs on the peak."""
 
     ports: tuple[Port, ...] = ()
-
     reserve_before: int | None = None
     reserve: int | None = None
 
@@ -8451,9 +8475,10 @@ def decide_ports(model: Snapshot, for_plan: bool = True, in_place: bool = True) 
     ``in_place`` are as for :func:`decide_split`."""
     if why := why_not_rewritten(model.graph):
         raise Refusal(why, before=model.peak, after=model.peak)
-    ports = convertible_ports(model.graph.subgraphs[0])
-    after = model.rewritten(without_conversions(model.graph.subgraphs[0], ports)) if ports else model
-    check_reserve(model, after, for_plan, in_place)
+    after, ports = model, convertible_ports(model.graph.subgraphs[0])
+    if ports:
+        after = model.rewritten(without_conversions(model.graph.subgraphs[0], ports))
+        check_reserve(model, after, for_plan, in_place)
     decision = PortsDecision(before=model.peak, after=after.peak, ports=tuple(ports))
     with contextlib.suppress(ArenaError):
         decision = dataclasses.replace(decision, reserve_before=model.arena.reserve, reserve=after.arena.reserve)
@@ -8678,21 +8703,26 @@ def decide_split(
     if max_peak is not None:
         ways = [min(ways, key=lambda one: (one[1].cost.peak > max_peak, one[1].cost.macs, one[1].cost.sum))]
 
-    def reserve(one: tuple[SplitCandidate, Composition], is_bound: bool = False) -> int:
-        after, is_planned = one[0].written(one[1]), for_plan or one[1].has_loops
-        if try_orders and not one[1].has_loops:
+    def judged(candidate: SplitCandidate, way: Composition) -> tuple[SplitCandidate, Composition, Snapshot]:
+        after = candidate.written(way)
+        if try_orders and not way.has_loops:
             after, _ = decide_order(after, min(FINAL_SECONDS, budget.left), for_plan, in_place=in_place)
-        return reserve_of(after, is_planned, in_place, is_bound)
+        return candidate, way, after
 
-    unsplit = [(candidate, candidate.ways[0]) for candidate in candidates]
-    best = min(ways, key=partial(reserve, is_bound=True), default=unsplit[0])
+    def reserve(one: tuple[SplitCandidate, Composition, Snapshot], is_bound: bool = False) -> int:
+        _, way, after = one
+        return reserve_of(after, for_plan or way.has_loops, in_place, is_bound)
+
+    split = list(itertools.starmap(judged, ways))
+    unsplit = [judged(candidate, candidate.ways[0]) for candidate in candidates]
+    best = min(split, key=partial(reserve, is_bound=True), default=unsplit[0])
     old, new = min(map(reserve, unsplit)), reserve(best)
     fits = max_peak is None or unsplit[0][1].cost.peak <= max_peak
     if new > old and not fits:
         raise Refusal(f"within that peak, it would raise the arena to reserve, {saving(old, new)}")
-    best = unsplit[0] if fits and new >= old else best
-    after, decided = best[0].decide(best[1], max_peak, budget)
-    return after, dataclasses.replace(decided, is_reordered=best[0] is not candidates[0])
+    candidate, way, _ = unsplit[0] if fits and new >= old else best
+    after, decided = candidate.decide(way, max_peak, budget)
+    return after, dataclasses.replace(decided, is_reordered=candidate is not candidates[0])
 
 
 ####################################################################################################
@@ -9300,7 +9330,8 @@ def own_kernels(model: Snapshot) -> dict[str, tuple[bytes, str]]:
     found: dict[str, tuple[bytes, str]] = {}
     for kind in sorted(used):
         name, taken = f"Register_{cpp_name(kind)}", [function for _, function in found.values()]
-        found[kind] = codes[kind], next(n for n in (name, *(f"{name}_{i}" for i in range(2, 99))) if n not in taken)
+        names = itertools.chain([name], (f"{name}_{i}" for i in itertools.count(2)))
+        found[kind] = codes[kind], next(n for n in names if n not in taken)
     return found
 
 
@@ -9944,15 +9975,16 @@ class Command:
         self.in_place = not arguments.no_in_place
         self.is_trial = len(arguments.clusters or []) > 1
         self.output = output_of(arguments)
+        kernels = arguments.kernels, arguments.assume_kernels or ()
         if arguments.input == STREAM:
             if sys.stdin is None:
                 raise UsageError("standard input is closed")
-            self.model = TFLiteModel(sys.stdin.buffer.read(), arguments.kernels, arguments.assume_kernels)
+            self.model = TFLiteModel(sys.stdin.buffer.read(), *kernels)
         else:
-            self.model = TFLiteModel.load_from_file(arguments.input, arguments.kernels, arguments.assume_kernels)
+            self.model = TFLiteModel.load_from_file(arguments.input, *kernels)
         self.original = self.baseline = self.model.snapshot  # --verify compares with the baseline
         if arguments.verify and len(missing := missing_runtimes()) == len(PACKAGES):
-            raise VerificationError("; ".join(missing))
+            raise VerificationError("; ".join(missing.values()))
         self.other = self.model_to_compare()
         self.results: list[Decision] = []
 
@@ -10267,8 +10299,7 @@ OPTIONS = {
     "the target": [
         Option("--kernels", "what TFLM runs the model with: %(choices)s (default: %(default)s)", str, "NAME",
                more={"choices": LIBRARIES, "default": REFERENCE.name}),
-        Option("--assume-kernels", "operators for which your firmware links kernels of its own", _names, "NAME,...",
-               more={"default": ()}),
+        Option("--assume-kernels", "operators for which your firmware links kernels of its own", _names, "NAME,..."),
         Option("--max-arena", "exit with 1 if the arena to reserve exceeds this (as 64KB), or TFLM refuses the model",
                _size, "BYTES"),
     ],
@@ -10345,7 +10376,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def is_given(arguments: argparse.Namespace, option: Option) -> bool:
     value = getattr(arguments, option.name)
-    return value is not None and value is not False and value != ()
+    return value is not None and value is not False  # a number may be 0
 
 
 def check_options(arguments: argparse.Namespace) -> None:
@@ -10389,8 +10420,9 @@ def output_of(arguments: argparse.Namespace) -> Path | None:
     inside += [a.firmware / name for name in firmware_names(title_of(a))] if a.firmware else []
     inputs = [a.compare] if a.compare else []
     inputs += [] if a.input in (STREAM, output) else [a.input]
-    for i, file in enumerate([*files, *inside]):
-        if any(_same_file(file, other) for other in (*inputs, *[*files, *inside][:i])):
+    written = [*files, *inside]
+    for i, file in enumerate(written):
+        if any(_same_file(file, other) for other in (*inputs, *written[:i])):
             raise UsageError(f"{file}: two files of this command have the same name")
         if file.is_dir():
             raise UsageError(f"{file}: is a directory; give a file name")

@@ -54,9 +54,8 @@ class Net(Builder):
         if self.dtype == "FLOAT32":
             return {}
         scale, zero = QUANTIZED[self.dtype]
-        q = schema.QuantizationParametersT()
-        q.scale, q.zeroPoint = ([0.02] * scales, [0] * scales) if scales else ([scale], [zero])
-        return {"quantization": q}
+        given, zeros = ([0.02] * scales, [0] * scales) if scales else ([scale], [zero])
+        return {"quantization": quantized_by(given, zeros)}
 
     def shape(self, tensor: int) -> list[int]:
         return list(self.table.tensors[tensor].shape)
@@ -69,9 +68,8 @@ class Net(Builder):
     def bias(self, channels: int) -> int:
         if self.dtype == "FLOAT32":
             return self.constant(self.rng.normal(size=channels).astype(np.float32))
-        q = schema.QuantizationParametersT()
-        q.scale, q.zeroPoint = [QUANTIZED[self.dtype][0] * 0.02], [0]
         dtype = np.int32 if self.dtype == "INT8" else np.int64
+        q = quantized_by([QUANTIZED[self.dtype][0] * 0.02], [0])
         return self.constant(self.rng.integers(-500, 500, channels).astype(dtype), quantization=q)
 
     def window(self, kind: str, x: int, channels: int = 0, kernel: tuple[int, int] = (3, 3), stride: int = 1,

@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from model_builder import Builder
 from runtimes import litert_agrees, random_inputs, run_litert, run_tflm, wheel_agrees
-from spatial_nets import Net, random_net, regions, rewritten, search_of, split
+from spatial_nets import Net, quantized_by, random_net, regions, rewritten, search_of, split
 
 import tflite_tools
 from tflite_tools import (
@@ -298,9 +298,7 @@ def test_several_regions_and_what_is_around_them(is_cached: bool):
     )
     net.table.operators[-1].builtinOptions.beta = 1.0
     x = net.map("ADD", net.window("CONV_2D", scores, 4), scores)
-    q = schema.QuantizationParametersT()
-    q.scale, q.zeroPoint = [1 / 256], [-128]
-    net.table.tensors[scores].quantization = q
+    net.table.tensors[scores].quantization = quantized_by([1 / 256], [-128])
     net.model.add_metadata("note", b"as it was")
     net.model.add_metadata(tflite_tools.OFFLINE_PLAN, np.array([1, 1, 99] + [-1] * 99, "<i4").tobytes())
     data = net.build([source], [x])
@@ -635,18 +633,12 @@ def test_hybrid_convolutions_stay_whole():
     inner = net.window("CONV_2D", source, 32)
     last = net.window("CONV_2D", inner, 4)
     for operator in net.table.operators:
-        shape = net.shape(operator.inputs[1])
-        operator.inputs[1] = net.constant(net.rng.integers(-90, 90, shape).astype(np.int8), quantization=hybrid())
+        weights = net.rng.integers(-90, 90, net.shape(operator.inputs[1])).astype(np.int8)
+        operator.inputs[1] = net.constant(weights, quantization=quantized_by([0.02], [0]))
     model = TFLiteModel(net.build([source], [last]))
     decision = model.split_operators(stripes="auto")
     assert not decision.changed
     assert "it is hybrid, and LiteRT quantises its input by the range of the whole tensor" in decision.whole[0]
-
-
-def hybrid() -> schema.QuantizationParametersT:
-    q = schema.QuantizationParametersT()
-    q.scale, q.zeroPoint = [0.02], [0]
-    return q
 
 
 def test_a_damaged_height_takes_no_time():
