@@ -60,6 +60,7 @@ import copy
 import csv
 import dataclasses
 import enum
+import gc
 import graphlib
 import heapq
 import importlib
@@ -398,7 +399,7 @@ MAX_LISTED = 5  # sentences or names of one kind in a report
 
 def printable(text: str) -> str:
     """The text on one line; each character that is unsafe in a terminal or spreadsheet becomes U+FFFD."""
-    return "".join(c if c.isprintable() else "\ufffd" for c in text)
+    return text if text.isprintable() else "".join(c if c.isprintable() else "\ufffd" for c in text)
 
 
 def printable_text(value: Bytes) -> str:
@@ -1088,6 +1089,19 @@ LIBRARIES = {
 USUAL_LIBRARIES = ("cmsis-nn", "esp-nn")  # what most devices run
 
 
+class Pads(NamedTuple):
+    """Amounts of padding on two opposite sides."""
+
+    before: int
+    after: int
+
+
+def same_pads(source: int, output: int, stride: int, window: int) -> Pads:
+    """SAME padding along one axis: as little as the output needs; the smaller half comes first."""
+    total = max((output - 1) * stride + window - source, 0)
+    return Pads(total // 2, total - total // 2)
+
+
 class Window(NamedTuple):
     """A window over a feature map as the kernel receives it: (height, width), with channels where there are any."""
 
@@ -1101,13 +1115,12 @@ class Window(NamedTuple):
     @classmethod
     def of(cls, node: Node) -> Window:
         """The window of an operator. Raises LookupError or ValueError if its tensors do not have such shapes."""
-        (_, *whole, channels), (_, *taken, _) = node["input"].shape, node["weights"].shape
-        _, *size, depth = node["output"].shape
-        stride = node.options["StrideH"], node.options["StrideW"]
-        dilation = node.options.get("DilationHFactor", 1), node.options.get("DilationWFactor", 1)
-        (height, width), (rows, columns), (down, across) = whole, taken, size
-        axes = zip(whole, taken, size, stride, dilation, strict=True)
-        above, left = (max((out - 1) * s + (k - 1) * d + 1 - all_, 0) // 2 for all_, k, out, s, d in axes)
+        (_, height, width, channels), (_, rows, columns, _) = node["input"].shape, node["weights"].shape
+        (_, down, across, depth), options = node["output"].shape, node.options
+        stride = options["StrideH"], options["StrideW"]
+        dilation = options.get("DilationHFactor", 1), options.get("DilationWFactor", 1)
+        above = same_pads(height, down, stride[0], (rows - 1) * dilation[0] + 1).before
+        left = same_pads(width, across, stride[1], (columns - 1) * dilation[1] + 1).before
         return cls((height, width, channels), (rows, columns), (down, across, depth), stride, dilation, (above, left))
 
     @property
@@ -1446,13 +1459,6 @@ SPLIT_DTYPES = ("FLOAT32", "INT8", "INT16", "INT32")  # supported by the kernels
 UPSAMPLING = (2, 4, 8, 16, 32)  # factors with an exact reciprocal, so that each row of a stripe keeps its source row
 
 
-class Pads(NamedTuple):
-    """Amounts of padding on two opposite sides."""
-
-    before: int
-    after: int
-
-
 NO_PADS = Pads(0, 0)
 Pair = tuple[Any, Any]  # (first row, stop), or arrays of them
 
@@ -1540,12 +1546,6 @@ def why_no_rows(tensor: Tensor) -> str:
 def is_map(tensor: Tensor) -> bool:
     """True if the tensor is a feature map of rows, columns and channels."""
     return has_rows(tensor) and len(tensor.shape) == 4
-
-
-def same_pads(source: int, output: int, stride: int, window: int) -> Pads:
-    """SAME padding along one axis: as little as the output needs; the smaller half comes first."""
-    total = max((output - 1) * stride + window - source, 0)
-    return Pads(total // 2, total - total // 2)
 
 
 ####################################################################################################
@@ -2074,10 +2074,11 @@ def kind_of(operator: Operator) -> Kind:
     return KINDS.get(operator.kind, UNKNOWN_KIND)
 
 
-def node_of(subgraph: Subgraph, operator: Operator) -> Node:
+def node_of(subgraph: Subgraph, operator: Operator, pointer: int = BITS_32.pointer) -> Node:
     inputs = tuple(subgraph.tensors[i] if i >= 0 else None for i in operator.inputs)
     outputs = tuple(subgraph.tensors[i] for i in operator.writes)
-    return Node(kind_of(operator), inputs, outputs, operator.options, operator.custom_options, subgraph.kernels)
+    kernels, custom = subgraph.kernels, operator.custom_options
+    return Node(kind_of(operator), inputs, outputs, operator.options, custom, kernels, pointer)
 
 
 def may_overwrite(node: Node, position: int) -> bool:
@@ -2104,7 +2105,7 @@ def multiply_accumulates(subgraph: Subgraph, operator: Operator) -> int:
 def scratch_requests(subgraph: Subgraph, operator: Operator, pointer: int = BITS_32.pointer) -> list[int]:
     """Bytes of each scratch buffer of a kernel, in its order, on a target with pointers of that many bytes. Raises
     ArenaError if inputs or options do not fit."""
-    node = dataclasses.replace(node_of(subgraph, operator), pointer=pointer)
+    node = node_of(subgraph, operator, pointer)
     try:
         requests = node.kernel.scratch(node) if node.kernel and node.output else []
         if all(isinstance(size, int) and 0 <= size <= MAX_ELEMENTS for size in requests):
@@ -3424,46 +3425,59 @@ def blocks_of(intervals: Sequence[Interval], groups: Sequence[Block]) -> list[Bl
     return [*groups, *({i: 0} for i in range(len(intervals)) if i not in grouped)]
 
 
+MIN_PERIOD = 16  # units of time
+
+
+class Obstacles:
+    """Placed intervals, by periods of time, so that long schedules take no more work per interval than short ones. A
+    period is at least as long as the mean lifetime: most intervals are in one or two."""
+
+    def __init__(self, intervals: Sequence[Interval]) -> None:
+        lifetimes = sum(last - first + 1 for _, first, last, _ in intervals)
+        self.period = max(MIN_PERIOD, lifetimes // max(len(intervals), 1))
+        self.rows: dict[int, list[tuple[int, int, int, int]]] = defaultdict(list)  # (offset, end, first, last), sorted
+
+    def periods(self, interval: Interval) -> range:
+        return range(interval.first // self.period, interval.last // self.period + 1)
+
+    def add(self, interval: Interval) -> None:
+        size, first, last, start = interval
+        for period in self.periods(interval):
+            bisect.insort(self.rows[period], (start or 0, (start or 0) + size, first, last))
+
+    def lowest_place(self, block: Sequence[Interval]) -> int:
+        """The lowest free address for a block; the ``offset`` of each of its intervals is relative to it."""
+        taken: list[tuple[int, int]] = []  # addresses between which the block must not start
+        for interval in block:
+            size, first, last, above = interval
+            for period in self.periods(interval):
+                alive = (row for row in self.rows[period] if row[2] <= last and row[3] >= first)
+                taken += [(start - size - (above or 0), end - (above or 0)) for start, end, _, _ in alive]
+        reach = 0
+        for low, high in sorted(taken):
+            if low >= reach:
+                break
+            reach = max(reach, high)
+        return reach
+
+
 def place_first_fit(intervals: Sequence[Interval], blocks: Iterable[Block]) -> tuple[Interval, ...]:
     """Give each block, in this order, the lowest gap among the earlier ones alive with it. Intervals that have an
     offset keep it unchecked, as in TFLM."""
-    placed = list(intervals)
-    rows = np.empty((4, len(intervals)), dtype=np.int64)  # offset, end, first, last: sorted by offset
-    count = 0
+    placed, obstacles = list(intervals), Obstacles(intervals)
     for block in blocks:
         at = next((given - above for i, above in block.items() if (given := intervals[i].offset) is not None), None)
         if at is None:
-            at = _lowest_place(_members(intervals, block), rows[:, :count])
+            at = obstacles.lowest_place(_members(intervals, block))
         for i, above in block.items():
-            size, first, last, _ = intervals[i]
-            start = at + above
-            placed[i] = Interval(size, first, last, start)
-            rank = int(np.searchsorted(rows[0, :count], start, side="right"))
-            rows[:, rank + 1 : count + 1] = rows[:, rank:count]
-            rows[:, rank] = start, start + size, first, last
-            count += 1
+            placed[i] = intervals[i]._replace(offset=at + above)
+            obstacles.add(placed[i])
     return tuple(placed)
 
 
 def _members(intervals: Sequence[Interval], block: Block) -> list[Interval]:
     """The intervals of a block, with offsets relative to it."""
     return [intervals[i]._replace(offset=above) for i, above in block.items()]
-
-
-def _lowest_place(block: Sequence[Interval], rows: np.ndarray) -> int:
-    """The lowest free address for a block; the ``offset`` of each of its intervals is relative to it."""
-    lows, highs = [], []  # per obstacle, the addresses between which the block must not start
-    for size, first, last, above in block:
-        together = (rows[2] <= last) & (rows[3] >= first)
-        lows.append(rows[0][together] - (size + (above or 0)))
-        highs.append(rows[1][together] - (above or 0))
-    low, high = np.concatenate(lows), np.concatenate(highs)
-    if len(block) > 1:
-        order = np.argsort(low, kind="stable")
-        low, high = low[order], high[order]
-    reach = np.maximum.accumulate(np.append(0, high))  # lowest address above all earlier obstacles
-    free = np.flatnonzero(low >= reach[:-1])
-    return int(reach[free[0]] if len(free) else reach[-1])
 
 
 def place_greedily(intervals: Sequence[Interval]) -> tuple[Interval, ...]:
@@ -3476,16 +3490,18 @@ def place_greedily(intervals: Sequence[Interval]) -> tuple[Interval, ...]:
 
 def conflicts(intervals: Sequence[Interval], most: int = 1000) -> list[tuple[int, int]]:
     """Pairs of placed intervals that are alive together and overlap in memory; stops soon after ``most`` pairs."""
-    size, first, last, start = np.array(intervals, dtype=np.int64).reshape(-1, 4).T
+    rows = np.array(intervals, dtype=np.int64).reshape(-1, 4)
+    order = np.argsort(rows[:, 1], kind="stable")
+    size, first, last, start = rows[order].T
     found: list[tuple[int, int]] = []
-    for i in range(len(intervals)):
-        later = slice(i + 1, None)
-        clash = (first[later] <= last[i]) & (last[later] >= first[i])
-        clash &= (start[later] < start[i] + size[i]) & (start[later] + size[later] > start[i])
-        found += [(i, i + 1 + int(j)) for j in np.flatnonzero(clash)]
+    for i, stop in enumerate(np.searchsorted(first, last, side="right").tolist()):
+        later = slice(i + 1, stop)  # those that begin while it is alive
+        clash = (start[later] < start[i] + size[i]) & (start[later] + size[later] > start[i])
+        clash &= last[later] >= first[i]
+        found += [(int(order[i]), int(order[i + 1 + j])) for j in np.flatnonzero(clash)]
         if len(found) >= most:
             break
-    return found
+    return sorted((min(pair), max(pair)) for pair in found)
 
 
 MAX_OFFSET = 1 << 31  # offsets in the file are signed 32-bit integers
@@ -3891,7 +3907,8 @@ def _grouped(
     for number, (owner, distance) in enumerate(zip(owners, distances, strict=True)):
         place, height = places[owner]
         members[place][number] = height + distance
-    groups = [{i: above - min(g.values()) for i, above in g.items()} for g in members.values() if len(g) > 1]
+    lowest = ((group, min(group.values())) for group in members.values() if len(group) > 1)
+    groups = [{i: above - base for i, above in group.items()} for group, base in lowest]
     return Layout(intervals, owners, distances, groups, places)
 
 
@@ -10447,6 +10464,7 @@ def _same_file(a: Path, b: Path) -> bool:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns its exit code: 0 done, 1 a check failed, 2 bad input or usage, 130 interrupted."""
+    gc.set_threshold(50_000, 20, 100)  # models are many small objects without cycles: this saves a quarter of the time
     try:
         return _run_command_line(argv)
     except KeyboardInterrupt:
