@@ -80,7 +80,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache, cached_property, partial, reduce, wraps
-from operator import attrgetter
+from operator import attrgetter, itemgetter
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Concatenate, NamedTuple, ParamSpec, TypeVar
@@ -2921,32 +2921,47 @@ def largest_bound(
 
 
 def series_cuts(problem: OrderingProblem) -> list[int]:
-    """Down-sets through which every order passes; the part between two of them is a problem of its own."""
+    """Numbers of tasks: every order runs the first so many tasks before all others, so that the parts between are
+    problems of their own. Begins with 0 and ends with all."""
     everything = (1 << problem.n) - 1
-    later, cuts = everything, {everything}  # tasks that all later ones wait for
-    for task in sorted(range(problem.n), key=lambda t: -problem.ancestors[t].bit_count()):
+    later, cuts = everything, {problem.n}  # tasks that all later ones wait for
+    for done, task in enumerate(sorted(range(problem.n), key=lambda t: -problem.ancestors[t].bit_count()), start=1):
         later &= problem.ancestors[task]
         everything ^= 1 << task
         if not everything & ~later:
-            cuts.add(everything)
+            cuts.add(problem.n - done)
     return sorted(cuts)
 
 
 def restrict(problem: OrderingProblem, start: int, end: int) -> tuple[OrderingProblem, list[int]]:
     """(the part of a problem between two down-sets, the numbers of its tasks in the whole)."""
-    inside = end & ~start
-    tasks = list(members(inside))
+    tasks = list(members(end & ~start))
     number = {task: i for i, task in enumerate(tasks)}
-    buffers = []
+    buffers, passing = [], 0  # bytes that are alive all the time
     for b in problem.buffers:
         is_there = b.producer is None or start >> b.producer & 1
-        readers = tuple(number[t] for t in members(b.reader_set & inside))
-        kept = b.kept or bool(b.reader_set & ~end)
-        if b.producer in number or (is_there and (readers or kept)):
+        readers = tuple(sorted(number[t] for t in {*b.readers} & number.keys()))
+        kept = b.kept or not all(end >> t & 1 for t in b.readers)
+        if b.producer in number or (is_there and readers):
             producer = None if b.producer is None else number.get(b.producer)
             buffers.append(Buffer(b.size, producer, readers, kept))
+        elif is_there and kept:
+            passing += b.size
+    buffers += [Buffer(passing, None, (), kept=True)] if passing else []
     pairs = tuple((number[a], number[b]) for a, b in problem.precedence if a in number and b in number)
     return OrderingProblem(tuple(problem.transient[t] for t in tasks), tuple(buffers), pairs), tasks
+
+
+def pieces_of(problem: OrderingProblem, cuts: Sequence[int], first: int = 0) -> list[tuple[OrderingProblem, int]]:
+    """The parts of a problem between series cuts, each with the number of its first task; halves first, which takes no
+    more than a logarithm of the cuts times the size of the problem."""
+    if len(cuts) <= 2:
+        return [(problem, first)]
+    middle, found = len(cuts) // 2, []
+    for some in (cuts[: middle + 1], cuts[middle:]):
+        part, _ = restrict(problem, (1 << some[0]) - 1, (1 << some[-1]) - 1)
+        found += pieces_of(part, [cut - some[0] for cut in some], first + some[0])
+    return found
 
 
 def order_by_cuts(problem: OrderingProblem, budget: Budget) -> list[int] | None:
@@ -3225,15 +3240,16 @@ def order_tasks(problem: OrderingProblem, time_limit: float = TIME_LIMIT, progre
     if peak > problem.floor:
         budget = Budget(time_limit)
         merged, groups = merge_tasks(problem)
-        parts = [restrict(merged, start, end) for start, end in itertools.pairwise(series_cuts(merged))]
+        parts = pieces_of(merged, series_cuts(merged))
         for part, _ in parts:
             pieces.append(Search(part, budget, progress, pieces))
         for stage in STAGES:
-            for piece in sorted(pieces, key=lambda piece: -piece.upper):
+            proven = max(piece.lower for piece in pieces)
+            for piece in sorted((p for p in pieces if p.upper > proven), key=lambda piece: -piece.upper):
                 if not piece.is_done:
                     stage(piece)
-        for piece, (_, tasks) in zip(pieces, parts, strict=True):
-            order += [task for t in piece.order for task in groups[tasks[t]]]
+        for piece, (_, first) in zip(pieces, parts, strict=True):
+            order += [task for t in piece.order for task in groups[first + t]]
     bound = max([problem.floor, *(piece.lower for piece in pieces)])
     states = sum(piece.states for piece in pieces)
     if order and (found := problem.peak(order)) < peak:
@@ -5109,14 +5125,17 @@ class Stripings:
 
     def before(self, values: np.ndarray) -> np.ndarray:
         """The value of the previous stripe, or 0 for the first."""
-        shifted = np.roll(values, 1)
+        shifted = np.empty_like(values)
+        shifted[1:] = values[:-1]
         shifted[self.starts] = 0
         return shifted
 
     def later(self, values: np.ndarray) -> np.ndarray:
         """The smallest value of the stripes after each, or MANY_ROWS after the last."""
         least = np.minimum.accumulate((values + self.lift)[::-1])[::-1] - self.lift
-        return np.where(self.is_last, MANY_ROWS, np.roll(least, -1))
+        least[:-1] = least[1:]
+        least[self.is_last] = MANY_ROWS
+        return least
 
     def total(self, values: np.ndarray) -> np.ndarray:
         return np.add.reduceat(values, self.starts)
@@ -6716,6 +6735,26 @@ def in_time(cost: Cost) -> int:
     return (cost.macs << 40) + cost.persistent
 
 
+class Label(NamedTuple):
+    """A way to run all operators up to some position: additional costs, the last region (None: an operator that runs
+    whole), and the way before that."""
+
+    persistent: int
+    macs: int
+    region: SplitRegion | None = None
+    before: Label | None = None
+
+
+def undominated(labels: list[Label]) -> list[Label]:
+    """The labels to which no other is equal or better in both costs, by rising persistent memory."""
+    least, found = NO_LIMIT, []
+    for label in sorted(labels, key=itemgetter(0, 1)):
+        if label.macs < least:
+            least = label.macs
+            found.append(label)
+    return found
+
+
 class SplitSearch:
     """Finds the regions of a subgraph that pay off, by dynamic programming: in a fixed order, given what is alive at
     their ends, the peaks of disjoint regions are independent. Raises ArenaError as :class:`SplitProblem`."""
@@ -6817,20 +6856,33 @@ class SplitSearch:
 
     def compose(self, limit: int, max_macs: int, price: Price) -> Composition | None:
         """The regions with the lowest price that keep the peak within the limit; None if there are none."""
-        steps = self.problem.steps
-        labels: list[list[Composition]] = [[] for _ in range(len(steps) + 1)]
-        labels[0] = [Composition((), Cost(0))]
-        for position, here in enumerate(labels[:-1]):
-            whole = position + 1, (), Cost(steps[position].need)
-            options = [whole, *((r.end, (r,), r.cost) for r in self.regions[position].values())]
-            Budget.spend(STEP_WORK * len(options) * (1 + len(here)))
-            for end, regions, cost in options:
-                if cost.peak > limit:
-                    continue
-                for label in here:
-                    if label.cost.macs + cost.macs <= max_macs:
-                        _extend(labels[end], label, regions, cost)
-        return min(labels[-1], key=lambda label: price(label.cost), default=None)
+        steps, ways = self.problem.steps, [list[Label]() for _ in range(len(self.problem.steps) + 1)]
+        ways[0] = [Label(0, 0)]
+        for position, step in enumerate(steps):
+            here = ways[position] = undominated(ways[position])
+            regions = self.regions[position].values()
+            Budget.spend(STEP_WORK * (1 + len(regions)) * (1 + len(here)))
+            for region in (None, *regions):
+                end, (peak, macs, persistent, _) = (
+                    (region.end, region.cost) if region else (position + 1, Cost(step.need))
+                )
+                if peak <= limit:
+                    within = (label for label in here if label.macs + macs <= max_macs)
+                    ways[end] += (Label(la.persistent + persistent, la.macs + macs, region, la) for la in within)
+        best = min(undominated(ways[-1]), key=lambda label: price(Cost(0, label.macs, label.persistent)), default=None)
+        return best and self.composition(best)
+
+    def composition(self, label: Label) -> Composition:
+        found, cost, position = list[SplitRegion](), Cost(0), len(self.problem.steps)
+        while label.before:
+            if region := label.region:
+                found.append(region)
+                position, cost = region.start, cost.then(region.cost)
+            else:
+                position -= 1
+                cost = cost.then(Cost(self.problem.steps[position].need))
+            label = label.before
+        return Composition(tuple(reversed(found)), cost)
 
     def fitting(self, limit: int, max_macs: int) -> Composition | None:
         """The composition within a peak that has the fewest multiply-accumulates, then the least memory."""
@@ -6884,14 +6936,6 @@ class SplitSearch:
             done = chosen.end
         schedule += range(done, len(self.problem.steps))
         return Rewrite(tuple(schedule), tuple(emitter.tensors), callees=tuple(emitter.callees))
-
-
-def _extend(labels: list[Composition], label: Composition, regions: tuple[SplitRegion, ...], cost: Cost) -> None:
-    """Add the label with one more step unless another is as good in every respect; drop those that it beats."""
-    macs, persistent = label.cost.macs + cost.macs, label.cost.persistent + cost.persistent
-    if not any(old.cost.persistent <= persistent and old.cost.macs <= macs for old in labels):
-        labels[:] = [old for old in labels if old.cost.persistent < persistent or old.cost.macs < macs]
-        labels.append(Composition(label.regions + regions, label.cost.then(cost)))
 
 
 MAX_ALTERNATIVES = 10  # shown to the user
@@ -8515,16 +8559,15 @@ class SplitAlternative:
     cost: Cost  # with the peak of the file's order
     reserve: int  # bytes of the arena, with that peak as its head
     macs_percent: float  # additional multiply-accumulates
-    file_bytes: int
 
     def row(self, mark: str) -> list[str]:
         peak, _, persistent, operators = self.cost
         figures = [f"{n:,}" for n in (peak, persistent, self.reserve)]
-        return [mark, *figures, f"{self.macs_percent:.1f} %", str(operators), f"{self.file_bytes:,}"]
+        return [mark, *figures, f"{self.macs_percent:.1f} %", str(operators)]
 
     def json(self) -> dict[str, Any]:
         costs = "total=cost.sum peak=cost.peak persistent=cost.persistent operators=cost.operators"
-        return picked(self, f"regions {costs} reserve macs_percent file_bytes")
+        return picked(self, f"regions {costs} reserve macs_percent")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -8541,11 +8584,12 @@ class SplitDecision(Decision):
     whole: tuple[str, ...] = ()  # why operators with high memory use are not split
     no_loops: tuple[str, ...] = ()  # why unrolled regions cannot be loops
     is_batch_fixed: bool = False  # to the batch size stored in the file, which TFLM uses
+    file_growth: int = 0  # bytes
 
     key, refused = "split", "Not split"
     json_keys = (
         "before=unsplit chosen alternatives is_complete is_reordered new_kinds max_peak bounded_by whole no_loops "
-        "is_batch_fixed changed seconds refusal"
+        "is_batch_fixed file_growth changed seconds refusal"
     )
 
     @property
@@ -8558,11 +8602,11 @@ class SplitDecision(Decision):
 
     def table(self) -> str:
         """The alternatives; an arrow marks the chosen one."""
-        titles = ["", "Peak (B)", "Persistent, 32-bit (B)", "To reserve (B)", "More MACs", "Operators", "File (B)"]
+        titles = ["", "Peak (B)", "Persistent, 32-bit (B)", "To reserve (B)", "More MACs", "Operators"]
         return text_table(titles, (a.row("->" if i == self.taken else "") for i, a in enumerate(self.alternatives)))
 
     def message(self) -> list[str]:
-        before, after = self.alternatives[0], self.alternatives[self.taken]
+        after = self.alternatives[self.taken]
         order = "in the best order" if self.is_reordered else "before reordering"
         lines = ["", f"Ways to run it in stripes (peak {order} and as a perfect layout has it):", self.table()]
         if not self.is_complete:
@@ -8591,9 +8635,9 @@ class SplitDecision(Decision):
         if self.is_batch_fixed:
             lines.append("The batch stays as it is stored in the file; LiteRT may refuse to resize it")
         lines += why
-        growth, more = after.file_bytes - before.file_bytes, "more" if after.macs_percent >= 0 else "fewer"
+        more = "more" if after.macs_percent >= 0 else "fewer"
         cost = f"{abs(after.macs_percent):.1f} % {more} multiply-accumulates, "
-        cost += f"the file {'grows' if growth >= 0 else 'shrinks'} by {abs(growth):,} B"
+        cost += f"the file {'grows' if self.file_growth >= 0 else 'shrinks'} by {abs(self.file_growth):,} B"
         return [*lines, f"Split: peak {self.saving}, {cost}."]
 
 
@@ -8639,17 +8683,16 @@ class SplitCandidate:
         return [way for _, way in sorted(zip(reserves, rivals, strict=True), key=lambda pair: pair[0])[:FINALISTS]]
 
     def alternative(self, composition: Composition) -> SplitAlternative:
-        """The exact figures of a composition; its file is written to learn the length."""
-        cost, macs, rewrite = composition.cost, self.search.problem.macs, self.search.rewrite(composition)
-        written = self.written(composition)
-        arena = analyse_arena(written.graph)
-        exact = cost._replace(persistent=arena.persistent, operators=len(rewrite.operators))
+        """The exact figures of a composition."""
+        cost, macs, written = composition.cost, self.search.problem.macs, self.written(composition)
+        arena = written.arena
+        operators = len(written.graph.subgraphs[0].operators)
+        exact = cost._replace(persistent=arena.persistent, operators=operators)
         return SplitAlternative(
             composition.regions,
             exact,
             reserve=max(align(exact.sum), arena.planning),
             macs_percent=100 * cost.macs / macs if macs else 0.0,
-            file_bytes=len(written.data),
         )
 
     def decide(self, best: Composition, max_peak: int | None, budget: Budget) -> tuple[Snapshot, SplitDecision]:
@@ -8739,7 +8782,8 @@ def decide_split(
         raise Refusal(f"within that peak, it would raise the arena to reserve, {saving(old, new)}")
     candidate, way, _ = unsplit[0] if fits and new >= old else best
     after, decided = candidate.decide(way, max_peak, budget)
-    return after, dataclasses.replace(decided, is_reordered=candidate is not candidates[0])
+    growth = len(after.data) - len(model.data)
+    return after, dataclasses.replace(decided, is_reordered=candidate is not candidates[0], file_growth=growth)
 
 
 ####################################################################################################

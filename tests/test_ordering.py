@@ -28,6 +28,7 @@ from tflite_tools import (
     order_model,
     order_tasks,
     ordering_problem,
+    pieces_of,
     precedence_pairs,
     read_model,
     restrict,
@@ -226,7 +227,7 @@ def test_the_parts_of_a_problem_between_down_sets_need_what_the_whole_needs_ther
 @given(problems(most_tasks=9))
 def test_series_cuts_split_a_problem_into_independent_parts(problem: OrderingProblem):
     cuts = series_cuts(problem)
-    parts = [restrict(problem, a, b)[0] for a, b in itertools.pairwise(cuts)]
+    parts = [part for part, _ in pieces_of(problem, cuts)]
     assert sum(part.n for part in parts) == problem.n
     assert max(smallest_peak(part) for part in parts) == smallest_peak(problem)
 

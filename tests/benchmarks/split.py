@@ -83,7 +83,7 @@ def show(title: str, path: Path) -> bool:
         f"{model.arena.head + result.chosen.cost.persistent:,}",
         f"{result.chosen.macs_percent:.1f} %",
         f"{result.unsplit.cost.operators} -> {result.chosen.cost.operators}",
-        f"{100 * (result.chosen.file_bytes / result.unsplit.file_bytes - 1):.1f} %",
+        f"{100 * result.file_growth / path.stat().st_size:.1f} %",
         f"{seconds:.1f}",
     ]
     print("| " + " | ".join(cells) + " |" + ("" if is_right else " WRONG"), flush=True)
@@ -110,7 +110,7 @@ def show_loops(title: str, path: Path) -> bool:
         f"{after[0]:,}" if before and after else "not run",
         f"{decision.chosen.macs_percent:.1f} %",
         ", ".join(turns) or "none",
-        f"{100 * (decision.chosen.file_bytes / decision.unsplit.file_bytes - 1):.1f} %",
+        f"{100 * decision.file_growth / path.stat().st_size:.1f} %",
         f"{decision.seconds:.1f}",
     ]
     print("| " + " | ".join(cells) + " |" + ("" if is_right else " WRONG"), flush=True)
