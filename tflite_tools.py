@@ -5739,10 +5739,14 @@ class BodyEmitter:
         self.line_buffers: dict[int, int] = {}  # the same, after the new rows are written
         self.fresh: dict[int, int] = {}  # tensor -> its new rows
         self.handed: dict[int, int] = {}  # tensor of the body -> the one computed in place of it by its only reader
+        self.readers: dict[int, list[int]] = defaultdict(list)  # source -> operators
+        for number, part in loop.region.parts.items():
+            for t in part.rule.sources:
+                self.readers[t].append(number)
 
     def run(self) -> None:
         body, loop = self.body, self.loop
-        last = {t: number for number, part in loop.region.parts.items() for t in part.rule.sources}
+        last = {t: numbers[-1] for t, numbers in self.readers.items()}
         for number, (outputs, rule) in loop.region.parts.items():
             operator, read, views = self.subgraph.operators[number], loop.read_by(number), {}
             for source in rule.sources:
@@ -5814,12 +5818,13 @@ class BodyEmitter:
 
     def is_made_in_line_buffer(self, t: int) -> bool:
         track, tensor = self.loop.tracks[t], self.subgraph.tensors[t]
-        firsts = [self.loop.read_by(n).first for n, part in self.loop.region.parts.items() if t in part.rule.sources]
+        if not track.has_line_buffer or track.columns != NO_PADS:
+            return False
+        firsts = [self.loop.read_by(number).first for number in self.readers[t]]
         firsts += [self.loop.written[t]] if t in self.loop.written else []
         is_read_new = any(first >= track.first for first in firsts)
         above = track.halo * math.prod(self.line_buffer_shape(t)[2:]) * (tensor.element.tflm_bytes or 0)
-        is_contiguous = track.has_line_buffer and track.columns == NO_PADS
-        return is_contiguous and above % ARENA_ALIGNMENT == 0 and not is_read_new
+        return above % ARENA_ALIGNMENT == 0 and not is_read_new
 
     def arrive(self, t: int, rows: int, last: Mapping[int, int]) -> None:
         """Mask new rows of a tensor, add them to its line buffer, and write them to the output."""
@@ -6320,8 +6325,8 @@ FORM_SHARES = (0.6, 0.5, 1.0)  # of the work left, for three searches; fewer tak
 
 
 MAX_REGION = 100  # operators
-# Seconds per operator that is emitted (in a loop or not) or bounded, and per step of a dynamic programme and label.
-EMIT_WORK, LOOP_WORK, BOUND_WORK, STEP_WORK = 1.5e-5, 2.7e-5, 2e-4, 3e-6
+# Seconds per operator that is emitted (in a loop or not), looked at for a loop or bounded, and per label of a step.
+EMIT_WORK, LOOP_WORK, FAMILY_WORK, BOUND_WORK, STEP_WORK = 1.5e-5, 2.3e-5, 1e-5, 2e-4, 1e-6
 MIN_LOOP_BYTES = 500  # of persistent memory, of a loop without line buffers
 LOOP_NUMBERS = 4 * ARENA_ALIGNMENT  # bytes for the counter of a loop and its table entries
 STRIPES = (2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32)
@@ -6349,12 +6354,21 @@ class SplitProblem:
         candidates = {step.operator.index for step in self.steps if self.may_take_scratch(step)}
         self.scratch = ScratchOfCopies(subgraph, candidates) if candidates else None
         self.regions: dict[tuple[int, int, bool], Region] = {}
-        self.ranges: dict[int, list[Range]] = defaultdict(list)  # by start, the shortest first
-        self.starts: dict[int, set[int]] = defaultdict(set)  # by end, the starts that can pay off unrolled
-        for found in self.possible_ranges():
-            self.ranges[found.start].append(found)
-            if found.bound < found.unsplit:
-                self.starts[found.end].add(found.start)
+        self.ranges = list(self.possible_ranges())
+
+    @property
+    def narrow_ranges(self) -> list[Range]:
+        """The ranges between the ends of valleys of the bytes alive: few, and most of the best."""
+        levels = [
+            (here, list(places))
+            for here, places in itertools.groupby(range(len(self.entering)), self.entering.__getitem__)
+        ]
+        heights = [NO_LIMIT, *(here for here, _ in levels), NO_LIMIT]
+        narrow = set()
+        for (here, places), before, after in zip(levels, heights, heights[2:], strict=False):
+            if here < min(before, after):
+                narrow |= {places[0], places[-1]}
+        return [found for found in self.ranges if {found.start, found.end} <= narrow]
 
     def all_steps(self, graph: ModelGraph) -> list[SplitStep]:
         subgraph = self.subgraph
@@ -6398,9 +6412,12 @@ class SplitProblem:
 
     def possible_ranges(self) -> Iterator[Range]:
         """All ranges of operators that could be a region, by rising end. Bounds hold for any stripes: all that it reads
-        is alive at the start, and all outputs with their pieces at the end."""
+        is alive at the start, and all outputs with their pieces at the end. A loop has room for its outputs besides,
+        unless the only one may overwrite an input, and keeps the rows that two iterations read."""
         for end in range(1, len(self.steps) + 1):
-            earliest = unsplit = live_out = copies = 0
+            earliest = unsplit = live_out = copies = lines = 0
+            outputs: list[int] = []
+            halos: dict[int, int] = defaultdict(int)  # by tensor, rows that two iterations read
             for start in reversed(range(max(end - MAX_REGION, 0), end)):
                 step = self.steps[start]
                 if isinstance(step.rule, str):
@@ -6411,11 +6428,18 @@ class SplitProblem:
                 if start < earliest:
                     break
                 unsplit = max(unsplit, step.need)
-                live_out += sum(self.sizes[t] for t in step.operator.writes if self.is_live_out(t, end))
+                outputs += [t for t in step.operator.writes if self.is_live_out(t, end)]
+                live_out = sum(self.sizes[t] for t in outputs)
                 copies += 2 * step.min_persistent - step.with_outputs
-                loop_bound = max(self.entering[start], self.entering[end])
-                bound = max(self.entering[start], self.entering[end] + live_out)
-                if loop_bound < unsplit:
+                for t in step.rule.sources:
+                    rows = max(step.rule.window - step.rule.stride, halos[t])
+                    lines += (rows - halos[t]) * self.row_bytes[t]
+                    halos[t] = rows
+                before, after = self.entering[start], self.entering[end]
+                is_over_input = len(outputs) == 1 and before + live_out - after >= live_out  # as much ends in the loop
+                loop_bound = max(before + lines + (0 if is_over_input else live_out), after)
+                bound = max(before, after + live_out)
+                if min(bound, loop_bound) < unsplit:
                     yield Range(start, end, unsplit, bound, loop_bound, copies)
 
     def is_live_out(self, output: int, end: int) -> bool:
@@ -6498,10 +6522,9 @@ class LowerBounds:
     bytes of rows alive while operator n runs. Operators are added from last to first: each adds its output until the
     last reader, and to all later operators what stays, pieces of live-out tensors and rows kept for later stripes."""
 
-    def __init__(self, problem: SplitProblem, end: int, is_cached: bool) -> None:
-        start = min(problem.starts[end])
+    def __init__(self, problem: SplitProblem, end: int, is_cached: bool, starts: Collection[int]) -> None:
         self.problem, self.end = problem, end
-        self.region = problem.region(start, end, is_cached)
+        self.region = problem.region(min(starts), end, is_cached)
         self.ways = ways = Stripings(STRIPES)
         self.last = {t: number for number, part in self.region.parts.items() for t in part.rule.sources}
         self.readers = {t: [n for n, part in self.region.parts.items() if t in part.rule.sources] for t in self.last}
@@ -6517,7 +6540,7 @@ class LowerBounds:
         self.lists: dict[int, list[tuple[int, Cost]]] = {}  # by start: (stripes, least cost), the fewest first
         for row in rows_at_once(self.region, ways):
             self.add(row)
-            if row.operator in problem.starts[end]:
+            if row.operator in starts:
                 self.lists[row.operator] = self.list(row.operator)
 
     def add(self, row: RowArrays) -> None:
@@ -6628,6 +6651,7 @@ class LoopCosts:
         """All loops that a region can be; None if it cannot be any."""
         key = start, end
         if key not in self.families:
+            Budget.spend(FAMILY_WORK * (end - start))
             try:
                 self.families[key] = Loops(self.problem.subgraph, self.problem.region(start, end, is_cached=True))
             except NoLoop as reason:
@@ -6643,6 +6667,7 @@ class LoopCosts:
         """The loop with the lowest price."""
         key, problem = (start, end, pace), self.problem
         if key not in self.loops:
+            Budget.spend(FAMILY_WORK * (end - start))
             loops = [family.loop(pace, is_early) for is_early in (False, True)]
             source = problem.intervals.get(loops[0].sources[0])
             if source and source.last < end:
@@ -6725,6 +6750,7 @@ def iteration_peak(body: Bill, handed: Mapping[int, int]) -> int:
 
 DEFAULT_MAX_MACS = 10.0  # increase in multiply-accumulates, in per cent
 RIVALS = 1.08  # times the smallest sum: up to it, a composition may be the best once it is reordered
+NARROW_SHARE = 0.4  # of the work, for narrow ranges
 FINE = 0.95  # lower limit of a range by its upper one, from which on its compositions are found one by one
 Price = Callable[[Cost], int]  # prices of regions add up
 in_memory: Price = attrgetter("persistent")
@@ -6755,6 +6781,16 @@ def undominated(labels: list[Label]) -> list[Label]:
     return found
 
 
+def by_start_and_end(ranges: Iterable[Range]) -> tuple[dict[int, list[Range]], dict[int, set[int]]]:
+    """(Ranges by start, the shortest first; by end, the starts that can pay off unrolled)."""
+    by_start, starts = defaultdict(list), defaultdict(set)
+    for found in ranges:
+        by_start[found.start].append(found)
+        if found.bound < found.unsplit:
+            starts[found.end].add(found.start)
+    return by_start, starts
+
+
 class SplitSearch:
     """Finds the regions of a subgraph that pay off, by dynamic programming: in a fixed order, given what is alive at
     their ends, the peaks of disjoint regions are independent. Raises ArenaError as :class:`SplitProblem`."""
@@ -6763,6 +6799,7 @@ class SplitSearch:
         self.problem = SplitProblem(graph, subgraph)
         self.loops, self.budget, self.forms = LoopCosts(self.problem), budget, forms
         self.regions: dict[int, dict[Any, SplitRegion]] = defaultdict(dict)  # by start
+        self.ranges, self.starts = by_start_and_end(self.problem.ranges)
         self.bounds: dict[tuple[int, bool], dict[int, list[tuple[int, Cost]]]] = {}  # by end and halo mode
         self.known: dict[tuple[int, int, int, bool], SplitRegion | None] = {}
         self.looped: dict[tuple[int, int, int], SplitRegion] = {}
@@ -6780,11 +6817,11 @@ class SplitSearch:
         inside them with the same effect."""
         limits, steps = Cost(limit, max_macs), self.problem.steps
         cheapest = [self.cheapest(start, limits, price) for start in range(len(steps))]
-        for start in sorted(self.problem.ranges, reverse=True):
+        for start in sorted(self.ranges, reverse=True):
             inside = [NO_LIMIT] * (len(steps) + 1)  # by end, the lowest known price from start to there
             inside[start] = 0
             done = start
-            for found in self.problem.ranges[start]:
+            for found in self.ranges[start]:
                 for position in range(done, found.end):
                     if steps[position].need <= limit:
                         inside[position + 1] = min(inside[position + 1], inside[position])
@@ -6818,8 +6855,8 @@ class SplitSearch:
     def try_range(self, found: Range, is_cached: bool, limits: Cost, max_price: int, price: Price) -> None:
         """Cut a range into more and more stripes until it is within the limits or costs ``max_price`` or more."""
         which = found.end, is_cached
-        if which not in self.bounds:
-            self.bounds[which] = LowerBounds(self.problem, *which).lists
+        if found.start not in self.bounds.get(which, ()):
+            self.bounds[which] = LowerBounds(self.problem, *which, self.starts[found.end]).lists
         for stripes, least in self.bounds[which][found.start]:
             too_dear = least.macs > limits.macs or least.persistent > limits.persistent or price(least) >= max_price
             if too_dear or self.budget.is_over:
@@ -6893,13 +6930,24 @@ class SplitSearch:
         """Compositions by falling peak, unsplit first, each with the least persistent memory for its peak: all near the
         smallest sum, and some others. A lower peak needs more persistent memory, so no sum with a peak between two
         limits is smaller than the lower limit plus the memory for the upper one. The range of limits with the smallest
-        bound is halved first, so the lowest peaks come before all that is between."""
+        bound is halved first, so the lowest peaks come before all that is between. Narrow ranges of operators come
+        before all others: they are fewer by far, and a small sum that they reach rules out most of the others."""
+        found: dict[Any, Composition] = {(): self.problem.unsplit}
+        whole = self.budget
+        for ranges, share in ((self.problem.narrow_ranges, NARROW_SHARE), (self.problem.ranges, 1.0)):
+            self.ranges, self.starts = by_start_and_end(ranges)
+            self.budget = whole.share(share)
+            self.bisect(max_macs, found)
+        return sorted(found.values(), key=lambda c: -c.cost.peak)
+
+    def bisect(self, max_macs: int, found: dict[Any, Composition]) -> None:
         unsplit = self.problem.unsplit
-        found: dict[Any, Composition] = {(): unsplit}
         ranges = [(0, unsplit.cost.peak - 1, 0, 0)]  # bound on the sum, upper limit, lower limit, memory for the upper
         while ranges and not self.budget.is_over:
             bound, upper, lower, persistent = heapq.heappop(ranges)
-            if bound > RIVALS * min(c.cost.sum for c in found.values()) or upper <= lower:
+            most = int(RIVALS * min(c.cost.sum for c in found.values()))
+            upper = min(upper, most)
+            if bound > most or upper <= lower:
                 continue
             limit = (lower + upper) // 2 if lower < FINE * upper else upper
             met = self.within(limit, max_macs, found)
@@ -6908,7 +6956,6 @@ class SplitSearch:
             if met is not None:
                 more = met.cost.persistent
                 heapq.heappush(ranges, (lower + more, met.cost.peak - 1, lower, more))
-        return sorted(found.values(), key=lambda c: -c.cost.peak)
 
     def within(self, limit: int, max_macs: int, found: dict[Any, Composition]) -> Composition | None:
         """The composition with the least persistent memory within a peak, added to ``found``; else None."""

@@ -212,7 +212,7 @@ def search_of(data: bytes, kernels: str = "reference") -> SplitSearch:
 def regions(data: bytes) -> Iterator[tuple[SplitSearch, SplitRegion]]:
     """Every region of a model in every number of stripes and both halo modes."""
     search = search_of(data)
-    for start, end in [(found.start, found.end) for ranges in search.problem.ranges.values() for found in ranges]:
+    for start, end in [(found.start, found.end) for found in search.problem.ranges]:
         for stripes, is_cached in itertools.product(tflite_tools.STRIPES, (False, True)):
             region = search.problem.evaluate(start, end, stripes, is_cached)
             if region is not None:

@@ -108,7 +108,7 @@ def test_stripes_take_what_the_search_counts(seed: int, name: str):
     rng = random.Random(seed)
     model = tflite_tools.Snapshot.read(random_net(rng), LIBRARIES[name])
     search = SplitSearch(model.graph, model.graph.subgraphs[0], tflite_tools.Budget(1e6))
-    ranges = [found for group in search.problem.ranges.values() for found in group]
+    ranges = search.problem.ranges
     for found in rng.sample(ranges, min(4, len(ranges))):
         for stripes in (2, 3):
             region = search.problem.evaluate(found.start, found.end, stripes, is_cached=True)

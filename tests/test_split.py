@@ -176,7 +176,7 @@ def test_cached_rows_are_computed_once(seed: int):
 def test_rows_of_many_stripes_at_once_are_those_of_each(seed: int, is_cached: bool):
     data = random_net(random.Random(seed), steps=6)
     search = search_of(data)
-    for start, ranges in search.problem.ranges.items():
+    for start, ranges in search.ranges.items():
         region = search.problem.region(start, ranges[-1].end, is_cached)
         ways = tflite_tools.Stripings((2, 3, 5))
         rows = {row.operator: row for row in rows_at_once(region, ways)}
@@ -203,8 +203,8 @@ def test_rows_of_many_stripes_at_once_are_those_of_each(seed: int, is_cached: bo
 def test_no_region_takes_less_than_its_outlook(seed: int, is_cached: bool):
     data = random_net(random.Random(seed), steps=6)
     search = search_of(data)
-    for end, starts in search.problem.starts.items():
-        outlook = tflite_tools.LowerBounds(search.problem, end, is_cached)
+    for end, starts in search.starts.items():
+        outlook = tflite_tools.LowerBounds(search.problem, end, is_cached, starts)
         for start in starts:
             least = dict(outlook.lists[start])
             for count in tflite_tools.STRIPES:
@@ -222,9 +222,10 @@ def test_the_outlook_is_near_what_regions_take():
     for name in ("cnn", "mobilenet"):
         search = search_of((MODELS / f"digits_{name}_int8.tflite").read_bytes())
         ratios = []
-        ranges = [found for found in itertools.chain(*search.problem.ranges.values()) if found.bound < found.unsplit]
+        ranges = [found for found in search.problem.ranges if found.bound < found.unsplit]
         for found, is_cached in itertools.product(ranges, (False, True)):
-            for count, least in tflite_tools.LowerBounds(search.problem, found.end, is_cached).lists[found.start]:
+            bounds = tflite_tools.LowerBounds(search.problem, found.end, is_cached, {found.start})
+            for count, least in bounds.lists[found.start]:
                 region = search.problem.evaluate(found.start, found.end, count, is_cached)
                 ratios.append(region.cost.peak / max(least.peak, found.bound))
         assert min(ratios) >= 1

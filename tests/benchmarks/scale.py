@@ -1,8 +1,9 @@
-"""Large networks: seconds of every step at 10,000 operators, and the bytes that splitting reaches on DenseNet-121.
+"""Work and its result: seconds of every step at 10,000 operators, and what all steps together reach on whole folders.
 
 python tests/benchmarks/scale.py                     # one row per network and step
 python tests/benchmarks/scale.py --against OLD.py    # beside another version of the module, in the same run
 python tests/benchmarks/scale.py --densenet          # original and split DenseNet-121 of 224 x 224 pixels
+python tests/benchmarks/scale.py --models FOLDER --against OLD.py  # bytes to reserve and seconds, files up to 1.5 MB
 """
 
 from __future__ import annotations
@@ -69,6 +70,10 @@ def densenet(growth: int = 32) -> bytes:
     return net.build([source], [normalized(x)])
 
 
+ALL_STEPS = ["--lighten", "--split", "--optimize", "--plan"]
+MAX_FILE = 1_500_000  # bytes
+
+
 def run(module: Path, arguments: list[str]) -> tuple[float, str]:
     start = time.monotonic()
     done = subprocess.run([sys.executable, str(module), *arguments], capture_output=True, text=True)
@@ -77,23 +82,50 @@ def run(module: Path, arguments: list[str]) -> tuple[float, str]:
     return time.monotonic() - start, done.stdout
 
 
+def reserve(module: Path, path: Path, *options: str) -> tuple[float, int]:
+    """(seconds, bytes to reserve; 0 if they are unknown)."""
+    seconds, output = run(module, ["-i", str(path), *options])
+    found = re.findall(r"kTensorArenaSize\): ([\d,]+) B", output)
+    return seconds, int(found[0].replace(",", "")) if found else 0
+
+
+def compare_models(folder: Path, modules: list[Path]) -> None:
+    sums = [[0.0, 0] for _ in modules]
+    for path in sorted(p for p in folder.rglob("*.tflite") if p.stat().st_size <= MAX_FILE):
+        try:
+            results = [reserve(module, path, *ALL_STEPS) for module in modules]
+        except SystemExit:
+            continue  # not a model that can be read
+        for total, (seconds, size) in zip(sums, results, strict=True):
+            total[0] += seconds
+            total[1] += size
+        cells = [path.stem, *(f"{size:,} B, {seconds:.1f} s" for seconds, size in results)]
+        print(
+            "| " + " | ".join(cells) + (" | differ |" if len({size for _, size in results}) > 1 else " |"), flush=True
+        )
+    print("| all | " + " | ".join(f"{size:,} B, {seconds:.0f} s" for seconds, size in sums) + " |")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--operators", type=int, default=10_000)
     parser.add_argument("--against", type=Path)
     parser.add_argument("--densenet", action="store_true")
+    parser.add_argument("--models", type=Path)
     arguments = parser.parse_args()
     here = ROOT / "tflite_tools.py"
     modules = [here] if arguments.against is None else [arguments.against, here]
+    if arguments.models:
+        compare_models(arguments.models, modules)
+        return 0
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "model.tflite")
         if arguments.densenet:
             path.write_bytes(densenet())
             for module in modules:
-                for options in ([], ["--split", "--optimize", "--plan"]):
-                    seconds, output = run(module, ["-i", str(path), *options])
-                    (reserve,) = re.findall(r"kTensorArenaSize\): ([\d,]+) B", output)
-                    print(f"{module.name} {' '.join(options) or 'as it is'}: {reserve} B, {seconds:.1f} s", flush=True)
+                for options in ([], ALL_STEPS):
+                    seconds, size = reserve(module, path, *options)
+                    print(f"{module.name} {' '.join(options) or 'as it is'}: {size:,} B, {seconds:.1f} s", flush=True)
             return 0
         print("| Network | Step | Seconds |" + (" Before |" if arguments.against else ""))
         for make in (chain, convolutions, branches):
