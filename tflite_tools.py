@@ -316,9 +316,10 @@ class Subgraph:
         """Name of the first output, which identifies the operator in reports; empty if it has no output."""
         return self.tensors[operator.writes[0]].name if operator.writes else ""
 
-    def variable(self, handle: int) -> str | None:
-        """Name of the variable that a resource handle refers to; None if the caller passes the handle."""
-        return next((name for op in self.operators if (name := op.variable) and handle in op.writes), None)
+    @cached_property
+    def variables(self) -> Mapping[int, str]:
+        """Names of the variables by resource handle, but for handles that the caller passes."""
+        return {i: name for op in reversed(self.operators) if (name := op.variable) for i in op.writes}
 
     def reordered(self, order: Sequence[int]) -> Subgraph:
         """The subgraph with its operators in ``order``, given as their old numbers."""
@@ -2583,7 +2584,7 @@ def resource_variables(graph: ModelGraph) -> dict[str, int]:
     for subgraph, operator in graph.operators:
         if kind_of(operator).effect == (VARIABLE, True) and len(operator.reads) == 2:
             handle, value = operator.reads
-            name = subgraph.variable(handle)
+            name = subgraph.variables.get(handle)
             if name is not None:
                 variables[name] = max(variables.get(name, 0), subgraph.tensors[value].bytes or 0)
     return variables
@@ -3293,7 +3294,7 @@ def side_effects(subgraph: Subgraph, operator: Operator, effectful: Collection[i
         return {}
     name, changes = effect
     if name == VARIABLE:
-        name = (subgraph.variable(operator.reads[0]) if operator.reads else None) or EVERYTHING
+        name = (subgraph.variables.get(operator.reads[0]) if operator.reads else None) or EVERYTHING
     return {name: changes}
 
 
@@ -3441,7 +3442,7 @@ def blocks_of(intervals: Sequence[Interval], groups: Sequence[Block]) -> list[Bl
     return [*groups, *({i: 0} for i in range(len(intervals)) if i not in grouped)]
 
 
-MIN_PERIOD = 16  # units of time
+MIN_PERIOD = 64  # units of time
 
 
 class Obstacles:
@@ -3451,30 +3452,40 @@ class Obstacles:
     def __init__(self, intervals: Sequence[Interval]) -> None:
         lifetimes = sum(last - first + 1 for _, first, last, _ in intervals)
         self.period = max(MIN_PERIOD, lifetimes // max(len(intervals), 1))
-        self.rows: dict[int, list[tuple[int, int, int, int]]] = defaultdict(list)  # (offset, end, first, last), sorted
+        room = Counter(period for interval in intervals for period in self.periods(interval))
+        # Per period: offset, end, first and last time of each interval, sorted by offset.
+        self.rows = {period: np.empty((4, count), dtype=np.int64) for period, count in room.items()}
+        self.counts = dict.fromkeys(room, 0)
 
     def periods(self, interval: Interval) -> range:
         return range(interval.first // self.period, interval.last // self.period + 1)
 
     def add(self, interval: Interval) -> None:
-        size, first, last, start = interval
+        start = interval.offset or 0
         for period in self.periods(interval):
-            bisect.insort(self.rows[period], (start or 0, (start or 0) + size, first, last))
+            rows, count = self.rows[period], self.counts[period]
+            rank = int(rows[0, :count].searchsorted(start, side="right"))
+            rows[:, rank + 1 : count + 1] = rows[:, rank:count]
+            rows[:, rank] = start, start + interval.size, interval.first, interval.last
+            self.counts[period] += 1
 
     def lowest_place(self, block: Sequence[Interval]) -> int:
         """The lowest free address for a block; the ``offset`` of each of its intervals is relative to it."""
-        taken: list[tuple[int, int]] = []  # addresses between which the block must not start
+        lows, highs = [], []  # per obstacle, the addresses between which the block must not start
         for interval in block:
             size, first, last, above = interval
             for period in self.periods(interval):
-                alive = (row for row in self.rows[period] if row[2] <= last and row[3] >= first)
-                taken += [(start - size - (above or 0), end - (above or 0)) for start, end, _, _ in alive]
-        reach = 0
-        for low, high in sorted(taken):
-            if low >= reach:
-                break
-            reach = max(reach, high)
-        return reach
+                start, end, begins, ends = self.rows[period][:, : self.counts[period]]
+                together = (begins <= last) & (ends >= first)
+                lows.append(start[together] - (size + (above or 0)))
+                highs.append(end[together] - (above or 0))
+        low, high = np.concatenate(lows), np.concatenate(highs)
+        if len(lows) > 1:
+            order = low.argsort(kind="stable")
+            low, high = low[order], high[order]
+        reach = np.maximum.accumulate(np.append(0, high))  # lowest address above all earlier obstacles
+        free = (low >= reach[:-1]).nonzero()[0]
+        return int(reach[free[0]] if len(free) else reach[-1])
 
 
 def place_first_fit(intervals: Sequence[Interval], blocks: Iterable[Block]) -> tuple[Interval, ...]:
