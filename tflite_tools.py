@@ -8,8 +8,7 @@
 #     "prettytable>=3.10",
 #     "scikit-learn>=1.4",
 #     "tflite>=2.18",
-#     "tqdm>=4.66",
-# ]
+# # ]
 # ///
 """How much RAM a TensorFlow Lite model needs on a microcontroller, why, and how to make it need less.
 
@@ -117,6 +116,7 @@ __all__ = [
     "ComparisonDecision",
     "CompressionDecision",
     "Decision",
+    "FitDecision",
     "LighteningDecision",
     "MemoriesDecision",
     "ModelError",
@@ -3126,12 +3126,6 @@ def distinct(states: np.ndarray) -> np.ndarray:
 # Ordering, the search: ever wider sweeps, until one drops no state
 ####################################################################################################
 
-Progress = Callable[[int, int, int], None]  # (states visited, best peak, proven bound), the latter two in bytes
-
-
-def no_progress(states: int, upper: int, lower: int) -> None:
-    """Ignore the progress of a search."""
-
 
 @dataclass(frozen=True)
 class Ordering:
@@ -3151,10 +3145,8 @@ class Search:
     """Search between two series cuts: ``order`` needs ``upper`` bytes, and no order less than ``lower``. ``together``
     are the searches of all pieces of a problem; a piece need not get below the proven bound of another."""
 
-    def __init__(
-        self, problem: OrderingProblem, budget: Budget, progress: Progress, together: list[Search] | None = None
-    ) -> None:
-        self.problem, self.budget, self.progress = problem, budget, progress
+    def __init__(self, problem: OrderingProblem, budget: Budget, together: list[Search] | None = None) -> None:
+        self.problem, self.budget = problem, budget
         self.together = [self] if together is None else together
         self.order: list[int] = list(range(problem.n))
         self.upper, self.lower, self.states = problem.peak(self.order), problem.floor, 0
@@ -3199,8 +3191,6 @@ class Search:
 
         def is_over(states: int) -> bool:
             self.states += states
-            pieces = self.together
-            self.progress(sum(p.states for p in pieces), max(p.upper for p in pieces), max(p.lower for p in pieces))
             return self.states > most or self.budget.is_over
 
         order, is_proof = sweep.run(budget, width, is_over)
@@ -3232,7 +3222,7 @@ STAGES: tuple[Callable[[Search], object], ...] = (
 )
 
 
-def order_tasks(problem: OrderingProblem, time_limit: float = TIME_LIMIT, progress: Progress = no_progress) -> Ordering:
+def order_tasks(problem: OrderingProblem, time_limit: float = TIME_LIMIT) -> Ordering:
     """The order with the lowest peak and a proof, or the best in ``time_limit`` seconds with a proven bound; the given
     one if none is better. Fuses tasks at no cost and cuts the graph where every order passes. Minimum cuts bound each
     piece from below, ever wider sweeps from above; one that drops no state is a proof."""
@@ -3243,7 +3233,7 @@ def order_tasks(problem: OrderingProblem, time_limit: float = TIME_LIMIT, progre
         merged, groups = merge_tasks(problem)
         parts = pieces_of(merged, series_cuts(merged))
         for part, _ in parts:
-            pieces.append(Search(part, budget, progress, pieces))
+            pieces.append(Search(part, budget, pieces))
         for stage in STAGES:
             proven = max(piece.lower for piece in pieces)
             for piece in sorted((p for p in pieces if p.upper > proven), key=lambda piece: -piece.upper):
@@ -3386,16 +3376,14 @@ def ordering_problem(
     return OrderingProblem(tuple(transient), tuple(buffers), tuple(precedence_pairs(graph, subgraph)))
 
 
-def order_model(
-    graph: ModelGraph, time_limit: float, progress: Progress = no_progress, costs: Costs = PLAIN_COSTS
-) -> tuple[Ordering, ...]:
+def order_model(graph: ModelGraph, time_limit: float, costs: Costs = PLAIN_COSTS) -> tuple[Ordering, ...]:
     """The best order of each subgraph, by its index; callees first, since their peaks count in the caller."""
     budget = Budget(time_limit)
     orderings: dict[int, Ordering] = {}
     peaks: dict[int, int] = {}
     for index in callees_first(graph):
         subgraph = graph.subgraphs[index]
-        found = order_tasks(ordering_problem(graph, subgraph, peaks, costs), budget.left, progress)
+        found = order_tasks(ordering_problem(graph, subgraph, peaks, costs), budget.left)
         # The problem assumes the callees' peaks; if one of them can still fall, so can this bound.
         callees = {c for operator in subgraph.operators for c in operator.callees}
         unproven = max((orderings[c].peak - orderings[c].bound for c in callees), default=0)
@@ -6996,16 +6984,6 @@ class SplitSearch:
         return Rewrite(tuple(schedule), tuple(emitter.tensors), callees=tuple(emitter.callees))
 
 
-MAX_ALTERNATIVES = 10  # shown to the user
-
-
-def spread(front: Sequence[Composition], best: Composition) -> list[Composition]:
-    """The first, the last and the best of a front, and some between, at even distances of their peaks."""
-    goals = np.linspace(front[0].cost.peak, front[-1].cost.peak, MAX_ALTERNATIVES)
-    chosen = {min(range(len(front)), key=lambda i: abs(front[i].cost.peak - goal)) for goal in goals}
-    return [front[i] for i in sorted(chosen | {front.index(best)})]
-
-
 def whole_steps(search: SplitSearch, composition: Composition) -> list[SplitStep]:
     """The operators that run whole."""
     inside = {i for region in composition.regions for i in range(region.start, region.end)}
@@ -7696,8 +7674,20 @@ def kilobytes(size: int) -> str:
     return f"{size / 1024:.1f} KB"
 
 
+def size_text(size: int) -> str:
+    """The size as the command line takes it."""
+    return f"{size // 1024}KB" if size % 1024 == 0 else f"{size}B"
+
+
+def kernel_flash(kinds: Iterable[str]) -> int:
+    return sum(KERNEL_FLASH.get(kind, 0) for kind in {"PAD" if kind == "PADV2" else kind for kind in kinds})
+
+
+NEEDS_NEW_TFLM = "Loops require TFLM of November 2025 or later and the memory plan in this file"
+
+
 def registered(kinds: Sequence[str]) -> str:
-    flash = sum(KERNEL_FLASH.get(kind, 0) for kind in {"PAD" if kind == "PADV2" else kind for kind in kinds})
+    flash = kernel_flash(kinds)
     size = f" (about {kilobytes(flash)} of flash)" if flash else ""
     return f"Operators that TFLM has to register in addition: {', '.join(kinds)}{size}"
 
@@ -8075,22 +8065,13 @@ def _why_not_run(runtime: str, original: ModelGraph, changed: ModelGraph) -> str
     return ""
 
 
-def verify_models(
-    original: Bytes,
-    changed: Bytes,
-    seed: int = 0,
-    timeout: float = RUN_SECONDS,
-    progress: Callable[[str], None] = lambda what: None,
-) -> VerificationDecision:
+def verify_models(original: Bytes, changed: Bytes, seed: int = 0, timeout: float = RUN_SECONDS) -> VerificationDecision:
     """Compare two models on the same inputs in TFLM and LiteRT (no delegate, one thread), where these are installed.
 
     Runs one inference per entry of INPUT_SCALES, consecutively, and sees if LiteRT's default interpreter, with its
     delegate, takes the changed model. A runtime that cannot run the original becomes a note; crashes are reported.
-    Raises VerificationError if no runtime runs the original, or one that does rejects the changed model.
-
-    Args:
-        timeout: seconds for all runs.
-        progress: called with the name of each run.
+    Raises VerificationError if no runtime runs the original, or one that does rejects the changed model. ``timeout`` is
+    in seconds for all runs.
     """
     start = time.monotonic()
     graphs = read_model(original), read_model(changed)
@@ -8104,7 +8085,6 @@ def verify_models(
     kernels = KERNELS[len({len(list(graph.operators)) for graph in graphs}) > 1 and "FLOAT32" in written]
 
     def run(runtime: str, is_changed: bool, kernels: str = kernels) -> Outputs:
-        progress(f"the {'changed' if is_changed else 'original'} model in {runtime}")
         data, inputs = (changed, given) if is_changed else (original, meant)
         left = max(start + timeout - time.monotonic(), 0.0)
         return _run_in_subprocess(runtime, data, graphs[is_changed], inputs, kernels, left)
@@ -8188,17 +8168,12 @@ def _compare(
 
 
 def decide_verification(
-    model: Snapshot,
-    original: Snapshot,
-    what: str = "the input",
-    seed: int = 0,
-    timeout: float = RUN_SECONDS,
-    progress: Callable[[str], None] = lambda what: None,
+    model: Snapshot, original: Snapshot, what: str = "the input", seed: int = 0, timeout: float = RUN_SECONDS
 ) -> VerificationDecision:
     """As :func:`verify_models`, but without a wrong memory plan in ``original``, the model that ``what`` names."""
     meant = original.without_wrong_plan()
     whose = f"{what} model's" + ("" if meant is original else " without the wrong memory plan")
-    return dataclasses.replace(verify_models(meant.data, model.data, seed, timeout, progress), against=whose)
+    return dataclasses.replace(verify_models(meant.data, model.data, seed, timeout), against=whose)
 
 
 ####################################################################################################
@@ -8231,7 +8206,6 @@ def decide_order(
     model: Snapshot,
     time_limit: float = TIME_LIMIT,
     for_arena: bool = False,
-    progress: Progress = no_progress,
     in_place: bool = True,
 ) -> tuple[Snapshot, OrderDecision]:
     """Reorder the operators of every subgraph for the smallest peak, callees first.
@@ -8243,17 +8217,16 @@ def decide_order(
         time_limit: seconds; then the best order and the best proven bound so far are taken.
         for_arena: judge by the memory plan to be made, and try two more orders: that of the smallest arena, and with
             ``in_place`` that of the smallest arena with outputs over inputs that certainly end there.
-        progress: called periodically with (states visited, best peak in bytes, proven bound in bytes).
     """
     peak, graph, budget = model.peak, model.graph, Budget(time_limit)
     if why := why_not_rewritten(graph):
         raise Refusal(f"the operators stay in place: {why}", before=peak, after=peak)
-    found = order_model(graph, budget.share(0.5 if for_arena else 1.0).left, progress)
+    found = order_model(graph, budget.share(0.5 if for_arena else 1.0).left)
     candidates, given = [found], tuple(tuple(range(len(s.operators))) for s in graph.subgraphs)
     if for_arena:
         with contextlib.suppress(ArenaError):
             kinds = [ARENA_COSTS, IN_PLACE_COSTS] if in_place else [ARENA_COSTS]
-            candidates += [order_model(graph, budget.share(0.4).left, progress, costs) for costs in kinds]
+            candidates += [order_model(graph, budget.share(0.4).left, costs) for costs in kinds]
     orders = [tuple(ordering.order for ordering in orderings) for orderings in candidates]
     models = {given: model} | {order: model.reordered(order) for order in orders if order != given}
     best, bound = models[orders[0]], max(ordering.bound for ordering in found)
@@ -8610,18 +8583,13 @@ def decide_ports(model: Snapshot, for_plan: bool = True, in_place: bool = True) 
 
 
 @dataclass(frozen=True)
-class SplitAlternative:
+class SplitWay:
     """One way to run subgraph 0: the regions in stripes and the total cost."""
 
     regions: tuple[SplitRegion, ...]
     cost: Cost  # with the peak of the file's order
     reserve: int  # bytes of the arena, with that peak as its head
     macs_percent: float  # additional multiply-accumulates
-
-    def row(self, mark: str) -> list[str]:
-        peak, _, persistent, operators = self.cost
-        figures = [f"{n:,}" for n in (peak, persistent, self.reserve)]
-        return [mark, *figures, f"{self.macs_percent:.1f} %", str(operators)]
 
     def json(self) -> dict[str, Any]:
         costs = "total=cost.sum peak=cost.peak persistent=cost.persistent operators=cost.operators"
@@ -8630,14 +8598,14 @@ class SplitAlternative:
 
 @dataclass(frozen=True, kw_only=True)
 class SplitDecision(Decision):
-    """The effect of partial execution on the peak. ``alternatives``: the unsplit model, then ever lower peaks."""
+    """The effect of partial execution on the peak."""
 
-    alternatives: tuple[SplitAlternative, ...] = ()
-    taken: int = 0  # index of the chosen alternative
+    unsplit: SplitWay | None = None
+    chosen: SplitWay | None = None
     is_complete: bool = True  # False: time ran out before all regions were tried
     is_reordered: bool = False  # True: regions refer to the best order, not the file's
     new_kinds: tuple[str, ...] = ()  # operators that the model did not have before: TFLM has to register them
-    max_peak: int | None = None  # the limit that was given
+    limit: int | None = None  # the arena to reserve that was asked for
     bounded_by: str = ""  # the bottleneck, and what might lower it
     whole: tuple[str, ...] = ()  # why operators with high memory use are not split
     no_loops: tuple[str, ...] = ()  # why unrolled regions cannot be loops
@@ -8646,38 +8614,19 @@ class SplitDecision(Decision):
 
     key, refused = "split", "Not split"
     json_keys = (
-        "before=unsplit chosen alternatives is_complete is_reordered new_kinds max_peak bounded_by whole no_loops "
+        "before=unsplit chosen is_complete is_reordered new_kinds limit bounded_by whole no_loops "
         "is_batch_fixed file_growth changed seconds refusal"
     )
 
-    @property
-    def unsplit(self) -> SplitAlternative | None:
-        return self.alternatives[0] if self.alternatives else None
-
-    @property
-    def chosen(self) -> SplitAlternative | None:
-        return self.alternatives[self.taken] if self.alternatives else None
-
-    def table(self) -> str:
-        """The alternatives; an arrow marks the chosen one."""
-        titles = ["", "Peak (B)", "Persistent, 32-bit (B)", "To reserve (B)", "More MACs", "Operators"]
-        return text_table(titles, (a.row("->" if i == self.taken else "") for i, a in enumerate(self.alternatives)))
-
     def message(self) -> list[str]:
-        after = self.alternatives[self.taken]
-        order = "in the best order" if self.is_reordered else "before reordering"
-        lines = ["", f"Ways to run it in stripes (peak {order} and as a perfect layout has it):", self.table()]
-        if not self.is_complete:
-            lines.append("(the time was over before all of them were tried)")
+        after = self.chosen
         why = listed("Stays whole:", self.whole) + listed("No loop:", self.no_loops)
         if self.bounded_by:
             why = [f"The peak is that of {self.bounded_by}.", *why]
-        if self.max_peak is not None and after.cost.peak > self.max_peak:
-            why.append(f"No way was found that needs at most {self.max_peak:,} B; this is the lowest peak.")
-        elif self.max_peak is not None and not after.regions:
-            return [*lines, *why, f"Not split: it needs no more than {self.max_peak:,} B as it is."]
-        if not after.regions:
-            return [*lines, *why, "Not split: no way needs a smaller arena."]
+        lines = [] if self.is_complete else ["(the time was over before all ways to split were tried)"]
+        if after is None or not after.regions:
+            fits = "" if self.limit is None else f"{self.limit:,} B are enough as it is, or "
+            return [*lines, *why, f"Not split: {fits}no way needs a smaller arena."]
         model = "the reordered" if self.is_reordered else "the input"
         for region in after.regions:
             which = f"operators {region.start} to {region.end - 1} of {model} model, counted from 0"
@@ -8689,7 +8638,7 @@ class SplitDecision(Decision):
         if self.new_kinds:
             lines.append(registered(self.new_kinds))
         if any(region.loop for region in after.regions):
-            lines.append("Loops need TFLM from November 2025 or later, and the memory plan that is in the file now")
+            lines.append(NEEDS_NEW_TFLM)
         if self.is_batch_fixed:
             lines.append("The batch stays as it is stored in the file; LiteRT may refuse to resize it")
         lines += why
@@ -8701,78 +8650,73 @@ class SplitDecision(Decision):
 
 MAX_RIVALS = 40  # ways that are judged in this order, those with the smallest estimates
 FINALISTS, FINAL_SECONDS = 4, 2.0  # ways that are judged in the best order, and seconds to find that for each
+MAX_FITTINGS = 8  # limits on the peak that are tried to meet one on the arena
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SplitCandidate:
     """A model and the ways to split it, by falling peak, unsplit first."""
 
     model: Snapshot
     search: SplitSearch
     ways: tuple[Composition, ...]
-    fitting: Composition | None  # the way within the limit that was given
+    max_macs: int
     is_complete: bool
 
     @classmethod
-    def of(
-        cls, model: Snapshot, max_macs: float, max_peak: int | None, budget: Budget, forms: Sequence[Forms]
-    ) -> SplitCandidate:
+    def of(cls, model: Snapshot, max_macs: float, budget: Budget, forms: Sequence[Forms]) -> SplitCandidate:
         """Raises ArenaError as :class:`SplitSearch`."""
         search, found = SplitSearch(model.graph, model.graph.subgraphs[0], budget, forms[-1]), dict[Any, Composition]()
-        most_macs, fitting = int(search.problem.macs * max_macs / 100), None
-        if max_peak is not None:  # needs a separate search, which looks for other regions
-            fitting = search.again(budget.share(0.4), forms[-1]).fitting(max_peak, most_macs)
+        most_macs = int(search.problem.macs * max_macs / 100)
         for form, share in zip(forms, FORM_SHARES[-len(forms) :], strict=True):
             one = search.again(budget.share(share), form)
             found |= {way.regions: way for way in one.front(most_macs)}
-        found |= {fitting.regions: fitting} if fitting else {}
         ways = sorted(found.values(), key=lambda c: (-c.cost.peak, c.cost.persistent))
-        return cls(model, search, tuple(ways), fitting, not budget.is_over)
+        return cls(model, search, tuple(ways), most_macs, not budget.is_over)
 
     def written(self, way: Composition) -> Snapshot:
         return self.model.rewritten(self.search.rewrite(way)) if way.regions else self.model
 
-    def promising(self, max_peak: int | None, for_plan: bool, in_place: bool) -> list[Composition]:
-        """The ways with the smallest arena to reserve in this order; with a limit, that within it or the lowest."""
-        if max_peak is not None:
-            return [self.fitting or self.ways[-1]]
+    def promising(self, for_plan: bool, in_place: bool) -> list[Composition]:
+        """The ways with the smallest arena to reserve in this order."""
         rivals = sorted((way for way in self.ways if way.regions), key=lambda way: way.cost.sum)[:MAX_RIVALS]
         reserves = [reserve_of(self.written(way), for_plan or way.has_loops, in_place, True) for way in rivals]
         return [way for _, way in sorted(zip(reserves, rivals, strict=True), key=lambda pair: pair[0])[:FINALISTS]]
 
-    def alternative(self, composition: Composition) -> SplitAlternative:
+    def fastest(self, limit: int, budget: Budget, reserve: Callable[[Composition], int]) -> Composition | None:
+        """The way with the fewest multiply-accumulates whose arena to reserve is within the limit; None if none was
+        found. Starts with the peak that the limit leaves, and lowers it by what is too much."""
+        search, room = self.search.again(budget, self.search.forms), limit - self.model.arena.persistent
+        for _ in range(MAX_FITTINGS):
+            way = search.fitting(room, self.max_macs) if room > 0 else None
+            excess = reserve(way) - limit if way else 0
+            if way is None or excess <= 0:
+                return way
+            room = min(room, way.cost.peak) - excess
+        return None
+
+    def way(self, composition: Composition) -> SplitWay:
         """The exact figures of a composition."""
         cost, macs, written = composition.cost, self.search.problem.macs, self.written(composition)
         arena = written.arena
         operators = len(written.graph.subgraphs[0].operators)
         exact = cost._replace(persistent=arena.persistent, operators=operators)
-        return SplitAlternative(
-            composition.regions,
-            exact,
-            reserve=max(align(exact.sum), arena.planning),
-            macs_percent=100 * cost.macs / macs if macs else 0.0,
-        )
+        reserve = max(align(exact.sum), arena.planning)
+        return SplitWay(composition.regions, exact, reserve, macs_percent=100 * cost.macs / macs if macs else 0.0)
 
-    def decide(self, best: Composition, max_peak: int | None, budget: Budget) -> tuple[Snapshot, SplitDecision]:
+    def decide(self, best: Composition, budget: Budget) -> tuple[Snapshot, SplitDecision]:
         graph, rewrite, after = self.model.graph, self.search.rewrite(best), self.written(best)
         if best.has_loops:  # they need a plan
             after, _ = decide_plan(after, budget.left)
-        shown, least = list[Composition](), NO_LIMIT  # of several forms, a lower peak may come with less memory
-        for way in reversed(self.ways):
-            if way.cost.persistent < least or way is best:
-                shown, least = [way, *shown], min(least, way.cost.persistent)
-        shown = spread(shown, best)
-        alternatives = tuple(map(self.alternative, shown))
         inside = (operator for callee in rewrite.callees for operator in callee.operators)
         added = {o.kind for o in (*rewrite.operators, *inside) if isinstance(o, NewOperator)}
         return after, SplitDecision(
-            before=alternatives[0].cost.peak,
+            before=self.ways[0].cost.peak,
             after=best.cost.peak,
-            alternatives=alternatives,
-            taken=shown.index(best),
+            unsplit=self.way(self.ways[0]),
+            chosen=self.way(best),
             is_complete=self.is_complete,
             new_kinds=tuple(sorted(added - {operator.kind for _, operator in graph.operators})),
-            max_peak=max_peak,
             bounded_by=bottleneck_of(self.search, best),
             whole=tuple(reasons_for_whole(self.search, best)),
             no_loops=tuple(reasons_for_no_loop(self.search, best)),
@@ -8786,21 +8730,21 @@ def decide_split(
     max_macs: float = DEFAULT_MAX_MACS,
     time_limit: float = TIME_LIMIT,
     try_orders: bool = False,
-    max_peak: int | None = None,
+    limit: int | None = None,
     stripes: str = "unrolled",
     for_plan: bool = True,
     in_place: bool = True,
 ) -> tuple[Snapshot, SplitDecision]:
     """Run regions of spatial operators in stripes where that needs less memory; the outputs stay the same.
 
-    Takes the alternative with the smallest arena to reserve on a 32-bit target. Only subgraph 0 is split, in its
-    present order. Raises ValueError if ``stripes`` has another value than those below.
+    Takes the way with the smallest arena to reserve on a 32-bit target. Only subgraph 0 is split, in its present order.
+    Raises ValueError if ``stripes`` has another value than those below.
 
     Args:
         max_macs: limit on additional multiply-accumulates, in per cent.
         time_limit: seconds; then the best result so far is taken.
         try_orders: also split the best order, if it differs; keep the one that needs less once reordered.
-        max_peak: bytes; take the fewest multiply-accumulates within this peak, or else the lowest peak.
+        limit: bytes of arena to reserve; take the fewest multiply-accumulates within it, if any way is.
         stripes: ``"unrolled"``, ``"loop"`` (iterations of a WHILE, with the plan it needs) or ``"auto"`` (the smaller).
         for_plan: judge by the plan that :func:`decide_plan` makes, with ``in_place``; False: by TFLM's own layout.
     """
@@ -8809,39 +8753,201 @@ def decide_split(
     budget, forms = Budget(time_limit), STRIPES_AS[stripes]
     if why := why_not_rewritten(model.graph):
         raise Refusal(why, before=model.peak, after=model.peak)
-    models, patience = [model], budget.share(0.8)
+    models, patience = [model], budget.share(0.8 if limit is None else 0.5)
     if try_orders:
         ordered, decision = decide_order(model, patience.share(0.2).left, for_plan, in_place=in_place)
         models += [ordered] if decision.changed else []
     candidates = [
-        SplitCandidate.of(m, max_macs, max_peak, patience.share(1 / (len(models) - i)), forms)
-        for i, m in enumerate(models)
+        SplitCandidate.of(m, max_macs, patience.share(1 / (len(models) - i)), forms) for i, m in enumerate(models)
     ]
-    ways = [(c, way) for c in reversed(candidates) for way in c.promising(max_peak, for_plan, in_place)]
-    if max_peak is not None:
-        ways = [min(ways, key=lambda one: (one[1].cost.peak > max_peak, one[1].cost.macs, one[1].cost.sum))]
 
-    def judged(candidate: SplitCandidate, way: Composition) -> tuple[SplitCandidate, Composition, Snapshot]:
+    @cache
+    def judged(candidate: SplitCandidate, way: Composition) -> Snapshot:
         after = candidate.written(way)
         if try_orders and not way.has_loops:
             after, _ = decide_order(after, min(FINAL_SECONDS, budget.left), for_plan, in_place=in_place)
-        return candidate, way, after
+        return after
 
-    def reserve(one: tuple[SplitCandidate, Composition, Snapshot], is_bound: bool = False) -> int:
-        _, way, after = one
-        return reserve_of(after, for_plan or way.has_loops, in_place, is_bound)
+    def reserve(one: tuple[SplitCandidate, Composition], is_bound: bool = False) -> int:
+        return reserve_of(judged(*one), for_plan or one[1].has_loops, in_place, is_bound)
 
-    split = list(itertools.starmap(judged, ways))
-    unsplit = [judged(candidate, candidate.ways[0]) for candidate in candidates]
-    best = min(split, key=partial(reserve, is_bound=True), default=unsplit[0])
-    old, new = min(map(reserve, unsplit)), reserve(best)
-    fits = max_peak is None or unsplit[0][1].cost.peak <= max_peak
-    if new > old and not fits:
-        raise Refusal(f"within that peak, it would raise the arena to reserve, {saving(old, new)}")
-    candidate, way, _ = unsplit[0] if fits and new >= old else best
-    after, decided = candidate.decide(way, max_peak, budget)
-    growth = len(after.data) - len(model.data)
-    return after, dataclasses.replace(decided, is_reordered=candidate is not candidates[0], file_growth=growth)
+    ways = [(c, way) for c in reversed(candidates) for way in c.promising(for_plan, in_place)]
+    unsplit = [(candidate, candidate.ways[0]) for candidate in candidates]
+    best, old = min(ways, key=partial(reserve, is_bound=True), default=unsplit[0]), min(map(reserve, unsplit))
+    if limit is not None and reserve(best) <= limit < old:
+        for c in candidates:
+            if way := c.fastest(limit, budget.share(0.5), lambda way: reserve((c, way))):  # noqa: B023, called here only
+                best = min(best, (c, way), key=lambda one: one[1].cost.macs)
+    is_better = reserve(best) < old and (limit is None or old > limit)
+    candidate, way = best if is_better else unsplit[0]
+    after, decided = candidate.decide(way, budget)
+    is_reordered, growth = candidate is not candidates[0], len(after.data) - len(model.data)
+    return after, dataclasses.replace(decided, is_reordered=is_reordered, file_growth=growth, limit=limit)
+
+
+####################################################################################################
+# Step: fit
+####################################################################################################
+
+# From the cheapest for the user to the dearest: (name, True if cheaper equivalents come first, stripes or "").
+RUNGS = (
+    ("order and plan", False, ""),
+    ("cheaper equivalents", True, ""),
+    ("unrolled stripes", True, "unrolled"),
+    ("stripes or loops", True, "auto"),
+)
+GLANCE_SECONDS = 2.0  # of work, for a hint
+
+
+class FitRung(NamedTuple):
+    """A way to make a model need less. Sizes in bytes."""
+
+    name: str
+    reserve: int
+    macs_percent: float  # additional multiply-accumulates
+    flash: int  # of the file and of kernels that the model did not have, more than before; approximate
+    new_kinds: tuple[str, ...]  # operators that TFLM has to register in addition
+    fits: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitDecision(Decision):
+    """The effect of the cheapest lossless steps that are enough on the arena to reserve."""
+
+    limit: int | None = None  # None: the smallest arena
+    rungs: tuple[FitRung, ...] = ()  # the ways that were tried, the first as it is
+    taken: int = 0
+    steps: tuple[Decision, ...] = ()  # of the way that was taken
+    proposals: tuple[str, ...] = ()  # what else would help, but changes the application
+    rejection: str = ""  # why TFLM does not run the model
+
+    key, refused = "fit", "Not fitted"
+    json_keys = "reserve_before=before reserve=after limit rungs taken steps proposals changed seconds refusal"
+
+    @property
+    def failure(self) -> str:
+        if self.refusal or self.rejection:
+            return self.refusal or f"TFLM does not run this model: {self.rejection}"
+        if self.limit is None or self.rungs[self.taken].fits:
+            return ""
+        return f"no lossless way fits into {self.limit:,} B; the nearest needs {self.after:,} B"
+
+    def message(self) -> list[str]:
+        titles = ["", "Way", "Arena to reserve (B)", "More MACs", "More flash (B)", *(["Fits"] if self.limit else [])]
+        rows = []
+        for i, (name, reserve, macs, flash, _, fits) in enumerate(self.rungs):
+            row = ["->" if i == self.taken else "", name, f"{reserve:,}", f"{macs:.1f} %", f"{flash:,}"]
+            rows.append(row + ([("no", "yes")[fits]] if self.limit else []))
+        new_kinds = self.rungs[self.taken].new_kinds
+        return [
+            "",
+            text_table(titles, rows, left=("", "Way")),
+            *([registered(new_kinds)] if new_kinds else []),
+            *([NEEDS_NEW_TFLM] if "WHILE" in new_kinds else []),
+            *(f"It would need less with {proposal}" for proposal in self.proposals),
+        ]
+
+
+def _climb(
+    model: Snapshot,
+    is_lightened: bool,
+    stripes: str,
+    limit: int | None,
+    max_macs: float,
+    budget: Budget,
+    in_place: bool,
+) -> tuple[Snapshot, list[Decision]]:
+    """The model after the steps of a rung, and their decisions."""
+    decisions: list[Decision] = []
+    steps: list[Callable[[Snapshot], tuple[Snapshot, Decision]]] = [
+        lambda m: decide_order(m, budget.share(0.5).left, for_arena=True, in_place=in_place),
+        lambda m: decide_plan(m, budget.left, in_place),
+    ]
+    if stripes:
+        seconds = budget.share(0.7).left
+        steps.insert(0, lambda m: decide_split(m, max_macs, seconds, True, limit, stripes, in_place=in_place))
+    if is_lightened:
+        steps.insert(0, lambda m: decide_lightening(m, in_place=in_place))
+    for step in steps:
+        model, decision = step(model)
+        decisions.append(decision)
+    return model, decisions
+
+
+@deciding(FitDecision)
+def decide_fit(
+    model: Snapshot,
+    limit: int | None = None,
+    time_limit: float = TIME_LIMIT,
+    max_macs: float = DEFAULT_MAX_MACS,
+    in_place: bool = True,
+    can_loop: bool = True,
+) -> tuple[Snapshot, FitDecision]:
+    """Take the first of the RUNGS with which the arena to reserve is within ``limit`` bytes, or without a limit the one
+    with the smallest arena. All of them are lossless; stripes cost the least time that fits. The decision has all ways
+    that were tried, and proposals if none fits or there is no limit.
+
+    Args:
+        time_limit: seconds for all searches together.
+        max_macs: limit on additional multiply-accumulates, in per cent.
+        in_place: plans may share memory; loops need that.
+        can_loop: allow loops, which need TFLM of November 2025 or later.
+    """
+    budget, tried = Budget(time_limit), [(model, list[Decision]())]
+    rungs = [_rung("as it is", model, model, limit, [])]
+    kinds = can_loop and in_place
+    for name, is_lightened, stripes in RUNGS:
+        if limit is not None and rungs[-1].fits:
+            break
+        if stripes == "auto" and not kinds:
+            continue
+        share = budget.share({"unrolled": 0.4, "auto": 0.8}.get(stripes, 0.2))
+        after, decisions = _climb(model, is_lightened, stripes, limit, max_macs, share, in_place)
+        if is_lightened and not stripes and not decisions[0].changed:
+            continue
+        tried.append((after, decisions))
+        rungs.append(_rung(name, model, after, limit, decisions))
+    taken = min(
+        range(len(rungs)), key=lambda i: (not rungs[i].fits, i if limit and rungs[i].fits else rungs[i].reserve)
+    )
+    (after, decisions), rung = tried[taken], rungs[taken]
+    proposals = () if limit and rung.fits else _proposals(model, rung, limit, max_macs, budget, in_place)
+    return after, FitDecision(
+        before=rungs[0].reserve,
+        after=rung.reserve,
+        limit=limit,
+        rungs=tuple(rungs),
+        taken=taken,
+        steps=tuple(decisions),
+        proposals=tuple(proposals),
+        rejection=next(iter(after.refusals), ""),
+    )
+
+
+def _rung(name: str, model: Snapshot, after: Snapshot, limit: int | None, decisions: Sequence[Decision]) -> FitRung:
+    old, new = ({operator.kind for _, operator in m.graph.operators} for m in (model, after))
+    macs = [d.chosen.macs_percent for d in decisions if isinstance(d, SplitDecision) and d.chosen]
+    growth = len(after.data) - len(model.data) if after is not model else 0
+    reserve, kinds = after.arena.reserve, tuple(sorted(new - old))
+    return FitRung(name, reserve, sum(macs), growth + kernel_flash(kinds), kinds, limit is None or reserve <= limit)
+
+
+def _proposals(
+    model: Snapshot, best: FitRung, limit: int | None, max_macs: float, budget: Budget, in_place: bool
+) -> Iterator[str]:
+    """What changes the application, with its figure."""
+    ported, decision = decide_ports(model, in_place=in_place)
+    if decision.changed:
+        is_lightened, stripes = next((rest for name, *rest in RUNGS if name == best.name), (False, ""))
+        after, _ = _climb(ported, is_lightened, stripes, limit, max_macs, budget, in_place)
+        if after.arena.reserve < best.reserve:
+            yield f"--integer-io: {after.arena.reserve:,} B, if your code converts inputs and outputs"
+    if limit is not None:
+        _, divided = decide_memories(model, limit, time_limit=budget.left, in_place=in_place)
+        if divided.is_divided:
+            stays = 100 * (1 - (divided.after or 0) / max(divided.before or 0, 1))
+            what = f"{divided.reserve:,} B of slow memory, and {stays:.0f} % of the traffic in the fast one"
+            yield f"--memories fast={size_text(limit)}: {what}"
 
 
 ####################################################################################################
@@ -10020,6 +10126,7 @@ class TFLiteModel:
         plot_arenas(Path(file), models, memories, room)
 
     optimize_memory = step(decide_order)
+    fit = step(decide_fit)
     split_operators = step(decide_split)
     lighten_operators = step(decide_lightening)
     use_integer_ports = step(decide_ports)
@@ -10028,11 +10135,9 @@ class TFLiteModel:
     cluster_weights = step(decide_clustering)
     compress_weights = step(decide_compression)
 
-    def compute_best_peak_memory_usage(
-        self, time_limit: float = TIME_LIMIT, progress: Progress = no_progress
-    ) -> OrderDecision:
+    def compute_best_peak_memory_usage(self, time_limit: float = TIME_LIMIT) -> OrderDecision:
         """The decision of :meth:`optimize_memory`, without changing the model."""
-        return decide_order(self.snapshot, time_limit, progress=progress)[1]
+        return decide_order(self.snapshot, time_limit)[1]
 
     def verify_against(self, original: TFLiteModel, seed: int = 0) -> VerificationDecision:
         """Run this model and ``original`` on the same random inputs in TFLM and LiteRT and compare them bit by bit.
@@ -10123,9 +10228,10 @@ class Command:
         budget = Budget(TIME_LIMIT if arguments.time_limit is None else arguments.time_limit)
         for number, option in enumerate(steps):
             still = sum(later.weight for later in steps[number:])
-            if option.step and (decision := option.step(self, budget.share(option.weight / (still or 1)).left)):
-                self.results.append(decision)
-        is_limited = arguments.max_arena is not None or arguments.max_peak is not None
+            with _elapsed_time(option.flags):
+                decision = option.step(self, budget.share(option.weight / (still or 1)).left) if option.step else None
+            self.results += [decision] if decision else []
+        is_limited = arguments.max_arena is not None
         if arguments.memory_map or is_limited:
             _ = model.arena  # an unknown arena fails here, before any output is written
         try:
@@ -10156,15 +10262,20 @@ class Command:
         self.baseline = self.model.snapshot  # all other steps are lossless
         return decision
 
+    def fit(self, seconds: float) -> Decision:
+        a = self.arguments
+        percent = DEFAULT_MAX_MACS if a.max_macs is None else a.max_macs
+        limit = None if a.fit is True else a.fit
+        return self.model.fit(limit, seconds, percent, self.in_place, can_loop=a.stripes != "unrolled")
+
     def split(self, seconds: float) -> Decision:
         a, can_loop = self.arguments, self.arguments.plan and self.in_place
         percent = DEFAULT_MAX_MACS if a.max_macs is None else a.max_macs
         stripes = (a.stripes or "auto") if can_loop else "unrolled"  # in a loop, tensors share memory by a plan
-        return self.model.split_operators(percent, seconds, a.optimize, a.max_peak, stripes, a.plan, self.in_place)
+        return self.model.split_operators(percent, seconds, a.optimize, None, stripes, a.plan, self.in_place)
 
     def optimize(self, seconds: float) -> Decision:
-        with _progress_bar() as progress:
-            return self.model.optimize_memory(seconds, self.arguments.plan, progress, self.in_place)
+        return self.model.optimize_memory(seconds, self.arguments.plan, self.in_place)
 
     def compress(self, seconds: float) -> Decision | None:
         a = self.arguments
@@ -10190,7 +10301,7 @@ class Command:
         limit, model = self.arguments.time_limit, self.model.snapshot
 
         def compared(other: Snapshot, what: str) -> VerificationDecision:
-            return decide_verification(model, other, what, 0, RUN_SECONDS if limit is None else limit, _say_on_terminal)
+            return decide_verification(model, other, what, timeout=RUN_SECONDS if limit is None else limit)
 
         distance = compared(self.original, "the input")
         if self.baseline is self.original:
@@ -10211,24 +10322,18 @@ class Command:
 
     @property
     def room(self) -> int | None:
-        """Bytes that the limits leave for tensors and scratch memory; None without limits."""
-        a = self.arguments
-        limits = [a.max_peak, a.max_arena and a.max_arena - self.model.arena.persistent]
-        return min((max(limit, 0) for limit in limits if limit is not None), default=None)
+        """Bytes that the limit leaves for tensors and scratch memory; None without a limit."""
+        limit = self.arguments.max_arena
+        return None if limit is None else max(limit - self.model.arena.persistent, 0)
 
     def exceeded(self) -> list[str]:
-        """One sentence for a wrong memory plan, for a refusal, and for each limit that the arena exceeds."""
-        model, a = self.model, self.arguments
+        """One sentence for a wrong memory plan, for a rejection, and for an arena above the limit."""
+        model, limit, taken = self.model, self.arguments.max_arena, self.model.arena.reserve
         failures = [f"the memory plan in the file is wrong: {fault}" for fault in model.arena.problems[:1]]
-        if a.max_arena is not None:
-            known = "give --assume-kernels NAME,... for kernels that your firmware links"
-            failures += [f"TFLM does not run this model: {why} ({known})" for why in model.snapshot.refusals[:1]]
-        sizes = (
-            ("arena to reserve", a.max_arena, model.arena.reserve),
-            ("head of the arena", a.max_peak, model.arena.head),
-        )
-        over = [(what, limit, taken) for what, limit, taken in sizes if limit is not None and taken > limit]
-        return failures + [f"the {what} takes {taken:,} B, more than {limit:,} B" for what, limit, taken in over]
+        known = "give --assume-kernels NAME,... for kernels that your firmware links"
+        failures += [f"TFLM does not run this model: {why} ({known})" for why in model.snapshot.refusals[:1]]
+        way = "" if self.results else f". Try --fit {limit}B"
+        return failures + [f"the model needs an arena of {taken:,} B; the limit is {limit:,} B{way}"] * (taken > limit)
 
     def report(self) -> None:
         """Output everything but the model: notes, tables, JSON, CSV, plots."""
@@ -10306,26 +10411,27 @@ def pins_of(pairs: Sequence[tuple[str, str]]) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def _progress_bar() -> Iterator[Callable[[int, int, int], None]]:
-    """Show the progress of a search on a terminal, after one second."""
+def _elapsed_time(what: str) -> Iterator[None]:
+    """Show on a terminal, after a second, how long a step takes."""
     if sys.stderr is None or not sys.stderr.isatty():
-        yield no_progress
+        yield
         return
-    from tqdm import tqdm
+    import threading
 
-    with tqdm(desc="ordering", unit=" states", unit_scale=True, delay=1.0, disable=None, leave=False) as bar:
+    done, start = threading.Event(), time.monotonic()
 
-        def progress(states: int, upper: int, lower: int) -> None:
-            bar.set_postfix_str(f"peak {upper:,} B, bound {lower:,} B", refresh=False)
-            bar.update(states - bar.n if states > bar.n else 0)
+    def show() -> None:
+        while not done.wait(1.0):
+            print(f"\r{what}: {time.monotonic() - start:.0f} s ", end="", file=sys.stderr, flush=True)
 
-        yield progress
-
-
-def _say_on_terminal(what: str) -> None:
-    """Show on a terminal what takes time."""
-    if sys.stderr is not None and sys.stderr.isatty():
-        _log(f"running {what}")
+    shower = threading.Thread(target=show, daemon=True)
+    shower.start()
+    try:
+        yield
+    finally:
+        done.set()
+        shower.join()
+        print("\r\033[K", end="", file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
@@ -10432,6 +10538,8 @@ OPTIONS = {
                needs="--clusters --min-sqnr"),
         Option("--integer-io", "integer inputs and outputs, where the model converts floats itself",
                step=lambda command, _: command.model.use_integer_ports(command.arguments.plan, command.in_place)),
+        Option("--fit", "the cheapest of the lossless steps below that fit this arena; without SIZE, the smallest arena",
+               _size, "SIZE", step=Command.fit, weight=8, more={"nargs": "?", "const": True}),
         Option("--lighten", "operators with the same results that keep less memory in TFLM",
                step=lambda command, _: command.model.lighten_operators(command.arguments.plan, command.in_place)),
         Option("--split", "run regions of the model stripe by stripe where that needs less memory",
@@ -10440,8 +10548,6 @@ OPTIONS = {
                "--plan)", str, needs="--split", more={"choices": STRIPES_AS}),
         Option("--max-macs", f"how many more multiply-accumulates --split may cost (default: {DEFAULT_MAX_MACS:g})",
                _number("a percentage of 0 or more", "%"), "PERCENT", needs="--split"),
-        Option("--max-peak", "--split and --plan: the least additional time that fits, or exit with 1",
-               _size, "BYTES", needs="--split"),
         Option("--optimize", "reorder the operators for the smallest peak memory use", step=Command.optimize, weight=2),
         Option("--compress", "weights with few values as code-books that TFLM decodes (smaller file)",
                step=Command.compress, weight=1),
@@ -10500,14 +10606,13 @@ def is_given(arguments: argparse.Namespace, option: Option) -> bool:
 
 def check_options(arguments: argparse.Namespace) -> None:
     """Set implied options. Raises UsageError for options that do nothing or conflict."""
-    # Without a plan, TFLM meets a limit on the peak only by chance.
-    arguments.plan |= arguments.max_peak is not None or arguments.memories is not None
+    arguments.plan |= arguments.memories is not None
     given = {option.flags.split()[-1]: option for option in ALL_OPTIONS if is_given(arguments, option)}
     for flag, option in given.items():
         if option.needs and not given.keys() & set(option.needs.split()):
             raise UsageError(f"{flag} does nothing by itself: add {option.needs.replace(' ', ' or ')}")
-    if arguments.memories and given.keys() & {"--max-arena", "--max-peak"}:
-        raise UsageError("--memories has limits of its own: leave out --max-arena and --max-peak")
+    if arguments.memories and "--max-arena" in given:
+        raise UsageError("--memories has limits of its own: leave out --max-arena")
     if arguments.stripes == "loop" and not arguments.plan:
         raise UsageError("loops need a memory plan in the file: add --plan")
     if arguments.stripes in ("loop", "auto") and arguments.no_in_place:
