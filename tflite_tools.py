@@ -14,18 +14,17 @@
 
 On the command line::
 
-    tflite-tools -i model.tflite                                    # tensors, schedule, peak
-    tflite-tools -i model.tflite --optimize -o smaller.tflite       # reorder the operators
-    tflite-tools -i model.tflite --split -o stripes.tflite          # run parts of it stripe by stripe
-    tflite-tools -i model.tflite --csv report/ --plot memory.png    # the same for other programs and for eyes
+    tflite-tools model.tflite                                    # what to reserve, and why
+    tflite-tools model.tflite --fit 64KB -o smaller.tflite       # make it fit
+    tflite-tools model.tflite --csv report/ --plot memory.png    # tables and pictures
 
 From a script::
 
     from tflite_tools import TFLiteModel
 
     model = TFLiteModel.load_from_file("model.tflite")
-    result = model.optimize_memory()
-    print(result.before, "->", result.after, "bytes", "(optimal)" if result.optimal else "")
+    result = model.fit(64 * 1024)
+    print(result.before, "->", result.after, "bytes", result.failure)
     model.write_to_file("smaller.tflite")
 
 Weights stay in flash; what must fit in RAM is the *working set*, the intermediate tensors that are alive while an
@@ -106,7 +105,7 @@ else:
 
     flatbuffers, np, tflite = map(_Lazy, ("flatbuffers", "numpy", "tflite"))
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
 __all__ = [
     "LIBRARIES",
@@ -395,6 +394,7 @@ def plain(value: Any) -> Any:
 
 
 MAX_NAME = 60  # characters of a name in a table or message; CSV and JSON have the full name
+MIN_NAME = 12  # characters of a name in a table for a narrow terminal
 MAX_LISTED = 5  # sentences or names of one kind in a report
 
 
@@ -788,14 +788,16 @@ def with_archive(data: bytes, source: Bytes) -> bytes:
 
 OTHER_FORMATS = (  # pattern of the first bytes, what the file is, what to do
     (rb"version https://git-lfs", "a Git LFS pointer instead of the model: git lfs pull fetches it"),
-    (rb"PK\x03\x04", "a zip archive (a .keras or .task file is one): unpack or convert it first"),
+    (rb"PK\x03\x04", "a zip archive (a .keras, .pt or .task file is one): unpack or convert it first"),
     (rb"\x1f\x8b", "a gzip archive: unpack it first"),
     (rb"\x89HDF", "a Keras model in HDF5: convert it to TensorFlow Lite first"),
     (rb"\x08[\x01-\x20][\x12:B]", "an ONNX model or another protocol buffer: convert it to TensorFlow Lite first"),
+    (rb"\n[\x01-\xff]{1,3}\n", "a TensorFlow graph or another protocol buffer: convert it to TensorFlow Lite first"),
+    (rb"\x80\x02", "a pickle, as of PyTorch: convert it to TensorFlow Lite first"),
     (rb"\s*<", "a web page or XML: the download failed"),
     (
         rb"\s*(#(include|ifndef|pragma|define)|//|/\*|alignas|(static |extern )?(const |unsigned )|0x)",
-        "source text: make a file of the array again",
+        "a C array: pass the .tflite that it was made from",
     ),
 )
 
@@ -1088,6 +1090,50 @@ LIBRARIES = {
     )
 }
 USUAL_LIBRARIES = ("cmsis-nn", "esp-nn")  # what most devices run
+
+
+class Board(NamedTuple):
+    """A development board. Memories in KB: the largest piece of SRAM, of which the application needs a part, external
+    RAM, and flash."""
+
+    title: str
+    kernels: str
+    sram: int
+    psram: int
+    flash: int
+    source: str  # of the sizes: data sheets, reference manuals (RM) and the like
+
+
+BOARDS = {
+    "nano-33-ble": Board("Arduino Nano 33 BLE Sense", "cmsis-nn", 256, 0, 1024, "nRF52840 product specification"),
+    "nano-rp2040": Board("Arduino Nano RP2040 Connect", "cmsis-nn:plain", 264, 0, 16384, "RP2040 data sheet"),
+    "nano-esp32": Board("Arduino Nano ESP32", "esp-nn", 416, 8192, 16384, "ESP32-S3 technical reference manual"),
+    "uno-r4": Board("Arduino UNO R4", "cmsis-nn", 32, 0, 256, "RA4M1 data sheet"),
+    "nicla-sense": Board("Arduino Nicla Sense ME", "cmsis-nn", 64, 0, 512, "nRF52832 product specification"),
+    "nicla-vision": Board("Arduino Nicla Vision", "cmsis-nn", 512, 0, 2048, "STM32H747 data sheet, AXI SRAM"),
+    "portenta-h7": Board("Arduino Portenta H7", "cmsis-nn", 512, 8192, 2048, "STM32H747 data sheet, AXI SRAM"),
+    "esp32": Board("ESP32-DevKitC", "esp-nn:esp32", 160, 0, 4096, "ESP-IDF, memory types: static DRAM"),
+    "esp32-c3": Board("ESP32-C3-DevKitM", "esp-nn:esp32", 384, 0, 4096, "ESP32-C3 technical reference manual"),
+    "esp32-s3": Board("ESP32-S3-DevKitC", "esp-nn", 416, 8192, 8192, "ESP32-S3 technical reference manual"),
+    "esp32-p4": Board("ESP32-P4-Function-EV", "esp-nn:esp32p4", 768, 32768, 16384, "ESP32-P4 data sheet"),
+    "pico": Board("Raspberry Pi Pico", "cmsis-nn:plain", 264, 0, 2048, "RP2040 data sheet"),
+    "pico-2": Board("Raspberry Pi Pico 2", "cmsis-nn", 520, 0, 4096, "RP2350 data sheet"),
+    "teensy-4.0": Board("Teensy 4.0", "cmsis-nn", 512, 0, 2048, "i.MX RT1060 RM: RAM2"),
+    "teensy-4.1": Board("Teensy 4.1", "cmsis-nn", 512, 0, 8192, "i.MX RT1060 RM: RAM2"),
+    "nucleo-f401re": Board("STM32 Nucleo-F401RE", "cmsis-nn", 96, 0, 512, "STM32F401xE data sheet"),
+    "nucleo-f446re": Board("STM32 Nucleo-F446RE", "cmsis-nn", 128, 0, 512, "STM32F446xC/E data sheet"),
+    "nucleo-l4r5zi": Board("STM32 Nucleo-L4R5ZI", "cmsis-nn", 640, 0, 2048, "STM32L4R5xx data sheet"),
+    "nucleo-h743zi": Board("STM32 Nucleo-H743ZI", "cmsis-nn", 512, 0, 2048, "STM32H743 data sheet, AXI SRAM"),
+    "disco-f746ng": Board("STM32F746G-DISCO", "cmsis-nn", 320, 8192, 1024, "STM32F746xx data sheet"),
+    "iot01a": Board("STM32 B-L475E-IOT01A", "cmsis-nn", 96, 0, 1024, "STM32L475xx data sheet, SRAM1"),
+    "n6570-dk": Board("STM32N6570-DK", "cmsis-nn:mve", 1024, 32768, 131072, "STM32N657 data sheet, AXISRAM2"),
+    "xiao-nrf52840": Board("Seeed XIAO nRF52840", "cmsis-nn", 256, 0, 1024, "nRF52840 product specification"),
+    "xiao-esp32s3": Board("Seeed XIAO ESP32S3", "esp-nn", 416, 8192, 8192, "ESP32-S3 technical reference manual"),
+    "xiao-samd21": Board("Seeed XIAO SAMD21", "cmsis-nn:plain", 32, 0, 256, "SAM D21 data sheet"),
+    "microbit-v2": Board("BBC micro:bit v2", "cmsis-nn", 128, 0, 512, "nRF52833 product specification"),
+    "sparkfun-edge": Board("SparkFun Edge (Apollo3)", "cmsis-nn", 384, 0, 1024, "Apollo3 Blue data sheet"),
+    "ek-ra8m1": Board("Renesas EK-RA8M1", "cmsis-nn:mve", 896, 0, 2048, "RA8M1 data sheet"),
+}
 
 
 class Pads(NamedTuple):
@@ -2209,7 +2255,7 @@ def is_compiled(graph: ModelGraph) -> bool:
     return graph.plan is not None and any(operator.kind in ACCELERATORS for _, operator in graph.operators)
 
 
-COMPILED = "an accelerator addresses the memory as its compiler planned it in the file"
+COMPILED = "an accelerator depends on its memory plan"
 
 
 def is_loop(operator: Operator) -> bool:
@@ -2234,7 +2280,7 @@ def looped_operators(graph: ModelGraph) -> int:
     return sum(is_looped(*where) for where in graph.operators if is_loop(where[1]))
 
 
-LOOPED = "the tensors of its loops share memory by the plan in the file, which any change of the operators would undo"
+LOOPED = "the model's loops depend on its memory plan"
 
 
 def fixed_by_plan(graph: ModelGraph) -> str:
@@ -6990,22 +7036,28 @@ def whole_steps(search: SplitSearch, composition: Composition) -> list[SplitStep
     return [step for i, step in enumerate(search.problem.steps) if i not in inside]
 
 
+def span(region: SplitRegion) -> str:
+    """``operator 3`` or ``operators 3 to 7``."""
+    last = region.end - 1
+    return f"operator {last}" if region.start == last else f"operators {region.start} to {last}"
+
+
 def bottleneck_of(search: SplitSearch, composition: Composition) -> str:
     """The bottleneck with these regions in stripes, and why it cannot be lowered."""
     problem = search.problem
     region = max(composition.regions, key=lambda r: r.cost.peak, default=None)
     step = max(whole_steps(search, composition), key=lambda s: s.need, default=None)
     if region and (step is None or region.cost.peak >= step.need):
-        return f"operators {region.start} to {region.end - 1} in stripes; finer ones cost more than they save or may"
+        return f"{span(region)} in stripes; thinner stripes save nothing or exceed the limit on time"
     if step is None:
         return ""
     number, why = step.operator.index, step.rule
     if isinstance(why, RowRule):
         why = "" if search.forms.unrolled else search.loops.why_no_loop(number, number + 1)
-        why = f"it cannot be a loop, since {why}" if why else "stripes of it cost more than they save"
+        why = f"it cannot be a loop: {why}" if why else "stripes would cost more than they save"
     given = sum(problem.sizes[t] for t in problem.subgraph.inputs if t in step.operator.reads)
     inputs = f", and {given:,} B of it are the input of the model" if given > step.need // 2 else ""
-    return f"operator {number} ({shorten(step.operator.kind)}), which runs whole: {why}{inputs}"
+    return f"operator {number} ({shorten(step.operator.kind)}), which is not split: {why}{inputs}"
 
 
 def reasons_for_whole(search: SplitSearch, composition: Composition) -> list[str]:
@@ -7021,7 +7073,7 @@ def reasons_for_no_loop(search: SplitSearch, composition: Composition) -> list[s
     """Why regions in stripes cannot be loops, one sentence each; empty if loops are not allowed."""
     regions = composition.regions if search.forms.loops else ()
     reasons = {region: search.loops.why_no_loop(region.start, region.end) for region in regions}
-    return [f"operators {region.start} to {region.end - 1}: {why}" for region, why in reasons.items() if why]
+    return [f"{span(region)}: {why}" for region, why in reasons.items() if why]
 
 
 ####################################################################################################
@@ -7670,6 +7722,10 @@ KERNEL_FLASH = {
 }
 
 
+def plural(count: int, what: str) -> str:
+    return f"{count:,} {what}" if count == 1 else f"{count:,} {what}s"
+
+
 def kilobytes(size: int) -> str:
     return f"{size / 1024:.1f} KB"
 
@@ -7689,7 +7745,7 @@ NEEDS_NEW_TFLM = "Loops require TFLM of November 2025 or later and the memory pl
 def registered(kinds: Sequence[str]) -> str:
     flash = kernel_flash(kinds)
     size = f" (about {kilobytes(flash)} of flash)" if flash else ""
-    return f"Operators that TFLM has to register in addition: {', '.join(kinds)}{size}"
+    return f"Also register in your MicroMutableOpResolver: {', '.join(kinds)}{size}"
 
 
 def text_table(headers: Sequence[str], rows: Iterable[Sequence[Any]], left: Collection[str] = ()) -> str:
@@ -8040,8 +8096,8 @@ class VerificationDecision(Decision):
             lines = [f"Compared in {where}: {what} differ from {self.against}, SQNR {self.sqnr_db:.1f} dB."]
         if self.constant_outputs:
             names = ", ".join(map(shorten, self.constant_outputs[:MAX_LISTED]))
-            lines.append(f"That proves little: whatever the inputs are, these outputs are the same: {names}")
-        lines += [f"Not verified there: {note}" for note in self.notes]
+            lines.append(f"This proves little: these outputs do not depend on the inputs: {names}")
+        lines += [f"Not verified in all runtimes: {note}" for note in self.notes]
         return lines + (self.distance.message()[:1] if self.distance else [])
 
 
@@ -8197,7 +8253,7 @@ class OrderDecision(Decision):
             gap = 100 * (1 - (self.bound or 0) / (self.after or 1))
             verdict = f"not proven optimal: no order needs less than {self.bound:,} B, {gap:.1f} % below this"
         if not self.changed:
-            return [f"Operator order left as it is: peak {self.after:,} B, {verdict}."]
+            return [f"Operator order unchanged: peak {self.after:,} B, {verdict}."]
         return [f"Operators reordered: peak {self.saving}, {verdict}."]
 
 
@@ -8220,7 +8276,7 @@ def decide_order(
     """
     peak, graph, budget = model.peak, model.graph, Budget(time_limit)
     if why := why_not_rewritten(graph):
-        raise Refusal(f"the operators stay in place: {why}", before=peak, after=peak)
+        raise Refusal(why, before=peak, after=peak)
     found = order_model(graph, budget.share(0.5 if for_arena else 1.0).left)
     candidates, given = [found], tuple(tuple(range(len(s.operators))) for s in graph.subgraphs)
     if for_arena:
@@ -8273,23 +8329,22 @@ class PlanDecision(Decision):
         verdict += " without shared memory" if self.is_apart else ""
         whole = self if self.original is None else dataclasses.replace(self, before=self.original)
         if self.unplanned is not None:
-            why = f"a plan of {self.unplanned:,} B would not lower what TFLM takes while it plans"
-            return [f"Arena left as it is: {self.after:,} B; {why}."]
+            why = f"a plan of {self.unplanned:,} B would not lower what AllocateTensors() needs"
+            return [f"Arena unchanged: {self.after:,} B; {why}."]
         if self.after == whole.before:
-            done = "planned anew, since its plan was wrong" if self.changed else "left as it is"
+            done = "planned again, since its plan was wrong" if self.changed else "unchanged"
             return [f"Arena {done}: {self.after:,} B, {verdict}."]
         done = "Arena planned" if self.is_planned else "Arena, which needs no plan"
         return [f"{done}: {whole.saving}, {verdict}.", *self.sharing()]
 
     def sharing(self) -> list[str]:
-        shared = [f"{count} {kind}" for kind, count in self.in_place.items()]
-        lines = [f"the outputs of {', '.join(shared)} lie where an input ends"] if shared else []
+        shared = ", ".join(f"{count} {kind}" for kind, count in self.in_place.items())
+        lines = [f"Computed in place: {shared}{'' if self.loops else ' (disable with --no-sharing)'}"] if shared else []
         if self.read_by_slices:
-            lines.append(f"{self.read_by_slices} tensors give free what nobody will read")
+            lines.append(f"{plural(self.read_by_slices, 'tensor')} released while read slice by slice")
         if self.loops:
-            lines.append(f"what {self.loops} loops carry stays where it is")
-        how = "" if self.loops else " (--no-in-place plans without)"
-        return [f"Memory shared on purpose: {'; '.join(lines)}{how}."] if lines else []
+            lines.append(f"The state of {plural(self.loops, 'loop')} is updated in place")
+        return lines
 
 
 @deciding(PlanDecision)
@@ -8373,7 +8428,7 @@ class MemoriesDecision(Decision):
     def message(self) -> list[str]:
         if not self.is_divided:
             fits = f"an arena of {self.reserve:,} B of {self.fast:,} B"
-            return [f"Two memories: all of it fits into the fast one, {fits}."]
+            return [f"Two memories: everything fits into the fast one, {fits}."]
         stays, most = (100 * (1 - (n or 0) / max(self.before or 0, 1)) for n in (self.after, self.bound))
         verdict = "proven optimal" if self.optimal else f"no plan has more than {most:.1f} %"
         plain = plain_names(t.name for t in self.tensors)
@@ -8384,8 +8439,8 @@ class MemoriesDecision(Decision):
         limit = "" if self.slow is None else f" of {self.slow:,} B"
         parts = f"tensors {self.slow_head:,} B, persistent structures {self.persistent:,} B"
         if self.reserve > align(self.slow_head + self.persistent):
-            parts += f"; for a moment, while it plans, {self.reserve:,} B"
-        pinned = f"{self.required:,} B have to be there: scratch memory and what is pinned"
+            parts += f"; AllocateTensors() briefly needs {self.reserve:,} B"
+        pinned = f"{self.required:,} B must be there: scratch memory and pinned tensors"
         planner = "The planner class that --firmware writes keeps them apart"
         return [
             f"Two memories: {stays:.1f} % of {moved} are in the fast one, {verdict}.",
@@ -8495,10 +8550,10 @@ class LighteningDecision(Decision):
 
     def message(self) -> list[str]:
         if not self.changed:
-            return ["No operator replaced: none has a lighter form with the same results."]
+            return ["No operator replaced: none has a cheaper equivalent."]
         done = [f"{self.dense} CONV_2D -> FULLY_CONNECTED"] if self.dense else []
         done += [f"{count} {kind} dropped" for kind, count in self.dropped.items()]
-        lines = [f"Lighter operators: {', '.join(done)}; persistent structures {self.saving}."]
+        lines = [f"Cheaper equivalents: {', '.join(done)}; persistent structures {self.saving}."]
         return lines + ([registered(self.new_kinds)] if self.new_kinds else [])
 
 
@@ -8539,14 +8594,14 @@ class PortsDecision(Decision):
     reserve_before: int | None = None
     reserve: int | None = None
 
-    key, refused = "integer_io", "Inputs and outputs left as they are"
+    key, refused = "integer_io", "Inputs and outputs unchanged"
     json_keys = "peak_before=before peak=after reserve_before reserve ports changed seconds refusal"
 
     def message(self) -> list[str]:
         if not self.ports:
-            return ["Inputs and outputs left as they are: the model converts none of them to or from integers."]
+            return ["Inputs and outputs unchanged: the model converts none of them to or from integers."]
         size = "" if self.reserve is None else f", arena to reserve {saving(self.reserve_before or 0, self.reserve)}"
-        return [*map(str, self.ports), f"Conversion is up to the application: peak {self.saving}{size}."]
+        return [*map(str, self.ports), f"Your code now converts inputs and outputs: peak {self.saving}{size}."]
 
 
 def saved_by_integer_ports(model: Snapshot) -> int | None:
@@ -8620,27 +8675,28 @@ class SplitDecision(Decision):
 
     def message(self) -> list[str]:
         after = self.chosen
-        why = listed("Stays whole:", self.whole) + listed("No loop:", self.no_loops)
+        why = listed("Not split:", self.whole) + listed("Not looped:", self.no_loops)
         if self.bounded_by:
             why = [f"The peak is that of {self.bounded_by}.", *why]
-        lines = [] if self.is_complete else ["(the time was over before all ways to split were tried)"]
+        lines = [] if self.is_complete else ["(stopped by --time-limit; more time may find less memory)"]
         if after is None or not after.regions:
             fits = "" if self.limit is None else f"{self.limit:,} B are enough as it is, or "
             return [*lines, *why, f"Not split: {fits}no way needs a smaller arena."]
-        model = "the reordered" if self.is_reordered else "the input"
         for region in after.regions:
-            which = f"operators {region.start} to {region.end - 1} of {model} model, counted from 0"
-            halo = "kept" if region.is_cached else "computed twice"
-            how = f"rows that two stripes need are {halo}"
+            how = "computes" if not region.is_cached else "keeps"
+            what = f"{region.stripes} stripes; each {how} the rows that it shares with others"
             if region.loop:
-                how = "the output takes the place of the input" if region.loop.over_input else "one after the other"
-            lines.append(f"{region.stripes} {'turns of a loop' if region.loop else 'stripes'}: {which}; {how}")
+                over = "; the output overwrites the input" if region.loop.over_input else ""
+                what = f"loop of {region.stripes} iterations{over}"
+            lines.append(f"{span(region).capitalize()}: {what}")
+        if self.is_reordered:
+            lines.append("Operator numbers are those of the best order")
         if self.new_kinds:
             lines.append(registered(self.new_kinds))
         if any(region.loop for region in after.regions):
             lines.append(NEEDS_NEW_TFLM)
         if self.is_batch_fixed:
-            lines.append("The batch stays as it is stored in the file; LiteRT may refuse to resize it")
+            lines.append("The batch size is fixed to the one in the file; LiteRT may refuse to resize it")
         lines += why
         more = "more" if after.macs_percent >= 0 else "fewer"
         cost = f"{abs(after.macs_percent):.1f} % {more} multiply-accumulates, "
@@ -8789,14 +8845,25 @@ def decide_split(
 # Step: fit
 ####################################################################################################
 
-# From the cheapest for the user to the dearest: (name, True if cheaper equivalents come first, stripes or "").
-RUNGS = (
-    ("order and plan", False, ""),
-    ("cheaper equivalents", True, ""),
-    ("unrolled stripes", True, "unrolled"),
-    ("stripes or loops", True, "auto"),
-)
+
 GLANCE_SECONDS = 2.0  # of work, for a hint
+
+
+class Way(NamedTuple):
+    """Steps that make a model need less; order and plan are always among them."""
+
+    name: str
+    is_lightened: bool  # True: with cheaper equivalents
+    stripes: str = ""  # their form; empty: none
+
+
+WAYS = (  # from the cheapest for the user to the dearest
+    Way("order and plan", False),
+    Way("cheaper equivalents", True),
+    Way("unrolled stripes", True, "unrolled"),
+    Way("stripes or loops", True, "auto"),
+)
+WAY_SHARES = {"": 0.2, "unrolled": 0.4, "auto": 0.8}  # of the work left
 
 
 class FitRung(NamedTuple):
@@ -8827,13 +8894,13 @@ class FitDecision(Decision):
     @property
     def failure(self) -> str:
         if self.refusal or self.rejection:
-            return self.refusal or f"TFLM does not run this model: {self.rejection}"
+            return self.refusal or f"TFLM rejects this model: {self.rejection}"
         if self.limit is None or self.rungs[self.taken].fits:
             return ""
         return f"no lossless way fits into {self.limit:,} B; the nearest needs {self.after:,} B"
 
     def message(self) -> list[str]:
-        titles = ["", "Way", "Arena to reserve (B)", "More MACs", "More flash (B)", *(["Fits"] if self.limit else [])]
+        titles = ["", "Way", "To reserve (B)", "More MACs", "More flash (B)", *(["Fits"] if self.limit else [])]
         rows = []
         for i, (name, reserve, macs, flash, _, fits) in enumerate(self.rungs):
             row = ["->" if i == self.taken else "", name, f"{reserve:,}", f"{macs:.1f} %", f"{flash:,}"]
@@ -8848,29 +8915,22 @@ class FitDecision(Decision):
         ]
 
 
-def _climb(
-    model: Snapshot,
-    is_lightened: bool,
-    stripes: str,
-    limit: int | None,
-    max_macs: float,
-    budget: Budget,
-    in_place: bool,
+def _taken(
+    way: Way, model: Snapshot, limit: int | None, max_macs: float, budget: Budget, in_place: bool
 ) -> tuple[Snapshot, list[Decision]]:
-    """The model after the steps of a rung, and their decisions."""
+    """The model after the steps of a way, and their decisions."""
     decisions: list[Decision] = []
+    seconds = budget.share(0.7).left
     steps: list[Callable[[Snapshot], tuple[Snapshot, Decision]]] = [
+        lambda m: decide_lightening(m, in_place=in_place),
+        lambda m: decide_split(m, max_macs, seconds, True, limit, way.stripes, in_place=in_place),
         lambda m: decide_order(m, budget.share(0.5).left, for_arena=True, in_place=in_place),
         lambda m: decide_plan(m, budget.left, in_place),
     ]
-    if stripes:
-        seconds = budget.share(0.7).left
-        steps.insert(0, lambda m: decide_split(m, max_macs, seconds, True, limit, stripes, in_place=in_place))
-    if is_lightened:
-        steps.insert(0, lambda m: decide_lightening(m, in_place=in_place))
-    for step in steps:
-        model, decision = step(model)
-        decisions.append(decision)
+    for step, is_needed in zip(steps, (way.is_lightened, way.stripes, True, True), strict=True):
+        if is_needed:
+            model, decision = step(model)
+            decisions.append(decision)
     return model, decisions
 
 
@@ -8883,7 +8943,7 @@ def decide_fit(
     in_place: bool = True,
     can_loop: bool = True,
 ) -> tuple[Snapshot, FitDecision]:
-    """Take the first of the RUNGS with which the arena to reserve is within ``limit`` bytes, or without a limit the one
+    """Take the first of the WAYS with which the arena to reserve is within ``limit`` bytes, or without a limit the one
     with the smallest arena. All of them are lossless; stripes cost the least time that fits. The decision has all ways
     that were tried, and proposals if none fits or there is no limit.
 
@@ -8895,23 +8955,20 @@ def decide_fit(
     """
     budget, tried = Budget(time_limit), [(model, list[Decision]())]
     rungs = [_rung("as it is", model, model, limit, [])]
-    kinds = can_loop and in_place
-    for name, is_lightened, stripes in RUNGS:
+    for way in WAYS:
         if limit is not None and rungs[-1].fits:
             break
-        if stripes == "auto" and not kinds:
+        if way.stripes == "auto" and not (can_loop and in_place):
             continue
-        share = budget.share({"unrolled": 0.4, "auto": 0.8}.get(stripes, 0.2))
-        after, decisions = _climb(model, is_lightened, stripes, limit, max_macs, share, in_place)
-        if is_lightened and not stripes and not decisions[0].changed:
-            continue
-        tried.append((after, decisions))
-        rungs.append(_rung(name, model, after, limit, decisions))
-    taken = min(
-        range(len(rungs)), key=lambda i: (not rungs[i].fits, i if limit and rungs[i].fits else rungs[i].reserve)
-    )
+        share = budget.share(WAY_SHARES[way.stripes])
+        after, decisions = _taken(way, model, limit, max_macs, share, in_place)
+        if any(decision.changed for decision in decisions[: len(decisions) - 2]) or not way.is_lightened:
+            tried.append((after, decisions))
+            rungs.append(_rung(way.name, model, after, limit, decisions))
+    fitting = [i for i, rung in enumerate(rungs) if limit is not None and rung.fits]
+    taken = fitting[0] if fitting else min(range(len(rungs)), key=lambda i: rungs[i].reserve)
     (after, decisions), rung = tried[taken], rungs[taken]
-    proposals = () if limit and rung.fits else _proposals(model, rung, limit, max_macs, budget, in_place)
+    proposals = () if fitting else _proposals(model, rung, limit, max_macs, budget, in_place)
     return after, FitDecision(
         before=rungs[0].reserve,
         after=rung.reserve,
@@ -8938,8 +8995,8 @@ def _proposals(
     """What changes the application, with its figure."""
     ported, decision = decide_ports(model, in_place=in_place)
     if decision.changed:
-        is_lightened, stripes = next((rest for name, *rest in RUNGS if name == best.name), (False, ""))
-        after, _ = _climb(ported, is_lightened, stripes, limit, max_macs, budget, in_place)
+        way = next((way for way in WAYS if way.name == best.name), WAYS[0])
+        after, _ = _taken(way, ported, limit, max_macs, budget, in_place)
         if after.arena.reserve < best.reserve:
             yield f"--integer-io: {after.arena.reserve:,} B, if your code converts inputs and outputs"
     if limit is not None:
@@ -8991,8 +9048,8 @@ class CompressionDecision(Decision):
         return [
             *lines,
             text_table(["Compressed weights", "Bytes", "Slices"], rows, left=("Compressed weights",)),
-            f"Operator that TFLM has to register in addition: AddDecode(), for {DECODE}",
-            "TFLM has it since November 2025 and decodes these weights whenever they are needed; LiteRT has it not",
+            f"Also register in your MicroMutableOpResolver: {DECODE} (AddDecode())",
+            "It requires TFLM of November 2025 or later; LiteRT does not support it",
             f"Compressed: file {self.saving}; arena to reserve {saving(self.reserve_before, self.reserve)}.",
             *([f"{flash} {'shrinks' if net > 0 else 'grows'} by about {kilobytes(abs(net))}."] if self.kernels else []),
         ]
@@ -9335,15 +9392,39 @@ class Columns:
 MAX_ROWS, MAX_IDS = 200, 16  # in a text table without --full
 
 
+def print_text(text: str) -> None:
+    """Print a report; on a terminal, wrap long lines outside of tables."""
+    import shutil
+    import textwrap
+
+    columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
+    for line in text.split("\n"):
+        is_long = len(line) > columns and line[:1] not in ("|", "+")
+        print(textwrap.fill(line, columns, subsequent_indent="  ") if is_long else line)
+
+
+def fitted(table: Callable[[int], str]) -> str:
+    """The table with names of MAX_NAME characters, or of fewer if it is wider than the terminal."""
+    import shutil
+
+    text = table(MAX_NAME)
+    excess = text.index("\n") - shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
+    return table(max(MAX_NAME - excess, MIN_NAME)) if excess > 0 else text
+
+
 def tensor_table(schedule: Schedule, is_full: bool = False) -> str:
     """The tensors; only the MAX_ROWS largest unless ``is_full``."""
     tensors = shown_tensors(schedule)
     shown = tensors if is_full else sorted(tensors, key=lambda t: -t.ram_bytes)[:MAX_ROWS]
-    rows = (
-        [t.index, shorten(t.name), str(t.shape), "unknown" if t.bytes is None else f"{t.ram_bytes:,}"]
-        for t in sorted(shown, key=lambda tensor: tensor.index)
-    )
-    table = text_table(["Id", "Tensor", "Shape", "Size in RAM (B)"], rows, left=("Tensor", "Shape"))
+    shown = sorted(shown, key=lambda tensor: tensor.index)
+
+    def rows(limit: int) -> Iterator[list[Any]]:
+        for t in shown:
+            size = "unknown" if t.bytes is None else f"{t.ram_bytes:,}"
+            yield [t.index, shorten(t.name, limit), str(t.shape), size]
+
+    titles = ["Id", "Tensor", "Shape", "Size in RAM (B)"]
+    table = fitted(lambda limit: text_table(titles, rows(limit), left=("Tensor", "Shape")))
     left_out = len(tensors) - len(shown)
     return table + (f"\n({left_out:,} smaller ones are left out; --full shows all)" if left_out else "")
 
@@ -9354,18 +9435,23 @@ def schedule_table(graph: ModelGraph, schedule: Schedule, columns: Columns, is_f
     steps = schedule.steps
     top = max(range(len(steps)), key=lambda i: steps[i].bytes, default=0)
     part = MAX_ROWS // 4
-    rows = []
+    rows: list[list[Any]] = []
     for i, step in enumerate(steps):
         if is_full or len(steps) <= MAX_ROWS or min(i, len(steps) - 1 - i) < part or -part < i - top < part:
             live = step.live if is_full else step.live[:MAX_IDS]
             more = [f"{len(step.live) - len(live)} more"] if len(live) < len(step.live) else []
             figures = [f"{figure:,}" for figure in columns.figures(graph, schedule.subgraph, step.operator)]
             ids = f"[{', '.join([*map(str, live), *more])}]"
-            title = f"{shorten(step.operator.kind)} ({shorten(schedule.subgraph.output_name(step.operator))})"
-            rows.append([title, ids, f"{step.bytes:,}", *figures])
+            rows.append([step.operator, ids, f"{step.bytes:,}", *figures])
         elif rows[-1][0] != "...":
             rows.append(["..."] * len(headers))
-    table = text_table(headers, rows, left=headers[:2])
+
+    def title(operator: Operator | str, limit: int) -> str:
+        if isinstance(operator, str):
+            return operator
+        return f"{shorten(operator.kind, limit)} ({shorten(schedule.subgraph.output_name(operator), limit)})"
+
+    table = fitted(lambda limit: text_table(headers, ([title(op, limit), *r] for op, *r in rows), left=headers[:2]))
     return table + ("\n(operators are left out; --full shows all)" if ["..."] * len(headers) in rows else "")
 
 
@@ -9373,9 +9459,9 @@ WORTH_TELLING = 0.02  # fraction of the arena
 
 
 def analysis_text(model: Snapshot, columns: Columns, is_full: bool = False, is_divided: bool = False) -> str:
-    """The text report: two tables per subgraph, the peak of the model, and its arena unless ``is_divided``."""
+    """The text report: the verdict, without the arena if ``is_divided``; two tables per subgraph, totals, the peak."""
     graph, schedules = model.graph, model.schedules
-    lines = []
+    lines = [*verdict(model, is_divided), ""]
     for schedule in schedules:
         if len(schedules) > 1:
             title = subgraph_title(schedule.subgraph)
@@ -9386,55 +9472,58 @@ def analysis_text(model: Snapshot, columns: Columns, is_full: bool = False, is_d
             lines += [f"Peak of this subgraph: {schedule.peak:,} B", ""]
         if any(step.callee_bytes for step in schedule.steps):
             lines += ["(memory use includes the peak of the subgraphs that an operator runs)", ""]
-    lines += [f"Current peak memory usage: {model.peak:,} B"]
-    if looped_operators(graph):
-        apart = max(schedule.peak for schedule in schedule_model(graph))
-        lines[-1] += f" (what loops carry counted once, as the plan in the file has it; {apart:,} B otherwise)"
-    if state := state_bytes(graph):
-        lines += [f"State kept between inferences: {state:,} B (in the persistent structures, not in the peak)"]
     if columns.macs:
         once = f" ({COUNTED_ONCE})" if has_unknown_loops(graph) else ""
         lines += [f"Total MACs: {model_macs(graph):,}{once}"]
     if columns.size:
         lines += [f"Total weight size: {parameter_bytes(graph, graph.operators):,} B"]
-    lines += listed("TFLM does not run this model:", model.refusals)
-    if is_divided:
-        return "\n".join(lines)
-    try:
-        lines += arena_lines(model)
-        if (saved := saved_by_integer_ports(model)) and saved > WORTH_TELLING * model.arena.reserve:
-            lines += [f"With --integer-io, and integers from the application: {saved:,} B less"]
-        elif saved is not None:
-            lines += ["The model converts floats itself: with --integer-io, --split may save more"]
-    except ArenaError as error:
-        lines += [f"Arena of TensorFlow Lite Micro: not known, since {shorten(str(error), 200)}"]
+    lines += [f"Current peak memory usage: {model.peak:,} B"]
+    if looped_operators(graph):
+        apart = max(schedule.peak for schedule in schedule_model(graph))
+        lines[-1] += f" (tensors of loops that share memory counted once; {apart:,} B otherwise)"
     return "\n".join(lines)
 
 
+def verdict(model: Snapshot, is_divided: bool = False) -> list[str]:
+    """What to reserve, the bottleneck, whether TFLM runs the model, and what would help."""
+    lines = []
+    try:
+        lines += [] if is_divided else arena_lines(model)
+    except ArenaError as error:
+        lines += [f"Arena: unknown ({shorten(str(error), 200)})"]
+    steps = [(schedule, step) for schedule in model.schedules for step in schedule.steps]
+    if steps:
+        schedule, step = max(steps, key=lambda pair: pair[1].bytes)
+        number = tensor_number(schedule.subgraph.index, step.operator.index)
+        lines += [f"Bottleneck: operator {number} ({shorten(step.operator.kind)}), {step.bytes:,} B of tensors"]
+    if state := state_bytes(model.graph):
+        lines += [f"State kept between inferences: {state:,} B (in the persistent structures, not in the peak)"]
+    return lines + (listed("TFLM rejects this model:", model.refusals) or ["TFLM accepts every operator of this model"])
+
+
 def arena_lines(model: Snapshot) -> list[str]:
-    """TFLM's arena, and a quick estimate of what --plan saves; --plan itself may save more."""
+    """TFLM's arena, and quick estimates of what would help."""
     arena, kernels = model.arena, model.graph.kernels
-    plan = plan_arena(arena, time_limit=0)
-    who = "as planned in the file" if arena.has_plan else "as its own planner lays it out"
-    lines = [f"Arena of TensorFlow Lite Micro: {arena.head:,} B {who}"]
-    if is_compiled(model.graph):
-        lines += ["(compiled for an NPU, in whose scratch memory other tensors lie: in the tables these count as well)"]
-    elif arena.problems:
-        pass  # the plan in the file is wrong: no comparison with a better one
-    elif arena.head <= plan.bound:
-        lines[0] += ", the least possible for this order"
-    elif plan.height < arena.head:
-        percent = 100 * (1 - plan.height / arena.head)
-        lines += [f"Arena with --plan: {plan.height:,} B{'' if plan.optimal else ' or less'} ({percent:.1f} % less)"]
-    lines += [f"Arena to reserve (kTensorArenaSize): {arena.reserve:,} B on a 32-bit target"]
+    lines = [f"Arena to reserve (kTensorArenaSize): {arena.reserve:,} B on a 32-bit target"]
     parts = f"tensors and scratch {arena.head:,} B, persistent structures {arena.persistent:,} B"
     if arena.planning > arena.head + arena.persistent:
-        parts += f"; for a moment, while it plans, {arena.planning:,} B"
-    lines += [f"({parts}; a plain MicroInterpreter with {kernels.title})"]
-    if elsewhere := model.reserve_by_library:
-        others = "; ".join(f"{size:,} B with {LIBRARIES[name].title}" for name, size in elsewhere.items())
-        lines += [f"Arena to reserve with --kernels: {others}"]
-    return lines + listed("Problem of the memory plan in the file:", arena.problems)
+        parts += f"; AllocateTensors() briefly needs {arena.planning:,} B"
+    others = ", ".join(f"{name} {size:,} B" for name, size in model.reserve_by_library.items())
+    lines += [f"({parts})", f"(with {kernels.title}{f'; with --kernels {others}' if others else ''})"]
+    if is_compiled(model.graph):
+        return [*lines, "(compiled for an NPU; tensors in its scratch memory are counted twice in the tables)"]
+    if arena.problems:
+        return lines + listed("The memory plan in the file is wrong:", arena.problems)
+    plan, saved = plan_arena(arena, time_limit=0), saved_by_integer_ports(model)
+    helps = []
+    if plan.height < arena.head:
+        helps += [f"--plan: {arena.reserve_with(plan.height):,} B{'' if plan.optimal else ' or less'}"]
+    if saved and saved > WORTH_TELLING * arena.reserve:
+        helps += [f"--integer-io: {saved:,} B less"]
+    elif saved is not None:
+        helps += ["--integer-io with --fit"]
+    helps += [] if arena.has_plan else ["--fit for the smallest"]
+    return lines + ([f"To need less: {'; '.join(helps)}"] if helps else [])
 
 
 def arena_json(arena: Arena) -> dict[str, Any]:
@@ -10173,6 +10262,10 @@ class UsageError(ValueError):
     """The command line asks for something impossible; the message says why in one line."""
 
 
+OF_BOARD = True  # in place of a size that is not given
+OPTIONAL = {"nargs": "?", "const": OF_BOARD}
+
+
 @dataclass(frozen=True)
 class Option:
     """A command-line option. To add a step, write a function Snapshot -> (Snapshot, Decision) and add a row here."""
@@ -10185,6 +10278,7 @@ class Option:
     step: Callable[[Command, float], Decision | None] | None = None  # runs the step, within seconds
     weight: int = 0  # of the step, when time is divided among steps
     more: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # for argparse
+    alias: str = ""  # an older name, which still works
 
     @property
     def name(self) -> str:
@@ -10196,7 +10290,7 @@ class Command:
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.arguments = arguments
-        self.in_place = not arguments.no_in_place
+        self.in_place = not arguments.no_sharing
         self.is_trial = len(arguments.clusters or []) > 1
         self.output = output_of(arguments)
         kernels = arguments.kernels, arguments.assume_kernels or ()
@@ -10205,6 +10299,8 @@ class Command:
                 raise UsageError("standard input is closed")
             self.model = TFLiteModel(sys.stdin.buffer.read(), *kernels)
         else:
+            if arguments.input.is_dir():
+                raise UsageError(f"{arguments.input}: is a folder; convert a SavedModel to TensorFlow Lite first")
             self.model = TFLiteModel.load_from_file(arguments.input, *kernels)
         self.original = self.baseline = self.model.snapshot  # --verify compares with the baseline
         if arguments.verify and len(missing := missing_runtimes()) == len(PACKAGES):
@@ -10265,7 +10361,7 @@ class Command:
     def fit(self, seconds: float) -> Decision:
         a = self.arguments
         percent = DEFAULT_MAX_MACS if a.max_macs is None else a.max_macs
-        limit = None if a.fit is True else a.fit
+        limit = None if a.fit is OF_BOARD else a.fit
         return self.model.fit(limit, seconds, percent, self.in_place, can_loop=a.stripes != "unrolled")
 
     def split(self, seconds: float) -> Decision:
@@ -10331,13 +10427,20 @@ class Command:
         model, limit, taken = self.model, self.arguments.max_arena, self.model.arena.reserve
         failures = [f"the memory plan in the file is wrong: {fault}" for fault in model.arena.problems[:1]]
         known = "give --assume-kernels NAME,... for kernels that your firmware links"
-        failures += [f"TFLM does not run this model: {why} ({known})" for why in model.snapshot.refusals[:1]]
-        way = "" if self.results else f". Try --fit {limit}B"
+        failures += [f"TFLM rejects this model: {why} ({known})" for why in model.snapshot.refusals[:1]]
+        way = "" if self.results else self.hint(limit or 0)
         return failures + [f"the model needs an arena of {taken:,} B; the limit is {limit:,} B{way}"] * (taken > limit)
+
+    def hint(self, limit: int) -> str:
+        """What --fit would do about an exceeded limit, where a little work finds that."""
+        _, fit = decide_fit(self.model.snapshot, limit, GLANCE_SECONDS, in_place=self.in_place)
+        if fit.refusal or not fit.rungs[fit.taken].fits:
+            return f". Try --fit {size_text(limit)}"
+        return f". --fit {size_text(limit)} gets it to {fit.after:,} B ({fit.rungs[fit.taken].name})"
 
     def report(self) -> None:
         """Output everything but the model: notes, tables, JSON, CSV, plots."""
-        a, model, original = self.arguments, self.model, self.original
+        a, model = self.arguments, self.model
         for note in [*(note for result in self.results for note in result.remarks), *model.graph.notes]:
             _log(f"note: {note}")
         with contextlib.suppress(ArenaError):
@@ -10345,17 +10448,7 @@ class Command:
                 _log(f"warning: the memory plan in the file is wrong: {problem}")
         others = [] if self.other is None else [model.compare_with(self.other, a.compare.name)]
         if a.json != "-":
-            columns = Columns(a.calc_macs, a.calc_size)
-            print(analysis_text(model.snapshot, columns, a.full, self.memories is not None))
-            for result in [*self.results, *others]:
-                print("\n".join(result.lines()))
-            with contextlib.suppress(ArenaError):
-                if model.arena.reserve != original.arena.reserve and not self.memories:
-                    print(f"Arena to reserve: {saving(original.arena.reserve, model.arena.reserve)}.")
-                for name, size in model.snapshot.reserve_by_library.items() if not self.memories else ():
-                    if size > (before := original.reserve_by_library[name]):
-                        way = f"--kernels {name} changes the model for these"
-                        print(f"Larger with {LIBRARIES[name].title}: {saving(before, size)}; {way}.")
+            print_text(self.text([*self.results, *others]))
         if a.json:
             document = model.analysis() | {"cut_short": Budget.is_interrupted or Budget.was_cut}
             text = json.dumps(reduce(lambda d, r: d | r.entry(), [*self.results, *others], document), indent=2)
@@ -10364,12 +10457,30 @@ class Command:
             else:
                 with replacing(Path(a.json), "w", encoding="utf-8") as file:
                     file.write(text + "\n")
+                _log(f"wrote {a.json}")
         if a.csv:
             model.output_model_analysis_to_csv(a.csv, a.calc_macs, a.calc_size)
+            _log(f"wrote {a.csv}")
         if a.plot:
             model.plot_memory_usage(a.plot, self.other, self.room)
+            _log(f"wrote {a.plot}")
         if a.memory_map:
             plot_arenas(a.memory_map, self.maps(), self.memories, self.room)
+            _log(f"wrote {a.memory_map}")
+
+    def text(self, results: Sequence[Decision]) -> str:
+        """The report: what was done, then the model that resulted."""
+        a, model, original = self.arguments, self.model.snapshot, self.original
+        lines = [line for result in results for line in result.lines()]
+        with contextlib.suppress(ArenaError):
+            if model.arena.reserve != original.arena.reserve and not self.memories:
+                lines += [f"Arena to reserve: {saving(original.arena.reserve, model.arena.reserve)}."]
+            for name, size in model.reserve_by_library.items() if not self.memories else ():
+                if size > (before := original.reserve_by_library[name]):
+                    way = f"--kernels {name} changes the model for these"
+                    lines += [f"Larger with {LIBRARIES[name].title}: {saving(before, size)}; {way}."]
+        analysis = analysis_text(model, Columns(a.calc_macs, a.calc_size), a.full, self.memories is not None)
+        return "\n".join([*lines, *[""] * bool(lines), analysis]).lstrip("\n")
 
     def maps(self) -> list[tuple[str, Snapshot]]:
         """(title, snapshot) of each arena to draw, this model last."""
@@ -10400,6 +10511,29 @@ class Command:
             _log(f"wrote {output}")
         elif self.results and not folder:
             _log("nothing was written: give -o FILE to save this model")
+
+
+def show_boards(arguments: argparse.Namespace) -> int:
+    """Print the boards and, with a model, if it runs there as it is and fitted."""
+    titles, path = ["Name", "Board", "Kernels", "SRAM (KB)", "PSRAM (KB)", "Flash (KB)"], arguments.input
+    sizes: dict[str, tuple[int, int]] = {}  # by kernels: bytes to reserve as it is, and fitted
+    libraries = dict.fromkeys(board.kernels for board in BOARDS.values())
+    for kernels in libraries if path else ():
+        with _elapsed_time(kernels):
+            decision = TFLiteModel.load_from_file(path, kernels).fit(time_limit=TIME_LIMIT / len(libraries))
+        if decision.before is None or decision.after is None:
+            raise UsageError(f"{path}: {decision.refusal}")
+        sizes[kernels] = decision.before, decision.after
+    rows = []
+    for name, board in BOARDS.items():
+        row = [name, board.title, board.kernels, *(f"{n:,}" for n in (board.sram, board.psram, board.flash))]
+        runs = [("no", "yes")[size <= board.sram * 1024] for size in sizes.get(board.kernels, ())]
+        rows.append(row[:1] + row[2:4] + runs if path else row)
+    titles = [*titles[:1], *titles[2:4], "As it is", "With --fit"] if path else titles
+    with _standard_output():
+        print(text_table(titles, rows, left=("Name", "Board", "Kernels")))
+        print("SRAM: its largest piece by the data sheet; your application needs a part of it")
+    return DONE
 
 
 def pins_of(pairs: Sequence[tuple[str, str]]) -> dict[str, str]:
@@ -10457,7 +10591,8 @@ def _log(text: str) -> None:
 ####################################################################################################
 
 PLOT_FORMATS = (".png", ".svg", ".pdf")
-UNITS = {"K": 1024, "M": 1024**2, "G": 1024**3}
+UNITS = {"": 1, "K": 1024, "M": 1024**2, "G": 1024**3}
+NEEDS_UNIT = 1024  # bytes below which a number without a unit is taken for a mistake
 
 
 def _number(what: str, unit: str = "", most: float = math.inf) -> Callable[[str], float]:
@@ -10473,11 +10608,13 @@ def _number(what: str, unit: str = "", most: float = math.inf) -> Callable[[str]
 
 
 def _size(text: str) -> int:
-    number = text.upper().removesuffix("B")
-    unit = UNITS.get(number[-1:], 1)
-    with contextlib.suppress(argparse.ArgumentTypeError):
-        return int(_number("", most=sys.maxsize / unit)(number[:-1] if unit > 1 else number) * unit)
-    raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 65536, 64KB or 0.5MB (KB: 1,024 bytes)")
+    found = re.fullmatch(r"(\d+|\d*\.\d+)\s*([KMG]?)(I?B)?", text.strip().upper())
+    if not found or float(found[1]) * UNITS[found[2]] > sys.maxsize:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 65536, 64KB or 0.5MB (KB: 1,024 bytes)")
+    size = int(float(found[1]) * UNITS[found[2]])
+    if 0 < size < NEEDS_UNIT and not (found[2] or found[3]):
+        raise argparse.ArgumentTypeError(f"{text} means {text} bytes: write {text}KB, or {text}B if you mean that")
+    return size
 
 
 def _memories(text: str) -> dict[str, int]:
@@ -10505,6 +10642,38 @@ def _cluster_counts(text: str) -> list[int]:
     return numbers
 
 
+def _one_of(names: Collection[str]) -> Callable[[str], str]:
+    """A parser of names, whatever their case."""
+
+    def read(text: str) -> str:
+        name = text.lower().replace("_", "-")
+        if name in names:
+            return name
+        raise argparse.ArgumentTypeError(f"{text!r} is not known{_did_you_mean(name, names)}")
+
+    return read
+
+
+def _did_you_mean(text: str, names: Iterable[str]) -> str:
+    import difflib
+
+    near = difflib.get_close_matches(text, [*names], 1)
+    return f"; did you mean {near[0]}?" if near else f"; known are {', '.join(names)}"
+
+
+def _model(text: str) -> Path:
+    path = Path(text)
+    if path.suffix.lower() in (".h", ".c", ".cc", ".cpp"):
+        raise argparse.ArgumentTypeError(f"{text!r} would be a .tflite file: --firmware FOLDER writes C++")
+    return path
+
+
+def _folder(text: str) -> Path:
+    if Path(text).suffix.lower() in (".csv", *PLOT_FORMATS):
+        raise argparse.ArgumentTypeError(f"{text!r} looks like a file: give the name of a folder")
+    return Path(text)
+
+
 def _picture(text: str) -> Path:
     path = Path(text)
     if path.suffix.lower() not in PLOT_FORMATS:
@@ -10512,90 +10681,122 @@ def _picture(text: str) -> Path:
     return path
 
 
-# Steps run in the order of this table.
 OPTIONS = {
     "": [
-        Option("-i --input", "the model to read (.tflite); '-' is stdin", Path, "FILE", more={"required": True}),
-        Option("-o --output", "write the resulting model here; '-' is stdout", Path, "FILE"),
-        Option("--in-place", "write the resulting model over the input"),
+        Option("-i --input", "the model to read (.tflite), also without -i; '-' is stdin", Path, "FILE"),
+    ],
+    "does it fit": [
+        Option("--max-arena", "exit with 1 if the arena to reserve exceeds this, or TFLM rejects the model; without "
+               "SIZE, the SRAM of the board", _size, "SIZE", more=OPTIONAL),
+        Option("--assume-kernels", "operators for which your firmware links kernels of its own", _names, "NAME,..."),
+        Option("--verify", "compare the outputs with the input model's, bit by bit, in TFLM and LiteRT",
+               step=Command.verify),
+    ],
+    "make it fit": [
+        Option("--fit", "the cheapest of the lossless steps below that fit this arena; without SIZE, the SRAM of the "
+               "board, or the smallest arena", _size, "SIZE", step=Command.fit, weight=8, more=OPTIONAL),
+        Option("--lighten", "cheaper equivalents: operators with the same results that keep less memory in TFLM",
+               step=lambda command, _: command.model.lighten_operators(command.arguments.plan, command.in_place)),
+        Option("--split", "run regions of the model stripe by stripe where that needs less memory",
+               step=Command.split, weight=6),
+        Option("--stripes", f"their form: {', '.join(STRIPES_AS)} (default: auto with --plan or --fit)",
+               _one_of(STRIPES_AS), "FORM", needs="--split --fit"),
+        Option("--max-macs", f"how many more multiply-accumulates stripes may cost (default: {DEFAULT_MAX_MACS:g})",
+               _number("a percentage of 0 or more", "%"), "PERCENT", needs="--split --fit"),
+        Option("--optimize", "reorder the operators for the smallest peak memory use", step=Command.optimize, weight=2),
+        Option("--plan", "fix the smallest arena layout in the file, for TensorFlow Lite Micro",
+               step=Command.plan, weight=1),
+        Option("--no-sharing", "no two tensors share memory while both are alive", needs="--plan --fit",
+               alias="--no-in-place"),
+        Option("--integer-io", "integer inputs and outputs, where the model converts floats itself",
+               step=lambda command, _: command.model.use_integer_ports(command.arguments.plan, command.in_place)),
         Option("--time-limit", f"work of all searches together, about so many seconds (default: {TIME_LIMIT:g})",
                _number("a number of seconds"), "SECONDS"),
     ],
-    "the target": [
-        Option("--kernels", "what TFLM runs the model with: %(choices)s (default: %(default)s)", str, "NAME",
-               more={"choices": LIBRARIES, "default": REFERENCE.name}),
-        Option("--assume-kernels", "operators for which your firmware links kernels of its own", _names, "NAME,..."),
-        Option("--max-arena", "exit with 1 if the arena to reserve exceeds this (as 64KB), or TFLM refuses the model",
-               _size, "BYTES"),
+    "my device": [
+        Option("--board", "a board, which sets --kernels and sizes; 'list' shows all of them and, with a model, which "
+               "run it", _one_of([*BOARDS, "list"]), "NAME"),
+        Option("--kernels", f"what TFLM runs the model with: {', '.join(LIBRARIES)} (default: {REFERENCE.name})",
+               _one_of(LIBRARIES), "NAME"),
+        Option("--memories", "plan two memories: most of what an inference moves in the fast one, the rest in the slow "
+               "one; without sizes, those of the board", _memories, "fast=SIZE[,slow=SIZE]", more=OPTIONAL),
+        Option("--pin", "--memories: where a tensor has to be, by Id or whole name; repeatable", _pin, "NAME=fast|slow",
+               needs="--memories", more={"action": "append"}),
     ],
-    "changes, made in this order": [
-        Option("--inline-buffers", argparse.SUPPRESS),  # kept for old scripts: data moves by itself
+    "weights": [
         Option("--clusters", "give every weight matrix at most N distinct values; several numbers, as in 4,8,16, only "
                "compare them", _cluster_counts, "N", step=Command.cluster),
         Option("--min-sqnr", "the fewest distinct values per matrix that keep this quality",
                _number("a number of decibels"), "DB", step=Command.cluster),
         Option("--per-channel", "cluster per output channel where the quantisation is per channel",
                needs="--clusters --min-sqnr"),
-        Option("--integer-io", "integer inputs and outputs, where the model converts floats itself",
-               step=lambda command, _: command.model.use_integer_ports(command.arguments.plan, command.in_place)),
-        Option("--fit", "the cheapest of the lossless steps below that fit this arena; without SIZE, the smallest arena",
-               _size, "SIZE", step=Command.fit, weight=8, more={"nargs": "?", "const": True}),
-        Option("--lighten", "operators with the same results that keep less memory in TFLM",
-               step=lambda command, _: command.model.lighten_operators(command.arguments.plan, command.in_place)),
-        Option("--split", "run regions of the model stripe by stripe where that needs less memory",
-               step=Command.split, weight=6),
-        Option("--stripes", "--split: turns of a loop, operators for each, or what needs less (auto, the default with "
-               "--plan)", str, needs="--split", more={"choices": STRIPES_AS}),
-        Option("--max-macs", f"how many more multiply-accumulates --split may cost (default: {DEFAULT_MAX_MACS:g})",
-               _number("a percentage of 0 or more", "%"), "PERCENT", needs="--split"),
-        Option("--optimize", "reorder the operators for the smallest peak memory use", step=Command.optimize, weight=2),
         Option("--compress", "weights with few values as code-books that TFLM decodes (smaller file)",
                step=Command.compress, weight=1),
-        Option("--compress-ram", "--compress: the arena to reserve may grow by this", _size, "BYTES",
+        Option("--compress-ram", "--compress: the arena to reserve may grow by this", _size, "SIZE",
                needs="--compress"),
-        Option("--plan", "fix the smallest arena layout in the file, for TensorFlow Lite Micro",
-               step=Command.plan, weight=1),
-        Option("--no-in-place", "--plan: no two tensors share memory while both are alive", needs="--plan"),
-        Option("--memories", "plan two memories: most of what an inference moves in the fast one, the rest in the slow "
-               "one", _memories, "fast=SIZE[,slow=SIZE]"),
-        Option("--pin", "--memories: where a tensor has to be, by Id or whole name; repeatable", _pin, "NAME=fast|slow",
-               needs="--memories", more={"action": "append"}),
-        Option("--verify", "compare the outputs with the input model's, bit by bit, in TFLM and LiteRT",
-               step=Command.verify),
+    ],
+    "write": [
+        Option("-o --output", "write the resulting model here; '-' is stdout", _model, "FILE"),
+        Option("--overwrite", "write the resulting model over the input", alias="--in-place"),
+        Option("--firmware", "write the model as C++ for TFLM, with its arena and operators", _folder, "FOLDER"),
     ],
     "reports": [
         Option("--calc-macs", "add the multiply-accumulates of every operator"),
         Option("--calc-size", "add the parameter bytes of every operator"),
         Option("--full", "show all rows of the tables, however many they are"),
-        Option("--csv", "write the tables as CSV files into this folder", Path, "FOLDER"),
+        Option("--csv", "write the tables as CSV files into this folder", _folder, "FOLDER"),
         Option("--json", "write the analysis as JSON; '-' prints it instead of the tables", str, "FILE"),
         Option("--compare", "show the resulting model beside another (.tflite)", Path, "OTHER"),
         Option("--plot", "draw the memory use of every operator (png, svg or pdf)", _picture, "FILE"),
         Option("--memory-map", "draw TFLM's arena (png, svg or pdf)", _picture, "FILE"),
-        Option("--firmware", "write the model as C++ for TFLM, with its arena and operators", Path, "FOLDER"),
+        Option("--inline-buffers", argparse.SUPPRESS),  # kept for old scripts: data moves by itself
     ],
 }  # fmt: skip
 ALL_OPTIONS = [option for options in OPTIONS.values() for option in options]
+STEPS = "clusters min_sqnr integer_io fit lighten split optimize compress plan verify".split()  # in their order
+EXAMPLES = """\
+examples:
+  tflite-tools model.tflite                                 how much RAM, and why
+  tflite-tools model.tflite --fit 64KB -o smaller.tflite    make it fit
+  tflite-tools model.tflite --max-arena 64KB                a check for CI
+exit codes: 0 done, 1 a check failed, 2 bad input or usage, 130 interrupted"""
+
+
+class _Once(argparse.Action):
+    """Stores a value, and rejects a second one."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        if getattr(namespace, self.dest) is not None:
+            parser.error(f"{option_string or 'the model'} is given twice")
+        setattr(namespace, self.dest, values)
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> Any:
         """Exit with one line, as for all other errors; --help shows the usage."""
+        if found := re.match(r"unrecognized arguments: (--\S+)", message):
+            message += _did_you_mean(found[1], [o.flags.split()[-1] for o in ALL_OPTIONS]).partition("; known")[0]
         self.exit(BAD_INPUT, f"{self.prog}: error: {message}\n")
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="tflite-tools",
+        usage="%(prog)s MODEL [options]",
         description="How much RAM a TensorFlow Lite model needs on a microcontroller, why, and how to need less.",
-        epilog="exit codes: 0 done, 1 a check failed, 2 bad input or usage, 130 interrupted",
+        epilog=EXAMPLES,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    parser.add_argument("model", type=Path, nargs="?", metavar="MODEL", help=argparse.SUPPRESS)
     for title, options in OPTIONS.items():
         group = parser.add_argument_group(title) if title else parser
         for o in options:
-            how = {"type": o.type, "metavar": o.metavar} if o.type else {"action": "store_true"}
+            how = {"type": o.type, "metavar": o.metavar, "action": _Once} if o.type else {"action": "store_true"}
             group.add_argument(*o.flags.split(), help=o.help, **{**how, **o.more})
+            if o.alias:
+                group.add_argument(o.alias, dest=o.name, help=argparse.SUPPRESS, **how)
     return parser
 
 
@@ -10606,6 +10807,21 @@ def is_given(arguments: argparse.Namespace, option: Option) -> bool:
 
 def check_options(arguments: argparse.Namespace) -> None:
     """Set implied options. Raises UsageError for options that do nothing or conflict."""
+    if arguments.model and arguments.input:
+        raise UsageError(f"two models are given, {arguments.model} and {arguments.input}: give one")
+    arguments.input = arguments.input or arguments.model
+    if arguments.input is None and arguments.board != "list":
+        raise UsageError("no model is given: tflite-tools MODEL; --help shows all options")
+    board = BOARDS.get(arguments.board or "")
+    arguments.kernels = arguments.kernels or (board.kernels if board else REFERENCE.name)
+    for name in ("max_arena", "memories"):
+        if getattr(arguments, name) is OF_BOARD and board is None:
+            raise UsageError(f"--{name.replace('_', '-')} needs a size, or --board NAME")
+    if board:
+        sram, psram = board.sram * 1024, {"slow": board.psram * 1024} if board.psram else {}
+        arguments.max_arena = sram if arguments.max_arena is OF_BOARD else arguments.max_arena
+        arguments.fit = sram if arguments.fit is OF_BOARD else arguments.fit
+        arguments.memories = {"fast": sram, **psram} if arguments.memories is OF_BOARD else arguments.memories
     arguments.plan |= arguments.memories is not None
     given = {option.flags.split()[-1]: option for option in ALL_OPTIONS if is_given(arguments, option)}
     for flag, option in given.items():
@@ -10613,10 +10829,13 @@ def check_options(arguments: argparse.Namespace) -> None:
             raise UsageError(f"{flag} does nothing by itself: add {option.needs.replace(' ', ' or ')}")
     if arguments.memories and "--max-arena" in given:
         raise UsageError("--memories has limits of its own: leave out --max-arena")
-    if arguments.stripes == "loop" and not arguments.plan:
+    chosen = given.keys() & {"--lighten", "--split", "--optimize", "--plan", "--compress"}
+    if "--fit" in given and chosen:
+        raise UsageError(f"--fit chooses the steps itself: leave out {', '.join(sorted(chosen))}")
+    if arguments.stripes == "loop" and not (arguments.plan or "--fit" in given):
         raise UsageError("loops need a memory plan in the file: add --plan")
-    if arguments.stripes in ("loop", "auto") and arguments.no_in_place:
-        raise UsageError("the tensors of a loop share memory: leave out --no-in-place, or give --stripes unrolled")
+    if arguments.stripes in ("loop", "auto") and arguments.no_sharing:
+        raise UsageError("the tensors of a loop share memory: leave out --no-sharing, or give --stripes unrolled")
     if arguments.clusters and arguments.min_sqnr is not None:
         raise UsageError("--clusters and --min-sqnr both say how many values: give one of them")
     if len(arguments.clusters or []) > 1 and arguments.output:
@@ -10626,13 +10845,13 @@ def check_options(arguments: argparse.Namespace) -> None:
 def output_of(arguments: argparse.Namespace) -> Path | None:
     """Where the model goes. Raises UsageError before any work if an output cannot be written, or if it would overwrite
     the input or another output."""
-    a, output = arguments, arguments.input if arguments.in_place else arguments.output
-    if a.in_place and a.output and not _same_file(a.output, a.input):
-        raise UsageError("--in-place and -o name two different places: give one of them")
-    if a.in_place and (a.input == STREAM or is_stream(a.input)):
-        raise UsageError(f"{a.input}: --in-place needs a file")
-    if not a.in_place and output and _same_file(output, a.input):
-        raise UsageError(f"{output}: the output is the input; add --in-place to replace it")
+    a, output = arguments, arguments.input if arguments.overwrite else arguments.output
+    if a.overwrite and a.output and not _same_file(a.output, a.input):
+        raise UsageError("--overwrite and -o name two different places: give one of them")
+    if a.overwrite and (a.input == STREAM or is_stream(a.input)):
+        raise UsageError(f"{a.input}: --overwrite needs a file")
+    if not a.overwrite and output and _same_file(output, a.input):
+        raise UsageError(f"{output}: the output is the input; add --overwrite to replace it")
     if output == STREAM and a.json == "-":
         raise UsageError("the model and the JSON cannot both go to standard output")
     for option, folder in (("--csv", a.csv), ("--firmware", a.firmware)):
@@ -10690,11 +10909,15 @@ def _run_command_line(argv: Sequence[str] | None) -> int:
         arguments = _parser().parse_args(argv)
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else BAD_INPUT
-    name = "standard input" if arguments.input == STREAM else str(arguments.input)
+    name = "the command line"
     try:
         check_options(arguments)
+        name = "standard input" if arguments.input == STREAM else str(arguments.input)
         with keeping_the_best(BRAKE * (math.inf if arguments.time_limit is None else arguments.time_limit)):
-            return Command(arguments).run([o for o in ALL_OPTIONS if o.step and is_given(arguments, o)])
+            if arguments.board == "list":
+                return show_boards(arguments)
+            steps = {o.name: o for o in ALL_OPTIONS if o.step and is_given(arguments, o)}
+            return Command(arguments).run([steps[name] for name in STEPS if name in steps])
     except UsageError as error:
         message = str(error)
     except (ModelError, ArithmeticError) as error:
