@@ -6332,8 +6332,8 @@ class SplitStep:
     """What the search knows about one operator."""
 
     operator: Operator
-    rule: RowRule | str  # or why it runs whole
-    need: int  # bytes while it runs whole
+    rule: RowRule | str  # or why it is not split
+    need: int  # bytes while it runs unsplit
     macs: int
     persistent: int
     min_persistent: int  # of a copy, with its outputs and the padding that it always needs
@@ -8115,7 +8115,7 @@ def _why_not_run(runtime: str, original: ModelGraph, changed: ModelGraph) -> str
     if runtime == LITERT:
         return f"{LITERT} has no {DECODE}, with which the weights are compressed" if DECODE in kinds else ""
     if reasons := refusals(original):
-        return f"{TFLM} does not run this model: {reasons[0]}"
+        return f"{TFLM} rejects this model: {reasons[0]}"
     if any(first.tensors[i].is_completed for i in first.outputs):
         return f"the package of {TFLM} does not hand out outputs with a dimension that the file leaves open"
     return ""
@@ -9518,6 +9518,8 @@ def arena_lines(model: Snapshot) -> list[str]:
     helps = []
     if plan.height < arena.head:
         helps += [f"--plan: {arena.reserve_with(plan.height):,} B{'' if plan.optimal else ' or less'}"]
+    elif arena.head <= plan.bound:
+        helps += ["no plan is smaller for this order"]
     if saved and saved > WORTH_TELLING * arena.reserve:
         helps += [f"--integer-io: {saved:,} B less"]
     elif saved is not None:
@@ -10756,9 +10758,9 @@ ALL_OPTIONS = [option for options in OPTIONS.values() for option in options]
 STEPS = "clusters min_sqnr integer_io fit lighten split optimize compress plan verify".split()  # in their order
 EXAMPLES = """\
 examples:
-  tflite-tools model.tflite                                 how much RAM, and why
-  tflite-tools model.tflite --fit 64KB -o smaller.tflite    make it fit
-  tflite-tools model.tflite --max-arena 64KB                a check for CI
+  tflite-tools model.tflite                               how much RAM, and why
+  tflite-tools model.tflite --fit 64KB -o smaller.tflite  make it fit
+  tflite-tools model.tflite --max-arena 64KB              a check for CI
 exit codes: 0 done, 1 a check failed, 2 bad input or usage, 130 interrupted"""
 
 
@@ -10783,7 +10785,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="tflite-tools",
         usage="%(prog)s MODEL [options]",
-        description="How much RAM a TensorFlow Lite model needs on a microcontroller, why, and how to need less.",
+        description="How much RAM a TensorFlow Lite model needs on a microcontroller, and how\nto need less.",
         epilog=EXAMPLES,
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,

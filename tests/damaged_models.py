@@ -450,9 +450,9 @@ FLAGS = (
     ("--optimize", "--plan", "-o", "out.tflite", "--json", "report.json"),
     ("--clusters", "3", "-o", "out.tflite", "--csv", "csv", "--calc-macs", "--calc-size"),
     ("--optimize", "--json", "-", "-o", "out.tflite"),
-    ("--plan", "--in-place", "--max-arena", "1KB"),
+    ("--plan", "--overwrite", "--max-arena", "1KB"),
     ("--split", "--optimize", "--plan", "-o", "split.tflite"),
-    ("--lighten", "--integer-io", "--plan", "--no-in-place", "--assume-kernels", "CUSTOM,LSTM", "--max-arena", "1MB"),
+    ("--lighten", "--integer-io", "--plan", "--no-sharing", "--assume-kernels", "CUSTOM,LSTM", "--max-arena", "1MB"),
     ("--clusters", "4", "--compress", "--compress-ram", "1KB", "--memories", "fast=2KB"),
 )
 PICTURES = (("--plot", "plot.svg"), ("--optimize", "--plan", "--memory-map", "map.svg"))  # ten times slower
@@ -502,7 +502,7 @@ def run_case(data: bytes, flags: Sequence[str] = (), time_limit: float = TIME_LI
 def _warm_up() -> None:
     """Import once, here, what the command line imports when it needs it, and not again in every fork."""
     for name in ("matplotlib.backends.backend_svg", "matplotlib.figure", "ortools.graph.python.max_flow", "prettytable",
-                 "ortools.sat.python.cp_model", "sklearn.cluster", "tqdm"):  # fmt: skip
+                 "ortools.sat.python.cp_model", "sklearn.cluster"):  # fmt: skip
         importlib.import_module(name)
 
 
@@ -567,7 +567,7 @@ def broken_rules(code: int | None, stdout: str, stderr: str, data: bytes, flags:
         if left != ["model.tflite"] or Path("model.tflite").read_bytes() != data:
             broken.append(f"files: exit code 2, but left or changed: {left}; {stderr}")
         return broken
-    output = Path("model.tflite" if "--in-place" in flags else "out.tflite")
+    output = Path("model.tflite" if "--overwrite" in flags else "out.tflite")
     if output.exists():
         broken += [f"output: {what}" for what in differences(data, output.read_bytes(), "--clusters" in flags)]
     split = Path("split.tflite")

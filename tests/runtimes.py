@@ -70,7 +70,7 @@ def run_tflm(path: Path) -> TflmRun:
     arena = dict(re.findall(r"^ *(NonPersistent|Persistent) \| +(\d+)", done.stdout, re.MULTILINE))
     output = re.search(r"Output CRC32: (\S+)", done.stdout)
     if len(arena) < 2 or not output:
-        raise RuntimeError(f"TFLM does not run this model: {(done.stdout + done.stderr)[-300:]}")
+        raise RuntimeError(f"TFLM rejects this model: {(done.stdout + done.stderr)[-300:]}")
     return TflmRun(int(arena["NonPersistent"]), int(arena["Persistent"]), output[1])
 
 

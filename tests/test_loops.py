@@ -152,10 +152,10 @@ def test_a_report_says_why_a_region_is_no_loop():
     data = net.build([x], [net.window("MAX_POOL_2D", y, 0, (4, 4), 4, VALID)])
     decision = TFLiteModel(data).split_operators(stripes="auto")
     assert decision.no_loops == ("operators 0 to 1: a tensor has a batch, or no rows and columns",)
-    assert any(line.startswith("No loop: operators 0 to 1") for line in decision.lines())
+    assert any(line.startswith("Not looped: operators 0 to 1") for line in decision.lines())
     assert TFLiteModel(data).split_operators(stripes="unrolled").no_loops == ()  # nobody asked for one
     decision = TFLiteModel(data).split_operators(stripes="loop")
-    assert "cannot be a loop, since a tensor has a batch" in decision.bounded_by
+    assert "cannot be a loop: a tensor has a batch" in decision.bounded_by
 
 
 def test_padding_of_another_value_is_left_alone():
@@ -298,7 +298,7 @@ def test_a_file_with_a_loop_stays_as_it_is(looped_digits: TFLiteModel):
         model.lighten_operators(),
         model.use_integer_ports(),
     ):
-        assert "share memory by the plan" in decision.refusal
+        assert "loops depend on its memory plan" in decision.refusal
         assert not decision.changed
     assert not model.plan_memory(2).changed
     assert model.to_bytes() == looped_digits.to_bytes()
@@ -315,13 +315,13 @@ def test_a_wrong_plan_is_replaced(looped_digits: TFLiteModel, tmp_path: Path, ca
     wrong.write_bytes(looped_digits.snapshot.with_offsets(offsets).data)
     assert TFLiteModel.load_from_file(wrong).arena.problems
     assert main(["-i", str(wrong), "--plan", "-o", str(right)]) == 0
-    assert f"Arena planned anew, since its plan was wrong: {looped_digits.arena.head:,} B" in capsys.readouterr().out
+    assert f"Arena planned again, since its plan was wrong: {looped_digits.arena.head:,} B" in capsys.readouterr().out
     assert not TFLiteModel.load_from_file(right).arena.problems
 
 
 def test_a_loop_cannot_be_planned_apart(looped_digits: TFLiteModel):
     model = TFLiteModel(looped_digits.to_bytes())
-    assert "share memory by the plan" in model.plan_memory(2, in_place=False).refusal
+    assert "loops depend on its memory plan" in model.plan_memory(2, in_place=False).refusal
 
 
 def test_a_loop_without_options_is_analysed_as_far_as_it_goes(looped_digits: TFLiteModel):
@@ -601,19 +601,19 @@ def test_command_line(capsys: pytest.CaptureFixture[str], tmp_path: Path):
     picture = tmp_path / "map.png"
     assert main(["-i", path, "--split", "--plan", "--verify", "-o", str(output), "--memory-map", str(picture)]) == 0
     printed = capsys.readouterr().out
-    assert "turns of a loop: operators 0 to" in printed
-    assert "Loops need TFLM from November 2025" in printed
+    assert "loop of 49 iterations; the output overwrites the input" in printed
+    assert "Loops require TFLM of November 2025" in printed
     assert "DYNAMIC_UPDATE_SLICE, GATHER" in printed
     assert "bit-identical" in printed
     assert picture.stat().st_size > 10_000
     assert main(["-i", path, "--split", "--plan", "--stripes", "unrolled"]) == 0
-    assert "turns of a loop" not in capsys.readouterr().out
+    assert "loop of" not in capsys.readouterr().out
     assert main(["-i", str(output), "--split", "--optimize", "--plan", "--json", "-"]) == 0
     assert '"problems": []' in capsys.readouterr().out
     for wrong, why in (
         (["--stripes", "loop"], "add --split"),
         (["--split", "--stripes", "loop"], "add --plan"),
-        (["--split", "--plan", "--stripes", "loop", "--no-in-place"], "leave out --no-in-place"),
+        (["--split", "--plan", "--stripes", "loop", "--no-sharing"], "leave out --no-sharing"),
     ):
         assert main(["-i", path, *wrong]) == 2
         assert why in capsys.readouterr().err

@@ -80,7 +80,7 @@ def test_dollars_are_no_formula(tmp_path: Path):
 def test_two_memories_are_told_apart(tmp_path: Path):
     path, memory = tmp_path / "model.tflite", tmp_path / "map.svg"
     path.write_bytes(chain())
-    assert main(["-i", str(path), "--memories", "fast=600", "--memory-map", str(memory)]) == 0
+    assert main(["-i", str(path), "--memories", "fast=600B", "--memory-map", str(memory)]) == 0
     told = texts(memory)
     assert any(text.startswith("before: ") for text in told)
     assert any(text.startswith("after: fast memory 256 B, slow memory 1,024 B (to reserve there: ") for text in told)

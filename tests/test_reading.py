@@ -118,9 +118,9 @@ def test_quantization():
     [
         (b"version https://git-lfs.github.com/spec/v1", "Git LFS pointer"), (b"PK\3\4\x14\0", "zip archive"),
         (b"\x1f\x8b\x08", "gzip"), (b"\x89HDF\r\n", "Keras"), (b"\x08\x07\x12\x07pytorch", "ONNX"),
-        (b"<!DOCTYPE html>", "web page"), (b"const unsigned char model[] = {0x1c, 0x00", "source text"),
-        (b"#include <cstdint>", "source text"), (b"alignas(16) const", "source text"),
-        (b"\n  0x1c, 0x00", "source text"),
+        (b"<!DOCTYPE html>", "web page"), (b"const unsigned char model[] = {0x1c, 0x00", "a C array"),
+        (b"#include <cstdint>", "a C array"), (b"alignas(16) const", "a C array"),
+        (b"\n  0x1c, 0x00", "a C array"),
     ],
 )  # fmt: skip
 def test_other_formats_are_named(start: bytes, what: str):

@@ -605,7 +605,7 @@ def test_a_pipe_is_read(tmp_path: Path):
                           input=data, capture_output=True, timeout=60)  # fmt: skip
     assert done.returncode == 0
     assert tflite_tools.TFLiteModel.load_from_file(tmp_path / "out.tflite").peak_memory_usage() == 20480
-    done = subprocess.run([sys.executable, TOOL, "-i", "/dev/stdin", "--in-place"], input=data, capture_output=True,
+    done = subprocess.run([sys.executable, TOOL, "-i", "/dev/stdin", "--overwrite"], input=data, capture_output=True,
                           timeout=60)  # fmt: skip
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1

@@ -392,13 +392,12 @@ def test_the_report_says_what_is_shared(capsys: pytest.CaptureFixture[str], tmp_
     path.write_bytes(net.build([source], [x]))
     assert main(["-i", str(path), "--plan", "--memory-map", str(tmp_path / "map.png")]) == 0
     told = capsys.readouterr().out
-    shared = "Memory shared on purpose: the outputs of 1 ADD, 2 RELU lie where an input ends"
-    assert f"{shared} (--no-in-place plans without)." in told
-    assert main(["-i", str(path), "--plan", "--no-in-place", "--json", "-"]) == 0
+    assert "Computed in place: 1 ADD, 2 RELU (disable with --no-sharing)" in told
+    assert main(["-i", str(path), "--plan", "--no-sharing", "--json", "-"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["planning"]["in_place"] == {}
     assert report["planning"]["head"] == 3 * 256
-    assert main(["-i", str(path), "--no-in-place"]) == 2
+    assert main(["-i", str(path), "--no-sharing"]) == 2
     assert "add --plan" in capsys.readouterr().err
 
 
@@ -496,7 +495,7 @@ def test_a_plan_that_shares_memory_is_replaced_when_none_may():
 
 def test_peaks_before_and_after_loops_share_memory_are_named(capsys: pytest.CaptureFixture[str]):
     TFLiteModel(looped()).print_model_analysis()
-    told = r"usage: [0-9,]+ B \(what loops carry counted once, .*; [0-9,]+ B otherwise\)"
+    told = r"usage: [0-9,]+ B \(tensors of loops .* counted once; [0-9,]+ B otherwise\)"
     assert re.search(told, capsys.readouterr().out)
 
 

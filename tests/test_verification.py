@@ -123,7 +123,7 @@ def test_what_litert_cannot_run_is_said(tmp_path: Path, capsys: pytest.CaptureFi
     assert main(["-i", str(path), "--verify", "-o", str(tmp_path / "out.tflite")]) == 1
     error = capsys.readouterr().err.strip().splitlines()
     assert len(error) == 1
-    assert "not verified: TFLM does not run this model: NobodyKnowsThis: there is no such kernel" in error[0]
+    assert "not verified: TFLM rejects this model: NobodyKnowsThis: there is no such kernel" in error[0]
     assert "LiteRT does not run the original model" in error[0]
     assert [p.name for p in tmp_path.iterdir()] == ["in.tflite"]
 
@@ -163,7 +163,7 @@ def test_one_runtime_that_lacks_an_operator_is_a_note():
     result = verify_models(model, model)
     assert result.runtimes == (LITERT,)
     assert "TILE: there is no such kernel" in result.notes[0]
-    assert "Not verified there: TFLM" in result.lines()[-1]
+    assert "Not verified in all runtimes: TFLM" in result.lines()[-1]
 
 
 @needs_tflm

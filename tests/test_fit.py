@@ -1,0 +1,197 @@
+"""The cheapest lossless steps that fit, and the boards that give the limits."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from corpus import HAS_SHARED, MODELS, SHARED
+from spatial_nets import Net
+
+import tflite_tools
+from tflite_tools import BOARDS, LIBRARIES, WAYS, TFLiteModel, main
+
+MOBILENET, CELLS = (MODELS / f"digits_{name}_int8.tflite" for name in ("mobilenet", "cells"))
+
+
+def by_hand(path: Path, way: tflite_tools.Way, limit: int | None = None, kernels: str = "reference") -> int:
+    """Bytes to reserve after the steps of a way, one method after the other."""
+    model = TFLiteModel.load_from_file(path, kernels)
+    if way.is_lightened:
+        model.lighten_operators()
+    if way.stripes:
+        model.split_operators(try_orders=True, limit=limit, stripes=way.stripes)
+    model.optimize_memory(for_arena=True)
+    model.plan_memory()
+    return model.arena.reserve
+
+
+def test_the_cheapest_way_that_fits_is_taken():
+    original = TFLiteModel.load_from_file(MOBILENET)
+    for limit, name in ((84_000, "as it is"), (66_000, "order and plan"), (57_000, "unrolled stripes"),
+                        (44_000, "stripes or loops")):  # fmt: skip
+        model = TFLiteModel.load_from_file(MOBILENET)
+        decision = model.fit(limit)
+        assert not decision.failure
+        assert decision.rungs[decision.taken].name == name
+        assert model.arena.reserve == decision.after == decision.rungs[decision.taken].reserve <= limit
+        assert all(rung.reserve > limit for rung in decision.rungs[: decision.taken])
+        assert (model.to_bytes() == original.to_bytes()) == (decision.taken == 0)
+        assert not decision.proposals
+
+
+def test_without_a_size_the_smallest_arena_is_taken():
+    model = TFLiteModel.load_from_file(MOBILENET)
+    decision = model.fit()
+    assert decision.after == min(rung.reserve for rung in decision.rungs) == model.arena.reserve
+    assert model.verify_against(TFLiteModel.load_from_file(MOBILENET)).identical
+    kinds = {operator.kind for _, operator in model.graph.operators}
+    assert set(decision.rungs[decision.taken].new_kinds) <= kinds
+    assert "WHILE" not in TFLiteModel.load_from_file(MOBILENET).fit(can_loop=False).rungs[-1].new_kinds
+
+
+def test_where_nothing_fits_the_nearest_is_told_and_no_file_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    out, report = tmp_path / "out.tflite", tmp_path / "report.json"
+    assert main([str(MOBILENET), "--fit", "20KB", "-o", str(out), "--json", str(report)]) == 1
+    captured = capsys.readouterr()
+    fit = json.loads(report.read_text())["fit"]
+    nearest = min(rung["reserve"] for rung in fit["rungs"])
+    assert f"no lossless way fits into 20,480 B; the nearest needs {nearest:,} B" in captured.err
+    assert not out.exists()
+    assert fit["proposals"][0].startswith("--memories fast=20KB: ")
+    assert f"It would need less with {fit['proposals'][0]}" in captured.out
+
+
+def test_what_changes_the_application_is_only_proposed(tmp_path: Path):
+    net = Net("FLOAT32")
+    x = source = net.picture(8, 8, 4)
+    net.dtype = "INT8"
+    inner = net.picture(8, 8, 4)
+    net.op("QUANTIZE", [x], [inner])
+    y = net.window("CONV_2D", inner, 2)
+    path = tmp_path / "model.tflite"
+    path.write_bytes(net.build([source], [y]))
+    model = TFLiteModel.load_from_file(path)
+    decision = model.fit()
+    (proposal,) = decision.proposals
+    option, size = proposal.split(" B")[0].split(": ")
+    assert option == "--integer-io"
+    assert model.graph.subgraphs[0].tensors[model.graph.subgraphs[0].inputs[0]].dtype == "FLOAT32"
+    ported = TFLiteModel.load_from_file(path)
+    ported.use_integer_ports()
+    assert ported.fit().after == int(size.replace(",", "")) < decision.after
+
+
+def test_what_tflm_rejects_does_not_fit(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    net = Net()
+    x = net.picture(4, 4, 4)
+    y = net.picture(4, 4, 4)
+    net.op("MyOp", [x], [y])
+    path = tmp_path / "model.tflite"
+    path.write_bytes(net.build([x], [y]))
+    assert main([str(path), "--fit", "64KB"]) == 1
+    assert "check failed: TFLM rejects this model: MyOp" in capsys.readouterr().err
+    assert main([str(path), "--fit", "64KB", "--assume-kernels", "MyOp"]) == 0
+
+
+def test_a_failed_limit_says_what_fit_would_do(capsys: pytest.CaptureFixture[str]):
+    assert main([str(CELLS), "--max-arena", "36KB"]) == 1
+    assert "--fit 36KB gets it to 31,712 B (order and plan)" in capsys.readouterr().err
+    assert main([str(CELLS), "--max-arena", "1KB"]) == 1
+    assert "the limit is 1,024 B. Try --fit 1KB" in capsys.readouterr().err
+
+
+def test_boards_set_kernels_and_limits(capsys: pytest.CaptureFixture[str], tmp_path: Path):
+    report = tmp_path / "report.json"
+    assert all(board.kernels in LIBRARIES and board.source for board in BOARDS.values())
+    assert main([str(MOBILENET), "--board", "uno-r4", "--max-arena", "--json", str(report)]) == 1
+    assert json.loads(report.read_text())["arena"]["kernels"] == "cmsis-nn"
+    assert "the limit is 32,768 B" in capsys.readouterr().err
+    assert main([str(MOBILENET), "--board", "nicla-sense", "--fit", "--json", str(report)]) == 0
+    assert json.loads(report.read_text())["fit"]["limit"] == 65_536
+    assert main([str(MOBILENET), "--board", "portenta-h7", "--memories", "--json", str(report)]) == 0
+    sizes = json.loads(report.read_text())["memories"]
+    assert (sizes["fast"], sizes["slow"]) == (512 << 10, 8 << 20)
+    assert main([str(MOBILENET), "--max-arena"]) == 2
+    assert "--max-arena needs a size, or --board NAME" in capsys.readouterr().err
+
+
+def test_boards_are_listed_with_what_runs_on_them(capsys: pytest.CaptureFixture[str]):
+    assert main(["--board", "list"]) == 0
+    told = capsys.readouterr().out
+    assert all(f"| {name} " in told and board.title in told for name, board in BOARDS.items())
+    assert main([str(MOBILENET), "--board", "list"]) == 0
+    rows = {line.split("|")[1].strip(): line.split("|")[-3:-1] for line in capsys.readouterr().out.splitlines()[3:-2]}
+    runs = {name: tuple(cell.strip() for cell in cells) for name, cells in rows.items()}
+    assert runs.keys() == BOARDS.keys()
+    assert (runs["uno-r4"], runs["nicla-sense"], runs["pico"]) == (("no", "no"), ("no", "yes"), ("yes", "yes"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (["--fit", "64KB", "--plan", "--split"], "leave out --plan, --split"),
+        (["--fit", "64"], "64 means 64 bytes: write 64KB, or 64B"),
+        (["--fit", "much"], "not a size such as"),
+        (["--board", "nano33ble"], "did you mean nano-33-ble?"),
+        (["--kernels", "cmsisnn"], "did you mean cmsis-nn?"),
+        (["--optimise"], "did you mean --optimize?"),
+        (["--opt"], "unrecognized arguments: --opt"),
+        (["-i", "other.tflite"], "two models are given"),
+        (["--fit", "1KB", "--fit", "2KB"], "--fit is given twice"),
+        (["-o", "model.h"], "--firmware FOLDER writes C++"),
+        (["--csv", "table.csv"], "give the name of a folder"),
+        (["--no-sharing"], "add --plan or --fit"),
+    ],
+)
+def test_mistakes_get_one_line_that_helps(arguments: list[str], why: str, capsys: pytest.CaptureFixture[str]):
+    assert main([str(CELLS), *arguments]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert why in line
+
+
+def test_sizes_are_read_as_people_write_them():
+    for text in ("64KB", "64kb", "64KiB", "64k", "65536", "0.0625MB", "64 KB"):
+        assert tflite_tools._size(text) == 65_536
+
+
+def test_older_names_still_work(tmp_path: Path):
+    path = tmp_path / "model.tflite"
+    path.write_bytes(CELLS.read_bytes())
+    assert main(["-i", str(path), "--optimize", "--plan", "--no-in-place", "--in-place", "--inline-buffers"]) == 0
+    assert path.read_bytes() != CELLS.read_bytes()
+
+
+def test_help_fits_80_columns(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert max(map(len, text.splitlines())) <= 80
+    assert "--in-place" not in text
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not HAS_SHARED, reason="the folder ../shared with the model corpus is not here")
+def test_fit_equals_the_ways_run_by_hand():
+    paths = sorted((p for p in (SHARED / "models").rglob("*.tflite") if 40_000 < p.stat().st_size < 400_000), key=str)
+    tried = 0
+    for path in paths:
+        model = TFLiteModel.load_from_file(path)
+        try:
+            as_it_is = model.arena.reserve
+        except tflite_tools.ArenaError:
+            continue
+        if model.snapshot.refusals or not 70_000 < as_it_is < 400_000 or tried == 20:
+            continue
+        tried += 1
+        for limit in (64 << 10, 128 << 10, 256 << 10):
+            decision = TFLiteModel.load_from_file(path).fit(limit)
+            if as_it_is <= limit:
+                assert decision.taken == 0, path
+                continue
+            cheapest = next((way for way in WAYS if by_hand(path, way, limit) <= limit), None)
+            assert (cheapest is None) == bool(decision.failure), path
+            if cheapest:
+                assert decision.rungs[decision.taken].name == cheapest.name, path
+    assert tried == 20
