@@ -9902,7 +9902,6 @@ PARTS = {
     "Subgraphs it runs": CALLEE_COLOUR,
 }
 MAX_LABELLED_BARS = 80  # more operators than this are numbered, not named
-MAX_PANELS = 6
 WORTH_A_LINE = 1.6  # of the peak: a limit that is higher is left out
 CHARACTER, LINE = 0.064, 0.13  # inches, for text of 7 points
 MIN_LETTERS = 8  # fewest characters worth writing
@@ -9922,12 +9921,11 @@ def plot_schedules(
     file: Path, schedules: Sequence[Schedule], other: Schedule | None = None, room: int | None = None
 ) -> None:
     """Draw stacked bars per operator (inputs, outputs, other tensors; 1 KB = 1,024 B), the peak and ``room`` bytes for
-    tensors. Panels: the MAX_PANELS largest subgraphs, and ``other``. The extension sets the format."""
-    shown = [s for s in schedules if s.steps] or list(schedules[:1])
-    shown = sorted(sorted(shown, key=lambda s: -s.peak)[:MAX_PANELS], key=lambda s: s.subgraph.index)
-    left_out = sum(bool(s.steps) for s in schedules) - len(shown)
-    names = [subgraph_title(s.subgraph) if len(schedules) > 1 else "" for s in shown]
-    drawn = list(zip(names, shown, strict=True))
+    tensors. A panel for each subgraph that no operator runs, since bars include what their operator runs, and for
+    ``other``. The extension sets the format."""
+    run = {callee for s in schedules for step in s.steps for callee in step.operator.callees}
+    shown = [s for s in schedules if s.subgraph.index not in run and (s.steps or s is schedules[0])]
+    drawn = [(subgraph_title(s.subgraph) if len(shown) > 1 else "", s) for s in shown]
     if other:
         drawn = [(f"This model {name}", s) for name, s in drawn] + [("Compared with", other)]
     heights = [4.2 if len(s.steps) > MAX_LABELLED_BARS else 6.6 for _, s in drawn]
@@ -9939,8 +9937,6 @@ def plot_schedules(
         highest = max(axes.get_ylim()[1] for axes in panels[: len(drawn)])
         for axes in panels[: len(drawn)]:
             axes.set_ylim(0, highest)
-    if left_out > 0:
-        figure.supxlabel(f"subgraphs that take less are left out ({left_out})", fontsize=8)
     _save(figure, file)
 
 

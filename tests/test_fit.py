@@ -6,25 +6,13 @@ import json
 from pathlib import Path
 
 import pytest
-from corpus import HAS_SHARED, MODELS, SHARED
+from corpus import MODELS
 from spatial_nets import Net
 
 import tflite_tools
-from tflite_tools import BOARDS, LIBRARIES, WAYS, TFLiteModel, main
+from tflite_tools import BOARDS, LIBRARIES, TFLiteModel, main
 
 MOBILENET, CELLS = (MODELS / f"digits_{name}_int8.tflite" for name in ("mobilenet", "cells"))
-
-
-def by_hand(path: Path, way: tflite_tools.Way, limit: int | None = None, kernels: str = "reference") -> int:
-    """Bytes to reserve after the steps of a way, one method after the other."""
-    model = TFLiteModel.load_from_file(path, kernels)
-    if way.is_lightened:
-        model.lighten_operators()
-    if way.stripes:
-        model.split_operators(try_orders=True, limit=limit, stripes=way.stripes)
-    model.optimize_memory(for_arena=True)
-    model.plan_memory()
-    return model.arena.reserve
 
 
 def test_the_cheapest_way_that_fits_is_taken():
@@ -169,29 +157,3 @@ def test_help_fits_80_columns(capsys: pytest.CaptureFixture[str], monkeypatch: p
     text = capsys.readouterr().out
     assert max(map(len, text.splitlines())) <= 80
     assert "--in-place" not in text
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not HAS_SHARED, reason="the folder ../shared with the model corpus is not here")
-def test_fit_equals_the_ways_run_by_hand():
-    paths = sorted((p for p in (SHARED / "models").rglob("*.tflite") if 40_000 < p.stat().st_size < 400_000), key=str)
-    tried = 0
-    for path in paths:
-        model = TFLiteModel.load_from_file(path)
-        try:
-            as_it_is = model.arena.reserve
-        except tflite_tools.ArenaError:
-            continue
-        if model.snapshot.refusals or not 70_000 < as_it_is < 400_000 or tried == 20:
-            continue
-        tried += 1
-        for limit in (64 << 10, 128 << 10, 256 << 10):
-            decision = TFLiteModel.load_from_file(path).fit(limit)
-            if as_it_is <= limit:
-                assert decision.taken == 0, path
-                continue
-            cheapest = next((way for way in WAYS if by_hand(path, way, limit) <= limit), None)
-            assert (cheapest is None) == bool(decision.failure), path
-            if cheapest:
-                assert decision.rungs[decision.taken].name == cheapest.name, path
-    assert tried == 20

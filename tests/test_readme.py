@@ -63,10 +63,10 @@ def test_json_keys_are_those_of_the_table(tmp_path: Path):
     options += " --compare tests/models/digits_cnn_int8.tflite"
     command = f"python tflite_tools.py -i tests/models/digits_mobilenet_int8.tflite {options}"
     report = json.loads(run(f"{command} --json - 2>/dev/null", tmp_path))
-    rows = dict(re.findall(r"^\| (`.*?) \| (.*) \|$", (ROOT / "README.md").read_text(), re.MULTILINE))
+    rows = dict(re.findall(r"^\| (`.*?) \| (.*) \|$", (ROOT / "tests/json_keys.md").read_text(), re.MULTILINE))
     documented = {key: set(re.findall(r"`(\w+?)(?:\[\])?`", text)) for key, text in rows.items()}
     top = {name for key in rows for name in re.findall(r"`(\w+)(?:\[\])?`", key)}
-    assert top == report.keys() | {"memories"}  # instead of a plan for one arena
+    assert top == report.keys() | {"memories", "fit"}  # instead of other steps
     apart = tflite_tools.MemoriesDecision(tensors=(tflite_tools.SlowTensor("0", "x", 1),)).json()
     assert documented["`memories`"] == apart.keys()
     assert documented["`memories.tensors_slow[]`"] == apart["tensors_slow"][0].keys()
@@ -77,8 +77,11 @@ def test_json_keys_are_those_of_the_table(tmp_path: Path):
     assert {"subgraph", *documented["`arena.buffers[]`"]} == report["arena"]["buffers"][0].keys()
     assert documented["`optimization`"] - {"null"} == report["optimization"].keys()
     assert documented["`planning`"] - {"null"} == report["planning"].keys()
-    of_split = report["split"].keys() | report["split"]["alternatives"][0].keys()
-    assert documented["`split`"] - {"null"} == of_split
+    of_split = report["split"].keys() | report["split"]["chosen"].keys()
+    assert documented["`split`"] - {"null", "false"} == of_split
+    decision = tflite_tools.FitDecision(rungs=(tflite_tools.FitRung("order and plan", 1, 0.0, 0, (), True),)).json()
+    assert documented["`fit`"] - {"null", "rungs"} == decision.keys() - {"rungs"}
+    assert documented["`fit.rungs[]`"] == decision["rungs"][0].keys()
     of_region = report["split"]["chosen"]["regions"][0].keys()
     assert documented["`split.…regions[]`"] == of_region
     assert documented["`clustering[]`"] == report["clustering"][0].keys() | {"compression"}  # where that is compared
@@ -99,7 +102,7 @@ def test_json_keys_are_those_of_the_table(tmp_path: Path):
 def test_set_up_is_what_ci_does():
     commands = re.findall(r"```sh\n(.*?)\n```", (ROOT / "README.md").read_text(), re.DOTALL)
     ci = (ROOT / ".ci" / "run").read_text()
-    assert "--optimize" in commands[0]
+    assert "--fit" in commands[0]
     assert commands[1] in ci
 
 
