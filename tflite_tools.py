@@ -3646,6 +3646,7 @@ def _bounding_box(intervals: Sequence[Interval], block: Block) -> Interval:
 
 ALONE, WORKERS = 0.5, 4  # seconds for one strategy; number of strategies that then take turns
 SOLVER_WORK = 3.0  # seconds per unit of the solver's deterministic time
+MAX_SOLVED = 600  # intervals; with more, the solver takes many times what it counts
 PROOF_SHARE = 0.5  # share of the work left in which the bound itself is tried as the height
 PLAN_SECONDS = 15.0  # of work at most: what is not found by then is rarely found later
 
@@ -3665,8 +3666,8 @@ def plan_optimally(
     plan = plan_by_first_fit(intervals, groups, enough)
     if not plan.optimal and not budget.is_over:
         plan = plan_by_first_fit(intervals, groups, enough, rounds or LEARNING_ROUNDS, budget.share(0.2))
-    for highest, share in ((plan.bound, PROOF_SHARE), (plan.height - 1, 1.0)) if rounds is None else ():
-        if not plan.optimal:
+    for highest, share in ((plan.bound, PROOF_SHARE), (plan.height - 1, 1.0)):
+        if not plan.optimal and rounds is None and len(intervals) <= MAX_SOLVED:
             found, proven = _solve_placement(intervals, groups, plan.bound, highest, share * budget.left)
             plan = Plan(found or plan.intervals, plan.bound)
             plan = Plan(plan.intervals, max(plan.bound, min(proven, plan.height)))
@@ -7744,7 +7745,7 @@ NEEDS_NEW_TFLM = "Loops require TFLM of November 2025 or later and the memory pl
 
 def registered(kinds: Sequence[str]) -> str:
     flash = kernel_flash(kinds)
-    size = f" (about {kilobytes(flash)} of flash)" if flash else ""
+    size = f" (kernels of about {kilobytes(flash)})" if flash else ""
     return f"Also register in your MicroMutableOpResolver: {', '.join(kinds)}{size}"
 
 
@@ -8089,7 +8090,7 @@ class VerificationDecision(Decision):
     def message(self) -> list[str]:
         where = " and ".join(self.runtimes)
         if self.identical:
-            what = f"all outputs of {self.inferences} inferences ({self.outputs} arrays)"
+            what = f"all outputs of {self.inferences} inferences in each"
             lines = [f"Verified in {where}: {what} are bit-identical to {self.against}."]
         else:
             what = f"{self.different} of {self.outputs} outputs of {self.inferences} inferences"
@@ -8849,7 +8850,7 @@ def decide_split(
 GLANCE_SECONDS = 2.0  # of work, for a hint
 
 
-class Way(NamedTuple):
+class Recipe(NamedTuple):
     """Steps that make a model need less; order and plan are always among them."""
 
     name: str
@@ -8857,16 +8858,16 @@ class Way(NamedTuple):
     stripes: str = ""  # their form; empty: none
 
 
-WAYS = (  # from the cheapest for the user to the dearest
-    Way("order and plan", False),
-    Way("cheaper equivalents", True),
-    Way("unrolled stripes", True, "unrolled"),
-    Way("stripes or loops", True, "auto"),
+RECIPES = (  # from the cheapest for the user to the dearest
+    Recipe("order and plan", False),
+    Recipe("cheaper equivalents", True),
+    Recipe("unrolled stripes", True, "unrolled"),
+    Recipe("looped stripes", True, "auto"),
 )
-WAY_SHARES = {"": 0.2, "unrolled": 0.4, "auto": 0.8}  # of the work left
+RECIPE_SHARES = {"": 0.2, "unrolled": 0.4, "auto": 0.8}  # of the work left
 
 
-class FitRung(NamedTuple):
+class FitWay(NamedTuple):
     """A way to make a model need less. Sizes in bytes."""
 
     name: str
@@ -8882,30 +8883,31 @@ class FitDecision(Decision):
     """The effect of the cheapest lossless steps that are enough on the arena to reserve."""
 
     limit: int | None = None  # None: the smallest arena
-    rungs: tuple[FitRung, ...] = ()  # the ways that were tried, the first as it is
+    ways: tuple[FitWay, ...] = ()  # the ways that were tried, the first as it is
     taken: int = 0
     steps: tuple[Decision, ...] = ()  # of the way that was taken
     proposals: tuple[str, ...] = ()  # what else would help, but changes the application
     rejection: str = ""  # why TFLM does not run the model
 
     key, refused = "fit", "Not fitted"
-    json_keys = "reserve_before=before reserve=after limit rungs taken steps proposals changed seconds refusal"
+    json_keys = "reserve_before=before reserve=after limit ways taken steps proposals changed seconds refusal"
 
     @property
     def failure(self) -> str:
         if self.refusal or self.rejection:
             return self.refusal or f"TFLM rejects this model: {self.rejection}"
-        if self.limit is None or self.rungs[self.taken].fits:
+        if self.limit is None or self.ways[self.taken].fits:
             return ""
         return f"no lossless way fits into {self.limit:,} B; the nearest needs {self.after:,} B"
 
     def message(self) -> list[str]:
         titles = ["", "Way", "To reserve (B)", "More MACs", "More flash (B)", *(["Fits"] if self.limit else [])]
         rows = []
-        for i, (name, reserve, macs, flash, _, fits) in enumerate(self.rungs):
-            row = ["->" if i == self.taken else "", name, f"{reserve:,}", f"{macs:.1f} %", f"{flash:,}"]
+        for i, (name, reserve, macs, flash, _, fits) in enumerate(self.ways):
+            mark = "->" if not self.failure else "nearest"
+            row = [mark if i == self.taken else "", name, f"{reserve:,}", f"{macs:.1f} %", f"{flash:,}"]
             rows.append(row + ([("no", "yes")[fits]] if self.limit else []))
-        new_kinds = self.rungs[self.taken].new_kinds
+        new_kinds = self.ways[self.taken].new_kinds
         return [
             "",
             text_table(titles, rows, left=("", "Way")),
@@ -8916,18 +8918,18 @@ class FitDecision(Decision):
 
 
 def _taken(
-    way: Way, model: Snapshot, limit: int | None, max_macs: float, budget: Budget, in_place: bool
+    recipe: Recipe, model: Snapshot, limit: int | None, max_macs: float, budget: Budget, in_place: bool
 ) -> tuple[Snapshot, list[Decision]]:
-    """The model after the steps of a way, and their decisions."""
+    """The model after the steps of a recipe, and their decisions."""
     decisions: list[Decision] = []
     seconds = budget.share(0.7).left
     steps: list[Callable[[Snapshot], tuple[Snapshot, Decision]]] = [
         lambda m: decide_lightening(m, in_place=in_place),
-        lambda m: decide_split(m, max_macs, seconds, True, limit, way.stripes, in_place=in_place),
+        lambda m: decide_split(m, max_macs, seconds, True, limit, recipe.stripes, in_place=in_place),
         lambda m: decide_order(m, budget.share(0.5).left, for_arena=True, in_place=in_place),
         lambda m: decide_plan(m, budget.left, in_place),
     ]
-    for step, is_needed in zip(steps, (way.is_lightened, way.stripes, True, True), strict=True):
+    for step, is_needed in zip(steps, (recipe.is_lightened, recipe.stripes, True, True), strict=True):
         if is_needed:
             model, decision = step(model)
             decisions.append(decision)
@@ -8943,9 +8945,9 @@ def decide_fit(
     in_place: bool = True,
     can_loop: bool = True,
 ) -> tuple[Snapshot, FitDecision]:
-    """Take the first of the WAYS with which the arena to reserve is within ``limit`` bytes, or without a limit the one
-    with the smallest arena. All of them are lossless; stripes cost the least time that fits. The decision has all ways
-    that were tried, and proposals if none fits or there is no limit.
+    """Take the first of the RECIPES with which the arena to reserve is within ``limit`` bytes or, without a limit, the
+    one with the smallest arena. All are lossless; stripes cost the least time that fits. The decision has all ways that
+    were tried, and proposals if none fits or there is no limit.
 
     Args:
         time_limit: seconds for all searches together.
@@ -8954,26 +8956,26 @@ def decide_fit(
         can_loop: allow loops, which need TFLM of November 2025 or later.
     """
     budget, tried = Budget(time_limit), [(model, list[Decision]())]
-    rungs = [_rung("as it is", model, model, limit, [])]
-    for way in WAYS:
-        if limit is not None and rungs[-1].fits:
+    ways = [_way("as it is", model, model, limit, [])]
+    for recipe in RECIPES:
+        if limit is not None and ways[-1].fits:
             break
-        if way.stripes == "auto" and not (can_loop and in_place):
+        if recipe.stripes == "auto" and not (can_loop and in_place):
             continue
-        share = budget.share(WAY_SHARES[way.stripes])
-        after, decisions = _taken(way, model, limit, max_macs, share, in_place)
-        if any(decision.changed for decision in decisions[: len(decisions) - 2]) or not way.is_lightened:
+        share = budget.share(RECIPE_SHARES[recipe.stripes])
+        after, decisions = _taken(recipe, model, limit, max_macs, share, in_place)
+        if any(decision.changed for decision in decisions[: len(decisions) - 2]) or not recipe.is_lightened:
             tried.append((after, decisions))
-            rungs.append(_rung(way.name, model, after, limit, decisions))
-    fitting = [i for i, rung in enumerate(rungs) if limit is not None and rung.fits]
-    taken = fitting[0] if fitting else min(range(len(rungs)), key=lambda i: rungs[i].reserve)
-    (after, decisions), rung = tried[taken], rungs[taken]
-    proposals = () if fitting else _proposals(model, rung, limit, max_macs, budget, in_place)
+            ways.append(_way(recipe.name, model, after, limit, decisions))
+    fitting = [i for i, way in enumerate(ways) if limit is not None and way.fits]
+    taken = fitting[0] if fitting else min(range(len(ways)), key=lambda i: ways[i].reserve)
+    (after, decisions), way = tried[taken], ways[taken]
+    proposals = () if fitting else _proposals(model, way, limit, max_macs, budget, in_place)
     return after, FitDecision(
-        before=rungs[0].reserve,
-        after=rung.reserve,
+        before=ways[0].reserve,
+        after=way.reserve,
         limit=limit,
-        rungs=tuple(rungs),
+        ways=tuple(ways),
         taken=taken,
         steps=tuple(decisions),
         proposals=tuple(proposals),
@@ -8981,29 +8983,29 @@ def decide_fit(
     )
 
 
-def _rung(name: str, model: Snapshot, after: Snapshot, limit: int | None, decisions: Sequence[Decision]) -> FitRung:
+def _way(name: str, model: Snapshot, after: Snapshot, limit: int | None, decisions: Sequence[Decision]) -> FitWay:
     old, new = ({operator.kind for _, operator in m.graph.operators} for m in (model, after))
     macs = [d.chosen.macs_percent for d in decisions if isinstance(d, SplitDecision) and d.chosen]
     growth = len(after.data) - len(model.data) if after is not model else 0
     reserve, kinds = after.arena.reserve, tuple(sorted(new - old))
-    return FitRung(name, reserve, sum(macs), growth + kernel_flash(kinds), kinds, limit is None or reserve <= limit)
+    return FitWay(name, reserve, sum(macs), growth + kernel_flash(kinds), kinds, limit is None or reserve <= limit)
 
 
 def _proposals(
-    model: Snapshot, best: FitRung, limit: int | None, max_macs: float, budget: Budget, in_place: bool
+    model: Snapshot, best: FitWay, limit: int | None, max_macs: float, budget: Budget, in_place: bool
 ) -> Iterator[str]:
     """What changes the application, with its figure."""
     ported, decision = decide_ports(model, in_place=in_place)
     if decision.changed:
-        way = next((way for way in WAYS if way.name == best.name), WAYS[0])
-        after, _ = _taken(way, ported, limit, max_macs, budget, in_place)
+        recipe = next((recipe for recipe in RECIPES if recipe.name == best.name), RECIPES[0])
+        after, _ = _taken(recipe, ported, limit, max_macs, budget, in_place)
         if after.arena.reserve < best.reserve:
             yield f"--integer-io: {after.arena.reserve:,} B, if your code converts inputs and outputs"
     if limit is not None:
         _, divided = decide_memories(model, limit, time_limit=budget.left, in_place=in_place)
         if divided.is_divided:
             stays = 100 * (1 - (divided.after or 0) / max(divided.before or 0, 1))
-            what = f"{divided.reserve:,} B of slow memory, and {stays:.0f} % of the traffic in the fast one"
+            what = f"{divided.reserve:,} B of external RAM, with {stays:.0f} % of the traffic in the fast memory"
             yield f"--memories fast={size_text(limit)}: {what}"
 
 
@@ -9495,7 +9497,8 @@ def verdict(model: Snapshot, is_divided: bool = False) -> list[str]:
     if steps:
         schedule, step = max(steps, key=lambda pair: pair[1].bytes)
         number = tensor_number(schedule.subgraph.index, step.operator.index)
-        lines += [f"Bottleneck: operator {number} ({shorten(step.operator.kind)}), {step.bytes:,} B of tensors"]
+        kind = shorten(step.operator.kind)
+        lines += [f"Bottleneck: operator {number} ({kind}), counted from 0: {step.bytes:,} B of tensors"]
     if state := state_bytes(model.graph):
         lines += [f"State kept between inferences: {state:,} B (in the persistent structures, not in the peak)"]
     return lines + (listed("TFLM rejects this model:", model.refusals) or ["TFLM accepts every operator of this model"])
@@ -9518,14 +9521,13 @@ def arena_lines(model: Snapshot) -> list[str]:
     helps = []
     if plan.height < arena.head:
         helps += [f"--plan: {arena.reserve_with(plan.height):,} B{'' if plan.optimal else ' or less'}"]
-    elif arena.head <= plan.bound:
-        helps += ["no plan is smaller for this order"]
     if saved and saved > WORTH_TELLING * arena.reserve:
         helps += [f"--integer-io: {saved:,} B less"]
     elif saved is not None:
         helps += ["--integer-io with --fit"]
-    helps += [] if arena.has_plan else ["--fit for the smallest"]
-    return lines + ([f"To need less: {'; '.join(helps)}"] if helps else [])
+    helps += [] if looped_operators(model.graph) else ["--fit for the smallest arena"]
+    optimal = "The layout is optimal for this order. " if arena.head <= plan.bound else ""
+    return lines + ([f"{optimal}To need less: {'; '.join(helps)}"] if helps else [])
 
 
 def arena_json(arena: Arena) -> dict[str, Any]:
@@ -10432,9 +10434,9 @@ class Command:
     def hint(self, limit: int) -> str:
         """What --fit would do about an exceeded limit, where a little work finds that."""
         _, fit = decide_fit(self.model.snapshot, limit, GLANCE_SECONDS, in_place=self.in_place)
-        if fit.refusal or not fit.rungs[fit.taken].fits:
+        if fit.refusal or not fit.ways[fit.taken].fits:
             return f". Try --fit {size_text(limit)}"
-        return f". --fit {size_text(limit)} gets it to {fit.after:,} B ({fit.rungs[fit.taken].name})"
+        return f". --fit {size_text(limit)} gets it to {fit.after:,} B ({fit.ways[fit.taken].name})"
 
     def report(self) -> None:
         """Output everything but the model: notes, tables, JSON, CSV, plots."""
@@ -10472,7 +10474,8 @@ class Command:
         lines = [line for result in results for line in result.lines()]
         with contextlib.suppress(ArenaError):
             if model.arena.reserve != original.arena.reserve and not self.memories:
-                lines += [f"Arena to reserve: {saving(original.arena.reserve, model.arena.reserve)}."]
+                end = " (not written)" if any(result.failure for result in results) else "."
+                lines += [f"Arena to reserve: {saving(original.arena.reserve, model.arena.reserve)}{end}"]
             for name, size in model.reserve_by_library.items() if not self.memories else ():
                 if size > (before := original.reserve_by_library[name]):
                     way = f"--kernels {name} changes the model for these"
@@ -10525,12 +10528,15 @@ def show_boards(arguments: argparse.Namespace) -> int:
     rows = []
     for name, board in BOARDS.items():
         row = [name, board.title, board.kernels, *(f"{n:,}" for n in (board.sram, board.psram, board.flash))]
-        runs = [("no", "yes")[size <= board.sram * 1024] for size in sizes.get(board.kernels, ())]
-        rows.append(row[:1] + row[2:4] + runs if path else row)
-    titles = [*titles[:1], *titles[2:4], "As it is", "With --fit"] if path else titles
+        if path:
+            before, after = sizes[board.kernels]
+            runs = "as it is" if before <= board.sram * 1024 else "with --fit" if after <= board.sram * 1024 else "no"
+            row = [name, board.title, f"{board.sram * 1024:,}", f"{before:,}", f"{after:,}", runs]
+        rows.append(row)
+    titles = [*titles[:2], "SRAM (B)", "As it is (B)", "--fit (B)", "Runs"] if path else titles
     with _standard_output():
-        print(text_table(titles, rows, left=("Name", "Board", "Kernels")))
-        print("SRAM: its largest piece by the data sheet; your application needs a part of it")
+        print(text_table(titles, rows, left=("Name", "Board", "Kernels", "Runs")))
+        print("SRAM: the largest contiguous bank by the data sheet; stack and application share it")
     return DONE
 
 
@@ -10681,7 +10687,7 @@ def _picture(text: str) -> Path:
 
 OPTIONS = {
     "": [
-        Option("-i --input", "the model to read (.tflite), also without -i; '-' is stdin", Path, "FILE"),
+        Option("-i --input", "the same as MODEL; '-' is stdin", Path, "FILE"),
     ],
     "does it fit": [
         Option("--max-arena", "exit with 1 if the arena to reserve exceeds this, or TFLM rejects the model; without "
@@ -10691,8 +10697,8 @@ OPTIONS = {
                step=Command.verify),
     ],
     "make it fit": [
-        Option("--fit", "the cheapest of the lossless steps below that fit this arena; without SIZE, the SRAM of the "
-               "board, or the smallest arena", _size, "SIZE", step=Command.fit, weight=8, more=OPTIONAL),
+        Option("--fit", "take the cheapest lossless way that fits this arena; without SIZE, the SRAM of the board, "
+               "or the smallest arena", _size, "SIZE", step=Command.fit, weight=8, more=OPTIONAL),
         Option("--lighten", "cheaper equivalents: operators with the same results that keep less memory in TFLM",
                step=lambda command, _: command.model.lighten_operators(command.arguments.plan, command.in_place)),
         Option("--split", "run regions of the model stripe by stripe where that needs less memory",
@@ -10704,16 +10710,16 @@ OPTIONS = {
         Option("--optimize", "reorder the operators for the smallest peak memory use", step=Command.optimize, weight=2),
         Option("--plan", "fix the smallest arena layout in the file, for TensorFlow Lite Micro",
                step=Command.plan, weight=1),
-        Option("--no-sharing", "no two tensors share memory while both are alive", needs="--plan --fit",
+        Option("--no-sharing", "no plans in which an output overwrites an input that ends there", needs="--plan --fit",
                alias="--no-in-place"),
-        Option("--integer-io", "integer inputs and outputs, where the model converts floats itself",
+        Option("--integer-io", "remove the conversions of floats at inputs and outputs, which your code does instead",
                step=lambda command, _: command.model.use_integer_ports(command.arguments.plan, command.in_place)),
-        Option("--time-limit", f"work of all searches together, about so many seconds (default: {TIME_LIMIT:g})",
+        Option("--time-limit", f"effort of all searches together, in seconds of work (default: {TIME_LIMIT:g})",
                _number("a number of seconds"), "SECONDS"),
     ],
     "my device": [
         Option("--board", "a board, which sets --kernels and sizes; 'list' shows all of them and, with a model, which "
-               "run it", _one_of([*BOARDS, "list"]), "NAME"),
+               "can run it", _one_of([*BOARDS, "list"]), "NAME"),
         Option("--kernels", f"what TFLM runs the model with: {', '.join(LIBRARIES)} (default: {REFERENCE.name})",
                _one_of(LIBRARIES), "NAME"),
         Option("--memories", "plan two memories: most of what an inference moves in the fast one, the rest in the slow "

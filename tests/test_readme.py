@@ -79,9 +79,9 @@ def test_json_keys_are_those_of_the_table(tmp_path: Path):
     assert documented["`planning`"] - {"null"} == report["planning"].keys()
     of_split = report["split"].keys() | report["split"]["chosen"].keys()
     assert documented["`split`"] - {"null", "false"} == of_split
-    decision = tflite_tools.FitDecision(rungs=(tflite_tools.FitRung("order and plan", 1, 0.0, 0, (), True),)).json()
-    assert documented["`fit`"] - {"null", "rungs"} == decision.keys() - {"rungs"}
-    assert documented["`fit.rungs[]`"] == decision["rungs"][0].keys()
+    decision = tflite_tools.FitDecision(ways=(tflite_tools.FitWay("order and plan", 1, 0.0, 0, (), True),)).json()
+    assert documented["`fit`"] - {"null", "ways"} == decision.keys() - {"ways"}
+    assert documented["`fit.ways[]`"] == decision["ways"][0].keys()
     of_region = report["split"]["chosen"]["regions"][0].keys()
     assert documented["`split.…regions[]`"] == of_region
     assert documented["`clustering[]`"] == report["clustering"][0].keys() | {"compression"}  # where that is compared

@@ -17,12 +17,12 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "benchmarks
 from corpus import SHARED  # noqa: E402
 from split import MODELS, measured  # noqa: E402
 
-from tflite_tools import WAYS, ArenaError, ModelError, TFLiteModel, Way  # noqa: E402
+from tflite_tools import RECIPES, ArenaError, ModelError, Recipe, TFLiteModel  # noqa: E402
 
 SIZES = (64 << 10, 128 << 10, 256 << 10)
 
 
-def by_hand(path: Path, way: Way, limit: int) -> int:
+def by_hand(path: Path, way: Recipe, limit: int) -> int:
     """Bytes to reserve after the steps of a way, one method after the other."""
     model = TFLiteModel.load_from_file(path)
     if way.is_lightened:
@@ -52,8 +52,8 @@ def check_by_hand(most: int) -> bool:
     for path, before in candidates(most):
         for limit in SIZES:
             decision = TFLiteModel.load_from_file(path).fit(limit)
-            taken = decision.rungs[decision.taken].name if not decision.failure else "nothing"
-            fits = (way.name for way in WAYS if by_hand(path, way, limit) <= limit)
+            taken = decision.ways[decision.taken].name if not decision.failure else "nothing"
+            fits = (way.name for way in RECIPES if by_hand(path, way, limit) <= limit)
             expected = "as it is" if before <= limit else next(fits, "nothing")
             is_right &= taken == expected
             print(f"{path.stem:50} {before:>9,} B, {limit >> 10} KB: {taken}", "" if taken == expected else expected)
@@ -75,15 +75,15 @@ def main() -> int:
         path = SHARED / name if "/" in name else next(SHARED.glob(f"models/**/{name}"))
         model, start = TFLiteModel.load_from_file(path, kernels), time.monotonic()
         decision = model.fit()
-        seconds, rung = time.monotonic() - start, decision.rungs[decision.taken]
+        seconds, way = time.monotonic() - start, decision.ways[decision.taken]
         before, after = measured(TFLiteModel.load_from_file(path)), measured(model)
         same = "not run"
         if before and after and kernels == "reference":
             is_right &= after == (model.arena.head, before[1])
             same = "as predicted, same outputs" if after == (model.arena.head, before[1]) else "WRONG"
         saved = f"{100 - 100 * decision.after / decision.before:.0f} %"
-        figures = f"{decision.before:,} | {decision.after:,} | {saved} | {rung.macs_percent:.1f} %"
-        print(f"| {title} | {figures} | {rung.name} | {same} | {seconds:.1f} |", flush=True)
+        figures = f"{decision.before:,} | {decision.after:,} | {saved} | {way.macs_percent:.1f} %"
+        print(f"| {title} | {figures} | {way.name} | {same} | {seconds:.1f} |", flush=True)
     return 0 if is_right else 1
 
 
