@@ -7070,13 +7070,6 @@ def reasons_for_whole(search: SplitSearch, composition: Composition) -> list[str
     return [f"{numbered(numbers)} ({shorten(kind)}): {why}" for (kind, why), numbers in found.items()]
 
 
-def reasons_for_no_loop(search: SplitSearch, composition: Composition) -> list[str]:
-    """Why regions in stripes cannot be loops, one sentence each; empty if loops are not allowed."""
-    regions = composition.regions if search.forms.loops else ()
-    reasons = {region: search.loops.why_no_loop(region.start, region.end) for region in regions}
-    return [f"{span(region)}: {why}" for region, why in reasons.items() if why]
-
-
 ####################################################################################################
 # Clustering an array: the same array with few distinct values
 ####################################################################################################
@@ -7298,7 +7291,7 @@ def decibels(signal: float, noise: float) -> float:
 
 @dataclass(frozen=True)
 class ClusteredWeights:
-    """The effect of clustering on one weight matrix. Sizes in bytes; entropy and index sizes exclude code-books."""
+    """The effect of clustering on one weight matrix. Sizes in bytes; index sizes exclude code-books."""
 
     name: str
     operator: str
@@ -7312,7 +7305,6 @@ class ClusteredWeights:
     bytes_before: int
     codebook_bytes: int
     index_bytes: int  # every element as a packed index into its code-book
-    entropy_bytes: int  # size with an ideal entropy coder for the indices instead
 
     @property
     def sqnr_db(self) -> float:
@@ -7320,7 +7312,7 @@ class ClusteredWeights:
 
     def json(self) -> dict[str, Any]:
         keys = "name operator dtype shape codebooks distinct_before distinct_after signal squared_error sqnr_db"
-        return picked(self, f"{keys} bytes_before codebook_bytes index_bytes entropy_bytes")
+        return picked(self, f"{keys} bytes_before codebook_bytes index_bytes")
 
 
 def weight_tensors(graph: ModelGraph) -> tuple[list[tuple[str, Tensor]], list[str]]:
@@ -7392,7 +7384,6 @@ def cluster_tensor(
     error = sum(result.squared_error for result in results)
     signal = float(np.sum(np.square(weights, dtype=np.float64)))
     bits = tensor.element.bits or 0
-    entropy = sum(float(r.counts @ np.log2(r.counts.sum() / r.counts)) for r in results)
     account = ClusteredWeights(
         name=tensor.name,
         operator=kind,
@@ -7406,7 +7397,6 @@ def cluster_tensor(
         bytes_before=tensor.bytes or 0,
         codebook_bytes=sum((len(r.codebook) * bits + 7) // 8 for r in results),
         index_bytes=(sum(int(r.counts.sum()) * (len(r.codebook) - 1).bit_length() for r in results) + 7) // 8,
-        entropy_bytes=math.ceil(entropy / 8),
     )
     return clustered, account
 
@@ -8664,19 +8654,18 @@ class SplitDecision(Decision):
     limit: int | None = None  # the arena to reserve that was asked for
     bounded_by: str = ""  # the bottleneck, and what might lower it
     whole: tuple[str, ...] = ()  # why operators with high memory use are not split
-    no_loops: tuple[str, ...] = ()  # why unrolled regions cannot be loops
     is_batch_fixed: bool = False  # to the batch size stored in the file, which TFLM uses
     file_growth: int = 0  # bytes
 
     key, refused = "split", "Not split"
     json_keys = (
-        "before=unsplit chosen is_complete is_reordered new_kinds limit bounded_by whole no_loops "
+        "before=unsplit chosen is_complete is_reordered new_kinds limit bounded_by whole "
         "is_batch_fixed file_growth changed seconds refusal"
     )
 
     def message(self) -> list[str]:
         after = self.chosen
-        why = listed("Not split:", self.whole) + listed("Not looped:", self.no_loops)
+        why = listed("Not split:", self.whole)
         if self.bounded_by:
             why = [f"The peak is that of {self.bounded_by}.", *why]
         lines = [] if self.is_complete else ["(stopped by --time-limit; more time may find less memory)"]
@@ -8776,7 +8765,6 @@ class SplitCandidate:
             new_kinds=tuple(sorted(added - {operator.kind for _, operator in graph.operators})),
             bounded_by=bottleneck_of(self.search, best),
             whole=tuple(reasons_for_whole(self.search, best)),
-            no_loops=tuple(reasons_for_no_loop(self.search, best)),
             is_batch_fixed=any(0 in t.dynamic for t in graph.subgraphs[0].tensors),
         )
 
@@ -9130,38 +9118,23 @@ class ClusteringDecision(Decision):
     weights: tuple[ClusteredWeights, ...] = ()
     notes: tuple[str, ...] = ()
     min_sqnr: float | None = None  # dB reached by every matrix; ``clusters`` is then the maximum per matrix
-    compression: CompressionDecision | None = None  # of the clustered model, if requested
 
     key = "clustering"
-    json_keys = (
-        "clusters per_channel min_sqnr entropy_bytes notes bytes_before=before bytes_after=after weights compression"
-    )
+    json_keys = "clusters per_channel min_sqnr notes bytes_before=before bytes_after=after weights"
 
     @property
     def remarks(self) -> Sequence[str]:
         return self.notes
-
-    def entry(self) -> dict[str, Any]:
-        return {self.key: [self.json()]}
 
     @property
     def sqnr_db(self) -> float:
         """SQNR over all matrices."""
         return decibels(sum(w.signal for w in self.weights), sum(w.squared_error for w in self.weights))
 
-    @property
-    def lowest_sqnr_db(self) -> float:
-        return min((w.sqnr_db for w in self.weights), default=math.inf)
-
-    @property
-    def entropy_bytes(self) -> int:
-        """Bytes of code-books and entropy-coded indices, as an ideal coder would store them."""
-        return sum(w.codebook_bytes + w.entropy_bytes for w in self.weights)
-
     def message(self) -> list[str]:
         if not self.weights:
             return ["", "No weights were clustered: the model has no weight matrix of a supported type."]
-        headers = ["Weights", "Type", "Distinct values", "SQNR (dB)", "Bytes", "Code-book + indices (B)", "Entropy (B)"]
+        headers = ["Weights", "Type", "Distinct values", "SQNR (dB)", "Bytes", "Code-book + indices (B)"]
         rows = (
             [
                 shorten(w.name),
@@ -9170,7 +9143,6 @@ class ClusteringDecision(Decision):
                 f"{w.sqnr_db:.1f}",
                 f"{w.bytes_before:,}",
                 f"{w.codebook_bytes:,} + {w.index_bytes:,}",
-                f"{w.codebook_bytes + w.entropy_bytes:,}",
             ]
             for w in self.weights
         )
@@ -9180,35 +9152,6 @@ class ClusteringDecision(Decision):
         if self.min_sqnr is not None:
             count = f"as few values per matrix, up to {self.clusters}, as keep {self.min_sqnr:g} dB"
         return ["", f"Weights clustered to {count}:", table, f"All weights: {stored}"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrialsDecision(Decision):
-    """A comparison of several numbers of clusters; the model does not change."""
-
-    trials: tuple[ClusteringDecision, ...]
-
-    key = "clustering"
-
-    @property
-    def remarks(self) -> Sequence[str]:
-        return self.trials[0].notes
-
-    def message(self) -> list[str]:
-        """One row per number of clusters; bytes of all clustered weights, and of the compressed file."""
-        headers = ["N", "SQNR (dB)", "Worst matrix (dB)", "Bytes", "Code-books + indices (B)", "Entropy (B)"]
-        rows = []
-        for d in self.trials:
-            figures, c = [d.before, d.after, d.entropy_bytes], d.compression
-            figures += [c.after, c.reserve] if c else []
-            quality = f"{d.sqnr_db:.1f}", f"{d.lowest_sqnr_db:.1f}"
-            rows.append([f"{d.clusters:,}", *quality, *(f"{n or 0:,}" for n in figures)])
-        if any(d.compression for d in self.trials):
-            headers += ["File, compressed (B)", "Arena to reserve (B)"]
-        return ["", "Weights clustered to at most N values each, for comparison:", text_table(headers, rows)]
-
-    def entry(self) -> dict[str, Any]:
-        return {self.key: [trial.json() for trial in self.trials]}
 
 
 @deciding(ClusteringDecision)
@@ -10237,17 +10180,6 @@ class TFLiteModel:
         """Compare memory, file, operators, inputs and outputs with those of another model."""
         return ComparisonDecision(other_name=name, this=figures_of(self.snapshot), other=figures_of(other.snapshot))
 
-    def compare_clusterings(
-        self, clusters: Sequence[int], per_channel: bool = False, compress: bool = False, more_ram: int = 0
-    ) -> list[ClusteringDecision]:
-        """What :meth:`cluster_weights`, and with ``compress`` :meth:`compress_weights`, would do for each number."""
-        trials = []
-        for count in clusters:
-            clustered, trial = decide_clustering(self.snapshot, count, per_channel)
-            compression = decide_compression(clustered, more_ram)[1] if compress else None
-            trials.append(dataclasses.replace(trial, compression=compression))
-        return trials
-
 
 ####################################################################################################
 # Command line: one run
@@ -10291,7 +10223,6 @@ class Command:
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.arguments = arguments
         self.in_place = not arguments.no_sharing
-        self.is_trial = len(arguments.clusters or []) > 1
         self.output = output_of(arguments)
         kernels = arguments.kernels, arguments.assume_kernels or ()
         if arguments.input == STREAM:
@@ -10350,11 +10281,7 @@ class Command:
 
     def cluster(self, seconds: float) -> Decision:
         a = self.arguments
-        if self.is_trial:
-            trials = self.model.compare_clusterings(a.clusters, a.per_channel, a.compress, a.compress_ram or 0)
-            return TrialsDecision(trials=tuple(trials))
-        most = a.clusters[0] if a.clusters else MAX_CODEBOOK
-        decision = self.model.cluster_weights(most, a.per_channel, a.min_sqnr)
+        decision = self.model.cluster_weights(a.clusters or MAX_CODEBOOK, a.per_channel, a.min_sqnr)
         self.baseline = self.model.snapshot  # all other steps are lossless
         return decision
 
@@ -10373,11 +10300,9 @@ class Command:
     def optimize(self, seconds: float) -> Decision:
         return self.model.optimize_memory(seconds, self.arguments.plan, self.in_place)
 
-    def compress(self, seconds: float) -> Decision | None:
+    def compress(self, seconds: float) -> Decision:
         a = self.arguments
-        return (
-            None if self.is_trial else self.model.compress_weights(a.compress_ram or 0, a.plan, seconds, self.in_place)
-        )
+        return self.model.compress_weights(a.compress_ram or 0, a.plan, seconds, self.in_place)
 
     def plan(self, seconds: float) -> Decision:
         a, plan = self.arguments, self.model.plan_two_memories
@@ -10639,11 +10564,10 @@ def _names(text: str) -> tuple[str, ...]:
     return tuple(filter(None, text.split(",")))
 
 
-def _cluster_counts(text: str) -> list[int]:
-    numbers = [int(part) if part.isdecimal() else 0 for part in text.split(",")]
-    if min(numbers) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0, or several")
-    return numbers
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
 
 
 def _one_of(names: Collection[str]) -> Callable[[str], str]:
@@ -10728,8 +10652,7 @@ OPTIONS = {
                needs="--memories", more={"action": "append"}),
     ],
     "weights": [
-        Option("--clusters", "give every weight matrix at most N distinct values; several numbers, as in 4,8,16, only "
-               "compare them", _cluster_counts, "N", step=Command.cluster),
+        Option("--clusters", "give every weight matrix at most N distinct values", _count, "N", step=Command.cluster),
         Option("--min-sqnr", "the fewest distinct values per matrix that keep this quality",
                _number("a number of decibels"), "DB", step=Command.cluster),
         Option("--per-channel", "cluster per output channel where the quantisation is per channel",
@@ -10842,8 +10765,6 @@ def check_options(arguments: argparse.Namespace) -> None:
         raise UsageError("the tensors of a loop share memory: leave out --no-sharing, or give --stripes unrolled")
     if arguments.clusters and arguments.min_sqnr is not None:
         raise UsageError("--clusters and --min-sqnr both say how many values: give one of them")
-    if len(arguments.clusters or []) > 1 and arguments.output:
-        raise UsageError("several numbers of clusters are only compared: give one number to write a model")
 
 
 def output_of(arguments: argparse.Namespace) -> Path | None:

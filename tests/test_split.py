@@ -648,7 +648,7 @@ def test_a_damaged_height_takes_no_time():
     x = net.window("CONV_2D", net.window("CONV_2D", source, 16), 2)
     model = TFLiteModel(net.build([source], [x]))
     decision = model.split_operators(stripes="auto")
-    assert "a tensor has more than 16,384 rows" in decision.no_loops[0]
+    assert not any(region.is_loop for region in decision.chosen.regions)
     assert decision.seconds < 10
 
 
