@@ -383,7 +383,7 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert "AddDecode()" in text
     document = json.loads(report.read_text())
     assert document["compression"]["file"] == out.stat().st_size < CNN.stat().st_size
-    assert document["clustering"][0]["min_sqnr"] == 20
+    assert document["clustering"]["min_sqnr"] == 20
     assert main(["-i", str(CNN), "--compress"]) == 0
     assert "--clusters N gives them few" in capsys.readouterr().out
     assert main(["-i", str(CNN), "--clusters", "4", "--compress"]) == 0
