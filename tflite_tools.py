@@ -1092,50 +1092,6 @@ LIBRARIES = {
 USUAL_LIBRARIES = ("cmsis-nn", "esp-nn")  # what most devices run
 
 
-class Board(NamedTuple):
-    """A development board. Memories in KB: the largest piece of SRAM, of which the application needs a part, external
-    RAM, and flash."""
-
-    title: str
-    kernels: str
-    sram: int
-    psram: int
-    flash: int
-    source: str  # of the sizes: data sheets, reference manuals (RM) and the like
-
-
-BOARDS = {
-    "nano-33-ble": Board("Arduino Nano 33 BLE Sense", "cmsis-nn", 256, 0, 1024, "nRF52840 product specification"),
-    "nano-rp2040": Board("Arduino Nano RP2040 Connect", "cmsis-nn:plain", 264, 0, 16384, "RP2040 data sheet"),
-    "nano-esp32": Board("Arduino Nano ESP32", "esp-nn", 416, 8192, 16384, "ESP32-S3 technical reference manual"),
-    "uno-r4": Board("Arduino UNO R4", "cmsis-nn", 32, 0, 256, "RA4M1 data sheet"),
-    "nicla-sense": Board("Arduino Nicla Sense ME", "cmsis-nn", 64, 0, 512, "nRF52832 product specification"),
-    "nicla-vision": Board("Arduino Nicla Vision", "cmsis-nn", 512, 0, 2048, "STM32H747 data sheet, AXI SRAM"),
-    "portenta-h7": Board("Arduino Portenta H7", "cmsis-nn", 512, 8192, 2048, "STM32H747 data sheet, AXI SRAM"),
-    "esp32": Board("ESP32-DevKitC", "esp-nn:esp32", 160, 0, 4096, "ESP-IDF, memory types: static DRAM"),
-    "esp32-c3": Board("ESP32-C3-DevKitM", "esp-nn:esp32", 384, 0, 4096, "ESP32-C3 technical reference manual"),
-    "esp32-s3": Board("ESP32-S3-DevKitC", "esp-nn", 416, 8192, 8192, "ESP32-S3 technical reference manual"),
-    "esp32-p4": Board("ESP32-P4-Function-EV", "esp-nn:esp32p4", 768, 32768, 16384, "ESP32-P4 data sheet"),
-    "pico": Board("Raspberry Pi Pico", "cmsis-nn:plain", 264, 0, 2048, "RP2040 data sheet"),
-    "pico-2": Board("Raspberry Pi Pico 2", "cmsis-nn", 520, 0, 4096, "RP2350 data sheet"),
-    "teensy-4.0": Board("Teensy 4.0", "cmsis-nn", 512, 0, 2048, "i.MX RT1060 RM: RAM2"),
-    "teensy-4.1": Board("Teensy 4.1", "cmsis-nn", 512, 0, 8192, "i.MX RT1060 RM: RAM2"),
-    "nucleo-f401re": Board("STM32 Nucleo-F401RE", "cmsis-nn", 96, 0, 512, "STM32F401xE data sheet"),
-    "nucleo-f446re": Board("STM32 Nucleo-F446RE", "cmsis-nn", 128, 0, 512, "STM32F446xC/E data sheet"),
-    "nucleo-l4r5zi": Board("STM32 Nucleo-L4R5ZI", "cmsis-nn", 640, 0, 2048, "STM32L4R5xx data sheet"),
-    "nucleo-h743zi": Board("STM32 Nucleo-H743ZI", "cmsis-nn", 512, 0, 2048, "STM32H743 data sheet, AXI SRAM"),
-    "disco-f746ng": Board("STM32F746G-DISCO", "cmsis-nn", 320, 8192, 1024, "STM32F746xx data sheet"),
-    "iot01a": Board("STM32 B-L475E-IOT01A", "cmsis-nn", 96, 0, 1024, "STM32L475xx data sheet, SRAM1"),
-    "n6570-dk": Board("STM32N6570-DK", "cmsis-nn:mve", 1024, 32768, 131072, "STM32N657 data sheet, AXISRAM2"),
-    "xiao-nrf52840": Board("Seeed XIAO nRF52840", "cmsis-nn", 256, 0, 1024, "nRF52840 product specification"),
-    "xiao-esp32s3": Board("Seeed XIAO ESP32S3", "esp-nn", 416, 8192, 8192, "ESP32-S3 technical reference manual"),
-    "xiao-samd21": Board("Seeed XIAO SAMD21", "cmsis-nn:plain", 32, 0, 256, "SAM D21 data sheet"),
-    "microbit-v2": Board("BBC micro:bit v2", "cmsis-nn", 128, 0, 512, "nRF52833 product specification"),
-    "sparkfun-edge": Board("SparkFun Edge (Apollo3)", "cmsis-nn", 384, 0, 1024, "Apollo3 Blue data sheet"),
-    "ek-ra8m1": Board("Renesas EK-RA8M1", "cmsis-nn:mve", 896, 0, 2048, "RA8M1 data sheet"),
-}
-
-
 class Pads(NamedTuple):
     """Amounts of padding on two opposite sides."""
 
@@ -1366,6 +1322,55 @@ def _esp_depthwise_s3(w: Window) -> int:
 def _esp_softmax(node: Node) -> list[int]:
     is_used = node["input"].dtype == node["output"].dtype == "INT8" and node.kernels.core != "ansi"
     return _requests(4 * sum(node["input"].shape[1:2])) if is_used else []  # the second dimension, whatever it is
+
+
+####################################################################################################
+# Boards: their kernels and memories
+####################################################################################################
+
+
+class Board(NamedTuple):
+    """A development board. Memories in KB: the largest piece of SRAM, of which the application needs a part, external
+    RAM, and flash."""
+
+    title: str
+    kernels: str
+    sram: int
+    psram: int
+    flash: int
+    source: str  # of the sizes: data sheets, reference manuals (RM) and the like
+
+
+BOARDS = {
+    "nano-33-ble": Board("Arduino Nano 33 BLE Sense", "cmsis-nn", 256, 0, 1024, "nRF52840 product specification"),
+    "nano-rp2040": Board("Arduino Nano RP2040 Connect", "cmsis-nn:plain", 264, 0, 16384, "RP2040 data sheet"),
+    "nano-esp32": Board("Arduino Nano ESP32", "esp-nn", 416, 8192, 16384, "ESP32-S3 technical reference manual"),
+    "uno-r4": Board("Arduino UNO R4", "cmsis-nn", 32, 0, 256, "RA4M1 data sheet"),
+    "nicla-sense": Board("Arduino Nicla Sense ME", "cmsis-nn", 64, 0, 512, "nRF52832 product specification"),
+    "nicla-vision": Board("Arduino Nicla Vision", "cmsis-nn", 512, 0, 2048, "STM32H747 data sheet, AXI SRAM"),
+    "portenta-h7": Board("Arduino Portenta H7", "cmsis-nn", 512, 8192, 2048, "STM32H747 data sheet, AXI SRAM"),
+    "esp32": Board("ESP32-DevKitC", "esp-nn:esp32", 160, 0, 4096, "ESP-IDF, memory types: static DRAM"),
+    "esp32-c3": Board("ESP32-C3-DevKitM", "esp-nn:esp32", 384, 0, 4096, "ESP32-C3 technical reference manual"),
+    "esp32-s3": Board("ESP32-S3-DevKitC", "esp-nn", 416, 8192, 8192, "ESP32-S3 technical reference manual"),
+    "esp32-p4": Board("ESP32-P4-Function-EV", "esp-nn:esp32p4", 768, 32768, 16384, "ESP32-P4 data sheet"),
+    "pico": Board("Raspberry Pi Pico", "cmsis-nn:plain", 264, 0, 2048, "RP2040 data sheet"),
+    "pico-2": Board("Raspberry Pi Pico 2", "cmsis-nn", 520, 0, 4096, "RP2350 data sheet"),
+    "teensy-4.0": Board("Teensy 4.0", "cmsis-nn", 512, 0, 2048, "i.MX RT1060 RM: RAM2"),
+    "teensy-4.1": Board("Teensy 4.1", "cmsis-nn", 512, 0, 8192, "i.MX RT1060 RM: RAM2"),
+    "nucleo-f401re": Board("STM32 Nucleo-F401RE", "cmsis-nn", 96, 0, 512, "STM32F401xE data sheet"),
+    "nucleo-f446re": Board("STM32 Nucleo-F446RE", "cmsis-nn", 128, 0, 512, "STM32F446xC/E data sheet"),
+    "nucleo-l4r5zi": Board("STM32 Nucleo-L4R5ZI", "cmsis-nn", 640, 0, 2048, "STM32L4R5xx data sheet"),
+    "nucleo-h743zi": Board("STM32 Nucleo-H743ZI", "cmsis-nn", 512, 0, 2048, "STM32H743 data sheet, AXI SRAM"),
+    "disco-f746ng": Board("STM32F746G-DISCO", "cmsis-nn", 320, 8192, 1024, "STM32F746xx data sheet"),
+    "iot01a": Board("STM32 B-L475E-IOT01A", "cmsis-nn", 96, 0, 1024, "STM32L475xx data sheet, SRAM1"),
+    "n6570-dk": Board("STM32N6570-DK", "cmsis-nn:mve", 1024, 32768, 131072, "STM32N657 data sheet, AXISRAM2"),
+    "xiao-nrf52840": Board("Seeed XIAO nRF52840", "cmsis-nn", 256, 0, 1024, "nRF52840 product specification"),
+    "xiao-esp32s3": Board("Seeed XIAO ESP32S3", "esp-nn", 416, 8192, 8192, "ESP32-S3 technical reference manual"),
+    "xiao-samd21": Board("Seeed XIAO SAMD21", "cmsis-nn:plain", 32, 0, 256, "SAM D21 data sheet"),
+    "microbit-v2": Board("BBC micro:bit v2", "cmsis-nn", 128, 0, 512, "nRF52833 product specification"),
+    "sparkfun-edge": Board("SparkFun Edge (Apollo3)", "cmsis-nn", 384, 0, 1024, "Apollo3 Blue data sheet"),
+    "ek-ra8m1": Board("Renesas EK-RA8M1", "cmsis-nn:mve", 896, 0, 2048, "RA8M1 data sheet"),
+}
 
 
 ####################################################################################################
@@ -10516,7 +10521,7 @@ def _log(text: str) -> None:
 
 
 ####################################################################################################
-# Command line: the options, one row each, with the step it runs
+# Command line: the values of options
 ####################################################################################################
 
 PLOT_FORMATS = (".png", ".svg", ".pdf")
@@ -10608,6 +10613,10 @@ def _picture(text: str) -> Path:
         raise argparse.ArgumentTypeError(f"{text!r} must end in {', '.join(PLOT_FORMATS)}")
     return path
 
+
+####################################################################################################
+# Command line: the options, one row each, with the step it runs
+####################################################################################################
 
 OPTIONS = {
     "": [

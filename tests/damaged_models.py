@@ -454,6 +454,9 @@ FLAGS = (
     ("--split", "--optimize", "--plan", "-o", "split.tflite"),
     ("--lighten", "--integer-io", "--plan", "--no-sharing", "--assume-kernels", "CUSTOM,LSTM", "--max-arena", "1MB"),
     ("--clusters", "4", "--compress", "--compress-ram", "1KB", "--memories", "fast=2KB"),
+    ("--fit", "--integer-io", "-o", "fit.tflite"),
+    ("--fit", "2KB", "--board", "pico", "-o", "split.tflite"),
+    ("--fit", "-o", "split.tflite"),
 )
 PICTURES = (("--plot", "plot.svg"), ("--optimize", "--plan", "--memory-map", "map.svg"))  # ten times slower
 
