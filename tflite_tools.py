@@ -8,7 +8,7 @@
 #     "prettytable>=3.10",
 #     "scikit-learn>=1.4",
 #     "tflite>=2.18",
-# # ]
+# ]
 # ///
 """How much RAM a TensorFlow Lite model needs on a microcontroller, why, and how to make it need less.
 
@@ -2223,7 +2223,7 @@ def refusals(graph: ModelGraph) -> list[str]:
     unsized = sorted({tensor.dtype for tensor in tensors if tensor.element.tflm_bytes is None})
     reasons += [f"it has tensors of type {dtype}" for dtype in unsized]
     outside = sum(graph.content(tensor).is_external for tensor in tensors)
-    why = f"the data of {outside} tensors is outside of the FlatBuffer, where TFLM does not look: it would take memory"
+    why = f"external weights of {outside} tensors, which TFLM does not find: it would allocate memory"
     return reasons + ([f"{why} for it and compute with what is there; -o FILE writes it inside"] if outside else [])
 
 
@@ -2382,7 +2382,7 @@ class _Reader:
 
     def content(self, buffer: Table) -> Content:
         if buffer["Offset"] + buffer["Size"] > len(self.file.source):
-            raise ModelError("the file is cut short: the data of an external buffer lies behind its end")
+            raise ModelError("the file is cut short: the data of an external buffer is after its end")
         return Content(self.file.content(buffer), is_external=buffer["Offset"] > 1 and not self.file.is_changed)
 
     def operator_kind(self, code: Table) -> tuple[str, bool]:
@@ -6487,7 +6487,7 @@ class SplitProblem:
                     lines += (rows - halos[t]) * self.row_bytes[t]
                     halos[t] = rows
                 before, after = self.entering[start], self.entering[end]
-                is_over_input = len(outputs) == 1 and before + live_out - after >= live_out  # as much ends in the loop
+                is_over_input = len(outputs) == 1 and before >= after  # an input of that size may end in the loop
                 loop_bound = max(before + lines + (0 if is_over_input else live_out), after)
                 bound = max(before, after + live_out)
                 if min(bound, loop_bound) < unsplit:
@@ -6951,9 +6951,8 @@ class SplitSearch:
             regions = self.regions[position].values()
             Budget.spend(STEP_WORK * (1 + len(regions)) * (1 + len(here)))
             for region in (None, *regions):
-                end, (peak, macs, persistent, _) = (
-                    (region.end, region.cost) if region else (position + 1, Cost(step.need))
-                )
+                end, cost = (region.end, region.cost) if region else (position + 1, Cost(step.need))
+                peak, macs, persistent, _ = cost
                 if peak <= limit:
                     within = (label for label in here if label.macs + macs <= max_macs)
                     ways[end] += (Label(la.persistent + persistent, la.macs + macs, region, la) for la in within)
@@ -7848,7 +7847,7 @@ def why_not_planned(model: Snapshot, in_place: bool) -> str:
     for buffer in model.arena.buffers:
         if buffer.interval.first < 0 <= buffer.interval.last:
             name = buffer_name(model.graph, buffer)
-            return f"{name} is read but never written, so the results depend on where it lies"
+            return f"{name} is read but never written, so the results depend on its address"
     return ""
 
 
@@ -8165,7 +8164,7 @@ def verify_models(original: Bytes, changed: Bytes, seed: int = 0, timeout: float
         except RunFailure as failure:
             with contextlib.suppress(RunFailure):  # it refuses the original, too
                 run(LITERT, is_changed=False, kernels=WITH_DELEGATE)
-                notes.append(f"{LITERT}'s default delegate refuses this model, but not the original: {failure}")
+                notes.append(f"{LITERT}'s default delegate rejects this model, but not the original: {failure}")
     return _compare(comparisons, first, tuple(notes), time.monotonic() - start)
 
 
@@ -8691,7 +8690,7 @@ class SplitDecision(Decision):
         if any(region.loop for region in after.regions):
             lines.append(NEEDS_NEW_TFLM)
         if self.is_batch_fixed:
-            lines.append("The batch size is fixed to the one in the file; LiteRT may refuse to resize it")
+            lines.append("The batch size is fixed to the one in the file; LiteRT may not resize it")
         lines += why
         more = "more" if after.macs_percent >= 0 else "fewer"
         cost = f"{abs(after.macs_percent):.1f} % {more} multiply-accumulates, "
@@ -10685,7 +10684,7 @@ OPTIONS = {
         Option("--compare", "show the resulting model beside another (.tflite)", Path, "OTHER"),
         Option("--plot", "draw the memory use of every operator (png, svg or pdf)", _picture, "FILE"),
         Option("--memory-map", "draw TFLM's arena (png, svg or pdf)", _picture, "FILE"),
-        Option("--inline-buffers", argparse.SUPPRESS),  # kept for old scripts: data moves by itself
+        Option("--inline-buffers", argparse.SUPPRESS),  # kept for old scripts: data moves on its own
     ],
 }  # fmt: skip
 ALL_OPTIONS = [option for options in OPTIONS.values() for option in options]
@@ -10762,7 +10761,7 @@ def check_options(arguments: argparse.Namespace) -> None:
     given = {option.flags.split()[-1]: option for option in ALL_OPTIONS if is_given(arguments, option)}
     for flag, option in given.items():
         if option.needs and not given.keys() & set(option.needs.split()):
-            raise UsageError(f"{flag} does nothing by itself: add {option.needs.replace(' ', ' or ')}")
+            raise UsageError(f"{flag} does nothing on its own: add {option.needs.replace(' ', ' or ')}")
     if arguments.memories and "--max-arena" in given:
         raise UsageError("--memories has limits of its own: leave out --max-arena")
     chosen = given.keys() & {"--lighten", "--split", "--optimize", "--plan", "--compress"}

@@ -326,6 +326,7 @@ def test_declared_dependencies_agree():
     assert header
     assert project
     assert pipfile
+    assert all(re.fullmatch(r'#     "[^"]+",', line) for line in header[0].splitlines()[1:-1])
     from_header = set(re.findall(r'"(.*?)"', header[1]))
     assert from_header == set(re.findall(r'"(.*?)"', project[1]))
     assert from_header == {name + bound for name, bound in re.findall(r'^([\w-]+) = "(.*?)"', pipfile[1], re.MULTILINE)}

@@ -662,3 +662,15 @@ def test_iterations_of_a_damaged_loop_are_unknown(looped_digits: TFLiteModel):
         builder.Finish(table.Pack(builder), b"TFL3")
         graph = read_model(bytes(builder.Output()))
         assert tflite_tools.model_macs(graph) > 0
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_no_loop_takes_less_than_the_bound_of_its_range(seed: int):
+    graph = read_model(random_net(random.Random(seed), steps=6, size=12, is_rescaled=seed % 2 == 0))
+    search = tflite_tools.SplitSearch(graph, graph.subgraphs[0], tflite_tools.Budget(1e6), tflite_tools.LOOPS)
+    assert set(search.problem.narrow_ranges) <= set(search.problem.ranges)
+    for found in search.problem.ranges:
+        where = found.start, found.end
+        family = search.loops.family(*where)
+        for pace in family.paces if family else ():
+            assert search.loops.evaluate(family, *where, pace).cost.peak >= found.loop_bound

@@ -332,7 +332,7 @@ def test_a_refusal_of_the_default_delegate_alone_is_a_note(monkeypatch: pytest.M
     model.optimize_memory()
     result = verify_models(CELLS, model.to_bytes())
     assert result.identical
-    assert any("delegate refuses this model, but not the original: failed to delegate SLICE" in n for n in result.notes)
+    assert any("delegate rejects this model, but not the original: failed to delegate SLICE" in n for n in result.notes)
 
 
 def test_the_time_limit_holds_for_the_verification(capsys: pytest.CaptureFixture[str]):

@@ -35,12 +35,12 @@ def by_hand(path: Path, way: Recipe, limit: int) -> int:
 
 
 def candidates(most: int) -> list[tuple[Path, int]]:
-    """Models that TFLM runs, with what they reserve, of 64 KB to 2 MB."""
+    """Models that TFLM runs, with what they reserve, of 64 to 400 KB."""
     found = []
     for path in sorted(SHARED.glob("models/**/*.tflite")):
         try:
             model = TFLiteModel.load_from_file(path)
-            if path.stat().st_size < 2e6 and not model.snapshot.refusals and SIZES[0] < model.arena.reserve < 2 << 20:
+            if path.stat().st_size < 2e6 and not model.snapshot.refusals and SIZES[0] < model.arena.reserve < 400 << 10:
                 found.append((path, model.arena.reserve))
         except (ArenaError, ModelError):
             continue
