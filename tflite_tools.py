@@ -8960,7 +8960,8 @@ def decide_fit(
             tried.append((after, decisions))
             ways.append(_way(recipe.name, model, after, limit, decisions))
     fitting = [i for i, way in enumerate(ways) if limit is not None and way.fits]
-    taken = fitting[0] if fitting else min(range(len(ways)), key=lambda i: ways[i].reserve)
+    nearest = min(range(len(ways)), key=lambda i: (bool(tried[i][0].arena.problems), ways[i].reserve))
+    taken = fitting[0] if fitting else nearest
     (after, decisions), way = tried[taken], ways[taken]
     proposals = () if fitting else _proposals(model, way, limit, max_macs, budget, in_place)
     return after, FitDecision(
@@ -8980,7 +8981,8 @@ def _way(name: str, model: Snapshot, after: Snapshot, limit: int | None, decisio
     macs = [d.chosen.macs_percent for d in decisions if isinstance(d, SplitDecision) and d.chosen]
     growth = len(after.data) - len(model.data) if after is not model else 0
     reserve, kinds = after.arena.reserve, tuple(sorted(new - old))
-    return FitWay(name, reserve, sum(macs), growth + kernel_flash(kinds), kinds, limit is None or reserve <= limit)
+    fits = (limit is None or reserve <= limit) and not after.arena.problems
+    return FitWay(name, reserve, sum(macs), growth + kernel_flash(kinds), kinds, fits)
 
 
 def _proposals(

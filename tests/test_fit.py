@@ -83,6 +83,19 @@ def test_what_tflm_rejects_does_not_fit(tmp_path: Path, capsys: pytest.CaptureFi
     assert main([str(path), "--fit", "64KB", "--assume-kernels", "MyOp"]) == 0
 
 
+def test_a_wrong_plan_does_not_fit():
+    good = TFLiteModel.load_from_file(CELLS)
+    good.plan_memory()
+    wrong = TFLiteModel(good.snapshot.with_offsets(dict.fromkeys(tflite_tools.planned_offsets(good.graph), 0)).data)
+    assert wrong.arena.problems
+    for limit in (None, 1 << 20):
+        model = TFLiteModel(wrong.to_bytes())
+        decision = model.fit(limit)
+        assert decision.taken > 0
+        assert not decision.failure
+        assert not model.arena.problems
+
+
 def test_a_failed_limit_says_what_fit_would_do(capsys: pytest.CaptureFixture[str]):
     assert main([str(CELLS), "--max-arena", "36KB"]) == 1
     assert "--fit 36KB gets it to 31,712 B (order and plan)" in capsys.readouterr().err
