@@ -9355,12 +9355,12 @@ def print_text(text: str) -> None:
 
 
 def fitted(table: Callable[[int], str]) -> str:
-    """The table with names of MAX_NAME characters, or of fewer if it is wider than the terminal."""
+    """The table with names of MAX_NAME characters, or of as few as the terminal needs."""
     import shutil
 
-    text = table(MAX_NAME)
-    excess = text.index("\n") - shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
-    return table(max(MAX_NAME - excess, MIN_NAME)) if excess > 0 else text
+    columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
+    texts = (table(limit) for limit in range(MAX_NAME, MIN_NAME - 1, -4))
+    return next((text for text in texts if text.index("\n") <= columns), table(MIN_NAME))
 
 
 def tensor_table(schedule: Schedule, is_full: bool = False) -> str:
@@ -9383,27 +9383,29 @@ def tensor_table(schedule: Schedule, is_full: bool = False) -> str:
 def schedule_table(graph: ModelGraph, schedule: Schedule, columns: Columns, is_full: bool = False) -> str:
     """The operators; of more than MAX_ROWS only those at both ends and around the peak, unless ``is_full``."""
     headers = ["Operator (output name)", "Tensors in memory (IDs)", "Memory use (B)", *columns.headers]
-    steps = schedule.steps
+    steps, part = schedule.steps, MAX_ROWS // 4
     top = max(range(len(steps)), key=lambda i: steps[i].bytes, default=0)
-    part = MAX_ROWS // 4
-    rows: list[list[Any]] = []
+    shown: list[Step | None] = []
     for i, step in enumerate(steps):
-        if is_full or len(steps) <= MAX_ROWS or min(i, len(steps) - 1 - i) < part or -part < i - top < part:
-            live = step.live if is_full else step.live[:MAX_IDS]
-            more = [f"{len(step.live) - len(live)} more"] if len(live) < len(step.live) else []
-            figures = [f"{figure:,}" for figure in columns.figures(graph, schedule.subgraph, step.operator)]
-            ids = f"[{', '.join([*map(str, live), *more])}]"
-            rows.append([step.operator, ids, f"{step.bytes:,}", *figures])
-        elif rows[-1][0] != "...":
-            rows.append(["..."] * len(headers))
+        is_near = min(i, len(steps) - 1 - i) < part or -part < i - top < part
+        if is_full or len(steps) <= MAX_ROWS or is_near:
+            shown.append(step)
+        elif shown[-1]:
+            shown.append(None)
 
-    def title(operator: Operator | str, limit: int) -> str:
-        if isinstance(operator, str):
-            return operator
-        return f"{shorten(operator.kind, limit)} ({shorten(schedule.subgraph.output_name(operator), limit)})"
+    def row(step: Step | None, limit: int) -> list[str]:
+        if step is None:
+            return ["..."] * len(headers)
+        live = step.live if is_full else step.live[: min(MAX_IDS, limit // 3)]
+        more = [f"{len(step.live) - len(live)} more"] if len(live) < len(step.live) else []
+        kind, name = step.operator.kind, schedule.subgraph.output_name(step.operator)
+        room = limit if limit == MAX_NAME else max(limit - len(kind) // 2, 5)  # narrow: less beside long kinds
+        title = f"{shorten(kind, limit)} ({shorten(name, room)})"
+        figures = [f"{figure:,}" for figure in columns.figures(graph, schedule.subgraph, step.operator)]
+        return [title, f"[{', '.join([*map(str, live), *more])}]", f"{step.bytes:,}", *figures]
 
-    table = fitted(lambda limit: text_table(headers, ([title(op, limit), *r] for op, *r in rows), left=headers[:2]))
-    return table + ("\n(operators are left out; --full shows all)" if ["..."] * len(headers) in rows else "")
+    table = fitted(lambda limit: text_table(headers, (row(step, limit) for step in shown), left=headers[:2]))
+    return table + ("\n(operators are left out; --full shows all)" if None in shown else "")
 
 
 WORTH_TELLING = 0.02  # fraction of the arena

@@ -171,3 +171,13 @@ def test_help_fits_80_columns(capsys: pytest.CaptureFixture[str], monkeypatch: p
     text = capsys.readouterr().out
     assert max(map(len, text.splitlines())) <= 80
     assert "--in-place" not in text
+
+
+def test_reports_fit_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    for arguments in ([str(CELLS)], [str(MOBILENET), "--fit"]):
+        assert main(arguments) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert max(map(len, lines)) <= 80
+        assert lines[-1].startswith("Current peak memory usage: ") or lines[-1].startswith("  ")
