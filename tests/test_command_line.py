@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import csv
 import json
 import os
@@ -17,6 +18,7 @@ from corpus import MODELS, corpus, corpus_id, needs_shared
 from model_builder import Builder, worked_example
 from spatial_nets import Net
 
+import tflite_tools
 from tflite_tools import Budget, TFLiteModel, keeping_the_best, main
 
 CELLS = str(MODELS / "digits_cells_int8.tflite")
@@ -460,3 +462,15 @@ def test_a_larger_arena_of_other_kernels_is_told(capsys: pytest.CaptureFixture[s
     assert larger == ["esp-nn"]
     assert [line for line in told.splitlines() if line.startswith("Larger with ESP-NN on ESP32-S3: ")]
     assert "--kernels esp-nn changes the model for these" in told
+
+
+@pytest.mark.parametrize("script", sorted((ROOT / "tests" / "benchmarks").glob("*.py")), ids=lambda path: path.stem)
+def test_benchmarks_import_what_is_there(script: Path):
+    """Benchmarks are not run by the tests, and would not notice that a name is gone."""
+    names = [n for node in ast.walk(ast.parse(script.read_text())) for n in imported(node)]
+    assert not [name for name in names if not hasattr(tflite_tools, name)]
+
+
+def imported(node: ast.AST) -> list[str]:
+    is_from_here = isinstance(node, ast.ImportFrom) and node.module == "tflite_tools"
+    return [alias.name for alias in node.names] if is_from_here else []
