@@ -8936,6 +8936,7 @@ def decide_fit(
     max_macs: float = DEFAULT_MAX_MACS,
     in_place: bool = True,
     can_loop: bool = True,
+    has_external: bool = True,
 ) -> tuple[Snapshot, FitDecision]:
     """Take the first of the RECIPES with which the arena to reserve is within ``limit`` bytes or, without a limit, the
     one with the smallest arena. All are lossless; stripes cost the least time that fits. The decision has all ways that
@@ -8946,6 +8947,7 @@ def decide_fit(
         max_macs: limit on additional multiply-accumulates, in per cent.
         in_place: plans may share memory; loops need that.
         can_loop: allow loops, which need TFLM of November 2025 or later.
+        has_external: propose external RAM.
     """
     budget, tried = Budget(time_limit), [(model, list[Decision]())]
     ways = [_way("as it is", model, model, limit, [])]
@@ -8963,7 +8965,7 @@ def decide_fit(
     nearest = min(range(len(ways)), key=lambda i: (bool(tried[i][0].arena.problems), ways[i].reserve))
     taken = fitting[0] if fitting else nearest
     (after, decisions), way = tried[taken], ways[taken]
-    proposals = () if fitting else _proposals(model, way, limit, max_macs, budget, in_place)
+    proposals = () if fitting else _proposals(model, way, limit if has_external else None, max_macs, budget, in_place)
     return after, FitDecision(
         before=ways[0].reserve,
         after=way.reserve,
@@ -10297,7 +10299,8 @@ class Command:
         a = self.arguments
         percent = DEFAULT_MAX_MACS if a.max_macs is None else a.max_macs
         limit = None if a.fit is OF_BOARD else a.fit
-        return self.model.fit(limit, seconds, percent, self.in_place, can_loop=a.stripes != "unrolled")
+        board, can_loop = BOARDS.get(a.board or ""), a.stripes != "unrolled"
+        return self.model.fit(limit, seconds, percent, self.in_place, can_loop, board is None or board.psram > 0)
 
     def split(self, seconds: float) -> Decision:
         a, can_loop = self.arguments, self.arguments.plan and self.in_place
