@@ -10458,8 +10458,8 @@ def show_boards(arguments: argparse.Namespace) -> int:
     for kernels in libraries if path else ():
         with _elapsed_time(kernels):
             decision = TFLiteModel.load_from_file(path, kernels).fit(time_limit=TIME_LIMIT / len(libraries))
-        if decision.before is None or decision.after is None:
-            raise UsageError(f"{path}: {decision.refusal}")
+        if decision.before is None or decision.after is None or decision.rejection:
+            raise UsageError(f"{path}: {decision.refusal or f'TFLM rejects this model: {decision.rejection}'}")
         sizes[kernels] = decision.before, decision.after
     rows = []
     for name, board in BOARDS.items():

@@ -83,6 +83,8 @@ def test_what_tflm_rejects_does_not_fit(tmp_path: Path, capsys: pytest.CaptureFi
     assert main([str(path), "--fit", "64KB"]) == 1
     assert "check failed: TFLM rejects this model: MyOp" in capsys.readouterr().err
     assert main([str(path), "--fit", "64KB", "--assume-kernels", "MyOp"]) == 0
+    assert main([str(path), "--board", "list"]) == 2
+    assert "TFLM rejects this model: MyOp" in capsys.readouterr().err
 
 
 def test_a_wrong_plan_does_not_fit():
