@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -185,3 +186,13 @@ def test_reports_fit_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
         lines = capsys.readouterr().out.splitlines()
         assert max(map(len, lines)) <= 80
         assert lines[-1].startswith("Current peak memory usage: ") or lines[-1].startswith("  ")
+
+
+def test_a_terminal_shows_how_long_a_step_takes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    with tflite_tools._elapsed_time("--split"):
+        time.sleep(1.2)
+    assert not capsys.readouterr().err
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    with tflite_tools._elapsed_time("--split"):
+        time.sleep(1.2)
+    assert "--split: 1 s" in capsys.readouterr().err
