@@ -1509,8 +1509,6 @@ def _svdf_output(node: Node) -> str:
 
 SPLIT_DTYPES = ("FLOAT32", "INT8", "INT16", "INT32")  # supported by the kernels of SLICE, PAD and CONCATENATION
 UPSAMPLING = (2, 4, 8, 16, 32)  # factors with an exact reciprocal, so that each row of a stripe keeps its source row
-
-
 NO_PADS = Pads(0, 0)
 Pair = tuple[Any, Any]  # (first row, stop), or arrays of them
 
@@ -7734,6 +7732,12 @@ def kernel_flash(kinds: Iterable[str]) -> int:
     return sum(KERNEL_FLASH.get(kind, 0) for kind in {"PAD" if kind == "PADV2" else kind for kind in kinds})
 
 
+def added_kinds(before: Snapshot, after: Snapshot) -> tuple[str, ...]:
+    """Kinds of operators that the model did not have before: TFLM has to register them."""
+    old, new = ({operator.kind for _, operator in model.graph.operators} for model in (before, after))
+    return tuple(sorted(new - old))
+
+
 NEEDS_NEW_TFLM = "Loops require TFLM of November 2025 or later and the memory plan in this file"
 
 
@@ -8577,7 +8581,7 @@ def decide_lightening(
         after=after,
         dense=len(dense),
         dropped={kind: count for kind, count in sorted(gone.items()) if count},
-        new_kinds=tuple({item.kind for item in dense} - {operator.kind for _, operator in model.graph.operators}),
+        new_kinds=added_kinds(model, changed),
     )
 
 
@@ -8745,31 +8749,28 @@ class SplitCandidate:
             room = min(room, way.cost.peak) - excess
         return None
 
-    def way(self, composition: Composition) -> SplitWay:
+    def way(self, composition: Composition, written: Snapshot) -> SplitWay:
         """The exact figures of a composition."""
-        cost, macs, written = composition.cost, self.search.problem.macs, self.written(composition)
-        arena = written.arena
+        cost, macs, arena = composition.cost, self.search.problem.macs, written.arena
         operators = len(written.graph.subgraphs[0].operators)
         exact = cost._replace(persistent=arena.persistent, operators=operators)
         reserve = max(align(exact.sum), arena.planning)
         return SplitWay(composition.regions, exact, reserve, macs_percent=100 * cost.macs / macs if macs else 0.0)
 
     def decide(self, best: Composition, budget: Budget) -> tuple[Snapshot, SplitDecision]:
-        graph, rewrite, after = self.model.graph, self.search.rewrite(best), self.written(best)
+        after = written = self.written(best)
         if best.has_loops:  # they need a plan
             after, _ = decide_plan(after, budget.left)
-        inside = (operator for callee in rewrite.callees for operator in callee.operators)
-        added = {o.kind for o in (*rewrite.operators, *inside) if isinstance(o, NewOperator)}
         return after, SplitDecision(
             before=self.ways[0].cost.peak,
             after=best.cost.peak,
-            unsplit=self.way(self.ways[0]),
-            chosen=self.way(best),
+            unsplit=self.way(self.ways[0], self.model),
+            chosen=self.way(best, written),
             is_complete=self.is_complete,
-            new_kinds=tuple(sorted(added - {operator.kind for _, operator in graph.operators})),
+            new_kinds=added_kinds(self.model, written),
             bounded_by=bottleneck_of(self.search, best),
             whole=tuple(reasons_for_whole(self.search, best)),
-            is_batch_fixed=any(0 in t.dynamic for t in graph.subgraphs[0].tensors),
+            is_batch_fixed=any(0 in t.dynamic for t in self.model.graph.subgraphs[0].tensors),
         )
 
 
@@ -8979,10 +8980,9 @@ def decide_fit(
 
 
 def _way(name: str, model: Snapshot, after: Snapshot, limit: int | None, decisions: Sequence[Decision]) -> FitWay:
-    old, new = ({operator.kind for _, operator in m.graph.operators} for m in (model, after))
     macs = [d.chosen.macs_percent for d in decisions if isinstance(d, SplitDecision) and d.chosen]
     growth = len(after.data) - len(model.data) if after is not model else 0
-    reserve, kinds = after.arena.reserve, tuple(sorted(new - old))
+    reserve, kinds = after.arena.reserve, added_kinds(model, after)
     fits = (limit is None or reserve <= limit) and not after.arena.problems
     return FitWay(name, reserve, sum(macs), growth + kernel_flash(kinds), kinds, fits)
 
@@ -9345,12 +9345,18 @@ class Columns:
 MAX_ROWS, MAX_IDS = 200, 16  # in a text table without --full
 
 
+def terminal_columns() -> int:
+    """The width of the terminal; without limit where stdout is none."""
+    import shutil
+
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
+
+
 def print_text(text: str) -> None:
     """Print a report; on a terminal, wrap long lines outside of tables."""
-    import shutil
     import textwrap
 
-    columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
+    columns = terminal_columns()
     for line in text.split("\n"):
         is_long = len(line) > columns and line[:1] not in ("|", "+")
         print(textwrap.fill(line, columns, subsequent_indent="  ") if is_long else line)
@@ -9358,11 +9364,10 @@ def print_text(text: str) -> None:
 
 def fitted(table: Callable[[int], str]) -> str:
     """The table with names of MAX_NAME characters, or of as few as the terminal needs."""
-    import shutil
-
-    columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
-    texts = (table(limit) for limit in range(MAX_NAME, MIN_NAME - 1, -4))
-    return next((text for text in texts if text.index("\n") <= columns), table(MIN_NAME))
+    columns, limit = terminal_columns(), MAX_NAME
+    while (text := table(limit)).index("\n") > columns and limit > MIN_NAME:
+        limit -= 4
+    return text
 
 
 def tensor_table(schedule: Schedule, is_full: bool = False) -> str:
@@ -10210,7 +10215,7 @@ OPTIONAL = {"nargs": "?", "const": OF_BOARD}
 
 @dataclass(frozen=True)
 class Option:
-    """A command-line option. To add a step, write a function Snapshot -> (Snapshot, Decision) and add a row here."""
+    """A command-line option. A new step is a function Snapshot -> (Snapshot, Decision), a row here and one in STEPS."""
 
     flags: str
     help: str
@@ -10233,6 +10238,7 @@ class Command:
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.arguments = arguments
         self.in_place = not arguments.no_sharing
+        self.max_macs = DEFAULT_MAX_MACS if arguments.max_macs is None else arguments.max_macs
         self.output = output_of(arguments)
         kernels = arguments.kernels, arguments.assume_kernels or ()
         if arguments.input == STREAM:
@@ -10297,16 +10303,14 @@ class Command:
 
     def fit(self, seconds: float) -> Decision:
         a = self.arguments
-        percent = DEFAULT_MAX_MACS if a.max_macs is None else a.max_macs
         limit = None if a.fit is OF_BOARD else a.fit
         board, can_loop = BOARDS.get(a.board or ""), a.stripes != "unrolled"
-        return self.model.fit(limit, seconds, percent, self.in_place, can_loop, board is None or board.psram > 0)
+        return self.model.fit(limit, seconds, self.max_macs, self.in_place, can_loop, board is None or board.psram > 0)
 
     def split(self, seconds: float) -> Decision:
         a, can_loop = self.arguments, self.arguments.plan and self.in_place
-        percent = DEFAULT_MAX_MACS if a.max_macs is None else a.max_macs
         stripes = (a.stripes or "auto") if can_loop else "unrolled"  # in a loop, tensors share memory by a plan
-        return self.model.split_operators(percent, seconds, a.optimize, None, stripes, a.plan, self.in_place)
+        return self.model.split_operators(self.max_macs, seconds, a.optimize, None, stripes, a.plan, self.in_place)
 
     def optimize(self, seconds: float) -> Decision:
         return self.model.optimize_memory(seconds, self.arguments.plan, self.in_place)
