@@ -123,6 +123,7 @@ __all__ = [
     "OrderDecision",
     "PlanDecision",
     "PortsDecision",
+    "RepairDecision",
     "Schedule",
     "SplitDecision",
     "TFLiteModel",
@@ -287,13 +288,17 @@ class Operator:
 
 @dataclass(frozen=True)
 class Kernels:
-    """A library of kernels for one kind of processor, with which TFLM is built."""
+    """A library of kernels for one kind of processor, with which TFLM is built, and what the application does."""
 
     name: str  # for the command line
     title: str  # for reports and messages
     library: str = ""  # empty: the reference kernels
     core: str = ""  # the processor variant, on which its formulas depend
     assumed: frozenset[str] = frozenset()  # kinds of operators for which the application links a kernel of its own
+    tflm: str = ""  # month of the TFLM that the application builds: "2024-06"; empty: the newest that is known
+    # Tensors that the application needs after an inference, by name or number, each with the input that the output is
+    # in the next inference, in the same place; empty: none.
+    kept: tuple[tuple[str, str], ...] = ()
 
 
 REFERENCE = Kernels("reference", "the reference kernels")
@@ -362,7 +367,7 @@ class ModelGraph:
 
     @property
     def kernels(self) -> Kernels:
-        return self.subgraphs[0].kernels
+        return self.subgraphs[0].kernels if self.subgraphs else REFERENCE
 
     def on(self, kernels: Kernels) -> ModelGraph:
         """The same model, executed by other kernels."""
@@ -906,6 +911,11 @@ def _no_scratch(node: Node) -> list[int]:
     return []
 
 
+def _since(month: str = "", **dtypes: str) -> Callable[[Node], str]:
+    """The month of a kernel's first version, or of that for some types of the first input."""
+    return lambda n: dtypes.get(n.inputs[0].dtype if n.inputs and n.inputs[0] else "", month)
+
+
 class Options(NamedTuple):
     """The table in the bindings that holds an operator's options, and the fields of it that this module uses."""
 
@@ -924,6 +934,7 @@ class Tflm(NamedTuple):
     scratch: Scratch = _no_scratch
     arrays: Arrays = lambda node, target: []
     needs: tuple[Need, ...] = ()
+    since: Callable[[Node], str] = lambda node: ""  # month of the first TFLM that accepts it, if after 2023: "2025-11"
 
 
 NO_OPTIONS, PLAIN_KERNEL = Options(), Tflm()
@@ -1911,6 +1922,7 @@ PADDED = Tflm("f32|i8|i16|i32/i32", data=56, needs=(_constant("paddings"), _rank
 BLOCKS = Tflm(SMALL, 4, arrays=_output_shape, needs=PICTURES)
 _unary = partial(Kind, UNARY, rows=elementwise_rows, in_place=over_input)
 _binary = partial(Kind, BINARY, rows=elementwise_rows, in_place=over_operand)
+_EXTREME = Tflm(EXTREME, 1, 44, (0, 0), _reduce_scratch, needs=(_alike("INT8"),))
 FRACTION = (2**-15, 0)  # quantisation of int16 outputs between -1 and 1
 
 # fmt: off
@@ -1932,11 +1944,12 @@ KINDS: dict[str, Kind] = {name: kind for names, kind in {
     "CONV_3D": Kind(FILTER, macs=_by_weights(5, 0, 4), tflm=None),
     "CONV_3D_TRANSPOSE": Kind("output_shape *weights input bias", tflm=None),
     "FULLY_CONNECTED": Kind(FILTER, DENSE, lambda n: n.elements * n["weights"].shape[-1], dense_rows,
-        Tflm(CONVOLVED, 16, 48, (16, 24), _int4_scratch, _per_scale), libraries={
+        Tflm(CONVOLVED, 16, 48, (16, 24), _int4_scratch, _per_scale,
+        since=lambda n: "2024-09" if _per_scale(n, BITS_32) else ""), libraries={
         "cmsis-nn": {"data": 72, "scratch": _cmsis_dense, "arrays": _cmsis_dense_arrays}}),
     "BATCH_MATMUL": Kind("*a *b", Options("BatchMatMulOptions", ("AdjX", "AdjY")), _matmul_macs,
         tflm=Tflm("f32/f32 i8/i8 i16/i16", options=3, data=16, wider=(0, 16), arrays=_matmul_arrays, needs=(_rank(2, 5),
-        _symmetric())),
+        _symmetric()), since=_since(INT16="2024-09")),
         libraries={
         "cmsis-nn": {"data": 36, "scratch": _only_for("mve", "INT8", lambda n: [4 * n["output"].shape[-1]])}},
         registered="BatchMatMul"),
@@ -1971,8 +1984,8 @@ KINDS: dict[str, Kind] = {name: kind for names, kind in {
     "QUANTIZE": _unary(in_place=over_bytes,
         tflm=Tflm("f32>i8|i16 i8>i8|i16|i32|u8 i16>i8|i16|i32 i32>i8|i16 u8>i8", data=32, needs=(_scaled("output"),))),
     "DEQUANTIZE": Kind(UNARY, rows=elementwise_rows, tflm=Tflm("i8|i16|u8>f32", data=32)),
-    "RELU": _unary(tflm=Tflm(REAL, data=28, needs=(_symmetric(),))),
-    "RELU6": _unary(tflm=Tflm(REAL, data=8)),
+    "RELU": _unary(tflm=Tflm(REAL, data=28, needs=(_symmetric(),), since=_since(INT16="2025-03"))),
+    "RELU6": _unary(tflm=Tflm(REAL, data=8, since=_since(INT16="2024-09"))),
     "RELU_N1_TO_1": Kind(UNARY, rows=elementwise_rows, tflm=None),
     "LEAKY_RELU": _unary(tflm=Tflm(REAL, 4, 24)),
     "LOGISTIC": _unary(tflm=Tflm(REAL, data=16, needs=(_quantized(INT8=(None, -128), INT16=FRACTION),))),
@@ -1982,16 +1995,18 @@ KINDS: dict[str, Kind] = {name: kind for names, kind in {
     "ADD_N": Kind(macs=lambda n: n.elements * (len(n.inputs) - 1),
         tflm=Tflm(SMALL, arrays=_if_quantized(40), scratch=lambda n: [n.pointer * len(n.inputs)])),
     "MUL": _binary(tflm=Tflm("f32/f32 i8/i8 i16/i16 i32/i32", 4, 36, needs=(_symmetric(),))),
-    "SUB": _binary(tflm=Tflm(NUMBER, 8, 52)),
+    "SUB": _binary(tflm=Tflm(NUMBER, 8, 52, since=_since(INT32="2025-06"))),
     "DIV": _binary(tflm=Tflm("f32 i8 i32", 4, 28)),
     "SQUARED_DIFFERENCE": _binary(tflm=Tflm("f32/f32 i8/i8 i16/i16 i32/i32", data=112, needs=(_symmetric(),))),
-    "PRELU": Kind(BINARY, rows=elementwise_rows, tflm=Tflm("f32/f32 i8/i8 i16/i8", data=28, needs=(_rank(1, 4),))),
+    "PRELU": Kind(BINARY, rows=elementwise_rows,
+        tflm=Tflm("f32/f32 i8/i8 i16/i8", data=28, needs=(_rank(1, 4),), since=_since(INT16="2025-09"))),
     "CEIL COS EXP FLOOR LOG NEG ROUND SIN SQRT SQUARE": _unary(tflm=Tflm(FLOAT)),
     "ELU": _unary(tflm=Tflm(SMALL, data=256)),
-    "MAXIMUM MINIMUM": _binary(in_place=over_any_operand, tflm=Tflm("f32 i8 i16 i32 i64")),
+    "MAXIMUM MINIMUM": _binary(in_place=over_any_operand,
+        tflm=Tflm("f32 i8 i16 i32 i64", since=_since(INT16="2024-09"))),
     "EQUAL NOT_EQUAL": Kind(BINARY, tflm=Tflm("f32 i8 i32 i64 bool", data=32)),
     "LESS LESS_EQUAL GREATER_EQUAL": Kind(BINARY, tflm=Tflm("f32 i8 i32 i64", data=32)),
-    "GREATER": Kind(BINARY, tflm=Tflm("f32 i8 i16 i32 i64", data=32)),
+    "GREATER": Kind(BINARY, tflm=Tflm("f32 i8 i16 i32 i64", data=32, since=_since(INT16="2025-03"))),
     "CAST": Kind(tflm=Tflm("f32|i8|i16|i32|u32|bool>f32|i8|i16|i32|u32|bool", 8)),
     "FLOOR_DIV FLOOR_MOD": Kind(tflm=Tflm(FLOAT)),
     "LOGICAL_NOT": Kind(tflm=Tflm("bool")),
@@ -2002,9 +2017,9 @@ KINDS: dict[str, Kind] = {name: kind for names, kind in {
     "MEAN": Kind(REDUCED, macs=lambda n: n["input"].elements, rows=reduced_rows,
         tflm=Tflm(REDUCIBLE, 1, 44, (0, 0), _sum_scratch)),
     "SUM": Kind(REDUCED, rows=reduced_rows, tflm=Tflm(REDUCIBLE, 1, 44, (0, 0), _sum_scratch)),
-    "REDUCE_MAX REDUCE_MIN": Kind(REDUCED, rows=reduced_rows,
-        tflm=Tflm(EXTREME, 1, 44, (0, 0), _reduce_scratch, needs=(_alike("INT8"),))),
-    "REDUCE_ALL": Kind(REDUCED, tflm=Tflm("bool/i32", 1, 44, (0, 0), _reduce_scratch)),
+    "REDUCE_MAX": Kind(REDUCED, rows=reduced_rows, tflm=_EXTREME),
+    "REDUCE_MIN": Kind(REDUCED, rows=reduced_rows, tflm=_EXTREME._replace(since=_since("2025-08"))),
+    "REDUCE_ALL": Kind(REDUCED, tflm=Tflm("bool/i32", 1, 44, (0, 0), _reduce_scratch, since=_since("2026-01"))),
     "SOFTMAX": Kind(UNARY, Options("SoftmaxOptions", ("Beta",)), rows=elementwise_rows,
         tflm=Tflm("f32>f32 i8>i8|i16 i16>i16", 4, 56, (0, 24),
         arrays=lambda n, t: [2 * 513] * 2 if n["input"].dtype == "INT16" else [],
@@ -2029,27 +2044,30 @@ KINDS: dict[str, Kind] = {name: kind for names, kind in {
         needs=(_rank(0, 4), _constant("begin", "end", "strides")))),
     "SPLIT": Kind("axis input", rows=parted_rows, tflm=Tflm("_/f32|i8|i16|i32", 4, needs=(_constant("axis"),))),
     "SPLIT_V": Kind("input sizes axis", rows=parted_rows, tflm=Tflm(NUMBER, 4, needs=(_constant("axis"),))),
-    "PACK": Kind(tflm=Tflm("f32 i8 i16 i32 i64", 8)),
+    "PACK": Kind(tflm=Tflm("f32 i8 i16 i32 i64", 8, since=_since(INT16="2025-08"))),
     "RESHAPE": Kind("input shape", RESHAPED, in_place=over_input,
         tflm=Tflm("*", 36, arrays=lambda n, t: _output_shape(n, t) if n["output"].is_completed else [],
         needs=(_same_elements(),))),
     "RESIZE_NEAREST_NEIGHBOR": Kind("input size", UPSAMPLE, rows=upsampled_rows,
         tflm=Tflm("f32|i8|i16/i32", 2, needs=RESIZED)),
     "RESIZE_BILINEAR": Kind("input size", INTERPOLATE, rows=interpolated_rows, tflm=Tflm(EXTREME, 2, needs=RESIZED)),
-    "TRANSPOSE": Kind("input perm", tflm=Tflm("f32|i8|i16", needs=(_constant("perm"), _rank(1, 5)))),
+    "TRANSPOSE": Kind("input perm",
+        tflm=Tflm("f32|i8|i16", needs=(_constant("perm"), _rank(1, 5)), since=_since(INT16="2025-03"))),
     "EXPAND_DIMS": Kind("input axis", in_place=over_input, tflm=Tflm("f32|i8|i16/i32", needs=(_constant("axis"),))),
     "BROADCAST_TO": Kind("input shape", tflm=Tflm("*/i32|i64", needs=(_constant("shape"), _rank(0, 5)))),
+    "TILE": Kind("input multiples", tflm=None),
     "FILL": Kind("dims value", tflm=Tflm("i8|i16|i32|i64/f32|i8|i32", needs=(_constant("dims"),))),
-    "BATCH_TO_SPACE_ND": Kind(tflm=Tflm(SMALL, needs=(_rank(3, 4),))),
-    "SPACE_TO_BATCH_ND": Kind(tflm=Tflm(SMALL, data=4, needs=(_rank(3, 4),))),
+    "BATCH_TO_SPACE_ND": Kind("input block crops", tflm=Tflm(SMALL, needs=(_rank(3, 4),))),
+    "SPACE_TO_BATCH_ND": Kind("input block paddings", tflm=Tflm(SMALL, data=4, needs=(_rank(3, 4),))),
     "DEPTH_TO_SPACE": Kind(UNARY, Options("DepthToSpaceOptions", ("BlockSize",)), rows=block_rows, tflm=BLOCKS),
     "SPACE_TO_DEPTH": Kind(UNARY, Options("SpaceToDepthOptions", ("BlockSize",)), rows=block_rows, tflm=BLOCKS),
     "BROADCAST_ARGS": Kind(tflm=Tflm("i32/i32 i64/i64")),
-    "DYNAMIC_UPDATE_SLICE": Kind(in_place=over_input, tflm=Tflm("f32|i8|i16|i32/_/i32|i64")),
+    "DYNAMIC_UPDATE_SLICE": Kind(in_place=over_input,
+        tflm=Tflm("f32|i8|i16|i32/_/i32|i64", since=_since("2025-11"))),
     "SQUEEZE": Kind("input", in_place=over_input, tflm=Tflm(options=36)),
-    "REVERSE_V2": Kind(tflm=Tflm("f32|i8|i16|i32|i64|u8|bool/i32")),
+    "REVERSE_V2": Kind(tflm=Tflm("f32|i8|i16|i32|i64|u8|bool/i32", since=_since("2025-07"))),
     "SHAPE": Kind(tflm=Tflm("*>i32", 4)),
-    "UNPACK": Kind(tflm=Tflm(NUMBER, 8)),
+    "UNPACK": Kind(tflm=Tflm(NUMBER, 8, since=_since(INT16="2025-03"))),
     # subgraphs, state, side effects
     "IF": Kind(options=Options("IfOptions", callees=("ThenSubgraphIndex", "ElseSubgraphIndex")),
         tflm=Tflm("bool", 8, 8)),
@@ -2106,14 +2124,15 @@ for _name, _tflm in {
     "SignalOverlapAdd": Tflm("i16>i16 f32>f32", data=24, wider=(0, 8), arrays=_overlaps),
     "SignalPCAN": Tflm("u32/u32/i16>u32", data=4),
     "SignalRfft": Tflm("i16>i16 i32>i32 f32>f32", 0, 32, (0, 16),
-        lambda n: [n.custom["fft_length"] * (n["input"].element.tflm_bytes or 0)], _fft_state),
+        lambda n: [n.custom["fft_length"] * (n["input"].element.tflm_bytes or 0)], _fft_state, since=_since("2026-01")),
     "SignalStacker": Tflm("i16>i16", data=36, wider=(0, 20), arrays=lambda n, t: [_ring(n.custom["num_channels"] * (
         n.custom["stacker_left_context"] + n.custom["stacker_right_context"] + 1), t)]),
     "SignalWindow": Tflm("i16/i16>i16", data=8),
 }.items():
     CUSTOM_KINDS[_name] = Kind(UNARY, effect=_CUSTOM, tflm=_tflm, registered="PCAN" if _name == "SignalPCAN" else "")
 CUSTOM_KINDS[DECODE] = Kind("encoded ancillary", registered="Decode", tflm=Tflm(  # pointers, and states of tables
-    arrays=lambda n, t: [t.pointer * len(n.outputs), *[72 if t is BITS_64 else 36] * len(n.outputs)]))
+    arrays=lambda n, t: [t.pointer * len(n.outputs), *[72 if t is BITS_64 else 36] * len(n.outputs)],
+    since=_since("2025-11")))
 # fmt: on
 UNKNOWN_CUSTOM_KIND = Kind(effect=_CUSTOM, tflm=None)
 
@@ -2187,9 +2206,31 @@ def operator_refusal(subgraph: Subgraph, operator: Operator) -> str:
     if unsized and subgraph.tensors[unsized[0]].shape != (0,):
         return "the shape of its output is not known before it runs"
     try:
-        return next(filter(None, (need(node) for need in kernel.needs)), "")
+        why = next(filter(None, (need(node) for need in kernel.needs)), "")
+        since = "" if why else kernel.since(node)
     except (LookupError, TypeError):
         return "an input is missing"
+    is_older = since and subgraph.kernels.tflm and subgraph.kernels.tflm < since
+    return f"its kernel came in {month_text(since)}, after --tflm {subgraph.kernels.tflm}" if is_older else why
+
+
+def month_text(month: str) -> str:
+    """``November 2025`` for ``2025-11``."""
+    import calendar
+
+    year, number = month.split("-")
+    return f"{calendar.month_name[int(number)]} {year}"
+
+
+def required_tflm(graph: ModelGraph) -> tuple[str, list[str]]:
+    """(month of the first TFLM that has all kernels of a model, the kinds of operators that came then); empty if all
+    are older than 2024."""
+    found: dict[str, set[str]] = defaultdict(set)
+    for subgraph, operator in graph.operators:
+        with contextlib.suppress(LookupError, TypeError):
+            found[(kind_of(operator).tflm or PLAIN_KERNEL).since(node_of(subgraph, operator))].add(operator.kind)
+    newest = max(found, default="")
+    return newest, sorted(found[newest]) if newest else []
 
 
 def _advice(node: Node) -> str:
@@ -2476,6 +2517,22 @@ class _Reader:
         given = {field: options[field] for field in fields}
         plain = {field: bytes(value) if isinstance(value, memoryview) else value for field, value in given.items()}
         return dataclasses.replace(operator, options=plain, callees=callees)
+
+
+def decode_weights(tensor: Tensor, stored: np.ndarray) -> np.ndarray:
+    """The elements of a weight tensor, in its shape, from its bytes (uint8). int4 comes as int8, low nibble first."""
+    if tensor.dtype == "INT4":
+        nibbles = np.stack([stored << 4, stored & 0xF0], axis=1).reshape(-1)[: tensor.elements]
+        return (nibbles.view(np.int8) >> 4).reshape(tensor.shape)
+    return stored.view(tensor.element.numpy or "u1").reshape(tensor.shape)
+
+
+def encode_weights(tensor: Tensor, values: np.ndarray) -> np.ndarray:
+    """The reverse of :func:`decode_weights`."""
+    if tensor.dtype == "INT4":
+        nibbles = np.append(values.reshape(-1).view(np.uint8) & 0x0F, np.zeros(tensor.elements % 2, np.uint8))
+        return nibbles[0::2] | nibbles[1::2] << 4
+    return np.ascontiguousarray(values).reshape(-1).view(np.uint8)
 
 
 ####################################################################################################
@@ -3875,13 +3932,15 @@ class Aliases:
     pieces: Mapping[int, tuple[Interval, ...]] = dataclasses.field(default_factory=dict)  # of buffers not needed whole
     copies: tuple[Alias, ...] = ()  # ``new`` has the content of ``old`` while it is alive
     alternatives: tuple[Alias, ...] = ()  # to the pair with the same ``new``; layouts ignore them
+    joined: tuple[Alias, ...] = ()  # that must have one offset, and are not alive together
 
     def __bool__(self) -> bool:
         return bool(self.pairs or self.pieces or self.copies)
 
     def __add__(self, other: Aliases) -> Aliases:
         pairs, copies = self.pairs + other.pairs, self.copies + other.copies
-        return Aliases(pairs, {**self.pieces, **other.pieces}, copies, self.alternatives + other.alternatives)
+        alternatives, joined = self.alternatives + other.alternatives, self.joined + other.joined
+        return Aliases(pairs, {**self.pieces, **other.pieces}, copies, alternatives, joined)
 
     def used_by(self, placed: Sequence[Interval]) -> Aliases:
         """The aliases that the placed buffers use."""
@@ -3892,7 +3951,7 @@ class Aliases:
             return old is not None and new is not None and old == new + alias.above and is_beside
 
         pairs = tuple(filter(is_used, self.pairs + self.alternatives))
-        return Aliases(pairs, self.pieces, tuple(filter(is_used, self.copies)))
+        return Aliases(pairs, self.pieces, tuple(filter(is_used, self.copies)), joined=self.joined)
 
     def among(self, numbers: Sequence[int]) -> Aliases:
         """The aliases among some of the buffers, renumbered 0, 1, 2, ..."""
@@ -3903,7 +3962,9 @@ class Aliases:
             return tuple(Alias(new[a.old], new[a.new], a.above, new[a.beside]) for a in inside)
 
         pieces = {new[i]: found for i, found in self.pieces.items() if i in new}
-        return Aliases(renumbered(self.pairs), pieces, renumbered(self.copies), renumbered(self.alternatives))
+        found = (self.pairs, self.copies, self.alternatives, self.joined)
+        pairs, copies, alternatives, joined = map(renumbered, found)
+        return Aliases(pairs, pieces, copies, alternatives, joined)
 
     def consistent(self, intervals: Sequence[Interval]) -> Aliases:
         """The aliases that can hold together; where buffers would clash, drops pairs with ``beside``, or else all."""
@@ -3919,7 +3980,7 @@ class Aliases:
                         clashing.add(at[layout.owners[next(iter(group))]][0])
                 bad = [alias for alias in aliases.pairs if at[alias.old][0] in clashing]
                 bad = [alias for alias in bad if alias.beside is not None] or bad
-            if not bad and not clashing:
+            if not bad:
                 return aliases
             aliases = dataclasses.replace(aliases, pairs=tuple(alias for alias in aliases.pairs if alias not in bad))
 
@@ -3951,7 +4012,7 @@ def layout_of(buffers: Sequence[Interval], aliases: Aliases = NO_ALIASES) -> Lay
     begins: dict[int, set[int]] = defaultdict(set)  # when other buffers take the memory
     for old, new, *_ in aliases.pairs:
         begins[old] |= {piece.first for piece in pieces[new]}
-    places = _common_places(len(buffers), (*aliases.pairs, *aliases.copies))
+    places = _common_places(len(buffers), (*aliases.pairs, *aliases.copies, *aliases.joined))
     copies = {alias.new for alias in aliases.copies}
     intervals, owners, distances = list[Interval](), list[int](), list[int]()
     for i in range(len(buffers)):
@@ -4085,8 +4146,8 @@ class LoopVariable(NamedTuple):
 class AliasSearch:
     """Finds the buffers that may share memory, whichever kernels run (reference, CMSIS-NN, ESP-NN)."""
 
-    def __init__(self, graph: ModelGraph, buffers: Sequence[ArenaBuffer]) -> None:
-        self.graph, self.buffers = graph, buffers
+    def __init__(self, graph: ModelGraph, buffers: Sequence[ArenaBuffer], joined: tuple[Alias, ...] = ()) -> None:
+        self.graph, self.buffers, self.joined = graph, buffers, joined
         self.number = {(b.subgraph, b.tensor): i for i, b in enumerate(buffers) if b.tensor is not None}
         _, self.times = _times_on_the_clock(graph)
 
@@ -4094,7 +4155,7 @@ class AliasSearch:
         if is_compiled(self.graph):
             return NO_ALIASES
         variables = list(self.loop_variables())
-        found, taken = NO_ALIASES, {i for variable in variables for i in variable.copies}
+        found, taken = Aliases(joined=self.joined), {i for variable in variables for i in variable.copies}
         for subgraph in self.graph.subgraphs:
             here = {t: i for (s, t), i in self.number.items() if s == subgraph.index and self.interval(i).last >= 0}
             found += self.in_place(subgraph, here, taken)
@@ -4144,6 +4205,8 @@ class AliasSearch:
             if block and t in here and readers[t] == 1 and t not in subgraph.outputs:
                 size, first, last, _ = self.interval(here[t])
                 until, (start, end) = max(ends.get(t, first), first), block
+                if last > self.times.get((subgraph.index, operator.index), (0, last))[1]:  # it is kept
+                    continue
                 around = ((0, start), (align(end), size))
                 rest = tuple(Interval(b - a, until + 1, last, a) for a, b in around if a < b and until < last)
                 pieces[here[t]] = Interval(size, first, until, 0), *rest
@@ -4159,12 +4222,14 @@ class AliasSearch:
         for t, i in here.items():
             if t in subgraph.outputs or all(operator.kind != "SLICE" for operator in readers[t]):
                 continue
-            size, first, _, _ = self.interval(i)
+            size, first, last, _ = self.interval(i)
             reads = []
             for operator in readers[t]:
                 start, end = bytes_read(node_of(subgraph, operator), subgraph.tensors[t])
                 time = self.times[subgraph.index, operator.index][1]
                 reads.append((start // ARENA_ALIGNMENT * ARENA_ALIGNMENT, align(end), time))
+            if last > max(time for _, _, time in reads):  # it is kept
+                continue
             edges = sorted({0, size, *(edge for read in reads for edge in read[:2])})
             spans = [
                 (max([first, *(time for start, end, time in reads if start <= a < end)]), a, b)
@@ -4346,10 +4411,43 @@ class Arena:
     def placed(self) -> list[Interval]:
         return [buffer.interval for buffer in self.buffers]
 
+    @cached_property
+    def promises(self) -> tuple[frozenset[int], tuple[Alias, ...]]:
+        """What the application needs after an inference: (buffers to keep; outputs that must have the offset of an
+        input). Raises ArenaError if a tensor is not there, or a pair cannot have one place."""
+        kept, joined = set[int](), list[Alias]()
+        for name, source in self.graph.kernels.kept:
+            try:
+                ids = [named_buffers(self.graph, self.buffers, text)[0] for text in (name, source) if text]
+            except ValueError as why:
+                raise ArenaError(str(why)) from None
+            kept.add(ids[0])
+            if source:
+                output, given = (self.buffers[i] for i in ids)
+                tensors = [self.graph.subgraphs[b.subgraph].tensors[b.tensor or 0] for b in (output, given)]
+                if (output.bytes, tensors[0].dtype) != (given.bytes, tensors[1].dtype):
+                    raise ArenaError(f"{shorten(name)} and {shorten(source)} differ in size or type")
+                joined.append(Alias(ids[1], ids[0]))
+        return frozenset(kept), tuple(joined)
+
+    @cached_property
+    def lifetimes(self) -> list[ArenaBuffer]:
+        """The buffers without offsets, with what the application keeps alive until the end."""
+        kept, _ = self.promises
+        end = max((buffer.interval.last for buffer in self.buffers), default=0)
+        last = {i: {"last": end} if i in kept else {} for i in range(len(self.buffers))}
+        return [
+            dataclasses.replace(buffer, interval=buffer.interval._replace(offset=None, **last[i]))
+            for i, buffer in enumerate(self.buffers)
+        ]
+
     @property
     def intervals(self) -> list[Interval]:
-        """The buffers without offsets."""
-        return [interval._replace(offset=None) for interval in self.placed]
+        return [buffer.interval for buffer in self.lifetimes]
+
+    def alive(self, placed: Sequence[Interval]) -> list[Interval]:
+        """Placed buffers with their lifetimes."""
+        return [b.interval._replace(offset=at) for b, (_, _, _, at) in zip(self.lifetimes, placed, strict=True)]
 
     @property
     def head(self) -> int:
@@ -4379,7 +4477,7 @@ class Arena:
         plan, graph = self.graph.plan, self.graph
         if plan is None or is_compiled(graph):
             return ()
-        problems = self.faults(self.placed)
+        problems = self.lost or self.faults(self.placed)
         if len(plan) < PLAN_HEADER:
             problems.append("it is too short")
         problems += [
@@ -4391,12 +4489,31 @@ class Arena:
 
     def faults(self, placed: Sequence[Interval]) -> list[str]:
         """The faults of placed buffers, one sentence each; they may share memory as their aliases allow."""
-        layout = layout_of(placed, self.aliases.used_by(placed))
-        return plan_faults(layout.placed(placed), lambda i: buffer_name(self.graph, self.buffers[layout.owners[i]]))
+        placed = self.alive(placed)
+        layout = layout_of(placed, dataclasses.replace(self.aliases.used_by(placed), joined=()))
+        return plan_faults(layout.placed(placed), lambda i: self.name(layout.owners[i]))
+
+    @cached_property
+    def lost(self) -> list[str]:
+        """What the application keeps and this layout does not, one sentence each, with all other faults."""
+        moved = [pair for pair in self.promises[1] if self.placed[pair.old].offset != self.placed[pair.new].offset]
+        apart = [f"{self.name(pair.new)} is not where {self.name(pair.old)} is" for pair in moved]
+        return self.faults(self.placed) + apart if self.graph.kernels.kept else []
+
+    def name(self, number: int) -> str:
+        return buffer_name(self.graph, self.buffers[number])
 
     @cached_property
     def aliases(self) -> Aliases:
-        return AliasSearch(self.graph, self.buffers).run()
+        """Raises ArenaError if an output that is the next input is made while that is still needed."""
+        aliases = AliasSearch(self.graph, self.lifetimes, self.promises[1]).run()
+        direct = {(alias.old, alias.new) for alias in aliases.pairs}
+        for pair in self.promises[1]:
+            begins, ends = self.buffers[pair.new].interval.first, self.buffers[pair.old].interval.last
+            if begins <= ends and (begins < ends or (pair.old, pair.new) not in direct):
+                why = f"{self.name(pair.new)} is made while {self.name(pair.old)} is still read"
+                raise ArenaError(f"{why}, so they cannot have one place")
+        return aliases
 
     @cached_property
     def used(self) -> Aliases:
@@ -4413,7 +4530,7 @@ class Arena:
     @property
     def pieces(self) -> list[tuple[ArenaBuffer, Interval]]:
         """The memory in use over time, with its buffer: one interval per buffer, or several if it shares memory."""
-        layout = layout_of(self.placed, self.used)
+        layout = layout_of(self.alive(self.placed), self.used)
         return [(self.buffers[i], piece) for i, piece in zip(layout.owners, layout.placed(self.placed), strict=True)]
 
 
@@ -4445,6 +4562,23 @@ def shared_in_loops(graph: ModelGraph, arena: Arena) -> Shared:
     return Shared(frozenset(inside | {keys[alias.new] for alias in used.copies}), frozenset(handed))
 
 
+def named_buffers(graph: ModelGraph, buffers: Sequence[ArenaBuffer], name: str) -> list[int]:
+    """The numbers of the buffers of tensors with that name or, if there are none, number. Raises ValueError if no
+    tensor in the arena has it."""
+    tensors = {i: (b.subgraph, b.tensor) for i, b in enumerate(buffers) if b.tensor is not None}
+    matches = [i for i, (s, t) in tensors.items() if graph.subgraphs[s].tensors[t].name == name]
+    matches = matches or [i for i, key in tensors.items() if tensor_number(*key) == name]
+    if not matches:
+        what = "give the Id of the table, or the whole name of the CSV"
+        raise ValueError(f"no tensor in the arena is {shorten(name)}: {what}")
+    return matches
+
+
+def tensor_number(subgraph: int, tensor: int) -> str:
+    """The number of a tensor, after that of its subgraph unless it is in the first: ``5`` or ``1:5``."""
+    return f"{subgraph}:{tensor}" if subgraph else f"{tensor}"
+
+
 def buffer_name(graph: ModelGraph, buffer: ArenaBuffer) -> str:
     if buffer.tensor is None:
         return f"the scratch of operator {buffer.operator}"
@@ -4453,7 +4587,8 @@ def buffer_name(graph: ModelGraph, buffer: ArenaBuffer) -> str:
 
 def plan_arena(arena: Arena, time_limit: float = TIME_LIMIT, in_place: bool = True, rounds: int | None = None) -> Plan:
     """The lowest plan found for the arena's buffers; with ``in_place``, they share memory where aliases allow it."""
-    return plan_buffers(arena.buffers, arena.aliases if in_place else NO_ALIASES, time_limit, rounds=rounds)
+    aliases = arena.aliases if in_place else Aliases(joined=arena.promises[1])
+    return plan_buffers(arena.lifetimes, aliases, time_limit, rounds=rounds)
 
 
 def plan_buffers(
@@ -4462,15 +4597,16 @@ def plan_buffers(
     """The lowest plan found, as the runtime executes it: TFLM takes offsets of tensors from the file, then places
     scratch itself. ``enough`` and ``rounds`` are as for :func:`plan_optimally`."""
     intervals = [buffer.interval._replace(offset=None) for buffer in buffers]
-    layouts = [layout_of(intervals)]
+    layouts = [layout_of(intervals, Aliases(joined=aliases.joined))]
     if aliases:
         shared = layout_of(intervals, aliases)
         roomy = with_room_for_scratch(shared, intervals, {i for i, b in enumerate(buffers) if b.tensor is None})
         layouts = [shared, *([roomy] if roomy.intervals != shared.intervals else []), *layouts]
     bound = max(Profile(layouts[0].intervals).peak, enough)
-    best, budget = Plan(place_greedily(intervals), bound), Budget(time_limit)
+    found = [] if aliases.joined else [place_greedily(intervals)]  # which joins nothing
+    budget = Budget(time_limit)
     for i, layout in enumerate(layouts):
-        if best.optimal:
+        if any(height_of(placed) <= bound for placed in found):
             break
         seconds = budget.share(1 / (len(layouts) - i)).left
         plan = plan_optimally(layout.intervals, seconds, layout.groups, enough, rounds)
@@ -4484,8 +4620,8 @@ def plan_buffers(
         ]
         # If layouts differ in what shares memory, only the peak of bytes alive is a bound for all of them.
         bound = plan.bound if len(layouts) == 1 else bound
-        best = Plan(min(best.intervals, place_greedily(kept), key=height_of), bound)
-    return best
+        found.append(place_greedily(kept))
+    return Plan(min(found, key=height_of), bound)
 
 
 ####################################################################################################
@@ -4503,11 +4639,6 @@ OWN_PLANNER_BYTES = 48  # of TFLM's own planner, which is not made when the appl
 def persistent_apart(arena: Arena) -> int:
     """Bytes of persistent structures with a planner class of the application."""
     return max(arena.persistent - OWN_PLANNER_BYTES, 0)
-
-
-def tensor_number(subgraph: int, tensor: int) -> str:
-    """The number of a tensor, after that of its subgraph unless it is in the first: ``5`` or ``1:5``."""
-    return f"{subgraph}:{tensor}" if subgraph else f"{tensor}"
 
 
 @dataclass(frozen=True)
@@ -4532,16 +4663,10 @@ class Memories:
         """The pinned buffers: True for the fast memory, as for all scratch. A name may also be a tensor's number.
         Raises ValueError if no tensor in the arena has that name, it is pinned to both, or there is no such memory."""
         found = {i: True for i, buffer in enumerate(arena.buffers) if buffer.tensor is None}
-        tensors = {i: (b.subgraph, b.tensor) for i, b in enumerate(arena.buffers) if b.tensor is not None}
         for name, where in self.pins.items():
             if where not in ("fast", "slow"):
                 raise ValueError(f"a tensor is pinned to fast or slow, not {where!r}")
-            matches = [i for i, (s, t) in tensors.items() if graph.subgraphs[s].tensors[t].name == name]
-            matches = matches or [i for i, key in tensors.items() if tensor_number(*key) == name]
-            if not matches:
-                what = "give the Id of the table, or the whole name of the CSV"
-                raise ValueError(f"no tensor in the arena is {shorten(name)}: {what}")
-            for i in matches:
+            for i in named_buffers(graph, arena.buffers, name):
                 if found.setdefault(i, where == "fast") != (where == "fast"):
                     raise ValueError(f"{buffer_name(graph, arena.buffers[i])} is pinned to both memories")
         return found
@@ -4744,7 +4869,7 @@ def _place_apart(
     parts = [i for i in numbers if i in choice.fast], [i for i in numbers if i not in choice.fast]
 
     def planned(part: Sequence[int], seconds: float, enough: int = 0) -> Plan:
-        return plan_buffers([arena.buffers[i] for i in part], aliases.among(part), seconds, enough)
+        return plan_buffers([arena.lifetimes[i] for i in part], aliases.among(part), seconds, enough)
 
     first = planned(parts[0], budget.share(0.5).left, limits[0])
     second = planned(parts[1], budget.left if first.height <= limits[0] else 0)
@@ -4802,6 +4927,7 @@ class Rewrite:
     tensors: tuple[NewTensor, ...] = ()
     ports: Mapping[int, int] = dataclasses.field(default_factory=dict)  # old tensor -> its replacement
     callees: tuple[NewSubgraph, ...] = ()
+    constants: Mapping[int, NewTensor] = dataclasses.field(default_factory=dict)  # in place of computed tensors
 
 
 ####################################################################################################
@@ -4860,6 +4986,7 @@ class Rewriter:
         tensors = dict(enumerate(self.table["Tensors"]))
         tensors |= {place: self.tensor(new) for place, new in zip(places, rewrite.tensors, strict=True)}
         tensors |= {place: self.tensor(NewTensor("unused", (1,), values=bytes(4))) for place in unused}
+        tensors |= {t: self.tensor(new) for t, new in rewrite.constants.items()}
         number = {len(old.tensors) + i: place for i, place in enumerate(places)}
         operators = [
             self.table["Operators"][new] if isinstance(new, int) else self.operator(new, number, tensors)
@@ -4918,7 +5045,8 @@ class Rewriter:
     def new_tensor(self, new: NewTensor) -> Table:
         title, like = "", Table("Tensor", Type=DTYPES.index(new.dtype))
         if new.like is not None:
-            like, title = self.table["Tensors"][new.like], shorten(self.subgraph.tensors[new.like].name, 24) + " "
+            like, title = self.table["Tensors"][new.like], self.subgraph.tensors[new.like].name
+            title = f"{shorten(title, 24)} " if new.label else title
             if new.has_content and new.shape == self.subgraph.tensors[new.like].shape:
                 return like
         buffer = like["Buffer"] if new.has_content else 0
@@ -5043,7 +5171,9 @@ class Snapshot:
             if buffer.tensor is not None and interval.offset is not None
         }
         planned = self.with_offsets(offsets)
-        if planned.arena.head != plan.height or planned.arena.problems:
+        if self.graph.kernels.kept and planned.arena.problems:
+            raise ArenaError("TFLM would place scratch memory over what is to be kept")
+        if (planned.arena.head != plan.height and not self.graph.kernels.kept) or planned.arena.problems:
             raise BrokenCertificate(f"the plan of {plan.height:,} B takes {planned.arena.head:,} B in the file")
         return planned
 
@@ -5296,8 +5426,19 @@ class Emitter:
         """Add a constant that is used once."""
         return self.add(NewTensor("table", shape, like, content, dtype=dtype))
 
-    def reshape(self, tensor: int, target: int, shape: tuple[int, ...]) -> int:
-        return self.emit("RESHAPE", (tensor,), target, NewShape=shape)
+    def shape_of(self, tensor: int) -> tuple[int, ...]:
+        old = self.subgraph.tensors
+        return old[tensor].shape if tensor < len(old) else self.tensors[tensor - len(old)].shape
+
+    def reshape(self, tensor: int, target: int) -> int:
+        return self.emit("RESHAPE", (tensor,), target, NewShape=self.shape_of(target))
+
+    def reshaped(self, constant: int, shape: tuple[int, ...]) -> int:
+        """The constant in another shape, added once."""
+        key = constant, shape, ()
+        if key not in self.constants:
+            self.constants[key] = self.add(NewTensor("reshaped", shape, constant, has_content=True))
+        return self.constants[key]
 
     def enclose(self, callee: Emitter, name: str, inputs: Sequence[int], outputs: Sequence[int]) -> int:
         """Make a subgraph of what ``callee`` has collected and the old constants that it reads; returns its number."""
@@ -5318,12 +5459,12 @@ class Emitter:
         batch, _, *others = self.subgraph.tensors[like].shape
         return batch, height, *others
 
-    def constant(self, values: Values, shape: tuple[int, ...], like: int | None = None) -> int:
-        """A constant of int32 values, or of bytes in the type of ``like``; equal constants are added once."""
+    def constant(self, values: Values, shape: tuple[int, ...], like: int | None = None, dtype: str = "INT32") -> int:
+        """A constant of int32 values, or of bytes in the type of ``like`` or ``dtype``; equal ones are added once."""
         key = like, shape, values
         if key not in self.constants:
             content = values if isinstance(values, bytes) else struct.pack(f"<{len(values)}i", *values)
-            self.constants[key] = self.add(NewTensor("rows", shape, like, content))
+            self.constants[key] = self.add(NewTensor("rows", shape, like, content, dtype=dtype))
         return self.constants[key]
 
     def integers(self, *values: int, shape: tuple[int, ...]) -> int:
@@ -5347,14 +5488,22 @@ class Emitter:
         return self.emit("SLICE", (tensor, begin, size), self.rows(like, want))
 
     def join(self, parts: Sequence[int], like: int, rows: Sequence[Rows], target: int | None = None) -> int:
-        """Concatenate neighbouring rows, in several steps if they are too many for one operator."""
-        parts, rows = list(parts), list(rows)
+        """Concatenate neighbouring rows."""
+        return self.concatenate(
+            parts, HEIGHT, self.rows(like, Rows(rows[0].first, rows[-1].stop)) if target is None else target
+        )
+
+    def concatenate(self, parts: Sequence[int], axis: int, target: int | None = None, like: int | None = None) -> int:
+        """Join tensors along an axis, in several steps if they are too many for one operator."""
         while len(parts) > MAX_CONCATENATED:
-            groups = [slice(i, i + MAX_CONCATENATED) for i in range(0, len(parts), MAX_CONCATENATED)]
-            parts = [self.join(parts[g], like, rows[g]) if len(parts[g]) > 1 else parts[g][0] for g in groups]
-            rows = [Rows(rows[g][0].first, rows[g][-1].stop) for g in groups]
-        output = self.rows(like, Rows(rows[0].first, rows[-1].stop)) if target is None else target
-        return self.emit("CONCATENATION", parts, output, Axis=HEIGHT)
+            groups = [parts[i : i + MAX_CONCATENATED] for i in range(0, len(parts), MAX_CONCATENATED)]
+            parts = [self.concatenate(group, axis) if len(group) > 1 else group[0] for group in groups]
+        if target is None:
+            shape, first = list(self.shape_of(parts[0])), parts[0] - len(self.subgraph.tensors)
+            shape[axis] = sum(self.shape_of(part)[axis] for part in parts)
+            source = parts[0] if first < 0 else self.tensors[first].like
+            target = self.add(NewTensor("joined", tuple(shape), source))
+        return self.emit("CONCATENATION", parts, target, like=like, Axis=axis)
 
     def padded(self, like: int, tensor: int, height: int, rows: Sequence[int], rule: RowRule) -> int:
         """Rows of a tensor in explicit padding, instead of the padding that the operator adds itself."""
@@ -5373,21 +5522,32 @@ class Emitter:
         made = Rows(*rule.made(rows, (first, stop), height))
         if rule.pads_itself and (any(pads) or any(rule.columns)):
             chosen[0] = self.padded(rule.sources[0], chosen[0], stop - first, pads, rule)
-        results = {output: self.rows(output, made) for output in operator.outputs}
         values = {"": 0, "read": stop - first, "made": made.height, "above": pads[0], "below": pads[1]}
-        self.copy(operator, rule, chosen, results.values(), values)
+        results = self.copy(operator, rule, chosen, values, lambda output: self.rows(output, made))
         return {output: self.slice(result, output, made, rows) for output, result in results.items()}
 
     def copy(
-        self, operator: Operator, rule: RowRule, chosen: list[int], results: Iterable[int], values: Mapping[str, int]
-    ) -> None:
-        """Emit the operator on other tensors; its constants depend on ``values``: rows read, made and of padding."""
+        self,
+        operator: Operator,
+        rule: RowRule,
+        chosen: list[int],
+        values: Mapping[str, int],
+        new: Callable[[int], int],
+    ) -> dict[int, int]:
+        """Emit the operator on other tensors, unless it pads with nothing; its constants depend on ``values``: rows
+        read, made and of padding. Returns the tensor of each output, which ``new`` adds."""
+        tensors = self.subgraph.tensors
         for position in {position for position, _, _ in rule.constants}:
-            old = self.subgraph.tensors[chosen[position]]
-            new = {entry: values[name] for where, entry, name in rule.constants if where == position}
-            chosen[position] = self.integers(*(new.get(i, v) for i, v in enumerate(old.values or ())), shape=old.shape)
+            old = tensors[chosen[position]]
+            changed = {entry: values[name] for where, entry, name in rule.constants if where == position}
+            constant = tuple(changed.get(i, value) for i, value in enumerate(old.values or ()))
+            if rule.constants == ROWS_OF_PADDING and not any(constant):
+                return {operator.outputs[0]: chosen[0]}
+            chosen[position] = self.integers(*constant, shape=old.shape)
         changes = {"Padding": tflite.Padding.VALID} if rule.pads_itself else {}
-        self.emit(operator.kind, chosen, *results, like=operator.index, **changes)
+        results = {output: new(output) for output in operator.outputs}
+        self.emit(operator.kind, chosen, *results.values(), like=operator.index, **changes)
+        return results
 
 
 class RegionEmitter:
@@ -5803,9 +5963,8 @@ class BodyEmitter:
                     self.arrive(source, self.fetched(source), last)
                 views[source] = self.view(source, read, rule)
             chosen = [views.get(t, self.places.get(t, t)) for t in operator.inputs]
-            results = {output: self.new_rows(output) for output in outputs}
             values = {"": 0, "read": read.height, "made": loop.tracks[outputs[0]].rows, "above": 0, "below": 0}
-            body.copy(operator, rule, chosen, results.values(), values)
+            results = body.copy(operator, rule, chosen, values, self.new_rows)
             for source in rule.sources:
                 if last[source] == number:
                     self.shift(source)
@@ -5842,7 +6001,7 @@ class BodyEmitter:
         rows = over.units(rows)
         shape, in_units = self.new_shape(t), (1, rows.shape[1], 1, over.unit)
         units = self.fetch(t, rows, is_aligned, in_units, self.new_rows(t, in_units))
-        return self.body.reshape(units, self.in_place_of(units, t, shape), shape)
+        return self.body.reshape(units, self.in_place_of(units, t, shape))
 
     def fetch(self, t: int, rows: np.ndarray, is_aligned: bool, shape: tuple[int, ...], target: int) -> int:
         """Rows of a carried source, given by iteration: by SLICE if aligned, hence neighbours, else by GATHER."""
@@ -5970,7 +6129,7 @@ class BodyEmitter:
             if units != self.new_shape(output):
                 target = body.tensor(like, units, "units")
                 self.handed[rows] = target
-                rows = body.reshape(rows, target, units)
+                rows = body.reshape(rows, target)
         self.next[place] = body.emit(
             "DYNAMIC_UPDATE_SLICE", (place, rows, self.looked_up_at(HEIGHT, starts)), body.carried(like, shape)
         )
@@ -6021,7 +6180,7 @@ class LoopEmitter:
             if over and over.source.index == t and over.is_output:
                 after = over.output.index
             if over and loop.is_reshaped(t):
-                before, shape = emitter.reshape(t, emitter.carried(t, over.shape), over.shape), over.shape
+                before, shape = emitter.reshape(t, emitter.carried(t, over.shape)), over.shape
             body.places[t] = self.carry(before, t, shape, after)
         for output in loop.written if over is None else ():
             shape = tensors[output].shape
@@ -6079,116 +6238,412 @@ class LoopEmitter:
             size = batch, rows, *row
             bounds = emitter.integers(0, 0, 0, 0, shape=(4,)), emitter.integers(*size, shape=(4,))
             result = emitter.emit("SLICE", (result, *bounds), emitter.carried(over.source.index, size))
-        emitter.reshape(result, over.output.index, over.output.shape)
+        emitter.reshape(result, over.output.index)
 
 
 ####################################################################################################
-# Cheaper equivalents: operators with the same bits and less memory; inputs and outputs without conversion
+# Equivalents: other operators that compute the same
 ####################################################################################################
 
+MOVERS = ("RESHAPE", "EXPAND_DIMS", "SQUEEZE")  # they copy bytes
 
-class Lightening:
-    """Finds cheaper equivalents: operators with the same results, bit for bit, and less persistent memory.
 
-    - CONV_2D of floats with a window of 1 x 1 becomes FULLY_CONNECTED, which keeps nothing per channel.
-    - CONV_2D and DEPTHWISE_CONV_2D take over the padding of a PAD before them if SAME padding is equal.
-    - FULLY_CONNECTED drops a RESHAPE before it, since it ignores the shape of its input.
-    """
+def is_mover(subgraph: Subgraph, operator: Operator) -> bool:
+    """True if the output has the bytes of the first input, which is computed, in another shape of known size."""
+    if operator.kind not in MOVERS or not operator.reads or len(operator.writes) != 1:
+        return False
+    tensors = source, output = [subgraph.tensors[t] for t in (operator.inputs[0], operator.writes[0])]
+    is_plain = all(t.storage is Storage.ACTIVATION and t.bytes and not t.dynamic for t in tensors)
+    return is_plain and (source.bytes, source.dtype, source.affine) == (output.bytes, output.dtype, output.affine)
 
-    def __init__(self, subgraph: Subgraph) -> None:
-        self.subgraph = subgraph
+
+def is_pure(operator: Operator) -> bool:
+    """True if it does nothing but write its outputs."""
+    return kind_of(operator).effect is None and not operator.callees and not operator.variable
+
+
+class Substitution:
+    """A new schedule of subgraph 0: an operator is replaced by what the first of ``rules`` that serves it emits, and
+    operators whose outputs are no longer read go."""
+
+    def __init__(self, graph: ModelGraph) -> None:
+        self.graph, self.subgraph = graph, (subgraph := graph.subgraphs[0])
         self.emitter = Emitter(subgraph)
         self.producers = {t: operator for operator in subgraph.operators for t in operator.writes}
         self.read = Counter(t for operator in subgraph.operators for t in operator.reads)
-        self.matrices: dict[int, int] = {}  # old weights -> the same in another shape
-        self.changed: dict[int, NewOperator] = {}
+        self.changed: dict[int, list[NewOperator]] = {}
+        self.constants: dict[int, NewTensor] = {}  # in place of tensors that operators computed
         for operator in subgraph.operators:
-            change = self.without_padding(operator) or self.without_reshaping(operator) or self.as_dense(operator)
-            if change:
-                self.changed[operator.index] = change
+            before = len(self.emitter.operators)
+            for rule in self.rules if operator.writes else ():
+                with contextlib.suppress(LookupError):  # an input is missing
+                    if rule(operator, node_of(subgraph, operator)):
+                        self.changed[operator.index] = self.emitter.operators[before:]
+                        break
+
+    @property
+    def rules(self) -> Sequence[Callable[[Operator, Node], bool]]:
+        """Each emits the operators that replace one, and returns True; or emits none."""
+        raise NotImplementedError
 
     def rewrite(self) -> Rewrite:
-        """The new schedule, without operators whose outputs are no longer read."""
         needed = set(self.subgraph.outputs)
         schedule: list[int | NewOperator] = []
         for operator in reversed(self.subgraph.operators):
             was_read = any(self.read[t] for t in operator.writes)
             if was_read and is_pure(operator) and needed.isdisjoint(operator.writes):
                 continue
-            new = self.changed.get(operator.index)
-            needed.update(new.inputs if new else operator.inputs)
-            schedule.append(new or operator.index)
-        return Rewrite(tuple(reversed(schedule)), tuple(self.emitter.tensors))
+            new = self.changed.get(operator.index, [operator.index])
+            needed.update(*(operator.inputs if isinstance(one, int) else one.inputs for one in new))
+            schedule += reversed(new)
+        return Rewrite(tuple(reversed(schedule)), tuple(self.emitter.tensors), constants=self.constants)
 
-    def only_for(self, operator: Operator, kind: str) -> Node | None:
-        """The producer of the first input if it is of that kind, keeps type and scale, and has no other reader."""
+    def maker(self, operator: Operator, *kinds: str) -> Operator | None:
+        """The operator of one of these kinds that makes the first input, which is not used for anything else."""
         source = operator.inputs[0] if operator.inputs else -1
         maker = self.producers.get(source)
-        if maker is None or maker.kind != kind or self.read[source] > 1 or source in self.subgraph.outputs:
-            return None
-        node = node_of(self.subgraph, maker)
-        given = node.get("input")
-        if given is None or node.output is None or given.storage is not Storage.ACTIVATION:
-            return None
-        is_alike = (given.dtype, given.affine) == (node.output.dtype, node.output.affine)
-        return node if is_alike else None
+        is_only = self.read[source] == 1 and source not in self.subgraph.outputs
+        return maker if maker and maker.kind in kinds and is_only and len(maker.writes) == 1 else None
 
-    def reading(self, operator: Operator, source: int, **options: Any) -> NewOperator:
-        """A copy of the operator with another first input and other options."""
+    def reading(self, operator: Operator, source: int, **options: Any) -> bool:
+        """Emit a copy of the operator with another first input and other options."""
         inputs = source, *operator.inputs[1:]
-        return NewOperator(operator.kind, inputs, operator.outputs, operator.index, tuple(options.items()))
+        self.emitter.emit(operator.kind, inputs, *operator.outputs, like=operator.index, **options)
+        return True
 
-    def without_reshaping(self, operator: Operator) -> NewOperator | None:
+
+class Lightening(Substitution):
+    """Cheaper equivalents: the same results, bit for bit, with less memory.
+
+    - CONV_2D of floats with a window of 1 x 1 becomes FULLY_CONNECTED, which keeps nothing per channel.
+    - Convolutions take over a PAD before them if SAME padding is equal, and become dilated in place of
+      SPACE_TO_BATCH_ND before and BATCH_TO_SPACE_ND after them.
+    - FULLY_CONNECTED drops a RESHAPE before it, since it ignores the shape of its input; other operators drop the
+      operators before them that only move bytes, if these restore a shape.
+    """
+
+    @property
+    def rules(self) -> Sequence[Callable[[Operator, Node], bool]]:
+        return self.dilated, self.without_padding, self.without_reshaping, self.past_movers, self.as_dense
+
+    def dilated(self, operator: Operator, node: Node) -> bool:
+        """In place of a BATCH_TO_SPACE_ND: a dilated convolution, after a PAD."""
+        made = self.maker(operator, "CONV_2D", "DEPTHWISE_CONV_2D") if "crops" in node.kind.roles else None
+        batches = self.maker(made, "SPACE_TO_BATCH_ND") if made else None
+        if made is None or batches is None:
+            return False
+        first, inner = (node_of(self.subgraph, one) for one in (batches, made))
+        source, output, weights = first["input"], node["output"], inner["weights"]
+        blocks, pads, crops = first["block"].values, first["paddings"].values, node["crops"].values
+        if blocks is None or pads is None or crops is None or blocks != node["block"].values or len(blocks) != 2:
+            return False
+        is_plain = inner.options["Padding"] == tflite.Padding.VALID and all(
+            inner.options[name] == 1 for name in ("StrideH", "StrideW", "DilationHFactor", "DilationWFactor")
+        )
+        scales = (source.affine, inner["output"].affine) == (inner["input"].affine, output.affine)
+        if any(pads) and source.affine and source.affine[1]:
+            return False  # TFLM (August 2026) pads with 0 instead of the zero point, and LiteRT with that
+        if not is_plain or not scales or not is_map(source) or source.dynamic or len(weights.shape) != 4:
+            return False
+        outer = []
+        for axis, (size, first_pad, crop) in enumerate(zip(blocks, pads[::2], crops[::2], strict=True), start=1):
+            window = (weights.shape[axis] - 1) * size + 1
+            before, after = source.shape[axis], output.shape[axis]
+            outer.append(Pads(first_pad - crop, after + window - 1 - before - first_pad + crop))
+        if min(map(min, outer)) < 0:
+            return False
+        read, (batch, height, width, channels) = source.index, source.shape
+        if any(map(any, outer)):
+            shape = batch, height + sum(outer[0]), width + sum(outer[1]), channels
+            values = self.emitter.integers(0, 0, *outer[0], *outer[1], 0, 0, shape=(4, 2))
+            read = self.emitter.emit("PAD", (read, values), self.emitter.tensor(read, shape, "padded"))
+        inputs, dilation = (read, *made.inputs[1:]), {"DilationHFactor": blocks[0], "DilationWFactor": blocks[1]}
+        self.emitter.emit(made.kind, inputs, output.index, like=made.index, **dilation)
+        return True
+
+    def past_movers(self, operator: Operator, node: Node) -> bool:
+        inputs = tuple(map(self.origin, operator.inputs))
+        if inputs == operator.inputs or operator.kind in MOVERS:
+            return False
+        self.emitter.emit(operator.kind, inputs, *operator.outputs, like=operator.index)
+        return True
+
+    def origin(self, tensor: int) -> int:
+        """The first tensor with the same shape and bytes."""
+        here, found, tensors = tensor, tensor, self.subgraph.tensors
+        while (maker := self.producers.get(here)) and is_mover(self.subgraph, maker):
+            here = maker.inputs[0]
+            found = here if tensors[here].shape == tensors[tensor].shape else found
+        return found
+
+    def without_reshaping(self, operator: Operator, node: Node) -> bool:
         if operator.kind != "FULLY_CONNECTED" or operator.options.get("KeepNumDims", True):
-            return None
-        reshape, node = self.only_for(operator, "RESHAPE"), node_of(self.subgraph, operator)
-        if reshape is None or reshape.output is None or reshape["input"].elements != reshape.output.elements:
-            return None
-        return self.reading(operator, reshape["input"].index) if node.get("weights") else None
+            return False
+        made = self.maker(operator, "RESHAPE")
+        is_moved = made is not None and is_mover(self.subgraph, made)
+        return made is not None and is_moved and bool(node.get("weights")) and self.reading(operator, made.inputs[0])
 
-    def without_padding(self, operator: Operator) -> NewOperator | None:
-        pad = self.only_for(operator, "PAD") if kind_of(operator).rows is convolution_rows else None
-        if pad is None or isinstance(rule := row_rule(self.subgraph, operator), str):
-            return None
-        source, output = pad["input"], self.subgraph.tensors[operator.outputs[0]]
-        padding = pad.get("paddings")
-        if not padding or not padding.values or not has_rows(source) or any(rule.columns) or rule.pad_top:
-            return None
-        pads = [Pads(*padding.values[i : i + 2]) for i in range(0, len(padding.values), 2)]
+    def without_padding(self, operator: Operator, node: Node) -> bool:
+        made = self.maker(operator, "PAD") if node.kind.rows is convolution_rows else None
+        if made is None or isinstance(rule := row_rule(self.subgraph, operator), str):
+            return False
+        pad, output = node_of(self.subgraph, made), self.subgraph.tensors[operator.outputs[0]]
+        source, values = pad["input"], pad["paddings"].values
+        is_alike = (source.dtype, source.affine) == (node["input"].dtype, node["input"].affine)
+        if not values or not is_alike or not has_rows(source) or any(rule.columns) or rule.pad_top:
+            return False
+        pads = [Pads(*values[i : i + 2]) for i in range(0, len(values), 2)]
         if len(pads) != len(source.shape) or any(pads[0]) or any(pads[3]):
-            return None
+            return False
         strides, windows = (operator.options["StrideH"], operator.options["StrideW"]), (rule.window, rule.width)
         for axis, (step, window) in enumerate(zip(strides, windows, strict=True), start=1):
             before, after = source.shape[axis], output.shape[axis]
             same = same_pads(before, after, step, window)
             if after != -(-before // step) or same.before != pads[axis].before or same.after > pads[axis].after:
-                return None
+                return False
         return self.reading(operator, source.index, Padding=tflite.Padding.SAME)
 
-    def as_dense(self, operator: Operator) -> NewOperator | None:
+    def as_dense(self, operator: Operator, node: Node) -> bool:
         if operator.kind != "CONV_2D" or isinstance(row_rule(self.subgraph, operator), str):
-            return None
-        node = node_of(self.subgraph, operator)
-        if node.output is None:
-            return None
-        source, weights = node["input"], node["weights"]
-        is_float = source.dtype == weights.dtype == node.output.dtype == "FLOAT32"
+            return False
+        source, weights, output = node["input"], node["weights"], node["output"]
+        is_float = source.dtype == weights.dtype == output.dtype == "FLOAT32"
         is_plain = is_float and weights.storage is Storage.CONSTANT and not weights.is_sparse
-        if not is_plain or weights.shape[1:] != (1, 1, source.shape[3]) or source.shape[:3] != node.output.shape[:3]:
-            return None
-        if weights.index not in self.matrices:
-            shape = weights.shape[0], weights.shape[3]
-            self.matrices[weights.index] = self.emitter.add(
-                NewTensor("reshaped", shape, weights.index, has_content=True)
-            )
+        if not is_plain or weights.shape[1:] != (1, 1, source.shape[3]) or source.shape[:3] != output.shape[:3]:
+            return False
         options = {"FusedActivationFunction": operator.options["FusedActivationFunction"], "KeepNumDims": True}
-        inputs = source.index, self.matrices[weights.index], *operator.inputs[2:]
-        return NewOperator("FULLY_CONNECTED", inputs, operator.outputs, options=tuple(options.items()))
+        matrix = self.emitter.reshaped(weights.index, (weights.shape[0], weights.shape[3]))
+        self.emitter.emit("FULLY_CONNECTED", (source.index, matrix, *operator.inputs[2:]), output.index, **options)
+        return True
 
 
-def is_pure(operator: Operator) -> bool:
-    """True if it does nothing but write its outputs."""
-    return kind_of(operator).effect is None and not operator.callees and not operator.variable
+class Repair(Substitution):
+    """Equivalents of operators that TFLM rejects, bit for bit:
+
+    - CONCATENATION of too many inputs, in several steps; TILE as CONCATENATION of copies
+    - a bias of zeros in place of one that is left out as -1
+    - constants of float32 in place of a DEQUANTIZE of constants, such as float16 weights
+    - FULLY_CONNECTED with a scale per channel as CONV_2D with a window of 1 x 1
+
+    With ``is_inexact``, also float weights in place of integers where activations are floats ("hybrid"): LiteRT rounds
+    these activations to 8 bits first, so its results differ from the new ones, which are more precise."""
+
+    def __init__(self, graph: ModelGraph, is_inexact: bool = False) -> None:
+        self.is_inexact = is_inexact
+        self.floats: list[str] = []  # operators with float weights now
+        super().__init__(graph)
+
+    @property
+    def rules(self) -> Sequence[Callable[[Operator, Node], bool]]:
+        rules = self.in_steps, self.as_copies, self.with_bias, self.folded, self.as_convolution, self.in_floats
+        return [partial(self.if_rejected, rule) for rule in rules]
+
+    def if_rejected(self, rule: Callable[[Operator, Node], bool], operator: Operator, node: Node) -> bool:
+        return bool(operator_refusal(self.subgraph, operator)) and rule(operator, node)
+
+    def in_steps(self, operator: Operator, node: Node) -> bool:
+        if operator.kind != "CONCATENATION" or len(operator.inputs) <= MAX_CONCATENATED or not all(node.inputs):
+            return False
+        if len({tensor.affine for tensor in (*node.inputs, node.output) if tensor}) > 1:
+            return False
+        axis = operator.options["Axis"] % len(node["output"].shape)
+        self.emitter.concatenate(operator.inputs, axis, operator.outputs[0], like=operator.index)
+        return True
+
+    def as_copies(self, operator: Operator, node: Node) -> bool:
+        if operator.kind != "TILE" or not (times := node["multiples"].values) or min(times) < 1 or max(times) < 2:
+            return False
+        last, here = max(axis for axis, count in enumerate(times) if count > 1), operator.inputs[0]
+        for axis, count in enumerate(times):
+            if count > 1:
+                here = self.emitter.concatenate([here] * count, axis, operator.outputs[0] if axis == last else None)
+        return True
+
+    def with_bias(self, operator: Operator, node: Node) -> bool:
+        if node.kind.rows is not convolution_rows or operator.inputs[2:] != (-1,):
+            return False
+        inputs = *operator.inputs[:2], self.zeros(node)
+        self.emitter.emit(operator.kind, inputs, *operator.outputs, like=operator.index)
+        return True
+
+    def zeros(self, node: Node) -> int:
+        """A bias of zeros."""
+        dtype = {"INT8": "INT32", "INT16": "INT64"}.get(node["input"].dtype, "FLOAT32")
+        count = node["output"].shape[-1]
+        size = count * (ELEMENT_TYPES[dtype].tflm_bytes or 0)
+        return self.emitter.constant(bytes(size), (count,), dtype=dtype)
+
+    def folded(self, operator: Operator, node: Node) -> bool:
+        output = operator.outputs[0]
+        if operator.kind != "DEQUANTIZE" or output in self.subgraph.outputs or node["input"].element.numpy is None:
+            return False
+        if (values := self.in_float32(node["input"])) is None:
+            return False
+        self.constants[output] = NewTensor("", node["output"].shape, output, values)
+        return True
+
+    def as_convolution(self, operator: Operator, node: Node) -> bool:
+        if operator.kind != "FULLY_CONNECTED" or (node["input"].dtype, node["weights"].dtype) != ("INT8", "INT8"):
+            return False
+        emitter, source, weights, output = self.emitter, node["input"], node["weights"], node["output"]
+        made, read = weights.shape
+        rows = output.elements // made
+        pixels = emitter.reshape(source.index, emitter.tensor(source.index, (rows, 1, 1, read), "pixels"))
+        bias = node.get("bias")
+        inputs = pixels, emitter.reshaped(weights.index, (made, 1, 1, read)), bias.index if bias else self.zeros(node)
+        result, options = emitter.tensor(output.index, (rows, 1, 1, made), "pixels"), dict.fromkeys(_CONV[1:5], 1)
+        activation = operator.options["FusedActivationFunction"]
+        options |= {"Padding": tflite.Padding.VALID, "FusedActivationFunction": activation}
+        emitter.reshape(emitter.emit("CONV_2D", inputs, result, **options), output.index)
+        return True
+
+    def in_floats(self, operator: Operator, node: Node) -> bool:
+        if not self.is_inexact or node.inputs[0] is None or node.inputs[0].dtype != "FLOAT32":
+            return False
+        inputs = list(operator.inputs)
+        for position in node.kind.weights:
+            tensor = node.inputs[position] if position < len(inputs) else None
+            if tensor and tensor.dtype != "FLOAT32" and (values := self.in_float32(tensor)) is not None:
+                inputs[position] = self.emitter.constant(values, tensor.shape, dtype="FLOAT32")
+        if inputs == [*operator.inputs]:
+            return False
+        self.floats.append(operator.kind)
+        self.emitter.emit(operator.kind, inputs, *operator.outputs, like=operator.index)
+        return True
+
+    def in_float32(self, tensor: Tensor) -> bytes | None:
+        """A constant as float32 values; None if it is not one of floats, or of integers with scales."""
+        if tensor.storage is not Storage.CONSTANT or tensor.element.numpy is None or tensor.is_sparse:
+            return None
+        data, known = self.graph.content(tensor).data, tensor.quantization
+        if len(data) != tensor.bytes:
+            return None
+        values = decode_weights(tensor, data)
+        if values.dtype.kind == "f":
+            return bytes(values.astype("<f4").tobytes())
+        if known is None or len(known.scales) not in (1, *tensor.shape[known.dimension : known.dimension + 1]):
+            return None
+        along = [1] * values.ndim
+        along[known.dimension] = len(known.scales)
+        scales, zeros = (np.reshape(np.array(given), along) for given in (known.scales, known.zero_points))
+        return bytes((scales * (values.astype(np.int64) - zeros)).astype("<f4").tobytes())
+
+
+def tall_shape(tensor: Tensor) -> tuple[int, ...] | None:
+    """The shape of a series of columns of channels, with its time along the height; None for other tensors."""
+    *batch, time, channels = tensor.shape if len(tensor.shape) in (3, 4) else (0, 0, 0)
+    is_series = min(tensor.shape, default=0) > 0 and time > 1 and batch[1:] in ([], [1])
+    is_plain = tensor.storage is Storage.ACTIVATION and not tensor.dynamic
+    return (batch[0], time, 1, channels) if is_series and is_plain else None
+
+
+TURNABLE = (convolution_rows, maximum_rows, average_rows, padded_rows, joined_rows, elementwise_rows)
+TURNED_OPTIONS = {
+    one: other
+    for pair in (("StrideH", "StrideW"), ("DilationHFactor", "DilationWFactor"), ("FilterHeight", "FilterWidth"))
+    for one, other in (pair, pair[::-1])
+}
+
+
+class Upright:
+    """A 1-D network with its time along the height, where it can be cut: [N, 1, T, C], [N, T, C] and [N, T, 1, C] are
+    the same bytes. RESHAPE leads in and out; operators in between that only move bytes go."""
+
+    def __init__(self, subgraph: Subgraph) -> None:
+        self.subgraph, self.emitter = subgraph, Emitter(subgraph)
+        self.tall: dict[int, int] = {}  # tensor -> its upright form
+        self.missing: dict[int, Operator | None] = {}  # tensor that is not made -> the mover that would make it
+        self.schedule: list[int | NewOperator] = []
+        self.has_windows = False  # True: windows over time are among what was turned
+        for operator in subgraph.operators:
+            if is_mover(subgraph, operator) and self.is_series(operator.inputs[0], operator.outputs[0]):
+                self.missing[operator.outputs[0]] = operator
+            elif not self.turn(operator):
+                for t in operator.reads:
+                    self.make(t)
+                self.schedule.append(operator.index)
+        for t in subgraph.outputs:
+            self.make(t)
+
+    def rewrite(self) -> Rewrite:
+        return Rewrite(tuple(self.schedule), tuple(self.emitter.tensors))
+
+    def is_series(self, *tensors: int) -> bool:
+        """True if all have the same upright shape."""
+        shapes = {tall_shape(self.subgraph.tensors[t]) for t in tensors}
+        return len(shapes) == 1 and None not in shapes
+
+    def emit(self, kind: str, inputs: Sequence[int], output: int, like: int | None = None, **options: Any) -> None:
+        self.emitter.emit(kind, inputs, output, like=like, **options)
+        self.schedule.append(self.emitter.operators[-1])
+
+    def root(self, tensor: int) -> int:
+        """The tensor whose bytes movers move to this one."""
+        while maker := self.missing.get(tensor):
+            tensor = maker.inputs[0]
+        return tensor
+
+    def upright(self, tensor: int) -> int:
+        root = self.root(tensor)
+        if root not in self.tall:
+            shape = tall_shape(self.subgraph.tensors[tensor]) or ()
+            self.tall[root] = self.emitter.tensor(root, shape, "upright")
+            self.emit("RESHAPE", (root,), self.tall[root], NewShape=shape)
+        return self.tall[root]
+
+    def make(self, tensor: int) -> None:
+        """Emit what makes a tensor as it was, if nothing does yet."""
+        if tensor in self.missing:
+            root, maker = self.root(tensor), self.missing.pop(tensor)
+            if maker and maker.inputs[0] == root and root not in self.missing:
+                self.schedule.append(maker.index)
+            else:
+                source = self.tall[root] if root in self.missing or root == tensor else root
+                self.emit("RESHAPE", (source,), tensor, NewShape=self.subgraph.tensors[tensor].shape)
+
+    def turn(self, operator: Operator) -> bool:
+        """Emit the operator on upright tensors, if it computes the same there."""
+        node, tensors, options = node_of(self.subgraph, operator), self.subgraph.tensors, operator.options
+        rows, rank = node.kind.rows, len(node["output"].shape) if operator.writes else 0
+        if len(operator.outputs) != 1 or not self.is_series(*operator.outputs) or rows not in TURNABLE:
+            return False
+        series = [t for t in operator.reads if tensors[t].storage is not Storage.CONSTANT]
+        fixed = [tensors[t] for t in operator.reads if tensors[t].storage is Storage.CONSTANT]
+        if not series or not all(map(self.is_series, series)):
+            return False
+        changes: dict[str, Any] = {}
+        constants: dict[int, int] = {}  # position -> constant that takes its place
+        if rows is elementwise_rows:
+            if not self.is_series(*series, *operator.outputs) or any(t.elements != sum(t.shape[-1:]) for t in fixed):
+                return False
+        elif rows is joined_rows:
+            axis = options.get("Axis", 0) % rank
+            if fixed or axis < rank - 2:
+                return False
+            changes = {"Axis": HEIGHT if axis == rank - 2 else 3}
+        elif rows is padded_rows:
+            values = node["paddings"].values
+            if values is None or len(values) != 2 * rank:
+                return False
+            columns = (0, 0) if rank == 3 else values[2:4]
+            turned = *values[:2], *values[-4:-2], *columns, *values[-2:]
+            constants = {1: self.emitter.integers(*turned, shape=(4, 2))}
+        else:
+            weights = node.get("weights")
+            shape = weights.shape if weights else (0, 1, 1, 0)
+            if rank != 4 or len(tensors[series[0]].shape) != 4 or len(shape) != 4 or min(shape[1:3]) > 1:
+                return False
+            if weights and weights not in fixed:
+                return False
+            changes = {name: options[other] for name, other in TURNED_OPTIONS.items() if name in options}
+            constants = {1: self.emitter.reshaped(weights.index, itemgetter(0, 2, 1, 3)(shape))} if weights else {}
+            self.has_windows = True
+        inputs = [constants.get(i, self.upright(t) if t in series else t) for i, t in enumerate(operator.inputs)]
+        output = operator.outputs[0]
+        self.tall[output] = self.emitter.add(NewTensor("", tall_shape(tensors[output]) or (), output))
+        self.missing[output] = None
+        self.emit(operator.kind, inputs, self.tall[output], operator.index, **changes)
+        return True
 
 
 class Port(NamedTuple):
@@ -7350,22 +7805,6 @@ def weight_tensors(graph: ModelGraph) -> tuple[list[tuple[str, Tensor]], list[st
     return list(found.values()), list(notes)
 
 
-def decode_weights(tensor: Tensor, stored: np.ndarray) -> np.ndarray:
-    """The elements of a weight tensor, in its shape, from its bytes (uint8). int4 comes as int8, low nibble first."""
-    if tensor.dtype == "INT4":
-        nibbles = np.stack([stored << 4, stored & 0xF0], axis=1).reshape(-1)[: tensor.elements]
-        return (nibbles.view(np.int8) >> 4).reshape(tensor.shape)
-    return stored.view(tensor.element.numpy or "u1").reshape(tensor.shape)
-
-
-def encode_weights(tensor: Tensor, values: np.ndarray) -> np.ndarray:
-    """The reverse of :func:`decode_weights`."""
-    if tensor.dtype == "INT4":
-        nibbles = np.append(values.reshape(-1).view(np.uint8) & 0x0F, np.zeros(tensor.elements % 2, np.uint8))
-        return nibbles[0::2] | nibbles[1::2] << 4
-    return np.ascontiguousarray(values).reshape(-1).view(np.uint8)
-
-
 def cluster_tensor(
     kind: str, tensor: Tensor, weights: np.ndarray, clusters: int, per_channel: bool = False
 ) -> tuple[np.ndarray, ClusteredWeights]:
@@ -8360,7 +8799,7 @@ def decide_plan(
         raise Refusal(why, before=arena.head, after=arena.head)
     best = plan_arena(arena, time_limit, in_place)
     # With what the plan in the file shares, its own head may be below all plans that share nothing.
-    is_wrong = bool(arena.problems) or (not in_place and bool(arena.used))
+    is_wrong = bool(arena.problems or arena.lost) or (not in_place and bool(arena.used))
     bound = best.bound if is_wrong else min(best.bound, arena.head)
     if best.height >= MAX_OFFSET:
         why = f"it would be {best.height:,} B, but offsets in the file have 32 bits"
@@ -8536,53 +8975,119 @@ def _division(model: Snapshot, found: Division, moved: Sequence[int]) -> dict[st
 ####################################################################################################
 
 
+def exchanged(before: Snapshot, after: Snapshot) -> tuple[dict[str, int], dict[str, int]]:
+    """The operators of subgraph 0 that are gone, and those that are new, by kind."""
+    old, new = (Counter(o.kind for o in model.graph.subgraphs[0].operators) for model in (before, after))
+    gone, added = (dict(sorted(counts.items())) for counts in (old - new, new - old))
+    return gone, added
+
+
+def exchange_text(dropped: Mapping[str, int], added: Mapping[str, int]) -> str:
+    """``2 PAD, 1 CONV_2D -> 1 FULLY_CONNECTED``"""
+    old, new = (", ".join(f"{count} {kind}" for kind, count in counts.items()) for counts in (dropped, added))
+    return f"{old or 'nothing'} -> {new or 'nothing'}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class LighteningDecision(Decision):
     """The effect of cheaper equivalents on TFLM's persistent structures on a 32-bit target."""
 
-    dense: int = 0  # CONV_2D that became FULLY_CONNECTED
-    dropped: Mapping[str, int] = dataclasses.field(default_factory=dict)  # number of removed operators by kind
+    dropped: Mapping[str, int] = dataclasses.field(default_factory=dict)  # number of operators by kind
+    added: Mapping[str, int] = dataclasses.field(default_factory=dict)
     new_kinds: tuple[str, ...] = ()  # operators that the model did not have before: TFLM has to register them
 
     key, refused = "lightening", "No operator replaced"
-    json_keys = "persistent_before=before persistent=after dropped dense new_kinds changed seconds refusal"
+    json_keys = "persistent_before=before persistent=after dropped added new_kinds changed seconds refusal"
 
     def message(self) -> list[str]:
         if not self.changed:
             return ["No operator replaced: none has a cheaper equivalent."]
-        done = [f"{self.dense} CONV_2D -> FULLY_CONNECTED"] if self.dense else []
-        done += [f"{count} {kind} dropped" for kind, count in self.dropped.items()]
-        lines = [f"Cheaper equivalents: {', '.join(done)}; persistent structures {self.saving}."]
+        what = exchange_text(self.dropped, self.added)
+        lines = [f"Cheaper equivalents: {what}; persistent structures {self.saving}."]
         return lines + ([registered(self.new_kinds)] if self.new_kinds else [])
+
+
+def lightened(model: Snapshot) -> Snapshot:
+    """The model with all cheaper equivalents of :class:`Lightening`, whatever they cost together."""
+    while (found := Lightening(model.graph)).changed:
+        model = model.rewritten(found.rewrite())
+    return model
 
 
 @deciding(LighteningDecision)
 def decide_lightening(
     model: Snapshot, for_plan: bool = True, in_place: bool = True
 ) -> tuple[Snapshot, LighteningDecision]:
-    """Replace operators of subgraph 0 to compute the same bits with less persistent memory in TFLM: 1 x 1 CONV_2D of
-    floats becomes FULLY_CONNECTED, PAD joins the next convolution, and RESHAPE before FULLY_CONNECTED is dropped.
-    ``for_plan`` and ``in_place`` are as for :func:`decide_split`."""
+    """Replace operators of subgraph 0 to compute the same bits with less persistent memory in TFLM, as
+    :class:`Lightening` does. ``for_plan`` and ``in_place`` are as for :func:`decide_split`."""
     if why := why_not_rewritten(model.graph):
         raise Refusal(why)
-    first = model.graph.subgraphs[0]
-    rewrite = Lightening(first).rewrite()
-    changed = model.rewritten(rewrite)
+    changed = lightened(model)
     before, after = (persistent_bytes(m.graph).total for m in (model, changed))
-    if after >= before:
+    if after >= before and reserve_of(changed, for_plan, in_place) >= reserve_of(model, for_plan, in_place):
         return model, LighteningDecision(before=before, after=before)
     check_reserve(model, changed, for_plan, in_place)
-    dense = [item for item in rewrite.operators if isinstance(item, NewOperator) and item.like is None]
-    kept = {item.like if isinstance(item, NewOperator) else item for item in rewrite.operators}
-    gone = Counter(o.kind for o in first.operators if o.index not in kept)
-    gone.subtract({"CONV_2D": len(dense)})
-    return changed, LighteningDecision(
-        before=before,
-        after=after,
-        dense=len(dense),
-        dropped={kind: count for kind, count in sorted(gone.items()) if count},
-        new_kinds=added_kinds(model, changed),
+    gone, added = exchanged(model, changed)
+    new_kinds = added_kinds(model, changed)
+    return changed, LighteningDecision(before=before, after=after, dropped=gone, added=added, new_kinds=new_kinds)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RepairDecision(Decision):
+    """The effect on the file, in bytes, of equivalents for operators that TFLM rejects."""
+
+    dropped: Mapping[str, int] = dataclasses.field(default_factory=dict)  # number of operators by kind
+    added: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    new_kinds: tuple[str, ...] = ()  # operators that the model did not have before: TFLM has to register them
+    floats: tuple[str, ...] = ()  # operators whose weights are floats now: not bit-identical
+    left: tuple[str, ...] = ()  # why TFLM still rejects the model
+
+    key, refused = "repair", "Not repaired"
+    json_keys = "file_before=before file=after dropped added new_kinds floats left changed seconds refusal"
+
+    def message(self) -> list[str]:
+        left = listed("TFLM still rejects this model:", self.left)
+        if not self.changed:
+            return left or ["Nothing to repair: TFLM accepts every operator of this model."]
+        what = exchange_text(self.dropped, self.added) if self.dropped or self.added else "operators on other tensors"
+        lines = [f"Repaired: {what}; file {self.saving}."]
+        if self.floats:
+            lines.append(
+                f"Weights are floats now: {plural(len(self.floats), 'operator')}. Not bit-identical to LiteRT, "
+                "which rounds their inputs to 8 bits: --verify measures the distance"
+            )
+        return [*lines, *([registered(self.new_kinds)] if self.new_kinds else []), *left]
+
+
+@deciding(RepairDecision)
+def decide_repair(model: Snapshot, is_inexact: bool = False) -> tuple[Snapshot, RepairDecision]:
+    """Replace operators of subgraph 0 that TFLM rejects by others with the same results, as :class:`Repair` does; with
+    ``is_inexact`` also hybrid ones, whose results then differ from LiteRT's."""
+    if why := why_not_rewritten(model.graph):
+        raise Refusal(why)
+    after, floats = model, list[str]()
+    if model.refusals:
+        while (found := Repair(after.graph, is_inexact)).changed:
+            floats += found.floats
+            after = after.rewritten(found.rewrite())
+    gone, added = exchanged(model, after)
+    return after, RepairDecision(
+        before=len(model.data),
+        after=len(after.data),
+        dropped=gone,
+        added=added,
+        new_kinds=added_kinds(model, after),
+        floats=tuple(floats),
+        left=tuple(after.refusals),
     )
+
+
+def repair_hint(model: Snapshot) -> list[str]:
+    """What --repair does about rejected operators, if anything."""
+    for option, is_inexact in (("--repair", False), ("--repair hybrid", True)):
+        if (count := len(Repair(model.graph, is_inexact).changed)) and not why_not_rewritten(model.graph):
+            return [f"{option} replaces {plural(count, 'operator')} that TFLM rejects"]
+    return []
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -8804,6 +9309,8 @@ def decide_split(
     if why := why_not_rewritten(model.graph):
         raise Refusal(why, before=model.peak, after=model.peak)
     models, patience = [model], budget.share(0.8 if limit is None else 0.5)
+    if (upright := Upright((light := lightened(model)).graph.subgraphs[0])).has_windows:
+        models.append(light.rewritten(upright.rewrite()))
     if try_orders:
         ordered, decision = decide_order(model, patience.share(0.2).left, for_plan, in_place=in_place)
         models += [ordered] if decision.changed else []
@@ -8975,7 +9482,7 @@ def decide_fit(
         taken=taken,
         steps=tuple(decisions),
         proposals=tuple(proposals),
-        rejection=next(iter(after.refusals), ""),
+        rejection="; ".join([*after.refusals[:1], *(repair_hint(after) if after.refusals else [])]),
     )
 
 
@@ -9459,7 +9966,11 @@ def verdict(model: Snapshot, is_divided: bool = False) -> list[str]:
         lines += [f"Bottleneck: operator {number} ({kind}), counted from 0: {step.bytes:,} B of tensors"]
     if state := state_bytes(model.graph):
         lines += [f"State kept between inferences: {state:,} B (in the persistent structures, not in the peak)"]
-    return lines + (listed("TFLM rejects this model:", model.refusals) or ["TFLM accepts every operator of this model"])
+    month, kinds = required_tflm(model.graph)
+    lines += [f"Requires TFLM of {month_text(month)} or later ({', '.join(kinds)})"] if month else []
+    if not model.refusals:
+        return [*lines, "TFLM accepts every operator of this model"]
+    return lines + listed("TFLM rejects this model:", model.refusals) + repair_hint(model)
 
 
 def arena_lines(model: Snapshot) -> list[str]:
@@ -9476,6 +9987,8 @@ def arena_lines(model: Snapshot) -> list[str]:
     if arena.problems:
         return lines + listed("The memory plan in the file is wrong:", arena.problems)
     plan, saved = plan_arena(arena, time_limit=0), saved_by_integer_ports(model)
+    if model.graph.kernels.kept:
+        lines += listed("Not kept by this layout:", arena.lost) or ["This layout keeps what --keep names"]
     helps = []
     if plan.height < arena.head:
         helps += [f"--plan: {arena.reserve_with(plan.height):,} B{'' if plan.optimal else ' or less'}"]
@@ -9527,6 +10040,7 @@ def analysis_json(model: Snapshot) -> dict[str, Any]:
         "parameter_bytes": parameter_bytes(graph, graph.operators),
         "notes": list(graph.notes),
         "refusals": list(model.refusals),
+        "requires_tflm": required_tflm(graph)[0] or None,
         "subgraphs": [schedule_json(graph, schedule) for schedule in model.schedules],
         "arena": None,
     }
@@ -9635,6 +10149,18 @@ def _port_lines(number: int, what: str, tensor: Tensor) -> list[str]:
         scale = scales[0]
         lines += [f"constexpr float k{what}{number}Scale = {float(scale)!r}f;  // real = scale * (value - zero point)"]
         lines += [f"constexpr int k{what}{number}ZeroPoint = {zero};"]
+    return lines
+
+
+def _kept_lines(arena: Arena) -> list[str]:
+    """What the memory plan keeps for the application. Raises ValueError if the layout does not keep it."""
+    if arena.lost:
+        raise ValueError(f"the layout does not keep what --keep names: {arena.lost[0]}")
+    lines = []
+    for name, source in arena.graph.kernels.kept:
+        at = arena.placed[named_buffers(arena.graph, arena.buffers, name)[0]].offset
+        what = f"is {source} in the next inference, in its place: do not copy it" if source else "stays after Invoke()"
+        lines.append(f"// {name.replace(chr(92), '/')} {what}; at arena + {at}.")
     return lines
 
 
@@ -9813,9 +10339,9 @@ def firmware_files(model: Snapshot, title: str, memories: MemoriesDecision | Non
         for what, tensors in (("Input", first.inputs), ("Output", first.outputs))
         for number, t in enumerate(tensors)
         for line in _port_lines(number, what, first.tensors[t])
-    ]
+    ] + _kept_lines(arena)
     lines = (data[i : i + BYTES_PER_LINE] for i in range(0, len(data), BYTES_PER_LINE))
-    variables = len(resource_variables(graph))
+    variables, month = len(resource_variables(graph)), required_tflm(graph)[0]
     values: dict[str, Any] = {
         "name": name,
         "version": __version__,
@@ -9826,7 +10352,7 @@ def firmware_files(model: Snapshot, title: str, memories: MemoriesDecision | Non
         "ports": "\n".join(ports),
         "calls": "\n".join(f"  TF_LITE_ENSURE_STATUS(resolver.{registration(*kind, own)});" for kind in kinds),
         "content": "\n".join("  " + "".join(f"0x{byte:02x}," for byte in line) for line in lines),
-        "kernels": graph.kernels.title,
+        "kernels": graph.kernels.title + (f"; requires TFLM of {month_text(month)} or later" if month else ""),
         "head": arena.head,
         "tail": arena.persistent,
         "reserve": divided.reserve if divided else arena.reserve,
@@ -10081,7 +10607,12 @@ class TFLiteModel:
     raises leaves the model unchanged. Time limits are seconds for the whole call."""
 
     def __init__(
-        self, model_bytes: bytes | bytearray | mmap.mmap, kernels: str = REFERENCE.name, assumed: Iterable[str] = ()
+        self,
+        model_bytes: bytes | bytearray | mmap.mmap,
+        kernels: str = REFERENCE.name,
+        assumed: Iterable[str] = (),
+        tflm: str = "",
+        kept: Iterable[tuple[str, str]] = (),
     ) -> None:
         """Read the bytes of a .tflite file; they are copied, except for a memory map. Raises ValueError if ``kernels``
         is unknown, and ModelError if the bytes are no TensorFlow Lite model or a damaged one.
@@ -10089,19 +10620,24 @@ class TFLiteModel:
         Args:
             kernels: the library that TFLM runs the model with, a name in LIBRARIES; it determines the scratch memory.
             assumed: operators for which the application links kernels of its own.
+            tflm: month of the TFLM that runs the model, such as "2024-06"; empty: the newest that is known.
+            kept: tensors that must keep their bytes after an inference, by name or number, each with "" or the input
+                that it is in the next inference, for which plans give both one place.
         """
         if kernels not in LIBRARIES:
             raise ValueError(f"kernels are one of {', '.join(LIBRARIES)}, not {kernels!r}")
         data = model_bytes if isinstance(model_bytes, mmap.mmap) else bytes(model_bytes)
-        self.snapshot = Snapshot.read(data, dataclasses.replace(LIBRARIES[kernels], assumed=frozenset(assumed)))
+        chosen = dataclasses.replace(LIBRARIES[kernels], assumed=frozenset(assumed), tflm=tflm, kept=tuple(kept))
+        self.snapshot = Snapshot.read(data, chosen)
 
     @classmethod
-    def load_from_file(cls, path: FilePath, kernels: str = REFERENCE.name, assumed: Iterable[str] = ()) -> TFLiteModel:
-        """Read a model from a file. Raises OSError if that fails, and as :class:`TFLiteModel` if it is invalid."""
+    def load_from_file(cls, path: FilePath, *target: Any, **options: Any) -> TFLiteModel:
+        """Read a model from a file, for the ``kernels``, ``assumed`` and ``tflm`` of :class:`TFLiteModel`. Raises
+        OSError if reading fails, and as the class if the model is invalid."""
         with open(path, "rb") as file:
             if os.fstat(file.fileno()).st_size > MAPPED_FROM:
-                return cls(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), kernels, assumed)
-            return cls(file.read(), kernels, assumed)
+                return cls(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), *target, **options)
+            return cls(file.read(), *target, **options)
 
     def write_to_file(self, path: FilePath) -> None:
         """Write the model, replacing an existing file only when complete. Raises OSError if writing fails."""
@@ -10176,6 +10712,7 @@ class TFLiteModel:
     fit = step(decide_fit)
     split_operators = step(decide_split)
     lighten_operators = step(decide_lightening)
+    repair_operators = step(decide_repair)
     use_integer_ports = step(decide_ports)
     plan_memory = step(decide_plan)
     plan_two_memories = step(decide_memories)
@@ -10240,7 +10777,7 @@ class Command:
         self.in_place = not arguments.no_sharing
         self.max_macs = DEFAULT_MAX_MACS if arguments.max_macs is None else arguments.max_macs
         self.output = output_of(arguments)
-        kernels = arguments.kernels, arguments.assume_kernels or ()
+        kernels = arguments.kernels, arguments.assume_kernels or (), arguments.tflm or "", arguments.keep or ()
         if arguments.input == STREAM:
             if sys.stdin is None:
                 raise UsageError("standard input is closed")
@@ -10301,6 +10838,12 @@ class Command:
         self.baseline = self.model.snapshot  # all other steps are lossless
         return decision
 
+    def repair(self, seconds: float) -> Decision:
+        decision = self.model.repair_operators(self.arguments.repair == "hybrid")
+        if decision.floats:
+            self.baseline = self.model.snapshot
+        return decision
+
     def fit(self, seconds: float) -> Decision:
         a = self.arguments
         limit = None if a.fit is OF_BOARD else a.fit
@@ -10344,7 +10887,8 @@ class Command:
             return distance
         if self.baseline is model:
             return dataclasses.replace(distance, may_differ=True)
-        return dataclasses.replace(compared(self.baseline, "the clustered"), distance=distance)
+        what = "the clustered" if self.result(ClusteringDecision) else "the repaired"
+        return dataclasses.replace(compared(self.baseline, what), distance=distance)
 
     # -- results ------------------------------------------------------------------------------------
 
@@ -10575,6 +11119,11 @@ def _pin(text: str) -> tuple[str, str]:
     return name, where
 
 
+def _kept(text: str) -> tuple[str, str]:
+    name, _, source = text.partition("=")
+    return name, source
+
+
 def _names(text: str) -> tuple[str, ...]:
     return tuple(filter(None, text.split(",")))
 
@@ -10583,6 +11132,12 @@ def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
     return int(text)
+
+
+def _month(text: str) -> str:
+    if not re.fullmatch(r"20\d\d-(0[1-9]|1[0-2])", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a month such as 2024-06")
+    return text
 
 
 def _one_of(names: Collection[str]) -> Callable[[str], str]:
@@ -10642,6 +11197,9 @@ OPTIONS = {
     "make it fit": [
         Option("--fit", "take the cheapest lossless way that fits this arena; without SIZE, the SRAM of the board, "
                "or the smallest arena", _size, "SIZE", step=Command.fit, weight=8, more=OPTIONAL),
+        Option("--repair", "replace what TFLM rejects by exact equivalents; with 'hybrid', also integer weights of "
+               "float operators, which is not exact", _one_of(["exact", "hybrid"]), "exact|hybrid", step=Command.repair,
+               more={"nargs": "?", "const": "exact"}),
         Option("--lighten", "cheaper equivalents: operators with the same results that keep less memory in TFLM",
                step=lambda command, _: command.model.lighten_operators(command.arguments.plan, command.in_place)),
         Option("--split", "run regions of the model stripe by stripe where that needs less memory",
@@ -10665,6 +11223,9 @@ OPTIONS = {
                "can run it", _one_of([*BOARDS, "list"]), "NAME"),
         Option("--kernels", f"what TFLM runs the model with: {', '.join(LIBRARIES)} (default: {REFERENCE.name})",
                _one_of(LIBRARIES), "NAME"),
+        Option("--tflm", "month of the TFLM that you build, which may lack newer kernels", _month, "YYYY-MM"),
+        Option("--keep", "a tensor that plans keep after an inference or, with '=', an output that is the next input, "
+               "in its place; Ids or whole names, repeatable", _kept, "NAME[=INPUT]", more={"action": "append"}),
         Option("--memories", "plan two memories: most of what an inference moves in the fast one, the rest in the slow "
                "one; without sizes, those of the board", _memories, "fast=SIZE[,slow=SIZE]", more=OPTIONAL),
         Option("--pin", "--memories: where a tensor has to be, by Id or whole name; repeatable", _pin, "NAME=fast|slow",
@@ -10699,7 +11260,7 @@ OPTIONS = {
     ],
 }  # fmt: skip
 ALL_OPTIONS = [option for options in OPTIONS.values() for option in options]
-STEPS = "clusters min_sqnr integer_io fit lighten split optimize compress plan verify".split()  # in their order
+STEPS = "repair clusters min_sqnr integer_io fit lighten split optimize compress plan verify".split()  # in their order
 EXAMPLES = """\
 examples:
   tflite-tools model.tflite                               how much RAM, and why

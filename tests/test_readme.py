@@ -59,7 +59,7 @@ def test_python_snippets(number: int, tmp_path: Path):
 def test_json_keys_are_those_of_the_table(tmp_path: Path):
     import tflite_tools
 
-    options = "--split --optimize --plan --clusters 8 --compress --verify --lighten --integer-io"
+    options = "--split --optimize --plan --clusters 8 --compress --verify --repair --lighten --integer-io"
     options += " --compare tests/models/digits_cnn_int8.tflite"
     command = f"python tflite_tools.py -i tests/models/digits_mobilenet_int8.tflite {options}"
     report = json.loads(run(f"{command} --json - 2>/dev/null", tmp_path))
@@ -89,6 +89,7 @@ def test_json_keys_are_those_of_the_table(tmp_path: Path):
     compressed = tflite_tools.CompressionDecision(weights=(("w", 4, 2, 1),)).json()["weights"][0]
     assert documented["`compression.weights[]`"] == compressed.keys()
     assert documented["`lightening`"] == report["lightening"].keys()
+    assert documented["`repair`"] == report["repair"].keys()
     assert documented["`integer_io`"] == report["integer_io"].keys()
     port = tflite_tools.Port(
         *[tflite_tools.Tensor(0, "", "INT8", (1,), tflite_tools.Storage.ACTIVATION, 0, 1)] * 2, 0, True

@@ -52,13 +52,19 @@ def whole_rows(subgraph: Subgraph) -> dict[int, list[Row]]:
     for operator in subgraph.operators:
         (output,) = operator.outputs
         rows[output] = computed(operator, row_rule(subgraph, operator), rows, operator.inputs,
-                                subgraph.tensors[output].shape[1])  # fmt: skip
+                                subgraph.tensors[output].shape[1], only_adds_rows(subgraph, operator))  # fmt: skip
     return rows
 
 
+def only_adds_rows(subgraph: Subgraph, operator: Operator) -> bool:
+    """Whether it pads rows, but no columns: the others stay as they are."""
+    source, output = (subgraph.tensors[t] for t in (operator.inputs[0], operator.outputs[0]))
+    return operator.kind == "PAD" and source.shape[2:] == output.shape[2:]
+
+
 def computed(operator: Operator, rule: RowRule | str, rows: dict[int, list[Row]], inputs: tuple[int, ...],
-             height: int) -> list[Row]:  # fmt: skip
-    """The output rows of an operator, or of a copy of it on other tensors."""
+             height: int, is_copied: bool) -> list[Row]:  # fmt: skip
+    """The output rows of an operator, or of a copy of it on other tensors; ``is_copied``: it only adds rows."""
     if isinstance(rule, str):
         everything = hash(tuple(tuple(rows[i]) for i in inputs if i in rows))
         return [(operator.index, everything, r) for r in range(height)]
@@ -68,7 +74,7 @@ def computed(operator: Operator, rule: RowRule | str, rows: dict[int, list[Row]]
         start = row // rule.repeat * rule.stride - rule.pad_top
         read = [[source[r] if 0 <= r < len(source) else PADDING for r in range(start, start + rule.window)]
                 for source in sources]  # fmt: skip
-        result.append((operator.index, hash(tuple(map(tuple, read)))))
+        result.append(read[0][0] if is_copied else (operator.index, hash(tuple(map(tuple, read)))))
     return result
 
 
@@ -104,7 +110,7 @@ def rewritten_rows(subgraph: Subgraph, rewrite: Rewrite) -> dict[int, list[Row]]
             elif new is not None and operator.kind == "PAD":
                 rule = dataclasses.replace(rule, pad_top=struct.unpack("<8i", constants[inputs[1]])[2])
             height = heights.get(output) or subgraph.tensors[output].shape[1]
-            rows[output] = computed(operator, rule, rows, inputs, height)
+            rows[output] = computed(operator, rule, rows, inputs, height, only_adds_rows(subgraph, operator))
         assert len(rows[output]) == (heights.get(output) or subgraph.tensors[output].shape[1])
     return rows
 
