@@ -2186,6 +2186,296 @@ def scratch_requests(subgraph: Subgraph, operator: Operator, pointer: int = BITS
 
 
 ####################################################################################################
+# Operators, the time: estimated instructions of kernels
+####################################################################################################
+
+# Linear in what an operator does, fitted to instructions that an emulated Cortex-M executed: tflite-micro at 90b983c
+# (August 2026) and CMSIS-NN at 99f736a (July 2026), gcc 12 -O2 -DNDEBUG; 1,636 single operators and 18 models per build
+# (tests/benchmarks/time.py). Without -DNDEBUG, reference kernels take five times as many.
+
+TIMED_CORES = {"dsp": "dsp", "mve": "mve", "esp32s3": "dsp", "esp32p4": "dsp"}  # of others: the reference kernels
+TIMED_AS = {"": "Cortex-M4 with reference kernels", "dsp": "Cortex-M4 with CMSIS-NN", "mve": "Cortex-M55 with CMSIS-NN"}
+BLOCK = 4  # output pixels that CMSIS-NN computes together with MVE; two with DSP
+
+
+@cache
+def _covered(source: int, made: int, stride: int, window: int, dilation: int, pad: int) -> int:
+    """Along an axis, the elements under the windows of all outputs, without padding."""
+    starts = range(-pad, made * stride - pad, stride)
+    return sum(0 <= start + tap * dilation < source for start in starts for tap in range(window))
+
+
+def _window_work(node: Node, reads_channels: bool = False) -> dict[str, float]:
+    """Pooling and depthwise convolutions; CONV_2D ``reads_channels``, all of them for each output."""
+    batch, height, width, depth = node["input"].shape
+    _, down, across, made = node["output"].shape
+    weights, options = node.get("weights"), node.options
+    filters = [options.get(f"Filter{axis}", 1) for axis in ("Height", "Width")]
+    rows, columns = weights.shape[1:3] if weights else filters
+    read = weights.shape[3] if weights and reads_channels else 1
+    stride, dilation = (
+        [options.get(name.format(axis), 1) for axis in "HW"] for name in ("Stride{}", "Dilation{}Factor")
+    )
+    is_same = options["Padding"] == tflite.Padding.SAME
+    tops = [
+        same_pads(size, count, step, (window - 1) * gap + 1).before if is_same else 0
+        for size, count, step, window, gap in zip(
+            (height, width), (down, across), stride, (rows, columns), dilation, strict=True
+        )
+    ]
+    over = _covered(height, down, stride[0], rows, dilation[0], tops[0])
+    inside = batch * over * _covered(width, across, stride[1], columns, dilation[1], tops[1])
+    pixels = batch * down * across
+    taps, patch, is_patched = pixels * rows * columns, rows * columns * read, max(rows, columns) > 1
+    lines, line = (batch * down, across) if max(stride) > 1 and not is_patched else (1, pixels)
+    pairs, blocks, tiles = pixels - lines * (line % 2), lines * (line // BLOCK), -(-patch // 16)
+    return {
+        "macs": inside * read * made,
+        "windows": taps * made,
+        "filter_rows": pixels * rows * made,
+        "paired": pairs * (patch - patch % 4) * made,
+        "single": (pixels - pairs) * (patch - patch % 4) * made,
+        "tail": pixels * (patch % 4) * made,
+        "odd": inside * (made % 4),
+        "gathered": taps * read * is_patched,
+        "taps": taps * is_patched,
+        "tiles": blocks * tiles * made,
+        "single_tiles": (pixels - blocks * BLOCK) * tiles * made,
+        "blocks": blocks * made,
+        "singles": (pixels - blocks * BLOCK) * made,
+        "vectors": taps * -(-made // 16),
+        "columns": batch * over * across * made,
+        "quads": batch * over * across * -(-made // 4),
+        "quad_macs": taps * -(-made // 4),
+        "read": inside * depth,
+        "pixels": pixels,
+    }
+
+
+def _product_work(node: Node) -> dict[str, float]:
+    made, read = node["weights"].shape[-2:]
+    rows = node.elements // max(made, 1)
+    return {
+        "macs": rows * made * read,
+        "tail": rows * made * (read % 4),
+        "tiles": rows * (made // 4) * -(-read // 16),
+        "single_tiles": rows * (made % 4) * -(-read // 16),
+        "blocks": rows * (made // 4),
+        "singles": rows * (made % 4),
+    }
+
+
+def _joined_work(node: Node) -> dict[str, float]:
+    shape, axis = node["output"].shape, node.options.get("Axis", 0)
+    return {"runs": len(node.inputs) * math.prod(shape[: axis % max(len(shape), 1)]), "inputs": len(node.inputs)}
+
+
+def _select_work(node: Node) -> dict[str, float]:
+    shape, condition = node["output"].shape, node.inputs[0].shape if node.inputs and node.inputs[0] else ()
+    condition = (1,) * (len(shape) - len(condition)) + condition
+    if math.prod(condition) == node.elements:
+        return {"each": node.elements}
+    last = max((axis for axis, size in enumerate(condition) if size != 1), default=-1)
+    return {"thin": node.elements} if shape[-1:] == (1,) else {"runs": math.prod(shape[: last + 1])}
+
+
+def _update_work(node: Node) -> dict[str, float]:
+    update = node.inputs[UPDATE] if len(node.inputs) > UPDATE else None
+    shape = update.shape if update else (1,)
+    return {"update": math.prod(shape), "runs": sum(math.prod(shape[:axis]) for axis in range(1, len(shape)))}
+
+
+def _broadcast_work(node: Node) -> dict[str, float]:
+    shape, source = node["output"].shape, node["input"].shape
+    source = (1,) * (len(shape) - len(source)) + source
+    last = max((axis for axis, size in enumerate(shape) if source[axis] != size), default=0)
+    return {"copies": sum(math.prod(source[:axis]) * shape[axis] for axis in range(last + 1))}
+
+
+def _decode_work(node: Node) -> dict[str, float]:
+    scales = (output.quantization.scales if output.quantization else () for output in node.outputs)
+    return {"channels": sum(max(len(s), 1) for s in scales), "outputs": len(node.outputs)}
+
+
+WORK: dict[str, Callable[[Node], dict[str, float]]] = {
+    "CONV_2D": partial(_window_work, reads_channels=True),
+    **dict.fromkeys(("DEPTHWISE_CONV_2D", "MAX_POOL_2D", "AVERAGE_POOL_2D"), _window_work),
+    "FULLY_CONNECTED": _product_work,
+    "CONCATENATION": _joined_work,
+    "SELECT_V2": _select_work,
+    "DYNAMIC_UPDATE_SLICE": _update_work,
+    "BROADCAST_TO": _broadcast_work,
+    "TRANSPOSE_CONV": lambda n: {"macs": n["input"].elements * math.prod(n["weights"].shape[:3])},
+    "SVDF": lambda n: {"macs": n["feature"].elements, "time_macs": n["time"].elements},
+    "GATHER": lambda n: {"runs": n["indices"].elements * math.prod(n["output"].shape[: n.options.get("Axis", 0)])},
+    "PAD": lambda n: {"lines": math.prod(n["input"].shape[:-2]), "copied": n["input"].elements},
+    DECODE: _decode_work,
+}
+
+
+def work_of(kind: str, node: Node, core: str) -> tuple[str, dict[str, float]]:
+    """(the row of INSTRUCTIONS for an operator, what it does). Raises LookupError or ValueError if it is damaged."""
+    source, output = next(filter(None, node.inputs), None), node.output
+    moved = output if kind in ("SELECT_V2", DECODE) else source
+    dtype = moved.dtype if moved else ""
+    last = output.shape[-1] if output and output.shape else 1
+    width = (output.element.tflm_bytes or 1) if output else 1
+    work: dict[str, float] = {"one": 1, "out": node.elements, "bytes": node.elements * width}
+    work |= {"rows": node.elements / max(last, 1), "read": source.elements if source else 0}
+    work |= WORK.get(kind, lambda node: {})(node)
+    form, weights = "", node.get("weights")
+    if dtype == "INT8" and core and weights and kind == "CONV_2D" and weights.shape[1:3] == (1, 1):
+        form = " 1x1"
+    elif dtype == "INT8" and core and weights and kind == "DEPTHWISE_CONV_2D":
+        batch, channels = node["input"].shape[::3]
+        if [node.options.get(f"Dilation{axis}Factor", 1) for axis in "HW"] != [1, 1]:
+            form = " generic"
+        elif core == "mve" and channels == 1 < last:
+            form = " as CONV_2D"
+        elif (batch, channels) != (1, last):
+            form = " generic" if last // max(channels, 1) % 4 else " by 4"
+        elif core == "dsp" and weights.shape[1:3] == (3, 3):
+            form = " 3x3"
+    elif dtype == "INT8" and core == "mve" and weights and kind == "FULLY_CONNECTED":
+        form = "" if weights.storage is Storage.CONSTANT else " decoded"
+    typed = "" if dtype == "INT8" else f" {type_code(dtype)}"
+    return next(key for key in (kind + form + typed, kind, "") if key in INSTRUCTIONS), work
+
+
+def instructions(kind: str, node: Node) -> int:
+    """Estimated instructions of one execution of an operator, by the nearest kernels that were measured; for WHILE,
+    what is neither in its condition nor in its body, without its iterations."""
+    core = TIMED_CORES.get(node.kernels.core, "")
+    try:
+        row, work = work_of(kind, node, core)
+    except (LookupError, ValueError, TypeError, ZeroDivisionError):  # it is damaged
+        return 0
+    return int(sum(value * work.get(name, 0) for name, value in _coefficients(row, core)))
+
+
+@cache
+def _coefficients(row: str, core: str) -> list[tuple[str, float]]:
+    columns = INSTRUCTIONS[row]
+    words = columns[max(list(TIMED_AS).index(core) - 3 + len(columns), 0)].split()
+    return [(name, float(value)) for value, name in zip(words[::2], words[1::2], strict=True)]
+
+
+# Coefficients by kind, form and type (int8, unless it is named), for each of TIMED_AS: three, or two for
+# reference and DSP together, or one.
+INSTRUCTIONS: dict[str, tuple[str, ...]] = {
+    "": ("10 out 300 one",),
+    "ADD f32": ("14.3 out 356 one",),
+    "ADD i32": ("6 out 313 one", "5 out 321 one"),
+    "ADD": ("81.3 out 635 one", "13.8 out 662 one"),
+    "ASSIGN_VARIABLE": ("508 one",),
+    "AVERAGE_POOL_2D f32": ("8.39 read 33.6 out 44.6 pixels 300 one", "6.48 read 34.2 out 45.9 pixels 309 one"),
+    "AVERAGE_POOL_2D": (
+        "7.37 read 61.3 out 36 pixels 256 one",
+        "6.31 read 10.9 out 140 pixels 535 one",
+        "25.5 vectors 160 pixels 9.12 out 42.7 one",
+    ),
+    "BROADCAST_TO": ("0.533 bytes 33.2 copies 529 one",),
+    "CALL_ONCE": ("131 one",),
+    "CONCATENATION": ("0.528 bytes 32.5 runs 137 inputs 259 one",),
+    "CONV_2D 1x1": (
+        "1.49 paired 5.06 single 3.12 tail 41.8 out 855 one",
+        "11 tiles 4.78 single_tiles 58 blocks 26.5 singles 506 one",
+    ),
+    "CONV_2D f32": (
+        "4.99 macs 24.8 windows 31.1 filter_rows 43 out 309 one",
+        "4.99 macs 29.3 windows 29.6 filter_rows 45.7 out 368 one",
+        "3.98 macs 30.9 windows 17.4 filter_rows 51.5 out 358 one",
+    ),
+    "CONV_2D i16": (
+        "9.97 macs 36.5 windows 15.7 filter_rows 128 out 411 one",
+        "1.88 paired 4.79 single 4.47 tail 48.5 taps 57.5 out 946 one",
+        "22.4 tiles 29.2 single_tiles 154 blocks 25.9 taps",
+    ),
+    "CONV_2D": (
+        "5.99 macs 33.5 windows 27.1 filter_rows 77.7 out 559 one",
+        "1.6 paired 2.75 single 3.56 tail 3.28 gathered 47.9 taps 48.3 out 1020 one",
+        "11.2 tiles 4.79 single_tiles 53.6 blocks 50.1 singles 32.8 taps",
+    ),
+    "DEPTHWISE_CONV_2D 3x3": ("2.83 macs 7.65 odd 26.1 quads 31.2 out 622 one",),
+    "DEPTHWISE_CONV_2D as CONV_2D": ("16.2 tiles 51.5 blocks 41.1 singles 20.3 taps 116 pixels 1570 one",),
+    "DEPTHWISE_CONV_2D by 4": ("3.61 macs 5.47 columns 51.3 out 1340 one", "3.39 macs 3.73 columns 26.8 out 2090 one"),
+    "DEPTHWISE_CONV_2D f32": (
+        "7.31 macs 13.4 windows 20.5 filter_rows 59.6 out 1800 one",
+        "7.35 macs 13.6 windows 18.1 filter_rows 53.5 out 1970 one",
+    ),
+    "DEPTHWISE_CONV_2D generic": ("11.4 macs 32 columns 77.5 out 2050 one", "10.3 macs 32.8 columns 83.6 out 327 one"),
+    "DEPTHWISE_CONV_2D i16": (
+        "19.7 macs 13.8 windows 129 out 1900 one",
+        "11.8 macs 3.26 windows 149 out 2960 one",
+        "10 macs 2.92 windows 144 out 2910 one",
+    ),
+    "DEPTHWISE_CONV_2D": (
+        "19.5 macs 8.05 windows 14.2 filter_rows 113 out 902 one",
+        "6.88 windows 37 taps 8.06 odd 47.9 out 799 one",
+        "6.79 vectors 20.7 taps 2.74 quad_macs 8.92 out 1190 one",
+    ),
+    "DEQUANTIZE": ("105 out 141 one", "8 out 198 one"),
+    "DYNAMIC_UPDATE_SLICE": ("0.604 update 56.5 runs 526 one",),
+    "FULLY_CONNECTED decoded": ("59.6 tiles 22.3 single_tiles 95.9 blocks 34.3 singles 639 one",),
+    "FULLY_CONNECTED f32": ("5 macs 21 out 410 one", "4 macs 25 out 398 one"),
+    "FULLY_CONNECTED i16": ("9 macs 63 out 419 one", "2.37 macs 59.2 out 336 one", "0.821 macs 50.1 out 368 one"),
+    "FULLY_CONNECTED": (
+        "6.63 macs 60.5 out 429 one",
+        "1.91 macs 4.31 tail 49.9 out 454 one",
+        "30.1 tiles 12 single_tiles 54.7 blocks 72.3 singles 441 one",
+    ),
+    "GATHER": ("0.527 bytes 27.4 runs 261 one",),
+    "LOGISTIC f32": ("77.8 out 206 one", "51 out 198 one"),
+    "LOGISTIC": ("360 out 147 one",),
+    "MAXIMUM": ("10 out 359 one", "7.5 out 550 one", "1.1 out 560 one"),
+    "MAX_POOL_2D f32": ("10.5 read 29.1 out 60.6 pixels 259 one",),
+    "MAX_POOL_2D": (
+        "10 read 70.8 out 20.5 pixels 227 one",
+        "7.98 read 0.451 out 153 pixels 525 one",
+        "19.5 vectors 101 pixels 153 one",
+    ),
+    "MEAN f32": ("66.1 read 109 out 650 one",),
+    "MEAN": ("131 read 24.6 out 704 one", "133 read 31.8 out 921 one"),
+    "MINIMUM": ("10 out 359 one", "7.5 out 550 one", "1.1 out 560 one"),
+    "MUL f32": ("15.6 out 606 one", "13.9 out 572 one"),
+    "MUL i32": ("13 out 588 one", "11 out 594 one"),
+    "MUL": ("51.5 out 616 one", "36 out 672 one", "6.8 out 684 one"),
+    "PAD f32": ("14.5 copied 22.2 out 13.7 rows 430 one", "14.6 copied 25.7 out 16.1 rows 445 one"),
+    "PAD": ("12 copied 23.4 out 15.6 rows 432 one", "0.537 bytes 81.4 lines 457 one", "0.172 bytes 34.2 lines 365 one"),
+    "QUANTIZE f32": ("34.2 out 213 one", "14 out 202 one"),
+    "QUANTIZE u8": ("5 out 147 one",),
+    "QUANTIZE": ("43.4 out 139 one",),
+    "READ_VARIABLE": ("0.543 bytes 181 one",),
+    "RESHAPE": ("0.529 bytes 164 one",),
+    "RESIZE_BILINEAR": ("72.4 out 613 one",),
+    "RESIZE_NEAREST_NEIGHBOR": ("0.495 bytes 67.1 rows 488 one", "0.525 bytes 50.1 rows 497 one"),
+    "SELECT_V2": ("0.505 out 83.2 runs 69.9 thin 8.15 each 786 one",),
+    "SLICE": ("4.11 out 8.11 rows 494 one", "3.12 out 8.21 rows 506 one"),
+    "SOFTMAX f32": ("89.4 out 241 one", "54.3 out 242 one"),
+    "SOFTMAX": ("383 out",),
+    "STRIDED_SLICE": ("1.09 out 66.3 rows 695 one",),
+    "SUB i32": ("12 out 334 one",),
+    "SUB": ("90.5 out 609 one",),
+    "SVDF": (
+        "9.29 macs 16.6 time_macs 101 out 882 one",
+        "1.91 macs 13 time_macs 82.2 out 929 one",
+        "0.78 macs 5.66 time_macs 34.8 out 864 one",
+    ),
+    "TANH f32": ("100 out 150 one",),
+    "TANH": ("367 out 169 one",),
+    "HARD_SWISH": ("83.7 out 210 one",),
+    "HARD_SWISH f32": ("14 out 206 one",),
+    "LEAKY_RELU": ("50.8 out 234 one",),
+    "WHILE": ("1135 one",),
+    "TFLM_DECODE f32": ("12.5 out 212 channels",),
+    "TFLM_DECODE": ("3.38 out 29.3 channels 219 outputs", "8.32 out 40.4 channels 210 outputs"),
+    "TRANSPOSE": ("6.84 out 1080 one", "6.35 out 718 one", "5.21 out 749 one"),
+    "VAR_HANDLE": ("58 one",),
+}
+ITERATION, CARRIED = 245, 595  # instructions of WHILE per iteration, and per iteration and tensor that it carries
+
+
+####################################################################################################
 # Rejections: why TFLM does not run a model
 ####################################################################################################
 
@@ -2737,6 +3027,19 @@ def model_macs(graph: ModelGraph) -> int:
     """Multiply-accumulates of an inference; of the branches of IF, all count."""
     pairs = zip(graph.subgraphs, executions(graph), strict=True)
     return sum(multiply_accumulates(s, operator) * times for s, times in pairs for operator in s.operators)
+
+
+def operator_instructions(graph: ModelGraph, subgraph: Subgraph, operator: Operator) -> int:
+    """Estimated instructions of one execution of an operator, without the subgraphs that it runs."""
+    iterations = iterations_of(graph, operator) or 0
+    own = instructions(operator.kind, node_of(subgraph, operator))
+    return own + iterations * (ITERATION + CARRIED * len(operator.inputs))
+
+
+def model_instructions(graph: ModelGraph) -> int:
+    """Estimated instructions of an inference; of the branches of IF, all count."""
+    pairs = zip(graph.subgraphs, executions(graph), strict=True)
+    return sum(operator_instructions(graph, s, operator) * times for s, times in pairs for operator in s.operators)
 
 
 def state_bytes(graph: ModelGraph) -> int:
@@ -5611,32 +5914,47 @@ class RegionEmitter:
                 parts.append((self.emitter.slice(computed, output, rows, fresh), fresh))
 
 
-class ScratchOfCopies:
-    """Scratch bytes of copies of a subgraph's operators, by the shapes of their tensors."""
+A_TENSOR = Tensor(0, "", "INT8", (1, 1, 1, 1), Storage.ACTIVATION, 0, 1)
+
+
+class Copies:
+    """Scratch bytes and instructions of new operators of a subgraph, by the shapes of their tensors."""
 
     def __init__(self, subgraph: Subgraph, candidates: Collection[int]) -> None:
         self.subgraph, self.candidates = subgraph, candidates  # operators that may need scratch
-        self.known: dict[tuple[Any, ...], int] = {}
+        self.known: dict[tuple[Any, ...], tuple[int, int]] = {}
 
-    def __call__(self, like: int, shapes: tuple[tuple[int, ...] | None, ...], **options: Any) -> int:
-        """Bytes, with each buffer aligned; None stands for the shape of the operator's own tensor."""
-        key = like, shapes, *options.items()
+    def __call__(self, new: NewOperator, tensors: Sequence[NewTensor | int]) -> tuple[int, int]:
+        """(Bytes, with each buffer aligned; instructions); tensors are old ones, by number, or new ones."""
+        shapes = tuple(t if isinstance(t, int) else (t.shape, t.dtype if t.like is None else t.like) for t in tensors)
+        key = new.kind, new.like, new.options, shapes
         if key not in self.known:
-            node = node_of(self.subgraph, self.subgraph.operators[like])
-            tensors = [
-                dataclasses.replace(tensor, shape=shape) if tensor and shape else tensor
-                for tensor, shape in zip((*node.inputs, *node.outputs), shapes, strict=True)
-            ]
-            inputs, outputs = tuple(tensors[: len(node.inputs)]), tuple(filter(None, tensors[len(node.inputs) :]))
-            copy = dataclasses.replace(node, inputs=inputs, outputs=outputs, options={**node.options, **options})
-            self.known[key] = sum(map(align, copy.kernel.scratch(copy))) if copy.kernel else 0
+            self.known[key] = self.cost(new, list(map(self.tensor, tensors)))
         return self.known[key]
+
+    def tensor(self, tensor: NewTensor | int) -> Tensor | None:
+        if isinstance(tensor, int):
+            return self.subgraph.tensors[tensor] if tensor >= 0 else None
+        if tensor.like is not None:
+            like = self.subgraph.tensors[tensor.like]
+            return dataclasses.replace(like, shape=tensor.shape, storage=Storage.ACTIVATION)
+        return dataclasses.replace(A_TENSOR, shape=tensor.shape, dtype=tensor.dtype)
+
+    def cost(self, new: NewOperator, tensors: Sequence[Tensor | None]) -> tuple[int, int]:
+        inputs, outputs = tuple(tensors[: len(new.inputs)]), tuple(filter(None, tensors[len(new.inputs) :]))
+        kernels = self.subgraph.kernels
+        old = None if new.like is None else node_of(self.subgraph, self.subgraph.operators[new.like])
+        options = {**(old.options if old else {}), **dict(new.options)}
+        node = Node(old.kind if old else KINDS[new.kind], inputs, outputs, options, b"", kernels)
+        needs_scratch = new.like in self.candidates and node.kernel is not None
+        scratch = sum(map(align, node.kernel.scratch(node))) if needs_scratch and node.kernel else 0
+        return scratch, instructions(new.kind, node)
 
 
 class Bill:
-    """The tensors, operators and scratch that an emitter has added, to compute their memory."""
+    """The tensors, operators and scratch that an emitter has added, to compute their memory and time."""
 
-    def __init__(self, emitter: Emitter, scratch: ScratchOfCopies | None = None) -> None:
+    def __init__(self, emitter: Emitter, copies: Copies | None = None) -> None:
         subgraph, operators = emitter.subgraph, emitter.operators
         self.old = old = len(subgraph.tensors)
 
@@ -5654,10 +5972,15 @@ class Bill:
         self.copies = Counter(o.like for o in operators if o.like is not None)
         self.glue = Counter((o.kind, len(o.inputs)) for o in operators if o.like is None)
         self.requests: list[tuple[int, int, int]] = []  # scratch: bytes, first and last operator
+        self.time = 0  # instructions
         for number, o in enumerate(operators):
-            if scratch and o.like is not None and o.like in scratch.candidates:
-                shapes = tuple(emitter.tensors[t - old].shape if t >= old else None for t in (*o.inputs, *o.outputs))
-                self.requests.append((scratch(o.like, shapes, **dict(o.options)), number, number))
+            if copies is None:
+                break
+            tensors = [emitter.tensors[t - old] if t >= old else t for t in (*o.inputs, *o.outputs)]
+            scratch, time = copies(o, tensors)
+            self.time += time
+            if scratch:
+                self.requests.append((scratch, number, number))
 
 
 ####################################################################################################
@@ -6741,7 +7064,7 @@ class Cost(NamedTuple):
     """The cost of operators; for a change, the increase in all but the peak. Sizes in bytes."""
 
     peak: int  # of aligned tensors, with all others that are alive
-    macs: int = 0
+    time: int = 0
     persistent: int = 0  # an estimate of TFLM's persistent structures on a 32-bit target
     operators: int = 0
 
@@ -6793,8 +7116,9 @@ class SplitStep:
     operator: Operator
     rule: RowRule | str  # or why it is not split
     need: int  # bytes while it runs unsplit
-    macs: int
+    time: int
     persistent: int
+    min_time: int  # of all stripes together
     min_persistent: int  # of a copy, with its outputs and the padding that it always needs
 
     @property
@@ -6835,7 +7159,6 @@ MIN_LOOP_BYTES = 500  # of persistent memory, of a loop without line buffers
 LOOP_NUMBERS = 4 * ARENA_ALIGNMENT  # bytes for the counter of a loop and its table entries
 STRIPES = (2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32)
 NO_LIMIT = 1 << 80
-A_TENSOR = Tensor(0, "", "INT8", (1, 1, 1, 1), Storage.ACTIVATION, 0, 1)
 
 
 class SplitProblem:
@@ -6856,7 +7179,7 @@ class SplitProblem:
         self.entering = [entering.at(position) for position in range(len(subgraph.operators) + 1)]
         self.steps = self.all_steps(graph)
         candidates = {step.operator.index for step in self.steps if self.may_take_scratch(step)}
-        self.scratch = ScratchOfCopies(subgraph, candidates) if candidates else None
+        self.copies = Copies(subgraph, candidates)
         self.regions: dict[tuple[int, int, bool], Region] = {}
         self.ranges = list(self.possible_ranges())
 
@@ -6883,10 +7206,14 @@ class SplitProblem:
             rule = row_rule(subgraph, operator)
             if not self.is_only_producer(operator):
                 rule = "its output is also written elsewhere, or read before"
-            persistent, macs = operator_persistent_bytes(subgraph, operator), multiply_accumulates(subgraph, operator)
+            persistent = operator_persistent_bytes(subgraph, operator)
+            time = operator_instructions(graph, subgraph, operator)
             copy = persistent + BITS_32.tensor * len(operator.writes)
             copy += pad if isinstance(rule, RowRule) and any(rule.columns) else 0
-            steps.append(SplitStep(operator, rule, need, macs, persistent, copy))
+            least = time, copy
+            if isinstance(rule, RowRule) and rule.constants == ROWS_OF_PADDING:  # stripes inside are not padded
+                least = 0, 0
+            steps.append(SplitStep(operator, rule, need, time, persistent, *least))
         return steps
 
     def is_only_producer(self, operator: Operator) -> bool:
@@ -6900,8 +7227,8 @@ class SplitProblem:
         )
 
     @property
-    def macs(self) -> int:
-        return sum(step.macs for step in self.steps)
+    def time(self) -> int:
+        return sum(step.time for step in self.steps)
 
     def may_take_scratch(self, step: SplitStep) -> bool:
         """True if stripes of it may need scratch; with the reference kernels only if it needs some when run whole."""
@@ -6977,22 +7304,13 @@ class SplitProblem:
             return None
         emitter = Emitter(self.subgraph)
         RegionEmitter(emitter, region).run(rows)
-        bill, steps = Bill(emitter, self.scratch), self.steps[start:end]
+        bill, steps = Bill(emitter, self.copies), self.steps[start:end]
         Budget.spend(EMIT_WORK * len(bill.runs))
         before = sum(step.with_outputs for step in steps) - BITS_32.tensor * len(region.live_out)
         after = BITS_32.tensor * len(bill.sizes) + self.persistent(bill)
-        macs = sum(self.stripe_macs(region, stripe) for stripe in rows) - sum(step.macs for step in steps)
-        cost = Cost(self.peak(bill, start, end), macs, after - before, len(bill.runs) - len(steps))
+        time = bill.time - sum(step.time for step in steps)
+        cost = Cost(self.peak(bill, start, end), time, after - before, len(bill.runs) - len(steps))
         return SplitRegion(start, end, stripes, is_cached, cost)
-
-    def stripe_macs(self, region: Region, stripe: Stripe) -> int:
-        heights, macs = region.heights, 0
-        for number, rows in stripe.computed.items():
-            outputs, rule = region.parts[number]
-            height = heights[rule.sources[0]]
-            first, stop = rule.made(rows, rule.span(*rows, height)[:2], height)
-            macs += self.steps[number].macs * (stop - first) // heights[outputs[0]]
-        return macs
 
     def peak(self, bill: Bill, start: int, end: int) -> int:
         """The peak of bytes alive while the new operators run."""
@@ -7037,7 +7355,7 @@ class LowerBounds:
         self.rows: dict[int, RowArrays] = {}
         self.alive = np.zeros((end, columns), dtype=np.int64)
         self.own = np.zeros((end, columns), dtype=np.int64)
-        self.macs = self.persistent = self.around = self.nothing
+        self.time = self.persistent = self.around = self.nothing
         self.is_possible = np.ones(columns, dtype=bool)
         # Tensors from outside that end in the region: the stripes that read them, and bytes after the last of these.
         self.outside: dict[int, tuple[np.ndarray, np.ndarray]] = {}
@@ -7055,8 +7373,8 @@ class LowerBounds:
         runs = first < stop
         self.rows[number] = row
         self.is_possible &= ~row.is_empty
-        macs = (row.made[1] - row.made[0]) * step.macs // self.region.heights[outputs[0]]
-        self.macs = self.macs + np.where(runs, macs, 0)
+        time = (row.made[1] - row.made[0]) * step.min_time // self.region.heights[outputs[0]]
+        self.time = self.time + np.where(runs, time, 0)
         self.persistent = self.persistent + np.where(runs, step.min_persistent, 0)
         later = self.alive[number + 1 :]
         done = np.maximum(ways.so_far(stop), 0)
@@ -7132,10 +7450,10 @@ class LowerBounds:
         ways, steps = self.ways, self.problem.steps[start : self.end]
         around = self.problem.entering[start] + self.around - sum(gone for _, gone in self.outside.values())
         peaks = ways.largest(around + np.max(self.alive[start:] + self.own[start:], axis=0))
-        macs = ways.total(self.macs) - sum(step.macs for step in steps)
+        time = ways.total(self.time) - sum(step.time for step in steps)
         persistent = ways.total(self.persistent) - sum(step.with_outputs for step in steps)
         possible = np.flatnonzero(ways.total(~self.is_possible) == 0).tolist()
-        return [(int(ways.counts[i]), Cost(int(peaks[i]), int(macs[i]), int(persistent[i]))) for i in possible]
+        return [(int(ways.counts[i]), Cost(int(peaks[i]), int(time[i]), int(persistent[i]))) for i in possible]
 
 
 ####################################################################################################
@@ -7176,7 +7494,7 @@ class LoopCosts:
             source = problem.intervals.get(loops[0].sources[0])
             if source and source.last < end:
                 loops = [loop.overwriting(problem.subgraph.tensors) for loop in loops]
-            self.loops[key] = min(loops, key=lambda loop: (self.price(loop), self.macs(loop)))
+            self.loops[key] = min(loops, key=lambda loop: (self.price(loop), loop.iterations))
         return self.loops[key]
 
     def price(self, loop: Loop) -> int:
@@ -7201,13 +7519,6 @@ class LoopCosts:
         """A lower bound on the peak of a loop, in bytes."""
         return self.problem.entering[start] + self.carried_bytes(self.loop(family, start, end, pace))
 
-    def macs(self, loop: Loop) -> int:
-        parts, heights = loop.region.parts, loop.region.heights
-        return sum(
-            self.problem.steps[number].macs * loop.iterations * loop.tracks[outputs[0]].rows // heights[outputs[0]]
-            for number, (outputs, _) in parts.items()
-        )
-
     def evaluate(self, family: Loops, start: int, end: int, pace: int) -> SplitRegion:
         """The region as a loop, with its cost."""
         problem, loop = self.problem, self.loop(family, start, end, pace)
@@ -7215,7 +7526,7 @@ class LoopCosts:
         emitter = LoopEmitter(outside, loop)
         emitter.run()
         emitters = outside, emitter.iteration.body, emitter.cond
-        bills = around, body, cond = [Bill(one, problem.scratch) for one in emitters]
+        bills = around, body, cond = [Bill(one, problem.copies) for one in emitters]
         Budget.spend(LOOP_WORK * sum(len(bill.runs) for bill in bills))
         used = {t for step in steps for t in (*step.operator.reads, *step.operator.writes)} - {*loop.written}
         free = {t for t in used if self.is_only_used(t, start, end)}  # numbers for new tensors of subgraph 0
@@ -7226,9 +7537,10 @@ class LoopCosts:
         persistent = 2 * BITS_32.subgraph + BITS_32.tensor * tensors - sum(step.persistent for step in steps)
         persistent += problem.persistent(*bills)
         peak = problem.entering[start] + self.carried_bytes(loop) + iteration_peak(body, emitter.iteration.handed)
-        macs = self.macs(loop) - sum(step.macs for step in steps)
+        turn = ITERATION + CARRIED * len(emitter.carried) + body.time + cond.time
+        time = around.time + loop.iterations * turn + cond.time - sum(step.time for step in steps)
         runs = sum(len(bill.runs) for bill in bills) - len(steps)
-        return SplitRegion(start, end, loop.iterations, True, Cost(peak, macs, persistent, runs), loop)
+        return SplitRegion(start, end, loop.iterations, True, Cost(peak, time, persistent, runs), loop)
 
     def is_only_used(self, t: int, start: int, end: int) -> bool:
         """True if only operators [start, end) read and write a tensor."""
@@ -7252,7 +7564,7 @@ def iteration_peak(body: Bill, handed: Mapping[int, int]) -> int:
 # Splitting, the search: which regions and numbers of stripes pay off
 ####################################################################################################
 
-DEFAULT_MAX_MACS = 10.0  # increase in multiply-accumulates, in per cent
+DEFAULT_MAX_TIME = 15.0  # increase in estimated instructions, in per cent
 RIVALS = 1.08  # times the smallest sum: up to it, a composition may be the best once it is reordered
 NARROW_SHARE = 0.4  # of the work, for narrow ranges
 FINE = 0.95  # lower limit of a range by its upper one, from which on its compositions are found one by one
@@ -7261,8 +7573,8 @@ in_memory: Price = attrgetter("persistent")
 
 
 def in_time(cost: Cost) -> int:
-    """Multiply-accumulates, then persistent memory."""
-    return (cost.macs << 40) + cost.persistent
+    """Estimated instructions, then persistent memory."""
+    return (cost.time << 40) + cost.persistent
 
 
 class Label(NamedTuple):
@@ -7270,7 +7582,7 @@ class Label(NamedTuple):
     whole), and the way before that."""
 
     persistent: int
-    macs: int
+    time: int
     region: SplitRegion | None = None
     before: Label | None = None
 
@@ -7279,8 +7591,8 @@ def undominated(labels: list[Label]) -> list[Label]:
     """The labels to which no other is equal or better in both costs, by rising persistent memory."""
     least, found = NO_LIMIT, []
     for label in sorted(labels, key=itemgetter(0, 1)):
-        if label.macs < least:
-            least = label.macs
+        if label.time < least:
+            least = label.time
             found.append(label)
     return found
 
@@ -7314,12 +7626,12 @@ class SplitSearch:
         other.budget, other.forms, other.regions = budget, forms, defaultdict(dict)
         return other
 
-    def try_ranges(self, limit: int, max_macs: int, best: int, price: Price) -> None:
+    def try_ranges(self, limit: int, max_time: int, best: int, price: Price) -> None:
         """Find regions within ``limit`` bytes for the ranges that need more. Few stripes come first, since more cost
         more; later calls, with other limits, know all costs so far. ``best`` is the smallest sum of peak and additional
         persistent bytes so far. Skips regions that cannot be part of a smaller sum, or that cost more than regions
         inside them with the same effect."""
-        limits, steps = Cost(limit, max_macs), self.problem.steps
+        limits, steps = Cost(limit, max_time), self.problem.steps
         cheapest = [self.cheapest(start, limits, price) for start in range(len(steps))]
         for start in sorted(self.ranges, reverse=True):
             inside = [NO_LIMIT] * (len(steps) + 1)  # by end, the lowest known price from start to there
@@ -7340,11 +7652,11 @@ class SplitSearch:
                 goal = min(limit, best - 1)
                 is_unrolled, is_loop = self.forms.unrolled and found.bound <= goal, self.forms.loops
                 if is_unrolled and inside[found.end] > price(Cost(0, 0, found.copies)):
-                    within = Cost(limit, max_macs, best - found.bound)
+                    within = Cost(limit, max_time, best - found.bound)
                     for is_cached in (False, True):
                         self.try_range(found, is_cached, within, inside[found.end], price)
                 if is_loop and found.loop_bound <= goal and inside[found.end] > price(Cost(0, 0, MIN_LOOP_BYTES)):
-                    self.try_loop(found, Cost(limit, max_macs, best - found.loop_bound), inside[found.end], price)
+                    self.try_loop(found, Cost(limit, max_time, best - found.loop_bound), inside[found.end], price)
                 cheapest[start] = self.cheapest(start, limits, price)
                 inside[found.end] = min(inside[found.end], cheapest[start].get(found.end, NO_LIMIT))
 
@@ -7352,7 +7664,7 @@ class SplitSearch:
         """By end, the price of the cheapest region from ``start`` within the limits."""
         found: dict[int, int] = {}
         for region in self.regions[start].values():
-            if region.cost.peak <= limits.peak and region.cost.macs <= limits.macs:
+            if region.cost.peak <= limits.peak and region.cost.time <= limits.time:
                 found[region.end] = min(found.get(region.end, NO_LIMIT), price(region.cost))
         return found
 
@@ -7362,7 +7674,7 @@ class SplitSearch:
         if found.start not in self.bounds.get(which, ()):
             self.bounds[which] = LowerBounds(self.problem, *which, self.starts[found.end]).lists
         for stripes, least in self.bounds[which][found.start]:
-            too_dear = least.macs > limits.macs or least.persistent > limits.persistent or price(least) >= max_price
+            too_dear = least.time > limits.time or least.persistent > limits.persistent or price(least) >= max_price
             if too_dear or self.budget.is_over:
                 return
             if least.peak > limits.peak:
@@ -7392,10 +7704,10 @@ class SplitSearch:
             cost = self.looped[key].cost
             if cost.persistent > limits.persistent or price(cost) >= max_price:
                 return  # more iterations cost even more
-            if cost.peak <= limits.peak and cost.macs <= limits.macs:
+            if cost.peak <= limits.peak and cost.time <= limits.time:
                 return
 
-    def compose(self, limit: int, max_macs: int, price: Price) -> Composition | None:
+    def compose(self, limit: int, max_time: int, price: Price) -> Composition | None:
         """The regions with the lowest price that keep the peak within the limit; None if there are none."""
         steps, ways = self.problem.steps, [list[Label]() for _ in range(len(self.problem.steps) + 1)]
         ways[0] = [Label(0, 0)]
@@ -7405,11 +7717,11 @@ class SplitSearch:
             Budget.spend(STEP_WORK * (1 + len(regions)) * (1 + len(here)))
             for region in (None, *regions):
                 end, cost = (region.end, region.cost) if region else (position + 1, Cost(step.need))
-                peak, macs, persistent, _ = cost
+                peak, time, persistent, _ = cost
                 if peak <= limit:
-                    within = (label for label in here if label.macs + macs <= max_macs)
-                    ways[end] += (Label(la.persistent + persistent, la.macs + macs, region, la) for la in within)
-        best = min(undominated(ways[-1]), key=lambda label: price(Cost(0, label.macs, label.persistent)), default=None)
+                    within = (label for label in here if label.time + time <= max_time)
+                    ways[end] += (Label(la.persistent + persistent, la.time + time, region, la) for la in within)
+        best = min(undominated(ways[-1]), key=lambda label: price(Cost(0, label.time, label.persistent)), default=None)
         return best and self.composition(best)
 
     def composition(self, label: Label) -> Composition:
@@ -7424,12 +7736,12 @@ class SplitSearch:
             label = label.before
         return Composition(tuple(reversed(found)), cost)
 
-    def fitting(self, limit: int, max_macs: int) -> Composition | None:
-        """The composition within a peak that has the fewest multiply-accumulates, then the least memory."""
-        self.try_ranges(limit, max_macs, NO_LIMIT, in_time)
-        return self.compose(limit, max_macs, in_time)
+    def fitting(self, limit: int, max_time: int) -> Composition | None:
+        """The composition within a peak that has the fewest instructions, then the least memory."""
+        self.try_ranges(limit, max_time, NO_LIMIT, in_time)
+        return self.compose(limit, max_time, in_time)
 
-    def front(self, max_macs: int) -> list[Composition]:
+    def front(self, max_time: int) -> list[Composition]:
         """Compositions by falling peak, unsplit first, each with the least persistent memory for its peak: all near the
         smallest sum, and some others. A lower peak needs more persistent memory, so no sum with a peak between two
         limits is smaller than the lower limit plus the memory for the upper one. The range of limits with the smallest
@@ -7440,10 +7752,10 @@ class SplitSearch:
         for ranges, share in ((self.problem.narrow_ranges, NARROW_SHARE), (self.problem.ranges, 1.0)):
             self.ranges, self.starts = by_start_and_end(ranges)
             self.budget = whole.share(share)
-            self.bisect(max_macs, found)
+            self.bisect(max_time, found)
         return sorted(found.values(), key=lambda c: -c.cost.peak)
 
-    def bisect(self, max_macs: int, found: dict[Any, Composition]) -> None:
+    def bisect(self, max_time: int, found: dict[Any, Composition]) -> None:
         unsplit = self.problem.unsplit
         ranges = [(0, unsplit.cost.peak - 1, 0, 0)]  # bound on the sum, upper limit, lower limit, memory for the upper
         while ranges and not self.budget.is_over:
@@ -7453,17 +7765,17 @@ class SplitSearch:
             if bound > most or upper <= lower:
                 continue
             limit = (lower + upper) // 2 if lower < FINE * upper else upper
-            met = self.within(limit, max_macs, found)
+            met = self.within(limit, max_time, found)
             if limit < upper:
                 heapq.heappush(ranges, (limit + 1 + persistent, upper, limit, persistent))
             if met is not None:
                 more = met.cost.persistent
                 heapq.heappush(ranges, (lower + more, met.cost.peak - 1, lower, more))
 
-    def within(self, limit: int, max_macs: int, found: dict[Any, Composition]) -> Composition | None:
+    def within(self, limit: int, max_time: int, found: dict[Any, Composition]) -> Composition | None:
         """The composition with the least persistent memory within a peak, added to ``found``; else None."""
-        self.try_ranges(limit, max_macs, min(c.cost.sum for c in found.values()), in_memory)
-        composition = self.compose(limit, max_macs, in_memory)
+        self.try_ranges(limit, max_time, min(c.cost.sum for c in found.values()), in_memory)
+        composition = self.compose(limit, max_time, in_memory)
         if composition is None or composition.cost.peak > limit:  # without operators, the peak is always 0
             return None
         found[composition.regions] = composition
@@ -8175,6 +8487,17 @@ def added_kinds(before: Snapshot, after: Snapshot) -> tuple[str, ...]:
     """Kinds of operators that the model did not have before: TFLM has to register them."""
     old, new = ({operator.kind for _, operator in model.graph.operators} for model in (before, after))
     return tuple(sorted(new - old))
+
+
+def more_work(before: Snapshot, after: Snapshot) -> tuple[float, float]:
+    """Additional multiply-accumulates and estimated instructions of an inference, in per cent."""
+    pairs = [[count(model.graph) for model in (before, after)] for count in (model_macs, model_instructions)]
+    macs, time = (100 * (new / old - 1) if old else 0.0 for old, new in pairs)
+    return macs, time
+
+
+def more_text(percent: float) -> str:
+    return f"{abs(percent):.1f} % {'more' if percent >= 0 else 'fewer'}"
 
 
 NEEDS_NEW_TFLM = "Loops require TFLM of November 2025 or later and the memory plan in this file"
@@ -9149,10 +9472,11 @@ class SplitWay:
     cost: Cost  # with the peak of the file's order
     reserve: int  # bytes of the arena, with that peak as its head
     macs_percent: float  # additional multiply-accumulates
+    time_percent: float  # additional instructions, estimated
 
     def json(self) -> dict[str, Any]:
         costs = "total=cost.sum peak=cost.peak persistent=cost.persistent operators=cost.operators"
-        return picked(self, f"regions {costs} reserve macs_percent")
+        return picked(self, f"regions {costs} reserve macs_percent time_percent")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -9201,8 +9525,7 @@ class SplitDecision(Decision):
         if self.is_batch_fixed:
             lines.append("The batch size is fixed to the one in the file; LiteRT may not resize it")
         lines += why
-        more = "more" if after.macs_percent >= 0 else "fewer"
-        cost = f"{abs(after.macs_percent):.1f} % {more} multiply-accumulates, "
+        cost = f"{more_text(after.time_percent)} instructions (estimated) and {more_text(after.macs_percent)} MACs, "
         cost += f"the file {'grows' if self.file_growth >= 0 else 'shrinks'} by {abs(self.file_growth):,} B"
         return [*lines, f"Split: peak {self.saving}, {cost}."]
 
@@ -9219,19 +9542,19 @@ class SplitCandidate:
     model: Snapshot
     search: SplitSearch
     ways: tuple[Composition, ...]
-    max_macs: int
+    max_time: int
     is_complete: bool
 
     @classmethod
-    def of(cls, model: Snapshot, max_macs: float, budget: Budget, forms: Sequence[Forms]) -> SplitCandidate:
+    def of(cls, model: Snapshot, max_time: float, budget: Budget, forms: Sequence[Forms]) -> SplitCandidate:
         """Raises ArenaError as :class:`SplitSearch`."""
         search, found = SplitSearch(model.graph, model.graph.subgraphs[0], budget, forms[-1]), dict[Any, Composition]()
-        most_macs = int(search.problem.macs * max_macs / 100)
+        most_time = int(search.problem.time * max_time / 100)
         for form, share in zip(forms, FORM_SHARES[-len(forms) :], strict=True):
             one = search.again(budget.share(share), form)
-            found |= {way.regions: way for way in one.front(most_macs)}
+            found |= {way.regions: way for way in one.front(most_time)}
         ways = sorted(found.values(), key=lambda c: (-c.cost.peak, c.cost.persistent))
-        return cls(model, search, tuple(ways), most_macs, not budget.is_over)
+        return cls(model, search, tuple(ways), most_time, not budget.is_over)
 
     def written(self, way: Composition) -> Snapshot:
         return self.model.rewritten(self.search.rewrite(way)) if way.regions else self.model
@@ -9243,11 +9566,11 @@ class SplitCandidate:
         return [way for _, way in sorted(zip(reserves, rivals, strict=True), key=lambda pair: pair[0])[:FINALISTS]]
 
     def fastest(self, limit: int, budget: Budget, reserve: Callable[[Composition], int]) -> Composition | None:
-        """The way with the fewest multiply-accumulates whose arena to reserve is within the limit; None if none was
+        """The fastest way whose arena to reserve is within the limit; None if none was
         found. Starts with the peak that the limit leaves, and lowers it by what is too much."""
         search, room = self.search.again(budget, self.search.forms), limit - self.model.arena.persistent
         for _ in range(MAX_FITTINGS):
-            way = search.fitting(room, self.max_macs) if room > 0 else None
+            way = search.fitting(room, self.max_time) if room > 0 else None
             excess = reserve(way) - limit if way else 0
             if way is None or excess <= 0:
                 return way
@@ -9256,11 +9579,11 @@ class SplitCandidate:
 
     def way(self, composition: Composition, written: Snapshot) -> SplitWay:
         """The exact figures of a composition."""
-        cost, macs, arena = composition.cost, self.search.problem.macs, written.arena
+        cost, arena = composition.cost, written.arena
         operators = len(written.graph.subgraphs[0].operators)
         exact = cost._replace(persistent=arena.persistent, operators=operators)
         reserve = max(align(exact.sum), arena.planning)
-        return SplitWay(composition.regions, exact, reserve, macs_percent=100 * cost.macs / macs if macs else 0.0)
+        return SplitWay(composition.regions, exact, reserve, *more_work(self.model, written))
 
     def decide(self, best: Composition, budget: Budget) -> tuple[Snapshot, SplitDecision]:
         after = written = self.written(best)
@@ -9282,7 +9605,7 @@ class SplitCandidate:
 @deciding(SplitDecision)
 def decide_split(
     model: Snapshot,
-    max_macs: float = DEFAULT_MAX_MACS,
+    max_time: float = DEFAULT_MAX_TIME,
     time_limit: float = TIME_LIMIT,
     try_orders: bool = False,
     limit: int | None = None,
@@ -9296,10 +9619,10 @@ def decide_split(
     Raises ValueError if ``stripes`` has another value than those below.
 
     Args:
-        max_macs: limit on additional multiply-accumulates, in per cent.
+        max_time: limit on additional instructions, estimated, in per cent.
         time_limit: seconds; then the best result so far is taken.
         try_orders: also split the best order, if it differs; keep the one that needs less once reordered.
-        limit: bytes of arena to reserve; take the fewest multiply-accumulates within it, if any way is.
+        limit: bytes of arena to reserve; take the fastest way within it, if any is.
         stripes: ``"unrolled"``, ``"loop"`` (iterations of a WHILE, with the plan it needs) or ``"auto"`` (the smaller).
         for_plan: judge by the plan that :func:`decide_plan` makes, with ``in_place``; False: by TFLM's own layout.
     """
@@ -9315,7 +9638,7 @@ def decide_split(
         ordered, decision = decide_order(model, patience.share(0.2).left, for_plan, in_place=in_place)
         models += [ordered] if decision.changed else []
     candidates = [
-        SplitCandidate.of(m, max_macs, patience.share(1 / (len(models) - i)), forms) for i, m in enumerate(models)
+        SplitCandidate.of(m, max_time, patience.share(1 / (len(models) - i)), forms) for i, m in enumerate(models)
     ]
 
     @cache
@@ -9334,7 +9657,7 @@ def decide_split(
     if limit is not None and reserve(best) <= limit < old:
         for c in candidates:
             if way := c.fastest(limit, budget.share(0.5), lambda way: reserve((c, way))):  # noqa: B023, called here only
-                best = min(best, (c, way), key=lambda one: one[1].cost.macs)
+                best = min(best, (c, way), key=lambda one: one[1].cost.time)
     is_better = reserve(best) < old and (limit is None or old > limit)
     candidate, way = best if is_better else unsplit[0]
     after, decided = candidate.decide(way, budget)
@@ -9373,6 +9696,7 @@ class FitWay(NamedTuple):
     name: str
     reserve: int
     macs_percent: float  # additional multiply-accumulates
+    time_percent: float  # additional instructions, estimated
     flash: int  # of the file and of kernels that the model did not have, more than before; approximate
     new_kinds: tuple[str, ...]  # operators that TFLM has to register in addition
     fits: bool
@@ -9401,11 +9725,17 @@ class FitDecision(Decision):
         return f"no lossless way fits into {self.limit:,} B; the nearest needs {self.after:,} B"
 
     def message(self) -> list[str]:
-        titles = ["", "Way", "To reserve (B)", "More MACs", "More flash (B)", *(["Fits"] if self.limit else [])]
+        titles = ["", "Way", "To reserve (B)", "Time", "MACs", "Flash (B)", *(["Fits"] if self.limit else [])]
         rows = []
-        for i, (name, reserve, macs, flash, _, fits) in enumerate(self.ways):
+        for i, (name, reserve, macs, instructions, flash, _, fits) in enumerate(self.ways):
             mark = "->" if not self.failure else "nearest"
-            row = [mark if i == self.taken else "", name, f"{reserve:,}", f"{macs:.1f} %", f"{flash:,}"]
+            row = [
+                mark if i == self.taken else "",
+                name,
+                f"{reserve:,}",
+                *(f"{n:+.1f} %" for n in (instructions, macs)),
+                f"{flash:+,}",
+            ]
             rows.append(row + ([("no", "yes")[fits]] if self.limit else []))
         new_kinds = self.ways[self.taken].new_kinds
         return [
@@ -9418,14 +9748,14 @@ class FitDecision(Decision):
 
 
 def _taken(
-    recipe: Recipe, model: Snapshot, limit: int | None, max_macs: float, budget: Budget, in_place: bool
+    recipe: Recipe, model: Snapshot, limit: int | None, max_time: float, budget: Budget, in_place: bool
 ) -> tuple[Snapshot, list[Decision]]:
     """The model after the steps of a recipe, and their decisions."""
     decisions: list[Decision] = []
     seconds = budget.share(0.7).left
     steps: list[Callable[[Snapshot], tuple[Snapshot, Decision]]] = [
         lambda m: decide_lightening(m, in_place=in_place),
-        lambda m: decide_split(m, max_macs, seconds, True, limit, recipe.stripes, in_place=in_place),
+        lambda m: decide_split(m, max_time, seconds, True, limit, recipe.stripes, in_place=in_place),
         lambda m: decide_order(m, budget.share(0.5).left, for_arena=True, in_place=in_place),
         lambda m: decide_plan(m, budget.left, in_place),
     ]
@@ -9441,7 +9771,7 @@ def decide_fit(
     model: Snapshot,
     limit: int | None = None,
     time_limit: float = TIME_LIMIT,
-    max_macs: float = DEFAULT_MAX_MACS,
+    max_time: float = DEFAULT_MAX_TIME,
     in_place: bool = True,
     can_loop: bool = True,
     has_external: bool = True,
@@ -9452,28 +9782,28 @@ def decide_fit(
 
     Args:
         time_limit: seconds for all searches together.
-        max_macs: limit on additional multiply-accumulates, in per cent.
+        max_time: limit on additional instructions, estimated, in per cent.
         in_place: plans may share memory; loops need that.
         can_loop: allow loops, which need TFLM of November 2025 or later.
         has_external: propose external RAM.
     """
     budget, tried = Budget(time_limit), [(model, list[Decision]())]
-    ways = [_way("as it is", model, model, limit, [])]
+    ways = [_way("as it is", model, model, limit)]
     for recipe in RECIPES:
         if limit is not None and ways[-1].fits:
             break
         if recipe.stripes == "auto" and not (can_loop and in_place):
             continue
         share = budget.share(RECIPE_SHARES[recipe.stripes])
-        after, decisions = _taken(recipe, model, limit, max_macs, share, in_place)
+        after, decisions = _taken(recipe, model, limit, max_time, share, in_place)
         if any(decision.changed for decision in decisions[: len(decisions) - 2]) or not recipe.is_lightened:
             tried.append((after, decisions))
-            ways.append(_way(recipe.name, model, after, limit, decisions))
+            ways.append(_way(recipe.name, model, after, limit))
     fitting = [i for i, way in enumerate(ways) if limit is not None and way.fits]
     nearest = min(range(len(ways)), key=lambda i: (bool(tried[i][0].arena.problems), ways[i].reserve))
     taken = fitting[0] if fitting else nearest
     (after, decisions), way = tried[taken], ways[taken]
-    proposals = () if fitting else _proposals(model, way, limit if has_external else None, max_macs, budget, in_place)
+    proposals = () if fitting else _proposals(model, way, limit if has_external else None, max_time, budget, in_place)
     return after, FitDecision(
         before=ways[0].reserve,
         after=way.reserve,
@@ -9486,22 +9816,21 @@ def decide_fit(
     )
 
 
-def _way(name: str, model: Snapshot, after: Snapshot, limit: int | None, decisions: Sequence[Decision]) -> FitWay:
-    macs = [d.chosen.macs_percent for d in decisions if isinstance(d, SplitDecision) and d.chosen]
+def _way(name: str, model: Snapshot, after: Snapshot, limit: int | None) -> FitWay:
     growth = len(after.data) - len(model.data) if after is not model else 0
     reserve, kinds = after.arena.reserve, added_kinds(model, after)
     fits = (limit is None or reserve <= limit) and not after.arena.problems
-    return FitWay(name, reserve, sum(macs), growth + kernel_flash(kinds), kinds, fits)
+    return FitWay(name, reserve, *more_work(model, after), growth + kernel_flash(kinds), kinds, fits)
 
 
 def _proposals(
-    model: Snapshot, best: FitWay, limit: int | None, max_macs: float, budget: Budget, in_place: bool
+    model: Snapshot, best: FitWay, limit: int | None, max_time: float, budget: Budget, in_place: bool
 ) -> Iterator[str]:
     """What changes the application, with its figure."""
     ported, decision = decide_ports(model, in_place=in_place)
     if decision.changed:
         recipe = next((recipe for recipe in RECIPES if recipe.name == best.name), RECIPES[0])
-        after, _ = _taken(recipe, ported, limit, max_macs, budget, in_place)
+        after, _ = _taken(recipe, ported, limit, max_time, budget, in_place)
         if after.arena.reserve < best.reserve:
             yield f"--integer-io: {after.arena.reserve:,} B, if your code converts inputs and outputs"
     if limit is not None:
@@ -9528,12 +9857,13 @@ class CompressionDecision(Decision):
     reserve_before: int = 0
     reserve: int = 0
     kernels: int = 0  # approximate bytes of flash of the kernel, if the model did not have it before
+    time_percent: float = 0.0  # additional instructions, estimated
     notes: tuple[str, ...] = ()
 
     key, refused = "compression", "Not compressed"
     json_keys = (
-        "file_before=before file=after reserve_before reserve kernels left more ram_for_more notes changed seconds "
-        "refusal"
+        "file_before=before file=after reserve_before reserve kernels time_percent left more ram_for_more notes "
+        "changed seconds refusal"
     )
 
     def message(self) -> list[str]:
@@ -9555,7 +9885,8 @@ class CompressionDecision(Decision):
             text_table(["Compressed weights", "Bytes", "Slices"], rows, left=("Compressed weights",)),
             f"Also register in your MicroMutableOpResolver: {DECODE} (AddDecode())",
             "It requires TFLM of November 2025 or later; LiteRT does not support it",
-            f"Compressed: file {self.saving}; arena to reserve {saving(self.reserve_before, self.reserve)}.",
+            f"Compressed: file {self.saving}; arena to reserve {saving(self.reserve_before, self.reserve)}; "
+            f"{more_text(self.time_percent)} instructions (estimated).",
             *([f"{flash} {'shrinks' if net > 0 else 'grows'} by about {kilobytes(abs(net))}."] if self.kernels else []),
         ]
 
@@ -9620,6 +9951,7 @@ def decide_compression(
         reserve_before=before,
         reserve=after,
         kernels=0 if has_kernel else KERNEL_FLASH[DECODE],
+        time_percent=more_work(model, changed)[1],
         notes=tuple(compression.notes),
     )
 
@@ -9842,11 +10174,12 @@ class Columns:
 
     @property
     def headers(self) -> list[str]:
-        return ["MACs"] * self.macs + ["Size"] * self.size
+        return ["MACs"] * self.macs + ["Size"] * self.size + ["Instructions"] * self.macs
 
     def figures(self, graph: ModelGraph, subgraph: Subgraph, operator: Operator) -> list[int]:
         macs = [multiply_accumulates(subgraph, operator)] if self.macs else []
-        return macs + ([parameter_bytes(graph, [(subgraph, operator)])] if self.size else [])
+        size = [parameter_bytes(graph, [(subgraph, operator)])] if self.size else []
+        return macs + size + ([operator_instructions(graph, subgraph, operator)] if self.macs else [])
 
 
 MAX_ROWS, MAX_IDS = 200, 16  # in a text table without --full
@@ -9942,6 +10275,8 @@ def analysis_text(model: Snapshot, columns: Columns, is_full: bool = False, is_d
     if columns.macs:
         once = f" ({COUNTED_ONCE})" if has_unknown_loops(graph) else ""
         lines += [f"Total MACs: {model_macs(graph):,}{once}"]
+        core = TIMED_AS[TIMED_CORES.get(graph.kernels.core, "")]
+        lines += [f"Total instructions: {model_instructions(graph):,}{once}, estimated for a {core}"]
     if columns.size:
         lines += [f"Total weight size: {parameter_bytes(graph, graph.operators):,} B"]
     lines += [f"Current peak memory usage: {model.peak:,} B"]
@@ -10016,6 +10351,7 @@ def step_json(graph: ModelGraph, subgraph: Subgraph, step: Step) -> dict[str, An
     operator = "kind=operator.kind inputs=operator.inputs outputs=operator.outputs"
     return picked(step, f"{operator} in_memory=live bytes callee_bytes") | {
         "macs": multiply_accumulates(subgraph, step.operator),
+        "instructions": operator_instructions(graph, subgraph, step.operator),
         "parameter_bytes": parameter_bytes(graph, [(subgraph, step.operator)]),
     }
 
@@ -10037,6 +10373,7 @@ def analysis_json(model: Snapshot) -> dict[str, Any]:
         "peak_bytes": model.peak,
         "state_bytes": state_bytes(graph),
         "macs": model_macs(graph),
+        "instructions": model_instructions(graph),
         "parameter_bytes": parameter_bytes(graph, graph.operators),
         "notes": list(graph.notes),
         "refusals": list(model.refusals),
@@ -10775,7 +11112,7 @@ class Command:
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.arguments = arguments
         self.in_place = not arguments.no_sharing
-        self.max_macs = DEFAULT_MAX_MACS if arguments.max_macs is None else arguments.max_macs
+        self.max_time = DEFAULT_MAX_TIME if arguments.max_time is None else arguments.max_time
         self.output = output_of(arguments)
         kernels = arguments.kernels, arguments.assume_kernels or (), arguments.tflm or "", arguments.keep or ()
         if arguments.input == STREAM:
@@ -10848,12 +11185,12 @@ class Command:
         a = self.arguments
         limit = None if a.fit is OF_BOARD else a.fit
         board, can_loop = BOARDS.get(a.board or ""), a.stripes != "unrolled"
-        return self.model.fit(limit, seconds, self.max_macs, self.in_place, can_loop, board is None or board.psram > 0)
+        return self.model.fit(limit, seconds, self.max_time, self.in_place, can_loop, board is None or board.psram > 0)
 
     def split(self, seconds: float) -> Decision:
         a, can_loop = self.arguments, self.arguments.plan and self.in_place
         stripes = (a.stripes or "auto") if can_loop else "unrolled"  # in a loop, tensors share memory by a plan
-        return self.model.split_operators(self.max_macs, seconds, a.optimize, None, stripes, a.plan, self.in_place)
+        return self.model.split_operators(self.max_time, seconds, a.optimize, None, stripes, a.plan, self.in_place)
 
     def optimize(self, seconds: float) -> Decision:
         return self.model.optimize_memory(seconds, self.arguments.plan, self.in_place)
@@ -11206,8 +11543,8 @@ OPTIONS = {
                step=Command.split, weight=6),
         Option("--stripes", f"their form: {', '.join(STRIPES_AS)} (default: auto with --plan or --fit)",
                _one_of(STRIPES_AS), "FORM", needs="--split --fit"),
-        Option("--max-macs", f"how many more multiply-accumulates stripes may cost (default: {DEFAULT_MAX_MACS:g})",
-               _number("a percentage of 0 or more", "%"), "PERCENT", needs="--split --fit"),
+        Option("--max-time", f"how many more instructions stripes may take (estimated; default: {DEFAULT_MAX_TIME:g})",
+               _number("a percentage of 0 or more", "%"), "PERCENT", needs="--split --fit", alias="--max-macs"),
         Option("--optimize", "reorder the operators for the smallest peak memory use", step=Command.optimize, weight=2),
         Option("--plan", "fix the smallest arena layout in the file, for TensorFlow Lite Micro",
                step=Command.plan, weight=1),
@@ -11248,7 +11585,7 @@ OPTIONS = {
         Option("--firmware", "write the model as C++ for TFLM, with its arena and operators", _folder, "FOLDER"),
     ],
     "reports": [
-        Option("--calc-macs", "add the multiply-accumulates of every operator"),
+        Option("--calc-macs", "add the multiply-accumulates and estimated instructions of every operator"),
         Option("--calc-size", "add the parameter bytes of every operator"),
         Option("--full", "show all rows of the tables, however many they are"),
         Option("--csv", "write the tables as CSV files into this folder", _folder, "FOLDER"),

@@ -149,7 +149,7 @@ def test_weights_of_stripes_are_decoded_once():
     model = model_of("mobilenet")
     model.cluster_weights(4, per_channel=True)
     before = model.to_bytes()
-    split = model.split_operators(max_macs=25, stripes="unrolled")
+    split = model.split_operators(max_time=25, stripes="unrolled")
     assert split.changed
     decision = model.compress_weights(PLENTY)
     decodes = [o for o in model.graph.subgraphs[0].operators if o.kind == DECODE]

@@ -79,7 +79,7 @@ def test_json_keys_are_those_of_the_table(tmp_path: Path):
     assert documented["`planning`"] - {"null"} == report["planning"].keys()
     of_split = report["split"].keys() | report["split"]["chosen"].keys()
     assert documented["`split`"] - {"null", "false"} == of_split
-    decision = tflite_tools.FitDecision(ways=(tflite_tools.FitWay("order and plan", 1, 0.0, 0, (), True),)).json()
+    decision = tflite_tools.FitDecision(ways=(tflite_tools.FitWay("order and plan", 1, 0.0, 0.0, 0, (), True),)).json()
     assert documented["`fit`"] - {"null", "ways"} == decision.keys() - {"ways"}
     assert documented["`fit.ways[]`"] == decision["ways"][0].keys()
     of_region = report["split"]["chosen"]["regions"][0].keys()

@@ -146,7 +146,7 @@ def check_corpus(folder: Path, seeds: int) -> int:
             original, model = TFLiteModel.load_from_file(path), TFLiteModel.load_from_file(path)
         except ModelError:
             continue
-        result = model.split_operators(max_macs=50, time_limit=30)
+        result = model.split_operators(max_time=50, time_limit=30)
         if not result.changed:
             counts["left alone" if not result.refusal else "refused"] += 1
             continue
