@@ -6315,20 +6315,19 @@ class BodyEmitter:
         """The new rows of a source; the nearest row inside replaces each row outside."""
         count, over = self.loop.tracks[t].rows, self.loop.over_input
         rows, height = self.loop.all_rows(t), self.subgraph.tensors[t].shape[HEIGHT]
-        is_aligned = self.loop.is_aligned(t)
-        if is_aligned:
+        if self.loop.is_aligned(t):
             rows = np.clip(rows[:, :1], 0, height - count) + np.arange(count)
         rows = np.clip(rows, 0, height - 1)
         if over is None or not self.loop.is_reshaped(t):
-            return self.fetch(t, rows, is_aligned, self.new_shape(t), self.new_rows(t))
+            return self.fetch(t, rows, self.new_shape(t), self.new_rows(t))
         rows = over.units(rows)
         shape, in_units = self.new_shape(t), (1, rows.shape[1], 1, over.unit)
-        units = self.fetch(t, rows, is_aligned, in_units, self.new_rows(t, in_units))
+        units = self.fetch(t, rows, in_units, self.new_rows(t, in_units))
         return self.body.reshape(units, self.in_place_of(units, t, shape))
 
-    def fetch(self, t: int, rows: np.ndarray, is_aligned: bool, shape: tuple[int, ...], target: int) -> int:
+    def fetch(self, t: int, rows: np.ndarray, shape: tuple[int, ...], target: int) -> int:
         """Rows of a carried source, given by iteration: by SLICE if aligned, hence neighbours, else by GATHER."""
-        if not is_aligned:
+        if not self.loop.is_aligned(t):
             return self.body.emit("GATHER", (self.places[t], self.looked_up(rows)), target, Axis=HEIGHT)
         size = self.body.integers(*shape, shape=(POSITION,))
         return self.body.emit("SLICE", (self.places[t], self.looked_up_at(HEIGHT, rows[:, 0]), size), target)
@@ -6373,8 +6372,9 @@ class BodyEmitter:
             self.shift(t)
 
     def masked(self, t: int, rows: int) -> int:
-        """The rows, with padding instead of those outside the feature map. If padding is the lowest value, the mask is
-        a MINIMUM, but not with several rows: CMSIS-NN (July 2026) mixes up the rows of an operand with one column."""
+        """The rows, with padding instead of those outside the feature map: by SELECT_V2 or, where that takes ten times
+        as long and padding is the lowest value, by MINIMUM (not with several rows of a mask: CMSIS-NN of July 2026
+        mixes up those of an operand with one column)."""
         body, numbers, fill = self.body, self.loop.all_rows(t), self.loop.tracks[t].fill
         inside = (numbers >= 0) & (numbers < self.subgraph.tensors[t].shape[HEIGHT])
         shape: tuple[int, ...] = (1,)
@@ -6384,7 +6384,7 @@ class BodyEmitter:
         else:
             shape = 1, inside.shape[1], 1, 1
             table, selector = (self.loop.iterations, *shape[1:]), self.selector
-        is_minimum = shape == (1,) and fill == LOWEST["INT8"]
+        is_minimum = shape == (1,) and fill == LOWEST["INT8"] and self.new_shape(t)[-1] == 1
         if is_minimum:
             values = np.where(inside, 127, -128).astype(np.int8)
             masks, mask = body.table(values.tobytes(), table, like=t), body.tensor(t, shape, "mask")
@@ -6421,6 +6421,10 @@ class BodyEmitter:
         body, track, (batch, _, width, channels) = self.body, self.loop.tracks[t], self.subgraph.tensors[t].shape
         shape = batch, rows.height, width + sum(columns), channels
         first = rows.first - track.first + track.halo
+        if columns == track.columns:  # GATHER copies rows, SLICE bytes
+            chosen = body.integers(*range(first, first + rows.height), shape=(rows.height,))
+            target = body.tensor(t, shape, "view")
+            return body.emit("GATHER", (self.line_buffers[t], chosen), target, Axis=HEIGHT)
         begin = body.integers(0, first, track.columns.before - columns.before, 0, shape=(POSITION,))
         size = body.integers(*shape, shape=(POSITION,))
         return body.emit("SLICE", (self.line_buffers[t], begin, size), body.tensor(t, shape, "view"))
