@@ -126,6 +126,7 @@ __all__ = [
     "RepairDecision",
     "Schedule",
     "SplitDecision",
+    "StagesDecision",
     "TFLiteModel",
     "VerificationDecision",
     "VerificationError",
@@ -8886,8 +8887,11 @@ def _why_not_run(runtime: str, original: ModelGraph, changed: ModelGraph) -> str
     return ""
 
 
-def verify_models(original: Bytes, changed: Bytes, seed: int = 0, timeout: float = RUN_SECONDS) -> VerificationDecision:
+def verify_models(
+    original: Bytes, changed: Bytes, seed: int = 0, timeout: float = RUN_SECONDS, more: Sequence[Bytes] = ()
+) -> VerificationDecision:
     """Compare two models on the same inputs in TFLM and LiteRT (no delegate, one thread), where these are installed.
+    ``more`` are the stages after ``changed``, which get their inputs by name.
 
     Runs one inference per entry of INPUT_SCALES, consecutively, and sees if LiteRT's default interpreter, with its
     delegate, takes the changed model. A runtime that cannot run the original becomes a note; crashes are reported.
@@ -8906,9 +8910,23 @@ def verify_models(original: Bytes, changed: Bytes, seed: int = 0, timeout: float
     kernels = KERNELS[len({len(list(graph.operators)) for graph in graphs}) > 1 and "FLOAT32" in written]
 
     def run(runtime: str, is_changed: bool, kernels: str = kernels) -> Outputs:
-        data, inputs = (changed, given) if is_changed else (original, meant)
-        left = max(start + timeout - time.monotonic(), 0.0)
-        return _run_in_subprocess(runtime, data, graphs[is_changed], inputs, kernels, left)
+        def left() -> float:
+            return max(start + timeout - time.monotonic(), 0.0)
+
+        if not is_changed:
+            return _run_in_subprocess(runtime, original, graphs[0], meant, kernels, left())
+        made = _run_in_subprocess(runtime, changed, graphs[1], given, kernels, left())
+        if not more:
+            return made
+        known = [_by_name(second, arrays, results) for arrays, results in zip(given, made, strict=True)]
+        for data in more:
+            graph = read_model(data)
+            stage = graph.subgraphs[0]
+            inputs = [[values[stage.tensors[t].name] for t in stage.inputs] for values in known]
+            made = _run_in_subprocess(runtime, data, graph, inputs, kernels, left())
+            for values, arrays, results in zip(known, inputs, made, strict=True):
+                values.update(_by_name(stage, arrays, results))
+        return [[values[first.tensors[t].name] for t in first.outputs] for values in known]
 
     missing, comparisons = missing_runtimes(), {}
     notes = list(missing.values())
@@ -8936,6 +8954,11 @@ def verify_models(original: Bytes, changed: Bytes, seed: int = 0, timeout: float
                 run(LITERT, is_changed=False, kernels=WITH_DELEGATE)
                 notes.append(f"{LITERT}'s default delegate rejects this model, but not the original: {failure}")
     return _compare(comparisons, first, tuple(notes), time.monotonic() - start)
+
+
+def _by_name(subgraph: Subgraph, inputs: Sequence[np.ndarray], outputs: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+    ids = (*subgraph.inputs, *subgraph.outputs)
+    return {subgraph.tensors[t].name: array for t, array in zip(ids, (*inputs, *outputs), strict=True)}
 
 
 def _converted_ports(before: Subgraph, after: Subgraph) -> list[Port]:
@@ -8989,12 +9012,18 @@ def _compare(
 
 
 def decide_verification(
-    model: Snapshot, original: Snapshot, what: str = "the input", seed: int = 0, timeout: float = RUN_SECONDS
+    model: Snapshot,
+    original: Snapshot,
+    what: str = "the input",
+    seed: int = 0,
+    timeout: float = RUN_SECONDS,
+    more: Sequence[Snapshot] = (),
 ) -> VerificationDecision:
     """As :func:`verify_models`, but without a wrong memory plan in ``original``, the model that ``what`` names."""
     meant = original.without_wrong_plan()
     whose = f"{what} model's" + ("" if meant is original else " without the wrong memory plan")
-    return dataclasses.replace(verify_models(meant.data, model.data, seed, timeout), against=whose)
+    stages = [stage.data for stage in more]
+    return dataclasses.replace(verify_models(meant.data, model.data, seed, timeout, stages), against=whose)
 
 
 ####################################################################################################
@@ -9846,6 +9875,288 @@ def _proposals(
 
 
 ####################################################################################################
+# Step: stages, parts of a model that run one after the other in one arena
+####################################################################################################
+
+# Persistent structures are needed only while their operators run, so a model in parts needs little more than the arena
+# of the largest part. The application makes an interpreter for each part in the same memory, above what waits there:
+#
+#     stage 1   [============ arena ============]      then its outputs move down, in order of their addresses, so
+#     stage 2   [waits|========= arena =========]      that none overwrites another
+#     stage 3   [ waits |==== arena ====]
+
+MAX_STAGES, MAX_CHAINS = 6, 16  # stages by default; chains whose stages are searched one by one
+MAX_STAGE_LABELS = 6  # ways to a position that estimates keep
+ALLOCATION = {"": (1000, 4300), "dsp": (1000, 4300), "mve": (180, 5600)}  # instructions per channel and operator
+
+
+def part_of(model: Snapshot, start: int, end: int) -> Snapshot:
+    """Operators [start, end) of a model with one subgraph as a model. What it reads and does not make is its input, in
+    the order of the tensors, after all inputs of the model if it has the first operator; what is read later or returned
+    is its output."""
+    old, table = model.graph.subgraphs[0], model.file.model["Subgraphs"][0]
+    inside = old.operators[start:end]
+    made = {t for operator in inside for t in operator.writes}
+    read = {t for operator in inside for t in operator.reads}
+    later = {t for operator in old.operators[end:] for t in operator.reads} | {*old.outputs}
+    inputs = [*old.inputs] if start == 0 else []
+    given = read - made - {*inputs}
+    inputs += sorted(t for t in given if old.tensors[t].storage is not Storage.CONSTANT)
+    kept = sorted({*inputs, *made, *read, *(t for operator in inside for t in operator.intermediates if t >= 0)})
+    number = {t: i for i, t in enumerate(kept)} | {-1: -1}
+
+    def numbered(table: Table) -> Table:
+        fields = [field for field in ("Inputs", "Outputs", "Intermediates") if field in table]
+        return table.but(**{field: _words(number[int(t)] for t in table[field]) for field in fields})
+
+    subgraph = table.but(
+        Tensors=[table["Tensors"][t] for t in kept],
+        Operators=[numbered(operator) for operator in table["Operators"][start:end]],
+        Inputs=_words(number[t] for t in inputs),
+        Outputs=_words(number[t] for t in sorted(made & later)),
+    )
+    signatures: dict[str, Any] = {"SignatureDefs": []} if "SignatureDefs" in model.file.model else {}
+    return model.changed(with_metadata(model.file.but(Subgraphs=[subgraph], **signatures), OFFLINE_PLAN))
+
+
+class Crossing(NamedTuple):
+    """A tensor that waits from the end of stage ``first`` (-1: an input of the model) until stage ``last`` has begun,
+    or to the end if it is an output."""
+
+    name: str
+    size: int  # bytes
+    first: int
+    last: int
+
+    def waits(self, stage: int) -> bool:
+        """True if it waits while a stage is set up and runs."""
+        return self.first < stage <= self.last
+
+
+class StageRow(NamedTuple):
+    """A stage: operators [start, end) of the model that was cut. Sizes in bytes."""
+
+    start: int
+    end: int
+    way: str
+    reserve: int
+    waiting: int  # what earlier stages made, below its arena
+    file: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class StagesDecision(Decision):
+    """The effect of stages on the bytes of RAM to reserve: a stage's arena, and what waits below it."""
+
+    stages: tuple[StageRow, ...] = ()
+    time_percent: float = 0.0  # additional instructions, estimated, with the allocation of all stages
+    crossings: tuple[Crossing, ...] = ()
+    models: tuple[Snapshot, ...] = ()  # one per stage; empty if one is best
+
+    key, refused = "stages", "Not cut into stages"
+    json_keys = "reserve_before=before reserve=after stages time_percent crossings seconds refusal"
+
+    def message(self) -> list[str]:
+        if len(self.models) < 2:
+            return ["Not cut into stages: one stage needs the least memory."]
+        titles = ["Stage", "Operators", "Way", "To reserve (B)", "Waiting (B)", "File (B)"]
+        rows = [
+            [i, f"{row.start} to {row.end - 1}", row.way, *(f"{n:,}" for n in row[3:])]
+            for i, row in enumerate(self.stages, start=1)
+        ]
+        return [
+            text_table(titles, rows, left=("Way",)),
+            f"Stages in one arena: {self.saving}, {more_text(self.time_percent)} instructions "
+            "(estimated, with AllocateTensors()).",
+        ]
+
+
+def why_no_stages(graph: ModelGraph) -> str:
+    """Why a model cannot be cut; empty if it can."""
+    first = graph.subgraphs[0]
+    if len(graph.subgraphs) > 1 or any(operator.callees for operator in first.operators):
+        return "it has control flow or several subgraphs"
+    if state_bytes(graph) or effectful_subgraphs(graph):
+        return "it keeps state between inferences, which the next stage would overwrite"
+    if graph.kernels.kept:
+        return "what --keep names does not outlive a stage"
+    return why_not_rewritten(graph)
+
+
+class StageSearch:
+    """Finds the cuts with the least memory. Estimates of all stages, from the regions of one search over the whole
+    model, choose a chain; its stages are then searched one by one, which corrects the estimates, until a chain is the
+    best of all by what is known."""
+
+    def __init__(self, model: Snapshot, max_time: float, in_place: bool, budget: Budget) -> None:
+        self.model, self.max_time, self.in_place, self.budget = model, max_time, in_place, budget
+        self.subgraph = model.graph.subgraphs[0]
+        self.count = len(self.subgraph.operators)
+        search = SplitSearch(model.graph, self.subgraph, budget.share(0.2), EITHER if in_place else UNROLLED)
+        search.front(int(search.problem.time * max_time / 100))
+        self.intervals, self.steps = search.problem.intervals, search.problem.steps
+        self.sizes = {ends: size + self.waiting(*ends) for ends, size in self.all_estimates(search).items()}
+        self.known: dict[tuple[int, int], tuple[Snapshot, str]] = {}
+
+    def all_estimates(self, search: SplitSearch) -> dict[tuple[int, int], int]:
+        """Estimated bytes to reserve, by (start, end), without what waits."""
+        tensor = BITS_32.tensor
+        own = [step.persistent + tensor * len({*step.operator.reads, *step.operator.writes}) for step in self.steps]
+        so_far, sizes = [0, *itertools.accumulate(own)], {}
+        for start in range(self.count):
+            ways: list[list[tuple[int, int]]] = [[] for _ in range(self.count + 1)]  # (additional persistent, peak)
+            ways[start] = [(0, 0)]
+            for position in range(start, self.count):
+                here = _best_labels(ways[position])
+                found = [(r.end, r.cost.persistent, r.cost.peak) for r in search.regions[position].values()]
+                for end, persistent, peak in (*found, (position + 1, 0, self.steps[position].need)):
+                    ways[end] += [(more + persistent, max(most, peak)) for more, most in here]
+            for end in range(start + 1, self.count + 1):
+                fixed = sum(BITS_32.interpreter) + BITS_32.subgraph + so_far[end] - so_far[start]
+                sizes[start, end] = min(map(sum, ways[end])) + fixed - self.passing(start, end)
+        return sizes
+
+    def passing(self, start: int, end: int) -> int:
+        """Bytes alive before, during and after operators [start, end) that none of them reads."""
+        read = {t for step in self.steps[start:end] for t in step.operator.reads}
+        return sum(
+            size
+            for t, (size, first, last, _) in self.intervals.items()
+            if first < start and last >= end and t not in read
+        )
+
+    def waiting(self, start: int, end: int) -> int:
+        """Bytes that wait while operators [start, end) are a stage."""
+        return sum(
+            size for t, (size, first, last, _) in self.intervals.items() if first < start and last >= (start or end)
+        )
+
+    def crossings(self, cuts: Sequence[int]) -> list[Crossing]:
+        found, tensors = [], self.subgraph.tensors
+        for t, (size, first, last, _) in self.intervals.items():
+            made = -1 if first < 0 else bisect.bisect_right(cuts, first)
+            used = len(cuts) if t in self.subgraph.outputs else bisect.bisect_right(cuts, last)
+            if max(made, 0) < used:
+                found.append(Crossing(tensors[t].name, size, made, used))
+        return found
+
+    def best_cuts(self, most: int) -> tuple[int, ...]:
+        """The cuts into at most ``most`` stages with the smallest largest stage; the fewest of equals."""
+        ways: dict[int, tuple[int, tuple[int, ...]]] = {0: (0, ())}  # by end: (largest so far, cuts)
+        best: tuple[int, tuple[int, ...]] = self.sizes[0, self.count], ()
+        for _ in range(most - 1):
+            now: dict[int, tuple[int, tuple[int, ...]]] = {}
+            for start, (size, cuts) in ways.items():
+                for end in range(start + 1, self.count):
+                    way = max(size, self.sizes[start, end]), (*cuts, end)
+                    now[end] = min(now.get(end, way), way)
+            ways = now
+            for start, (size, cuts) in now.items():
+                best = min(best, (max(size, self.sizes[start, self.count]), cuts), key=itemgetter(0))
+        return best[1]
+
+    def stage(self, start: int, end: int) -> tuple[Snapshot, str]:
+        """The smallest form of a stage, and the way to it."""
+        if (start, end) not in self.known:
+            part = part_of(self.model, start, end)
+            recipes = RECIPES[0], RECIPES[-1] if self.in_place else RECIPES[-2]
+            found = [
+                (_taken(r, part, None, self.max_time, self.budget.share(0.1), self.in_place)[0], r) for r in recipes
+            ]
+            after, recipe = min(found, key=lambda way: way[0].arena.reserve)
+            self.known[start, end] = after, recipe.name
+            self.sizes[start, end] = after.arena.reserve + self.waiting(start, end)
+        return self.known[start, end]
+
+    def run(self, most: int) -> tuple[int, ...]:
+        """The best cuts of the chains that were searched."""
+        tried: dict[tuple[int, ...], int] = {}
+        for _ in range(MAX_CHAINS):
+            cuts = self.best_cuts(most)
+            if cuts in tried or (tried and self.budget.is_over):
+                break
+            ends = list(itertools.pairwise((0, *cuts, self.count)))
+            for one in ends:
+                self.stage(*one)
+            tried[cuts] = max(self.sizes[one] for one in ends)
+        return min(tried, key=lambda cuts: (tried[cuts], len(cuts)))
+
+
+def _best_labels(labels: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The labels with the smallest sums, none of which is at least another in both."""
+    found, least = [], NO_LIMIT
+    for label in sorted(labels):
+        if label[1] < least:
+            least = label[1]
+            found.append(label)
+    return sorted(found, key=sum)[:MAX_STAGE_LABELS]
+
+
+def allocation_instructions(graph: ModelGraph) -> int:
+    """Estimated instructions of AllocateTensors(): mostly scales per channel, in software where doubles are."""
+    per_channel, per_operator = ALLOCATION[TIMED_CORES.get(graph.kernels.core, "")]
+    total = 0
+    for subgraph, operator in graph.operators:
+        node = node_of(subgraph, operator)
+        arrays = kernel_bytes(node)[2] if node.inputs and node.inputs[0] and node.inputs[0].dtype != "FLOAT32" else []
+        total += per_operator + per_channel * sum(arrays[:1]) // 4
+    return total
+
+
+@deciding(StagesDecision)
+def decide_stages(
+    model: Snapshot,
+    most: int | None = None,
+    time_limit: float = TIME_LIMIT,
+    max_time: float = DEFAULT_MAX_TIME,
+    in_place: bool = True,
+) -> tuple[Snapshot, StagesDecision]:
+    """Cut a model into at most ``most`` stages, each split, ordered and planned by itself, such that the arena that
+    serves all of them is smallest, with what waits in it. The model itself stays as it is; the decision has the stages.
+    Of each, the way that takes the least time within that arena is taken.
+
+    Args:
+        time_limit: seconds for all searches together.
+        max_time: limit on additional instructions of stripes, estimated, in per cent.
+        in_place: plans may share memory; loops need that.
+    """
+    if why := why_no_stages(model.graph):
+        raise Refusal(why)
+    budget = Budget(time_limit)
+    ordered, _ = decide_order(model, budget.share(0.1).left, for_arena=True, in_place=in_place)
+    names = Counter(tensor.name for tensor in model.graph.subgraphs[0].tensors if tensor.ram_bytes)
+    if twice := next((name for name, count in names.items() if count > 1), None):
+        raise Refusal(f"two of its tensors have the name {shorten(twice)!r}, and stages hand on tensors by their names")
+    search = StageSearch(ordered.without_wrong_plan(), max_time, in_place, budget)
+    cuts = search.run(MAX_STAGES if most is None else most)
+    ends = list(itertools.pairwise((0, *cuts, search.count)))
+    limit = max(search.sizes[one] for one in ends)
+    models, rows = [], []
+    for start, end in ends:
+        part, (after, way), waiting = (
+            part_of(search.model, start, end),
+            *(search.stage(start, end), search.waiting(start, end)),
+        )
+        for name, cheaper in (("as it is", part), (RECIPES[0].name, None)):
+            one = cheaper or _taken(RECIPES[0], part, None, max_time, budget, in_place)[0]
+            if one.arena.reserve + waiting <= limit and not one.arena.problems:
+                after, way = one, name
+                break
+        models.append(after)
+        rows.append(StageRow(start, end, way, after.arena.reserve, waiting, len(after.data)))
+    spent = sum(model_instructions(one.graph) + allocation_instructions(one.graph) for one in models)
+    before = model_instructions(model.graph)
+    return model, StagesDecision(
+        before=model.arena.reserve,
+        after=limit,
+        stages=tuple(rows),
+        time_percent=100 * (spent / before - 1) if before else 0.0,
+        crossings=tuple(search.crossings(cuts)),
+        models=tuple(models) if cuts else (),
+    )
+
+
+####################################################################################################
 # Steps: cluster and compress weights
 ####################################################################################################
 
@@ -10493,6 +10804,21 @@ def _port_lines(number: int, what: str, tensor: Tensor) -> list[str]:
     return lines
 
 
+def _all_port_lines(subgraph: Subgraph) -> list[str]:
+    return [
+        line
+        for what, tensors in (("Input", subgraph.inputs), ("Output", subgraph.outputs))
+        for number, t in enumerate(tensors)
+        for line in _port_lines(number, what, subgraph.tensors[t])
+    ]
+
+
+def _array(data: bytes) -> str:
+    """The elements of an array in C++."""
+    lines = (data[i : i + BYTES_PER_LINE] for i in range(0, len(data), BYTES_PER_LINE))
+    return "\n".join("  " + "".join(f"0x{byte:02x}," for byte in line) for line in lines)
+
+
 def _kept_lines(arena: Arena) -> list[str]:
     """What the memory plan keeps for the application. Raises ValueError if the layout does not keep it."""
     if arena.lost:
@@ -10675,13 +11001,7 @@ def firmware_files(model: Snapshot, title: str, memories: MemoriesDecision | Non
     divided = memories if memories is not None and memories.is_divided else None
     own = own_kernels(model)
     declared = "".join(f"\nTFLMRegistration* {function}();  // by the application" for _, function in own.values())
-    ports = [
-        line
-        for what, tensors in (("Input", first.inputs), ("Output", first.outputs))
-        for number, t in enumerate(tensors)
-        for line in _port_lines(number, what, first.tensors[t])
-    ] + _kept_lines(arena)
-    lines = (data[i : i + BYTES_PER_LINE] for i in range(0, len(data), BYTES_PER_LINE))
+    ports = _all_port_lines(first) + _kept_lines(arena)
     variables, month = len(resource_variables(graph)), required_tflm(graph)[0]
     values: dict[str, Any] = {
         "name": name,
@@ -10692,7 +11012,7 @@ def firmware_files(model: Snapshot, title: str, memories: MemoriesDecision | Non
         "declared": f"{declared}\n" if declared else "",
         "ports": "\n".join(ports),
         "calls": "\n".join(f"  TF_LITE_ENSURE_STATUS(resolver.{registration(*kind, own)});" for kind in kinds),
-        "content": "\n".join("  " + "".join(f"0x{byte:02x}," for byte in line) for line in lines),
+        "content": _array(data),
         "kernels": graph.kernels.title + (f"; requires TFLM of {month_text(month)} or later" if month else ""),
         "head": arena.head,
         "tail": arena.persistent,
@@ -10715,6 +11035,236 @@ def firmware_files(model: Snapshot, title: str, memories: MemoriesDecision | Non
     templates = FIRMWARE_HEADER, FIRMWARE_SOURCE, FIRMWARE_EXAMPLE
     files = zip(firmware_names(title), templates, strict=True)
     return {file: template.format(**values) for file, template in files}
+
+
+STAGES_HEADER = """\
+// Written by tflite-tools {version}; changes will be lost.
+#ifndef {guard}
+#define {guard}
+
+#include <cstddef>
+#include <cstdint>
+
+#include "tensorflow/lite/micro/micro_interpreter.h"
+#include "tensorflow/lite/micro/micro_mutable_op_resolver.h"
+
+namespace {name} {{
+
+// A model in {stages} stages, which run one after the other in one arena, each with an interpreter of its own, with
+// {kernels}.
+constexpr size_t kTensorArenaSize = {reserve};
+
+{ports}
+
+constexpr unsigned int kOperatorCount = {count};
+using OpResolver = tflite::MicroMutableOpResolver<kOperatorCount>;
+TfLiteStatus RegisterOperators(OpResolver& resolver);
+
+// Begin(), fill input(i), Invoke(), read output(i); again for every inference. The arena is aligned to 16 bytes.
+class Model {{
+ public:
+  explicit Model(uint8_t* arena) : arena_(arena) {{}}
+  ~Model() {{ Drop(); }}
+  Model(const Model&) = delete;
+  Model& operator=(const Model&) = delete;
+
+  TfLiteStatus Begin();
+  TfLiteStatus Invoke();
+  TfLiteTensor* input(size_t number) {{ return interpreter_->input(number); }}
+  const void* output(size_t number);
+
+ private:
+  TfLiteStatus Make(int stage);
+  void Drop();
+
+  uint8_t* arena_;
+  OpResolver resolver_;
+  tflite::MicroInterpreter* interpreter_ = nullptr;
+  alignas(tflite::MicroInterpreter) unsigned char place_[sizeof(tflite::MicroInterpreter)];
+  bool is_registered_ = false;
+}};
+
+}}  // namespace {name}
+
+#endif  // {guard}
+"""
+STAGES_SOURCE = """\
+// Written by tflite-tools {version}; changes will be lost.
+#include "{name}_model.h"
+
+#include <cstring>
+#include <new>
+
+#include "tensorflow/lite/schema/schema_generated.h"
+
+namespace {name} {{
+
+TfLiteStatus RegisterOperators(OpResolver& resolver) {{
+{calls}
+  return kTfLiteOk;
+}}
+
+namespace {{
+
+{arrays}
+
+const unsigned char* const kModels[] = {{{models}}};
+// What waits below the arena of each stage, in bytes.
+constexpr size_t kWaiting[] = {{{waiting}}};
+
+// Copies of bytes: from an input (-1) or output (1) of the interpreter, or from the arena (0), into the arena; or (2)
+// from the arena to an input.
+struct Move {{
+  int kind;
+  size_t port, from, to, size;
+}};
+{moves}
+
+void Run(const Move* moves, size_t count, uint8_t* arena, tflite::MicroInterpreter* interpreter) {{
+  for (const Move* m = moves; m != moves + count; ++m) {{
+    const void* from = m->kind == 0 || m->kind == 2 ? arena + m->from
+                       : m->kind < 0                ? interpreter->input(m->port)->data.data
+                                                    : interpreter->output(m->port)->data.data;
+    std::memmove(m->kind == 2 ? interpreter->input(m->port)->data.data : arena + m->to, from, m->size);
+  }}
+}}
+
+}}  // namespace
+
+void Model::Drop() {{
+  if (interpreter_ != nullptr) interpreter_->~MicroInterpreter();
+  interpreter_ = nullptr;
+}}
+
+TfLiteStatus Model::Make(int stage) {{
+  Drop();
+  const size_t waiting = kWaiting[stage];
+  interpreter_ = new (place_) tflite::MicroInterpreter(tflite::GetModel(kModels[stage]), resolver_, arena_ + waiting,
+                                                       kTensorArenaSize - waiting);
+  return interpreter_->AllocateTensors();
+}}
+
+TfLiteStatus Model::Begin() {{
+  if (!is_registered_) {{
+    TF_LITE_ENSURE_STATUS(RegisterOperators(resolver_));
+    is_registered_ = true;
+  }}
+  return Make(0);
+}}
+
+TfLiteStatus Model::Invoke() {{
+{steps}
+  return kTfLiteOk;
+}}
+
+const void* Model::output(size_t number) {{
+{outputs}
+  return nullptr;
+}}
+
+}}  // namespace {name}
+"""
+STAGES_EXAMPLE = """\
+// Written by tflite-tools {version}: how to run the model. Copy from here.
+#include "{name}_model.h"
+
+int main() {{
+  alignas(16) static uint8_t arena[{name}::kTensorArenaSize];
+  static {name}::Model model(arena);
+  if (model.Begin() != kTfLiteOk) return 1;
+  // Fill model.input(0) here, then:
+  if (model.Invoke() != kTfLiteOk) return 2;
+  // Read model.output(0) here.
+  return 0;
+}}
+"""
+
+
+def _moves_of(decision: StagesDecision, original: Subgraph) -> tuple[list[list[str]], list[str]]:
+    """(The copies before and after each stage in turn, as C++; where each output is in the end, as C++)."""
+    at: dict[str, int] = {}  # what waits, by name: its offset in the arena
+    lists, last = [], len(decision.models) - 1
+    crossings = {crossing.name: crossing for crossing in decision.crossings}
+    for stage, model in enumerate(decision.models):
+        first = model.graph.subgraphs[0]
+        inputs, outputs = ([first.tensors[t].name for t in ids] for ids in (first.inputs, first.outputs))
+        before = []
+        if stage == 0:
+            for port, name in enumerate(inputs):
+                if name in crossings:
+                    at[name] = sum(align(crossings[other].size) for other in at)
+                    before.append(f"{{-1, {port}, 0, {at[name]}, {crossings[name].size}}}")
+        else:
+            before = [f"{{2, {port}, {at[name]}, 0, {crossings[name].size}}}" for port, name in enumerate(inputs)]
+        lists.append(before)
+        if stage == last:
+            break
+        places = {(b.subgraph, b.tensor): b.interval.offset or 0 for b in model.arena.buffers}
+        made = sorted((t for t in first.outputs), key=lambda t: places[0, t])
+        names = [name for name in sorted(at, key=at.__getitem__) if crossings[name].waits(stage + 1)]
+        names += [name for t in made if (name := first.tensors[t].name) in crossings]
+        now, to, after = {}, 0, []
+        for name in names:
+            size = crossings[name].size
+            source = f"0, 0, {at[name]}" if name in at else f"1, {outputs.index(name)}, 0"
+            if at.get(name) != to:
+                after.append(f"{{{source}, {to}, {size}}}")
+            now[name], to = to, to + align(size)
+        at = now
+        lists.append(after)
+    final = [
+        decision.models[last].graph.subgraphs[0].tensors[t].name
+        for t in decision.models[last].graph.subgraphs[0].outputs
+    ]
+    names = [original.tensors[t].name for t in original.outputs]
+    wheres = [
+        f"arena_ + {at[name]}" if name in at else f"interpreter_->output({final.index(name)})->data.data"
+        for name in names
+    ]
+    return lists, wheres
+
+
+def stages_firmware(decision: StagesDecision, original: Snapshot, title: str) -> dict[str, str]:
+    """C++17 sources by file name: the stages as arrays, a class that runs them, and an example. Raises ValueError if
+    TFLM has no kernel for an operator."""
+    name, models, first = cpp_name(title), decision.models, original.graph.subgraphs[0]
+    kinds = sorted({(o.kind, o.is_custom) for model in models for _, o in model.graph.operators})
+    own = own_kernels(original)
+    lists, wheres = _moves_of(decision, first)
+    ports = _all_port_lines(first)
+    steps, tables = [], []
+    for number, moves in enumerate(lists):
+        stage, is_after = divmod(number, 2)
+        if number and not is_after:
+            steps.append(f"  TF_LITE_ENSURE_STATUS(Make({stage}));")
+        if moves:
+            tables.append(f"constexpr Move kMoves{number}[] = {{{', '.join(moves)}}};")
+            steps.append(f"  Run(kMoves{number}, {len(moves)}, arena_, interpreter_);")
+        if not is_after:
+            steps.append("  TF_LITE_ENSURE_STATUS(interpreter_->Invoke());")
+    arrays = [
+        f"alignas(16) const unsigned char kStage{i}[] = {{\n{_array(bytes(model.data))}\n}};"
+        for i, model in enumerate(models)
+    ]
+    values = {
+        "version": __version__,
+        "name": name,
+        "guard": f"{name.upper()}_MODEL_H_",
+        "stages": len(models),
+        "kernels": original.graph.kernels.title,
+        "reserve": decision.after,
+        "ports": "\n".join(ports),
+        "count": len(kinds),
+        "calls": "\n".join(f"  TF_LITE_ENSURE_STATUS(resolver.{registration(*kind, own)});" for kind in kinds),
+        "arrays": "\n".join(arrays),
+        "models": ", ".join(f"kStage{i}" for i in range(len(models))),
+        "waiting": ", ".join(str(row.waiting) for row in decision.stages),
+        "moves": "\n".join(tables),
+        "steps": "\n".join(steps),
+        "outputs": "\n".join(f"  if (number == {i}) return {where};" for i, where in enumerate(wheres)),
+    }
+    templates = STAGES_HEADER, STAGES_SOURCE, STAGES_EXAMPLE
+    return {file: text.format(**values) for file, text in zip(firmware_names(title), templates, strict=True)}
 
 
 ####################################################################################################
@@ -11052,6 +11602,7 @@ class TFLiteModel:
     optimize_memory = step(decide_order)
     fit = step(decide_fit)
     split_operators = step(decide_split)
+    stages = step(decide_stages)
     lighten_operators = step(decide_lightening)
     repair_operators = step(decide_repair)
     use_integer_ports = step(decide_ports)
@@ -11191,6 +11742,10 @@ class Command:
         board, can_loop = BOARDS.get(a.board or ""), a.stripes != "unrolled"
         return self.model.fit(limit, seconds, self.max_time, self.in_place, can_loop, board is None or board.psram > 0)
 
+    def stages(self, seconds: float) -> Decision:
+        most = self.arguments.stages
+        return self.model.stages(None if most is OF_BOARD else most, seconds, self.max_time, self.in_place)
+
     def split(self, seconds: float) -> Decision:
         a, can_loop = self.arguments, self.arguments.plan and self.in_place
         stripes = (a.stripes or "auto") if can_loop else "unrolled"  # in a loop, tensors share memory by a plan
@@ -11218,15 +11773,17 @@ class Command:
     def verify(self, seconds: float) -> Decision:
         """Bit by bit against the model whose weights are those of this one; if they were clustered, also the distance
         to the input."""
-        limit, model = self.arguments.time_limit, self.model.snapshot
+        limit, model, stages = self.arguments.time_limit, self.model.snapshot, self.result(StagesDecision)
+        model, *more = (stages.models if stages else ()) or (model,)
 
         def compared(other: Snapshot, what: str) -> VerificationDecision:
-            return decide_verification(model, other, what, timeout=RUN_SECONDS if limit is None else limit)
+            timeout = RUN_SECONDS if limit is None else limit
+            return decide_verification(model, other, what, timeout=timeout, more=more)
 
         distance = compared(self.original, "the input")
         if self.baseline is self.original:
             return distance
-        if self.baseline is model:
+        if self.baseline is self.model.snapshot and not more:
             return dataclasses.replace(distance, may_differ=True)
         what = "the clustered" if self.result(ClusteringDecision) else "the repaired"
         return dataclasses.replace(compared(self.baseline, what), distance=distance)
@@ -11321,15 +11878,25 @@ class Command:
     def write(self) -> None:
         """Write the C++ firmware and the model. Raises UsageError if TFLM has no kernel for an operator."""
         folder, output, model = self.arguments.firmware, self.output, self.model
+        decision = self.result(StagesDecision)
+        stages = decision.models if decision else ()
         if folder:
             try:
-                model.write_firmware(folder, title_of(self.arguments), self.memories)
+                if decision and stages:
+                    write_files(folder, stages_firmware(decision, model.snapshot, title_of(self.arguments)))
+                else:
+                    model.write_firmware(folder, title_of(self.arguments), self.memories)
             except ArenaError:
                 raise
             except ValueError as error:
                 raise UsageError(f"no firmware written: {error}") from None
             _log(f"wrote {folder}")
-        if output == STREAM:
+        if output and stages:
+            for number, stage in enumerate(stages, start=1):
+                path = output.with_suffix(f".{number}.tflite")
+                TFLiteModel(bytes(stage.data)).write_to_file(path)
+                _log(f"wrote {path}")
+        elif output == STREAM:
             sys.stdout.buffer.write(model.to_bytes())
             sys.stdout.flush()
         elif output:
@@ -11541,6 +12108,9 @@ OPTIONS = {
         Option("--repair", "replace what TFLM rejects by exact equivalents; with 'hybrid', also integer weights of "
                "float operators, which is not exact", _one_of(["exact", "hybrid"]), "exact|hybrid", step=Command.repair,
                more={"nargs": "?", "const": "exact"}),
+        Option("--stages", "cut the model into at most K parts that run one after the other in one arena (default: "
+               f"{MAX_STAGES}); writes NAME.1.tflite, NAME.2.tflite, ...", _count, "K", step=Command.stages, weight=8,
+               more=OPTIONAL),
         Option("--lighten", "cheaper equivalents: operators with the same results that keep less memory in TFLM",
                step=lambda command, _: command.model.lighten_operators(command.arguments.plan, command.in_place)),
         Option("--split", "run regions of the model stripe by stripe where that needs less memory",
@@ -11548,12 +12118,13 @@ OPTIONS = {
         Option("--stripes", f"their form: {', '.join(STRIPES_AS)} (default: auto with --plan or --fit)",
                _one_of(STRIPES_AS), "FORM", needs="--split --fit"),
         Option("--max-time", f"how many more instructions stripes may take (estimated; default: {DEFAULT_MAX_TIME:g})",
-               _number("a percentage of 0 or more", "%"), "PERCENT", needs="--split --fit", alias="--max-macs"),
+               _number("a percentage of 0 or more", "%"), "PERCENT", needs="--split --fit --stages",
+               alias="--max-macs"),
         Option("--optimize", "reorder the operators for the smallest peak memory use", step=Command.optimize, weight=2),
         Option("--plan", "fix the smallest arena layout in the file, for TensorFlow Lite Micro",
                step=Command.plan, weight=1),
-        Option("--no-sharing", "no plans in which an output overwrites an input that ends there", needs="--plan --fit",
-               alias="--no-in-place"),
+        Option("--no-sharing", "no plans in which an output overwrites an input that ends there",
+               needs="--plan --fit --stages", alias="--no-in-place"),
         Option("--integer-io", "remove the conversions of floats at inputs and outputs, which your code does instead",
                step=lambda command, _: command.model.use_integer_ports(command.arguments.plan, command.in_place)),
         Option("--time-limit", f"effort of all searches together, in seconds of work (default: {TIME_LIMIT:g})",
@@ -11601,7 +12172,9 @@ OPTIONS = {
     ],
 }  # fmt: skip
 ALL_OPTIONS = [option for options in OPTIONS.values() for option in options]
-STEPS = "repair clusters min_sqnr integer_io fit lighten split optimize compress plan verify".split()  # in their order
+STEPS = (
+    "repair clusters min_sqnr integer_io stages fit lighten split optimize compress plan verify".split()
+)  # in their order
 EXAMPLES = """\
 examples:
   tflite-tools model.tflite                               how much RAM, and why
@@ -11678,8 +12251,12 @@ def check_options(arguments: argparse.Namespace) -> None:
     if arguments.memories and "--max-arena" in given:
         raise UsageError("--memories has limits of its own: leave out --max-arena")
     chosen = given.keys() & {"--lighten", "--split", "--optimize", "--plan", "--compress"}
-    if "--fit" in given and chosen:
-        raise UsageError(f"--fit chooses the steps itself: leave out {', '.join(sorted(chosen))}")
+    for flag in given.keys() & {"--fit", "--stages"}:
+        if chosen or {"--fit", "--stages"} <= given.keys():
+            others = ", ".join(sorted(chosen or {"--fit"}))
+            raise UsageError(f"{flag} chooses the steps itself: leave out {others}")
+    if "--stages" in given and arguments.output == STREAM:
+        raise UsageError("stages are several files: give -o a name")
     if arguments.stripes == "loop" and not (arguments.plan or "--fit" in given):
         raise UsageError("loops need a memory plan in the file: add --plan")
     if arguments.stripes in ("loop", "auto") and arguments.no_sharing:
