@@ -9699,11 +9699,8 @@ def decide_split(
 
 
 ####################################################################################################
-# Step: fit
+# Recipes: steps that make a model need less
 ####################################################################################################
-
-
-GLANCE_SECONDS = 2.0  # of work, for a hint
 
 
 class Recipe(NamedTuple):
@@ -9723,64 +9720,7 @@ RECIPES = (  # from the cheapest for the user to the dearest
 RECIPE_SHARES = {"": 0.2, "unrolled": 0.4, "auto": 0.8}  # of the work left
 
 
-class FitWay(NamedTuple):
-    """A way to make a model need less. Sizes in bytes."""
-
-    name: str
-    reserve: int
-    macs_percent: float  # additional multiply-accumulates
-    time_percent: float  # additional instructions, estimated
-    flash: int  # of the file and of kernels that the model did not have, more than before; approximate
-    new_kinds: tuple[str, ...]  # operators that TFLM has to register in addition
-    fits: bool
-
-
-@dataclass(frozen=True, kw_only=True)
-class FitDecision(Decision):
-    """The effect of the cheapest lossless steps that are enough on the arena to reserve."""
-
-    limit: int | None = None  # None: the smallest arena
-    ways: tuple[FitWay, ...] = ()  # the ways that were tried, the first as it is
-    taken: int = 0
-    steps: tuple[Decision, ...] = ()  # of the way that was taken
-    proposals: tuple[str, ...] = ()  # what else would help, but changes the application
-    rejection: str = ""  # why TFLM does not run the model
-
-    key, refused = "fit", "Not fitted"
-    json_keys = "reserve_before=before reserve=after limit ways taken steps proposals changed seconds refusal"
-
-    @property
-    def failure(self) -> str:
-        if self.refusal or self.rejection:
-            return self.refusal or f"TFLM rejects this model: {self.rejection}"
-        if self.limit is None or self.ways[self.taken].fits:
-            return ""
-        return f"no lossless way fits into {self.limit:,} B; the nearest needs {self.after:,} B"
-
-    def message(self) -> list[str]:
-        titles = ["", "Way", "To reserve (B)", "Time", "MACs", "Flash (B)", *(["Fits"] if self.limit else [])]
-        rows = []
-        for i, (name, reserve, macs, instructions, flash, _, fits) in enumerate(self.ways):
-            mark = "->" if not self.failure else "nearest"
-            row = [
-                mark if i == self.taken else "",
-                name,
-                f"{reserve:,}",
-                *(f"{n:+.1f} %" for n in (instructions, macs)),
-                f"{flash:+,}",
-            ]
-            rows.append(row + ([("no", "yes")[fits]] if self.limit else []))
-        new_kinds = self.ways[self.taken].new_kinds
-        return [
-            "",
-            text_table(titles, rows, left=("", "Way")),
-            *([registered(new_kinds)] if new_kinds else []),
-            *([NEEDS_NEW_TFLM] if "WHILE" in new_kinds else []),
-            *(f"It would need less with {proposal}" for proposal in self.proposals),
-        ]
-
-
-def _taken(
+def taken_steps(
     recipe: Recipe, model: Snapshot, limit: int | None, max_time: float, budget: Budget, in_place: bool
 ) -> tuple[Snapshot, list[Decision]]:
     """The model after the steps of a recipe, and their decisions."""
@@ -9797,81 +9737,6 @@ def _taken(
             model, decision = step(model)
             decisions.append(decision)
     return model, decisions
-
-
-@deciding(FitDecision)
-def decide_fit(
-    model: Snapshot,
-    limit: int | None = None,
-    time_limit: float = TIME_LIMIT,
-    max_time: float = DEFAULT_MAX_TIME,
-    in_place: bool = True,
-    can_loop: bool = True,
-    has_external: bool = True,
-) -> tuple[Snapshot, FitDecision]:
-    """Take the first of the RECIPES with which the arena to reserve is within ``limit`` bytes or, without a limit, the
-    one with the smallest arena. All are lossless; stripes cost the least time that fits. The decision has all ways that
-    were tried, and proposals if none fits or there is no limit.
-
-    Args:
-        time_limit: seconds for all searches together.
-        max_time: limit on additional instructions, estimated, in per cent.
-        in_place: plans may share memory; loops need that.
-        can_loop: allow loops, which need TFLM of November 2025 or later.
-        has_external: propose external RAM.
-    """
-    budget, tried = Budget(time_limit), [(model, list[Decision]())]
-    ways = [_way("as it is", model, model, limit)]
-    for recipe in RECIPES:
-        if limit is not None and ways[-1].fits:
-            break
-        if recipe.stripes == "auto" and not (can_loop and in_place):
-            continue
-        share = budget.share(RECIPE_SHARES[recipe.stripes])
-        after, decisions = _taken(recipe, model, limit, max_time, share, in_place)
-        if any(decision.changed for decision in decisions[: len(decisions) - 2]) or not recipe.is_lightened:
-            tried.append((after, decisions))
-            ways.append(_way(recipe.name, model, after, limit))
-    fitting = [i for i, way in enumerate(ways) if limit is not None and way.fits]
-    nearest = min(range(len(ways)), key=lambda i: (bool(tried[i][0].arena.problems), ways[i].reserve))
-    taken = fitting[0] if fitting else nearest
-    (after, decisions), way = tried[taken], ways[taken]
-    proposals = () if fitting else _proposals(model, way, limit if has_external else None, max_time, budget, in_place)
-    return after, FitDecision(
-        before=ways[0].reserve,
-        after=way.reserve,
-        limit=limit,
-        ways=tuple(ways),
-        taken=taken,
-        steps=tuple(decisions),
-        proposals=tuple(proposals),
-        rejection="; ".join([*after.refusals[:1], *(repair_hint(after) if after.refusals else [])]),
-    )
-
-
-def _way(name: str, model: Snapshot, after: Snapshot, limit: int | None) -> FitWay:
-    growth = len(after.data) - len(model.data) if after is not model else 0
-    reserve, kinds = after.arena.reserve, added_kinds(model, after)
-    fits = (limit is None or reserve <= limit) and not after.arena.problems
-    return FitWay(name, reserve, *more_work(model, after), growth + kernel_flash(kinds), kinds, fits)
-
-
-def _proposals(
-    model: Snapshot, best: FitWay, limit: int | None, max_time: float, budget: Budget, in_place: bool
-) -> Iterator[str]:
-    """What changes the application, with its figure."""
-    ported, decision = decide_ports(model, in_place=in_place)
-    if decision.changed:
-        recipe = next((recipe for recipe in RECIPES if recipe.name == best.name), RECIPES[0])
-        after, _ = _taken(recipe, ported, limit, max_time, budget, in_place)
-        if after.arena.reserve < best.reserve:
-            yield f"--integer-io: {after.arena.reserve:,} B, if your code converts inputs and outputs"
-    if limit is not None:
-        _, divided = decide_memories(model, limit, time_limit=budget.left, in_place=in_place)
-        if divided.is_divided:
-            stays = 100 * (1 - (divided.after or 0) / max(divided.before or 0, 1))
-            what = f"{divided.reserve:,} B of external RAM, with {stays:.0f} % of the traffic in the fast memory"
-            yield f"--memories fast={size_text(limit)}: {what}"
 
 
 ####################################################################################################
@@ -10033,11 +9898,11 @@ class StageSearch:
 
     def crossings(self, cuts: Sequence[int]) -> list[Crossing]:
         found, tensors = [], self.subgraph.tensors
-        for t, (size, first, last, _) in self.intervals.items():
+        for t, (_, first, last, _) in self.intervals.items():
             made = -1 if first < 0 else bisect.bisect_right(cuts, first)
             used = len(cuts) if t in self.subgraph.outputs else bisect.bisect_right(cuts, last)
             if max(made, 0) < used:
-                found.append(Crossing(tensors[t].name, size, made, used))
+                found.append(Crossing(tensors[t].name, _tflm_bytes(tensors[t]), made, used))
         return found
 
     def best_cuts(self, most: int) -> tuple[int, ...]:
@@ -10061,7 +9926,8 @@ class StageSearch:
             part = part_of(self.model, start, end)
             recipes = RECIPES[0], RECIPES[-1] if self.in_place else RECIPES[-2]
             found = [
-                (_taken(r, part, None, self.max_time, self.budget.share(0.1), self.in_place)[0], r) for r in recipes
+                (taken_steps(r, part, None, self.max_time, self.budget.share(0.1), self.in_place)[0], r)
+                for r in recipes
             ]
             after, recipe = min(found, key=lambda way: way[0].arena.reserve)
             self.known[start, end] = after, recipe.name
@@ -10138,7 +10004,7 @@ def decide_stages(
             *(search.stage(start, end), search.waiting(start, end)),
         )
         for name, cheaper in (("as it is", part), (RECIPES[0].name, None)):
-            one = cheaper or _taken(RECIPES[0], part, None, max_time, budget, in_place)[0]
+            one = cheaper or taken_steps(RECIPES[0], part, None, max_time, budget, in_place)[0]
             if one.arena.reserve + waiting <= limit and not one.arena.problems:
                 after, way = one, name
                 break
@@ -10154,6 +10020,149 @@ def decide_stages(
         crossings=tuple(search.crossings(cuts)),
         models=tuple(models) if cuts else (),
     )
+
+
+####################################################################################################
+# Step: fit
+####################################################################################################
+
+
+GLANCE_SECONDS = 2.0  # of work, for a hint
+
+
+class FitWay(NamedTuple):
+    """A way to make a model need less. Sizes in bytes."""
+
+    name: str
+    reserve: int
+    macs_percent: float  # additional multiply-accumulates
+    time_percent: float  # additional instructions, estimated
+    flash: int  # of the file and of kernels that the model did not have, more than before; approximate
+    new_kinds: tuple[str, ...]  # operators that TFLM has to register in addition
+    fits: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitDecision(Decision):
+    """The effect of the cheapest lossless steps that are enough on the arena to reserve."""
+
+    limit: int | None = None  # None: the smallest arena
+    ways: tuple[FitWay, ...] = ()  # the ways that were tried, the first as it is
+    taken: int = 0
+    steps: tuple[Decision, ...] = ()  # of the way that was taken
+    proposals: tuple[str, ...] = ()  # what else would help, but changes the application
+    rejection: str = ""  # why TFLM does not run the model
+
+    key, refused = "fit", "Not fitted"
+    json_keys = "reserve_before=before reserve=after limit ways taken steps proposals changed seconds refusal"
+
+    @property
+    def failure(self) -> str:
+        if self.refusal or self.rejection:
+            return self.refusal or f"TFLM rejects this model: {self.rejection}"
+        if self.limit is None or self.ways[self.taken].fits:
+            return ""
+        return f"no lossless way fits into {self.limit:,} B; the nearest needs {self.after:,} B"
+
+    def message(self) -> list[str]:
+        titles = ["", "Way", "To reserve (B)", "Time", "MACs", "Flash (B)", *(["Fits"] if self.limit else [])]
+        rows = []
+        for i, (name, reserve, macs, instructions, flash, _, fits) in enumerate(self.ways):
+            mark = "->" if not self.failure else "nearest"
+            row = [
+                mark if i == self.taken else "",
+                name,
+                f"{reserve:,}",
+                *(f"{n:+.1f} %" for n in (instructions, macs)),
+                f"{flash:+,}",
+            ]
+            rows.append(row + ([("no", "yes")[fits]] if self.limit else []))
+        new_kinds = self.ways[self.taken].new_kinds
+        return [
+            "",
+            text_table(titles, rows, left=("", "Way")),
+            *([registered(new_kinds)] if new_kinds else []),
+            *([NEEDS_NEW_TFLM] if "WHILE" in new_kinds else []),
+            *(f"It would need less with {proposal}" for proposal in self.proposals),
+        ]
+
+
+@deciding(FitDecision)
+def decide_fit(
+    model: Snapshot,
+    limit: int | None = None,
+    time_limit: float = TIME_LIMIT,
+    max_time: float = DEFAULT_MAX_TIME,
+    in_place: bool = True,
+    can_loop: bool = True,
+    has_external: bool = True,
+) -> tuple[Snapshot, FitDecision]:
+    """Take the first of the RECIPES with which the arena to reserve is within ``limit`` bytes or, without a limit, the
+    one with the smallest arena. All are lossless; stripes cost the least time that fits. The decision has all ways that
+    were tried, and proposals if none fits or there is no limit.
+
+    Args:
+        time_limit: seconds for all searches together.
+        max_time: limit on additional instructions, estimated, in per cent.
+        in_place: plans may share memory; loops need that.
+        can_loop: allow loops, which need TFLM of November 2025 or later.
+        has_external: propose external RAM.
+    """
+    budget, tried = Budget(time_limit), [(model, list[Decision]())]
+    ways = [_way("as it is", model, model, limit)]
+    for recipe in RECIPES:
+        if limit is not None and ways[-1].fits:
+            break
+        if recipe.stripes == "auto" and not (can_loop and in_place):
+            continue
+        share = budget.share(RECIPE_SHARES[recipe.stripes])
+        after, decisions = taken_steps(recipe, model, limit, max_time, share, in_place)
+        if any(decision.changed for decision in decisions[: len(decisions) - 2]) or not recipe.is_lightened:
+            tried.append((after, decisions))
+            ways.append(_way(recipe.name, model, after, limit))
+    fitting = [i for i, way in enumerate(ways) if limit is not None and way.fits]
+    nearest = min(range(len(ways)), key=lambda i: (bool(tried[i][0].arena.problems), ways[i].reserve))
+    taken = fitting[0] if fitting else nearest
+    (after, decisions), way = tried[taken], ways[taken]
+    proposals = () if fitting else _proposals(model, way, limit if has_external else None, max_time, budget, in_place)
+    return after, FitDecision(
+        before=ways[0].reserve,
+        after=way.reserve,
+        limit=limit,
+        ways=tuple(ways),
+        taken=taken,
+        steps=tuple(decisions),
+        proposals=tuple(proposals),
+        rejection="; ".join([*after.refusals[:1], *(repair_hint(after) if after.refusals else [])]),
+    )
+
+
+def _way(name: str, model: Snapshot, after: Snapshot, limit: int | None) -> FitWay:
+    growth = len(after.data) - len(model.data) if after is not model else 0
+    reserve, kinds = after.arena.reserve, added_kinds(model, after)
+    fits = (limit is None or reserve <= limit) and not after.arena.problems
+    return FitWay(name, reserve, *more_work(model, after), growth + kernel_flash(kinds), kinds, fits)
+
+
+def _proposals(
+    model: Snapshot, best: FitWay, limit: int | None, max_time: float, budget: Budget, in_place: bool
+) -> Iterator[str]:
+    """What changes the application, with its figure."""
+    ported, decision = decide_ports(model, in_place=in_place)
+    if decision.changed:
+        recipe = next((recipe for recipe in RECIPES if recipe.name == best.name), RECIPES[0])
+        after, _ = taken_steps(recipe, ported, limit, max_time, budget, in_place)
+        if after.arena.reserve < best.reserve:
+            yield f"--integer-io: {after.arena.reserve:,} B, if your code converts inputs and outputs"
+    if limit is not None:
+        _, cut = decide_stages(model, None, budget.share(0.5).left, max_time, in_place)
+        if cut.models and cut.after is not None and cut.after < best.reserve:
+            yield f"--stages: {cut.after:,} B, if your code runs {len(cut.models)} parts of the model in turn"
+        _, divided = decide_memories(model, limit, time_limit=budget.left, in_place=in_place)
+        if divided.is_divided:
+            stays = 100 * (1 - (divided.after or 0) / max(divided.before or 0, 1))
+            what = f"{divided.reserve:,} B of external RAM, with {stays:.0f} % of the traffic in the fast memory"
+            yield f"--memories fast={size_text(limit)}: {what}"
 
 
 ####################################################################################################

@@ -66,7 +66,7 @@ def test_json_keys_are_those_of_the_table(tmp_path: Path):
     rows = dict(re.findall(r"^\| (`.*?) \| (.*) \|$", (ROOT / "tests/json_keys.md").read_text(), re.MULTILINE))
     documented = {key: set(re.findall(r"`(\w+?)(?:\[\])?`", text)) for key, text in rows.items()}
     top = {name for key in rows for name in re.findall(r"`(\w+)(?:\[\])?`", key)}
-    assert top == report.keys() | {"memories", "fit"}  # instead of other steps
+    assert top == report.keys() | {"memories", "fit", "stages"}  # instead of other steps
     apart = tflite_tools.MemoriesDecision(tensors=(tflite_tools.SlowTensor("0", "x", 1),)).json()
     assert documented["`memories`"] == apart.keys()
     assert documented["`memories.tensors_slow[]`"] == apart["tensors_slow"][0].keys()
@@ -82,6 +82,11 @@ def test_json_keys_are_those_of_the_table(tmp_path: Path):
     decision = tflite_tools.FitDecision(ways=(tflite_tools.FitWay("order and plan", 1, 0.0, 0.0, 0, (), True),)).json()
     assert documented["`fit`"] - {"null", "ways"} == decision.keys() - {"ways"}
     assert documented["`fit.ways[]`"] == decision["ways"][0].keys()
+    rows = (tflite_tools.StageRow(0, 1, "as it is", 1, 0, 1),)
+    stages = tflite_tools.StagesDecision(stages=rows, crossings=(tflite_tools.Crossing("t", 1, 0, 1),)).json()
+    assert documented["`stages`"] == stages.keys()
+    assert documented["`stages.stages[]`"] == stages["stages"][0].keys()
+    assert documented["`stages.crossings[]`"] == stages["crossings"][0].keys()
     of_region = report["split"]["chosen"]["regions"][0].keys()
     assert documented["`split.…regions[]`"] == of_region
     assert documented["`clustering`"] == report["clustering"].keys()

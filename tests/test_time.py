@@ -1,0 +1,88 @@
+"""Estimated instructions, against what an emulated Cortex-M executed (tflite-micro of August 2026, gcc 12 -O2)."""
+
+from __future__ import annotations
+
+import pytest
+from corpus import MODELS, SHARED, needs_shared
+from spatial_nets import Net, looped
+
+from tflite_tools import (
+    LIBRARIES,
+    TFLiteModel,
+    allocation_instructions,
+    executions,
+    main,
+    model_instructions,
+    operator_instructions,
+)
+
+# Instructions of Invoke() and of AllocateTensors(): reference kernels and CMSIS-NN on a Cortex-M4, CMSIS-NN on an M55.
+MEASURED = {
+    "digits_cnn_int8": ((25_245_196, 115_599), (5_885_774, 117_695), (1_325_963, 95_892)),
+    "digits_mobilenet_int8": ((65_790_728, 1_014_790), (15_650_214, 1_019_545), (5_172_223, 290_577)),
+    "digits_cells_int8": ((42_885_909, 952_179), (11_736_339, 971_774), (3_118_081, 410_486)),
+}
+NO_PART_IN_THE_FIT = {
+    "kws_ref_model": (43_111_783, 7_697_363, 1_813_092),
+    "vww": (189_276_369, 48_594_754, 11_960_628),
+}
+BUILDS = ("reference", "cmsis-nn", "cmsis-nn:mve")
+
+
+@pytest.mark.parametrize("name", MEASURED)
+def test_shipped_models_take_what_is_estimated(name: str):
+    for kernels, (invoke, allocate) in zip(BUILDS, MEASURED[name], strict=True):
+        graph = TFLiteModel.load_from_file(MODELS / f"{name}.tflite", kernels).graph
+        assert model_instructions(graph) == pytest.approx(invoke, rel=0.05)
+        assert allocation_instructions(graph) == pytest.approx(allocate, rel=0.6)
+
+
+@needs_shared
+@pytest.mark.parametrize("name", NO_PART_IN_THE_FIT)
+def test_models_that_had_no_part_in_the_fit(name: str):
+    (path,) = SHARED.glob(f"models/*/{name}.tflite")
+    for kernels, invoke in zip(BUILDS, NO_PART_IN_THE_FIT[name], strict=True):
+        assert model_instructions(TFLiteModel.load_from_file(path, kernels).graph) == pytest.approx(invoke, rel=0.05)
+
+
+def test_every_library_has_an_estimate_and_faster_kernels_take_less():
+    totals = {
+        name: model_instructions(TFLiteModel.load_from_file(MODELS / "digits_cnn_int8.tflite", name).graph)
+        for name in LIBRARIES
+    }
+    assert totals["cmsis-nn:mve"] < totals["cmsis-nn"] == totals["esp-nn"] < totals["reference"]
+    assert totals["cmsis-nn:plain"] == totals["reference"]
+
+
+def test_an_odd_pixel_alone_takes_longer_than_half_a_pair():
+    def convolution(width: int) -> int:
+        net = Net()
+        x = net.picture(1, width, 64)
+        graph = TFLiteModel(net.build([x], [net.window("CONV_2D", x, 64, (1, 1))]), "cmsis-nn").graph
+        return model_instructions(graph)
+
+    assert convolution(5) - convolution(4) > 1.3 * (convolution(4) - convolution(2)) / 2
+
+
+def test_loops_count_all_their_iterations():
+    graph = TFLiteModel(looped()).graph
+    times = executions(graph)
+    assert max(times) > 1
+    total = sum(
+        operator_instructions(graph, s, o) * n for s, n in zip(graph.subgraphs, times, strict=True) for o in s.operators
+    )
+    assert model_instructions(graph) == total > 0
+
+
+def test_the_limit_on_time_holds(tmp_path, capsys: pytest.CaptureFixture[str]):
+    path = MODELS / "digits_mobilenet_int8.tflite"
+    for kernels, most in (("cmsis-nn", 5.0), ("cmsis-nn", 30.0), ("reference", 15.0)):
+        before, model = (TFLiteModel.load_from_file(path, kernels) for _ in range(2))
+        decision = model.split_operators(most, stripes="auto")
+        more = 100 * (model_instructions(model.graph) / model_instructions(before.graph) - 1)
+        assert more <= most + 0.5
+        assert decision.chosen.time_percent == pytest.approx(more, abs=0.01)
+    assert main([str(path), "--calc-macs", "--kernels", "cmsis-nn"]) == 0
+    text = capsys.readouterr().out
+    assert "Instructions" in text
+    assert "estimated for a Cortex-M4 with CMSIS-NN" in text
