@@ -105,7 +105,7 @@ else:
 
     flatbuffers, np, tflite = map(_Lazy, ("flatbuffers", "numpy", "tflite"))
 
-__version__ = "0.3.0"
+__version__ = "0.4.0"
 
 __all__ = [
     "LIBRARIES",
@@ -2368,7 +2368,7 @@ INSTRUCTIONS: dict[str, tuple[str, ...]] = {
     "ADD f32": ("14.3 out 356 one",),
     "ADD i32": ("6 out 313 one", "5 out 321 one"),
     "ADD": ("81.3 out 635 one", "13.8 out 662 one"),
-    "ASSIGN_VARIABLE": ("508 one",),
+    "ASSIGN_VARIABLE": ("264 one",),
     "AVERAGE_POOL_2D f32": ("8.39 read 33.6 out 44.6 pixels 300 one", "6.48 read 34.2 out 45.9 pixels 309 one"),
     "AVERAGE_POOL_2D": (
         "7.37 read 61.3 out 36 pixels 256 one",
@@ -2456,6 +2456,7 @@ INSTRUCTIONS: dict[str, tuple[str, ...]] = {
     "SOFTMAX": ("383 out",),
     "STRIDED_SLICE": ("1.09 out 66.3 rows 695 one",),
     "SUB i32": ("12 out 334 one",),
+    "SUB f32": ("14.3 out 356 one",),
     "SUB": ("90.5 out 609 one",),
     "SVDF": (
         "9.29 macs 16.6 time_macs 101 out 882 one",
@@ -10124,7 +10125,8 @@ def decide_fit(
     nearest = min(range(len(ways)), key=lambda i: (bool(tried[i][0].arena.problems), ways[i].reserve))
     taken = fitting[0] if fitting else nearest
     (after, decisions), way = tried[taken], ways[taken]
-    proposals = () if fitting else _proposals(model, way, limit if has_external else None, max_time, budget, in_place)
+    proposals = [] if fitting else [*_proposals(model, way, limit, max_time, budget, in_place)]
+    proposals = [text for text in proposals if has_external or not text.startswith("--memories")]
     return after, FitDecision(
         before=ways[0].reserve,
         after=way.reserve,

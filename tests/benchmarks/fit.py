@@ -70,7 +70,10 @@ def main() -> int:
         return 0 if check_by_hand(20) else 1
     kernels = arguments.kernels
     is_right = True
-    print("| Model | Before (B) | After (B) | Saved | Extra MACs | Way | Measured | Seconds |\n|---|" + "---:|" * 7)
+    print(
+        "| Model | Before (B) | After (B) | Saved | Extra time | Extra MACs | Way | Measured | Seconds |\n|---|"
+        + "---:|" * 7
+    )
     for title, name in MODELS.items():
         path = SHARED / name if "/" in name else next(SHARED.glob(f"models/**/{name}"))
         model, start = TFLiteModel.load_from_file(path, kernels), time.monotonic()
@@ -82,7 +85,9 @@ def main() -> int:
             is_right &= after == (model.arena.head, before[1])
             same = "as predicted, same outputs" if after == (model.arena.head, before[1]) else "WRONG"
         saved = f"{100 - 100 * decision.after / decision.before:.0f} %"
-        figures = f"{decision.before:,} | {decision.after:,} | {saved} | {way.macs_percent:.1f} %"
+        figures = (
+            f"{decision.before:,} | {decision.after:,} | {saved} | {way.time_percent:.1f} % | {way.macs_percent:.1f} %"
+        )
         print(f"| {title} | {figures} | {way.name} | {same} | {seconds:.1f} |", flush=True)
     return 0 if is_right else 1
 
