@@ -2192,7 +2192,7 @@ def scratch_requests(subgraph: Subgraph, operator: Operator, pointer: int = BITS
 
 # Linear in what an operator does, fitted to instructions that an emulated Cortex-M executed: tflite-micro at 90b983c
 # (August 2026) and CMSIS-NN at 99f736a (July 2026), gcc 12 -O2 -DNDEBUG; 1,636 single operators and 18 models per build
-# (tests/benchmarks/time.py). Without -DNDEBUG, reference kernels take five times as many.
+# (tests/benchmarks/instructions.py). Without -DNDEBUG, reference kernels take five times as many.
 
 TIMED_CORES = {"dsp": "dsp", "mve": "mve", "esp32s3": "dsp", "esp32p4": "dsp"}  # of others: the reference kernels
 TIMED_AS = {"": "Cortex-M4 with reference kernels", "dsp": "Cortex-M4 with CMSIS-NN", "mve": "Cortex-M55 with CMSIS-NN"}

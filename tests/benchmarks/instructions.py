@@ -1,7 +1,7 @@
 """Estimated instructions of models and of what --split makes of them, by kernels; with measured ones beside, if given.
 
-python tests/benchmarks/time.py [MODEL ...]
-python tests/benchmarks/time.py --measured FILE  # lines of JSON: file, kernels, invoke (instructions that were executed)
+python tests/benchmarks/instructions.py [MODEL ...]
+python tests/benchmarks/instructions.py --measured FILE  # lines of JSON: file, kernels, invoke (executed instructions)
 """
 
 from __future__ import annotations
