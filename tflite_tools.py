@@ -2361,119 +2361,93 @@ def _coefficients(row: str, core: str) -> list[tuple[str, float]]:
     return [(name, float(value)) for value, name in zip(words[::2], words[1::2], strict=True)]
 
 
-# Coefficients by kind, form and type (int8, unless it is named), for each of TIMED_AS: three, or two for
-# reference and DSP together, or one.
+# Coefficients by kind, form and type (int8, unless it is named), for each of TIMED_AS: three, or two where those of the
+# first two are alike, or one.
+# fmt: off
 INSTRUCTIONS: dict[str, tuple[str, ...]] = {
     "": ("10 out 300 one",),
+    "ADD": ("81.3 out 635 one", "13.8 out 662 one"),
     "ADD f32": ("14.3 out 356 one",),
     "ADD i32": ("6 out 313 one", "5 out 321 one"),
-    "ADD": ("81.3 out 635 one", "13.8 out 662 one"),
     "ASSIGN_VARIABLE": ("264 one",),
+    "AVERAGE_POOL_2D": ("7.37 read 61.3 out 36 pixels 256 one", "6.31 read 10.9 out 140 pixels 535 one",
+        "25.5 vectors 160 pixels 9.12 out 42.7 one"),
     "AVERAGE_POOL_2D f32": ("8.39 read 33.6 out 44.6 pixels 300 one", "6.48 read 34.2 out 45.9 pixels 309 one"),
-    "AVERAGE_POOL_2D": (
-        "7.37 read 61.3 out 36 pixels 256 one",
-        "6.31 read 10.9 out 140 pixels 535 one",
-        "25.5 vectors 160 pixels 9.12 out 42.7 one",
-    ),
     "BROADCAST_TO": ("0.533 bytes 33.2 copies 529 one",),
     "CALL_ONCE": ("131 one",),
     "CONCATENATION": ("0.528 bytes 32.5 runs 137 inputs 259 one",),
-    "CONV_2D 1x1": (
-        "1.49 paired 5.06 single 3.12 tail 41.8 out 855 one",
-        "11 tiles 4.78 single_tiles 58 blocks 26.5 singles 506 one",
-    ),
-    "CONV_2D f32": (
-        "4.99 macs 24.8 windows 31.1 filter_rows 43 out 309 one",
-        "4.99 macs 29.3 windows 29.6 filter_rows 45.7 out 368 one",
-        "3.98 macs 30.9 windows 17.4 filter_rows 51.5 out 358 one",
-    ),
-    "CONV_2D i16": (
-        "9.97 macs 36.5 windows 15.7 filter_rows 128 out 411 one",
-        "1.88 paired 4.79 single 4.47 tail 48.5 taps 57.5 out 946 one",
-        "22.4 tiles 29.2 single_tiles 154 blocks 25.9 taps",
-    ),
-    "CONV_2D": (
-        "5.99 macs 33.5 windows 27.1 filter_rows 77.7 out 559 one",
+    "CONV_2D": ("5.99 macs 33.5 windows 27.1 filter_rows 77.7 out 559 one",
         "1.6 paired 2.75 single 3.56 tail 3.28 gathered 47.9 taps 48.3 out 1020 one",
-        "11.2 tiles 4.79 single_tiles 53.6 blocks 50.1 singles 32.8 taps",
-    ),
+        "11.2 tiles 4.79 single_tiles 53.6 blocks 50.1 singles 32.8 taps"),
+    "CONV_2D 1x1": ("1.49 paired 5.06 single 3.12 tail 41.8 out 855 one",
+        "11 tiles 4.78 single_tiles 58 blocks 26.5 singles 506 one"),
+    "CONV_2D f32": ("4.99 macs 24.8 windows 31.1 filter_rows 43 out 309 one",
+        "4.99 macs 29.3 windows 29.6 filter_rows 45.7 out 368 one",
+        "3.98 macs 30.9 windows 17.4 filter_rows 51.5 out 358 one"),
+    "CONV_2D i16": ("9.97 macs 36.5 windows 15.7 filter_rows 128 out 411 one",
+        "1.88 paired 4.79 single 4.47 tail 48.5 taps 57.5 out 946 one",
+        "22.4 tiles 29.2 single_tiles 154 blocks 25.9 taps"),
+    "DEPTHWISE_CONV_2D": ("19.5 macs 8.05 windows 14.2 filter_rows 113 out 902 one",
+        "6.88 windows 37 taps 8.06 odd 47.9 out 799 one", "6.79 vectors 20.7 taps 2.74 quad_macs 8.92 out 1190 one"),
     "DEPTHWISE_CONV_2D 3x3": ("2.83 macs 7.65 odd 26.1 quads 31.2 out 622 one",),
     "DEPTHWISE_CONV_2D as CONV_2D": ("16.2 tiles 51.5 blocks 41.1 singles 20.3 taps 116 pixels 1570 one",),
     "DEPTHWISE_CONV_2D by 4": ("3.61 macs 5.47 columns 51.3 out 1340 one", "3.39 macs 3.73 columns 26.8 out 2090 one"),
-    "DEPTHWISE_CONV_2D f32": (
-        "7.31 macs 13.4 windows 20.5 filter_rows 59.6 out 1800 one",
-        "7.35 macs 13.6 windows 18.1 filter_rows 53.5 out 1970 one",
-    ),
+    "DEPTHWISE_CONV_2D f32": ("7.31 macs 13.4 windows 20.5 filter_rows 59.6 out 1800 one",
+        "7.35 macs 13.6 windows 18.1 filter_rows 53.5 out 1970 one"),
     "DEPTHWISE_CONV_2D generic": ("11.4 macs 32 columns 77.5 out 2050 one", "10.3 macs 32.8 columns 83.6 out 327 one"),
-    "DEPTHWISE_CONV_2D i16": (
-        "19.7 macs 13.8 windows 129 out 1900 one",
-        "11.8 macs 3.26 windows 149 out 2960 one",
-        "10 macs 2.92 windows 144 out 2910 one",
-    ),
-    "DEPTHWISE_CONV_2D": (
-        "19.5 macs 8.05 windows 14.2 filter_rows 113 out 902 one",
-        "6.88 windows 37 taps 8.06 odd 47.9 out 799 one",
-        "6.79 vectors 20.7 taps 2.74 quad_macs 8.92 out 1190 one",
-    ),
+    "DEPTHWISE_CONV_2D i16": ("19.7 macs 13.8 windows 129 out 1900 one", "11.8 macs 3.26 windows 149 out 2960 one",
+        "10 macs 2.92 windows 144 out 2910 one"),
     "DEQUANTIZE": ("105 out 141 one", "8 out 198 one"),
     "DYNAMIC_UPDATE_SLICE": ("0.604 update 56.5 runs 526 one",),
+    "FULLY_CONNECTED": ("6.63 macs 60.5 out 429 one", "1.91 macs 4.31 tail 49.9 out 454 one",
+        "30.1 tiles 12 single_tiles 54.7 blocks 72.3 singles 441 one"),
     "FULLY_CONNECTED decoded": ("59.6 tiles 22.3 single_tiles 95.9 blocks 34.3 singles 639 one",),
     "FULLY_CONNECTED f32": ("5 macs 21 out 410 one", "4 macs 25 out 398 one"),
     "FULLY_CONNECTED i16": ("9 macs 63 out 419 one", "2.37 macs 59.2 out 336 one", "0.821 macs 50.1 out 368 one"),
-    "FULLY_CONNECTED": (
-        "6.63 macs 60.5 out 429 one",
-        "1.91 macs 4.31 tail 49.9 out 454 one",
-        "30.1 tiles 12 single_tiles 54.7 blocks 72.3 singles 441 one",
-    ),
     "GATHER": ("0.527 bytes 27.4 runs 261 one",),
-    "LOGISTIC f32": ("77.8 out 206 one", "51 out 198 one"),
+    "HARD_SWISH": ("83.7 out 210 one",),
+    "HARD_SWISH f32": ("14 out 206 one",),
+    "LEAKY_RELU": ("50.8 out 234 one",),
     "LOGISTIC": ("360 out 147 one",),
+    "LOGISTIC f32": ("77.8 out 206 one", "51 out 198 one"),
     "MAXIMUM": ("10 out 359 one", "7.5 out 550 one", "1.1 out 560 one"),
+    "MAX_POOL_2D": ("10 read 70.8 out 20.5 pixels 227 one", "7.98 read 0.451 out 153 pixels 525 one",
+        "19.5 vectors 101 pixels 153 one"),
     "MAX_POOL_2D f32": ("10.5 read 29.1 out 60.6 pixels 259 one",),
-    "MAX_POOL_2D": (
-        "10 read 70.8 out 20.5 pixels 227 one",
-        "7.98 read 0.451 out 153 pixels 525 one",
-        "19.5 vectors 101 pixels 153 one",
-    ),
-    "MEAN f32": ("66.1 read 109 out 650 one",),
     "MEAN": ("131 read 24.6 out 704 one", "133 read 31.8 out 921 one"),
+    "MEAN f32": ("66.1 read 109 out 650 one",),
     "MINIMUM": ("10 out 359 one", "7.5 out 550 one", "1.1 out 560 one"),
+    "MUL": ("51.5 out 616 one", "36 out 672 one", "6.8 out 684 one"),
     "MUL f32": ("15.6 out 606 one", "13.9 out 572 one"),
     "MUL i32": ("13 out 588 one", "11 out 594 one"),
-    "MUL": ("51.5 out 616 one", "36 out 672 one", "6.8 out 684 one"),
-    "PAD f32": ("14.5 copied 22.2 out 13.7 rows 430 one", "14.6 copied 25.7 out 16.1 rows 445 one"),
     "PAD": ("12 copied 23.4 out 15.6 rows 432 one", "0.537 bytes 81.4 lines 457 one", "0.172 bytes 34.2 lines 365 one"),
+    "PAD f32": ("14.5 copied 22.2 out 13.7 rows 430 one", "14.6 copied 25.7 out 16.1 rows 445 one"),
+    "QUANTIZE": ("43.4 out 139 one",),
     "QUANTIZE f32": ("34.2 out 213 one", "14 out 202 one"),
     "QUANTIZE u8": ("5 out 147 one",),
-    "QUANTIZE": ("43.4 out 139 one",),
     "READ_VARIABLE": ("0.543 bytes 181 one",),
     "RESHAPE": ("0.529 bytes 164 one",),
     "RESIZE_BILINEAR": ("72.4 out 613 one",),
     "RESIZE_NEAREST_NEIGHBOR": ("0.495 bytes 67.1 rows 488 one", "0.525 bytes 50.1 rows 497 one"),
     "SELECT_V2": ("0.505 out 83.2 runs 69.9 thin 8.15 each 786 one",),
     "SLICE": ("4.11 out 8.11 rows 494 one", "3.12 out 8.21 rows 506 one"),
-    "SOFTMAX f32": ("89.4 out 241 one", "54.3 out 242 one"),
     "SOFTMAX": ("383 out",),
+    "SOFTMAX f32": ("89.4 out 241 one", "54.3 out 242 one"),
     "STRIDED_SLICE": ("1.09 out 66.3 rows 695 one",),
-    "SUB i32": ("12 out 334 one",),
-    "SUB f32": ("14.3 out 356 one",),
     "SUB": ("90.5 out 609 one",),
-    "SVDF": (
-        "9.29 macs 16.6 time_macs 101 out 882 one",
-        "1.91 macs 13 time_macs 82.2 out 929 one",
-        "0.78 macs 5.66 time_macs 34.8 out 864 one",
-    ),
-    "TANH f32": ("100 out 150 one",),
+    "SUB f32": ("14.3 out 356 one",),
+    "SUB i32": ("12 out 334 one",),
+    "SVDF": ("9.29 macs 16.6 time_macs 101 out 882 one", "1.91 macs 13 time_macs 82.2 out 929 one",
+        "0.78 macs 5.66 time_macs 34.8 out 864 one"),
     "TANH": ("367 out 169 one",),
-    "HARD_SWISH": ("83.7 out 210 one",),
-    "HARD_SWISH f32": ("14 out 206 one",),
-    "LEAKY_RELU": ("50.8 out 234 one",),
-    "WHILE": ("1135 one",),
-    "TFLM_DECODE f32": ("12.5 out 212 channels",),
+    "TANH f32": ("100 out 150 one",),
     "TFLM_DECODE": ("3.38 out 29.3 channels 219 outputs", "8.32 out 40.4 channels 210 outputs"),
+    "TFLM_DECODE f32": ("12.5 out 212 channels",),
     "TRANSPOSE": ("6.84 out 1080 one", "6.35 out 718 one", "5.21 out 749 one"),
     "VAR_HANDLE": ("58 one",),
+    "WHILE": ("1135 one",),
 }
+# fmt: on
 ITERATION, CARRIED = 245, 595  # instructions of WHILE per iteration, and per iteration and tensor that it carries
 
 
@@ -6858,6 +6832,11 @@ class Repair(Substitution):
         return bytes((scales * (values.astype(np.int64) - zeros)).astype("<f4").tobytes())
 
 
+####################################################################################################
+# Equivalents: a 1-D network with its time along the height
+####################################################################################################
+
+
 def tall_shape(tensor: Tensor) -> tuple[int, ...] | None:
     """The shape of a series of columns of channels, with its time along the height; None for other tensors."""
     *batch, time, channels = tensor.shape if len(tensor.shape) in (3, 4) else (0, 0, 0)
@@ -6973,6 +6952,11 @@ class Upright:
         self.missing[output] = None
         self.emit(operator.kind, inputs, self.tall[output], operator.index, **changes)
         return True
+
+
+####################################################################################################
+# Equivalents: inputs and outputs without conversion
+####################################################################################################
 
 
 class Port(NamedTuple):
@@ -8911,23 +8895,13 @@ def verify_models(
     kernels = KERNELS[len({len(list(graph.operators)) for graph in graphs}) > 1 and "FLOAT32" in written]
 
     def run(runtime: str, is_changed: bool, kernels: str = kernels) -> Outputs:
-        def left() -> float:
-            return max(start + timeout - time.monotonic(), 0.0)
+        def once(data: Bytes, inputs: Sequence[Sequence[np.ndarray]]) -> Outputs:
+            left = max(start + timeout - time.monotonic(), 0.0)
+            return _run_in_subprocess(runtime, data, read_model(data), inputs, kernels, left)
 
-        if not is_changed:
-            return _run_in_subprocess(runtime, original, graphs[0], meant, kernels, left())
-        made = _run_in_subprocess(runtime, changed, graphs[1], given, kernels, left())
-        if not more:
-            return made
-        known = [_by_name(second, arrays, results) for arrays, results in zip(given, made, strict=True)]
-        for data in more:
-            graph = read_model(data)
-            stage = graph.subgraphs[0]
-            inputs = [[values[stage.tensors[t].name] for t in stage.inputs] for values in known]
-            made = _run_in_subprocess(runtime, data, graph, inputs, kernels, left())
-            for values, arrays, results in zip(known, inputs, made, strict=True):
-                values.update(_by_name(stage, arrays, results))
-        return [[values[first.tensors[t].name] for t in first.outputs] for values in known]
+        if is_changed:
+            return _run_chain([changed, *more], first, given, once) if more else once(changed, given)
+        return once(original, meant)
 
     missing, comparisons = missing_runtimes(), {}
     notes = list(missing.values())
@@ -8957,9 +8931,26 @@ def verify_models(
     return _compare(comparisons, first, tuple(notes), time.monotonic() - start)
 
 
+def _run_chain(
+    stages: Sequence[Bytes],
+    original: Subgraph,
+    given: Sequence[Sequence[np.ndarray]],
+    run: Callable[[Bytes, Sequence[Sequence[np.ndarray]]], Outputs],
+) -> Outputs:
+    """The outputs of the original, by stages that get their inputs by name."""
+    first = read_model(stages[0]).subgraphs[0]
+    known = [_by_name(first, arrays, []) for arrays in given]
+    for data in stages:
+        stage = read_model(data).subgraphs[0]
+        inputs = [[values[stage.tensors[t].name] for t in stage.inputs] for values in known]
+        for values, arrays, results in zip(known, inputs, run(data, inputs), strict=True):
+            values.update(_by_name(stage, arrays, results))
+    return [[values[original.tensors[t].name] for t in original.outputs] for values in known]
+
+
 def _by_name(subgraph: Subgraph, inputs: Sequence[np.ndarray], outputs: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
     ids = (*subgraph.inputs, *subgraph.outputs)
-    return {subgraph.tensors[t].name: array for t, array in zip(ids, (*inputs, *outputs), strict=True)}
+    return {subgraph.tensors[t].name: array for t, array in zip(ids, (*inputs, *outputs), strict=False)}
 
 
 def _converted_ports(before: Subgraph, after: Subgraph) -> list[Port]:
@@ -11048,6 +11039,10 @@ def firmware_files(model: Snapshot, title: str, memories: MemoriesDecision | Non
     return {file: template.format(**values) for file, template in files}
 
 
+####################################################################################################
+# Firmware: stages -> C++ that runs them in one arena
+####################################################################################################
+
 STAGES_HEADER = """\
 // Written by tflite-tools {version}; changes will be lost.
 #ifndef {guard}
@@ -11279,7 +11274,7 @@ def stages_firmware(decision: StagesDecision, original: Snapshot, title: str) ->
 
 
 ####################################################################################################
-# Plots: bars per operator, the memory map of the arena, alternatives of partial execution
+# Plots: bars per operator, the memory map of the arena
 ####################################################################################################
 
 INPUT_COLOUR, OUTPUT_COLOUR, OTHER_COLOUR, CALLEE_COLOUR = "#D95319", "#EDB120", "#0072BD", "#7E2F8E"
@@ -11290,7 +11285,6 @@ PARTS = {
     "Subgraphs it runs": CALLEE_COLOUR,
 }
 MAX_LABELLED_BARS = 80  # more operators than this are numbered, not named
-WORTH_A_LINE = 1.6  # of the peak: a limit that is higher is left out
 CHARACTER, LINE = 0.064, 0.13  # inches, for text of 7 points
 MIN_LETTERS = 8  # fewest characters worth writing
 MAX_NAMED_TENSORS = 25  # in a memory map
@@ -11305,12 +11299,10 @@ def new_figure(width: float, height: float, rows: Sequence[float] = (1,), column
     return figure, figure.subplots(len(rows), columns, squeeze=False, sharey=columns > 1, height_ratios=rows).flat
 
 
-def plot_schedules(
-    file: Path, schedules: Sequence[Schedule], other: Schedule | None = None, room: int | None = None
-) -> None:
-    """Draw stacked bars per operator (inputs, outputs, other tensors; 1 KB = 1,024 B), the peak and ``room`` bytes for
-    tensors. A panel for each subgraph that no operator runs, since bars include what their operator runs, and for
-    ``other``. The extension sets the format."""
+def plot_schedules(file: Path, schedules: Sequence[Schedule], other: Schedule | None = None) -> None:
+    """Draw stacked bars per operator (inputs, outputs, other tensors; 1 KB = 1,024 B) and the peak. A panel for each
+    subgraph that no operator runs, since bars include what their operator runs, and for ``other``. The extension sets
+    the format."""
     run = {callee for s in schedules for step in s.steps for callee in step.operator.callees}
     shown = [s for s in schedules if s.subgraph.index not in run and (s.steps or s is schedules[0])]
     drawn = [(subgraph_title(s.subgraph) if len(shown) > 1 else "", s) for s in shown]
@@ -11320,7 +11312,7 @@ def plot_schedules(
     width = min(max(max(len(s.steps) for _, s in drawn) / 4, 8), 24)
     figure, (*panels,) = new_figure(width, sum(heights), heights)
     for (title, schedule), axes in zip(drawn, panels, strict=False):
-        _plot_schedule(axes, schedule, title, room)
+        _plot_schedule(axes, schedule, title)
     if other:
         highest = max(axes.get_ylim()[1] for axes in panels[: len(drawn)])
         for axes in panels[: len(drawn)]:
@@ -11339,15 +11331,7 @@ def escape_dollars(text: str) -> str:
     return text.replace("$", r"\$")
 
 
-def _mark(axes: Any, y: float, text: str, colour: str, top: float) -> None:
-    """Draw a labelled line at height ``y``, or only its label if it is far above ``top``, the highest value drawn."""
-    if y <= WORTH_A_LINE * top:
-        axes.axhline(y, color=colour, linewidth=0.9, linestyle=":")
-        at, how = (axes.get_xlim()[1], y), {"textcoords": "offset points", "ha": "right", "fontsize": 8, "bbox": BOX}
-        axes.annotate(text, at, (-4, 4), color=colour, **how)
-
-
-def _plot_schedule(axes: Any, schedule: Schedule, title: str, room: int | None) -> None:
+def _plot_schedule(axes: Any, schedule: Schedule, title: str) -> None:
     steps, count = schedule.steps, len(schedule.steps)
     axes.set_xlim(-0.6, max(count - 0.4, 0.6))
     axes.set_ylabel("Memory use (KB)")
@@ -11373,8 +11357,6 @@ def _plot_schedule(axes: Any, schedule: Schedule, title: str, room: int | None) 
         label.set_in_layout(False)  # a long name must not squeeze the bars
         axes.plot([at], [peak], marker="v", color="black", markersize=6)
         axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=4, fontsize=8, frameon=False)
-    if room is not None:
-        _mark(axes, room / 1024, f"room for tensors: {room:,} B", INPUT_COLOUR, schedule.peak / 1024)
     if count > MAX_LABELLED_BARS:
         axes.set_xlabel("Operator number, in execution order")
     else:
@@ -11397,14 +11379,11 @@ def plot_arenas(
     file: Path,
     models: Sequence[tuple[str, Snapshot]],
     memories: MemoriesDecision | None = None,
-    room: int | None = None,
 ) -> None:
     """Draw arenas side by side: time across, address up, a rectangle per buffer with its tensor's id, the largest with
     names ("s": scratch memory; ids outside subgraph 0 start with its number; grey: reserved but unused). ``memories``
-    and ``room`` (bytes for tensors and scratch) apply to the last model. The extension selects the format."""
-    heads = [model.arena.head for _, model in models]
-    limits = [room] if room is not None and room <= WORTH_A_LINE * heads[-1] else []
-    top = max([1, *heads, *limits]) / 1024
+    apply to the last model. The extension selects the format."""
+    top = max(1, *(model.arena.head for _, model in models)) / 1024
     spans = [max((b.interval.last for b in model.arena.buffers), default=0) + 2 for _, model in models]
     width = min(max(max(spans) / 6, 7), 13)
     figure, (*panels,) = new_figure(width * len(models), 7, columns=len(models))
@@ -11417,9 +11396,10 @@ def plot_arenas(
     if memories and memories.is_divided:
         sizes = f"fast memory {memories.fast_head:,} B, slow memory {memories.slow_head:,} B"
         axes.set_title(f"{models[-1][0]}: {sizes} (to reserve there: {memories.reserve:,} B)", loc="left")
-        _mark(axes, memories.fast_head / 1024, "slow memory, from here up", "black", heads[-1] / 1024)
-    if room is not None:
-        _mark(axes, room / 1024, f"room: {room:,} B", INPUT_COLOUR, heads[-1] / 1024)
+        axes.axhline(memories.fast_head / 1024, color="black", linewidth=0.9, linestyle=":")
+        where = axes.get_xlim()[1], memories.fast_head / 1024
+        how = {"textcoords": "offset points", "ha": "right", "fontsize": 8, "bbox": BOX}
+        axes.annotate("slow memory, from here up", where, (-4, 4), **how)
     panels[0].set_ylabel("Address in the arena (KB)")
     _save(figure, file)
 
@@ -11588,27 +11568,18 @@ class TFLiteModel:
         """The analysis as JSON-ready data; README describes its keys."""
         return analysis_json(self.snapshot)
 
-    def plot_memory_usage(self, file: FilePath, other: TFLiteModel | None = None, room: int | None = None) -> None:
-        """Draw every operator's working set as png, svg or pdf, by the extension. Raises OSError if writing fails.
-
-        Args:
-            other: a model whose subgraph 0 is drawn below.
-            room: bytes available for tensors, drawn as a line.
-        """
-        plot_schedules(Path(file), self.schedules, other.schedules[0] if other else None, room)
+    def plot_memory_usage(self, file: FilePath, other: TFLiteModel | None = None) -> None:
+        """Draw every operator's working set as png, svg or pdf, by the extension, and subgraph 0 of ``other`` below.
+        Raises OSError if writing fails."""
+        plot_schedules(Path(file), self.schedules, other.schedules[0] if other else None)
 
     def plot_memory_map(
-        self,
-        file: FilePath,
-        before: TFLiteModel | None = None,
-        memories: MemoriesDecision | None = None,
-        room: int | None = None,
+        self, file: FilePath, before: TFLiteModel | None = None, memories: MemoriesDecision | None = None
     ) -> None:
-        """Draw TFLM's arena (time across, address up) beside that of ``before``, with lines for ``memories``, from
-        :meth:`plan_two_memories`, and ``room``, bytes for tensors and scratch. Raises ArenaError as :attr:`arena` does,
-        and OSError if the file cannot be written."""
+        """Draw TFLM's arena (time across, address up) beside that of ``before``, with a line for ``memories``, from
+        :meth:`plan_two_memories`. Raises ArenaError as :attr:`arena` does, and OSError if writing fails."""
         models = [("before", before.snapshot), ("after", self.snapshot)] if before else [("arena", self.snapshot)]
-        plot_arenas(Path(file), models, memories, room)
+        plot_arenas(Path(file), models, memories)
 
     optimize_memory = step(decide_order)
     fit = step(decide_fit)
@@ -11809,12 +11780,6 @@ class Command:
         memories = self.result(MemoriesDecision)
         return memories if memories and memories.is_divided else None
 
-    @property
-    def room(self) -> int | None:
-        """Bytes that the limit leaves for tensors and scratch memory; None without a limit."""
-        limit = self.arguments.max_arena
-        return None if limit is None else max(limit - self.model.arena.persistent, 0)
-
     def exceeded(self) -> list[str]:
         """One sentence for a wrong memory plan, for a rejection, and for an arena above the limit."""
         model, limit, taken = self.model, self.arguments.max_arena, self.model.arena.reserve
@@ -11855,10 +11820,10 @@ class Command:
             model.output_model_analysis_to_csv(a.csv, a.calc_macs, a.calc_size)
             _log(f"wrote {a.csv}")
         if a.plot:
-            model.plot_memory_usage(a.plot, self.other, self.room)
+            model.plot_memory_usage(a.plot, self.other)
             _log(f"wrote {a.plot}")
         if a.memory_map:
-            plot_arenas(a.memory_map, self.maps(), self.memories, self.room)
+            plot_arenas(a.memory_map, self.maps(), self.memories)
             _log(f"wrote {a.memory_map}")
 
     def text(self, results: Sequence[Decision]) -> str:
