@@ -2324,7 +2324,7 @@ def work_of(kind: str, node: Node, core: str) -> tuple[str, dict[str, float]]:
     work: dict[str, float] = {"one": 1, "out": node.elements, "bytes": node.elements * width}
     work |= {"rows": node.elements / max(last, 1), "read": source.elements if source else 0}
     work |= WORK.get(kind, lambda node: {})(node)
-    form, weights = "", node.get("weights")
+    form, weights, kind = "", node.get("weights"), "PAD" if kind == "PADV2" else kind
     if dtype == "INT8" and core and weights and kind == "CONV_2D" and weights.shape[1:3] == (1, 1):
         form = " 1x1"
     elif dtype == "INT8" and core and weights and kind == "DEPTHWISE_CONV_2D":
@@ -6789,6 +6789,8 @@ class Repair(Substitution):
         if operator.kind != "FULLY_CONNECTED" or (node["input"].dtype, node["weights"].dtype) != ("INT8", "INT8"):
             return False
         emitter, source, weights, output = self.emitter, node["input"], node["weights"], node["output"]
+        if not weights.quantization or len(weights.quantization.scales) < 2 or len(weights.shape) != 2:
+            return False
         made, read = weights.shape
         rows = output.elements // made
         pixels = emitter.reshape(source.index, emitter.tensor(source.index, (rows, 1, 1, read), "pixels"))
@@ -6851,6 +6853,13 @@ TURNED_OPTIONS = {
     for pair in (("StrideH", "StrideW"), ("DilationHFactor", "DilationWFactor"), ("FilterHeight", "FilterWidth"))
     for one, other in (pair, pair[::-1])
 }
+
+
+def is_series(subgraph: Subgraph) -> bool:
+    """True if windows run over time along the width."""
+    kinds = (convolution_rows, maximum_rows, average_rows)
+    windows = (operator for operator in subgraph.operators if kind_of(operator).rows in kinds and operator.writes)
+    return any(tall_shape(subgraph.tensors[operator.writes[0]]) for operator in windows)
 
 
 class Upright:
@@ -9657,8 +9666,9 @@ def decide_split(
     if why := why_not_rewritten(model.graph):
         raise Refusal(why, before=model.peak, after=model.peak)
     models, patience = [model], budget.share(0.8 if limit is None else 0.5)
-    if (upright := Upright((light := lightened(model)).graph.subgraphs[0])).has_windows:
-        models.append(light.rewritten(upright.rewrite()))
+    if is_series(model.graph.subgraphs[0]):
+        light = lightened(model)
+        models.append(light.rewritten(Upright(light.graph.subgraphs[0]).rewrite()))
     if try_orders:
         ordered, decision = decide_order(model, patience.share(0.2).left, for_plan, in_place=in_place)
         models += [ordered] if decision.changed else []
@@ -9743,7 +9753,7 @@ def taken_steps(
 #     stage 3   [ waits |==== arena ====]
 
 MAX_STAGES, MAX_CHAINS = 6, 16  # stages by default; chains whose stages are searched one by one
-MAX_STAGE_LABELS = 6  # ways to a position that estimates keep
+MAX_STAGE_LABELS, MAX_PLACES = 6, 64  # ways to a position that estimates keep; places to cut, where least waits
 ALLOCATION = {"": (1000, 4300), "dsp": (1000, 4300), "mve": (180, 5600)}  # instructions per channel and operator
 
 
@@ -9852,6 +9862,8 @@ class StageSearch:
         search = SplitSearch(model.graph, self.subgraph, budget.share(0.2), EITHER if in_place else UNROLLED)
         search.front(int(search.problem.time * max_time / 100))
         self.intervals, self.steps = search.problem.intervals, search.problem.steps
+        places = sorted(range(1, self.count), key=lambda p: self.waiting(p, p))[:MAX_PLACES]
+        self.places = [0, *sorted(places), self.count]
         self.sizes = {ends: size + self.waiting(*ends) for ends, size in self.all_estimates(search).items()}
         self.known: dict[tuple[int, int], tuple[Snapshot, str]] = {}
 
@@ -9860,15 +9872,16 @@ class StageSearch:
         tensor = BITS_32.tensor
         own = [step.persistent + tensor * len({*step.operator.reads, *step.operator.writes}) for step in self.steps]
         so_far, sizes = [0, *itertools.accumulate(own)], {}
-        for start in range(self.count):
+        for start in self.places[:-1]:
             ways: list[list[tuple[int, int]]] = [[] for _ in range(self.count + 1)]  # (additional persistent, peak)
             ways[start] = [(0, 0)]
             for position in range(start, self.count):
                 here = _best_labels(ways[position])
+                Budget.spend(STEP_WORK * len(here) * (1 + len(search.regions[position])))
                 found = [(r.end, r.cost.persistent, r.cost.peak) for r in search.regions[position].values()]
                 for end, persistent, peak in (*found, (position + 1, 0, self.steps[position].need)):
                     ways[end] += [(more + persistent, max(most, peak)) for more, most in here]
-            for end in range(start + 1, self.count + 1):
+            for end in self.places[self.places.index(start) + 1 :]:
                 fixed = sum(BITS_32.interpreter) + BITS_32.subgraph + so_far[end] - so_far[start]
                 sizes[start, end] = min(map(sum, ways[end])) + fixed - self.passing(start, end)
         return sizes
@@ -9904,7 +9917,7 @@ class StageSearch:
         for _ in range(most - 1):
             now: dict[int, tuple[int, tuple[int, ...]]] = {}
             for start, (size, cuts) in ways.items():
-                for end in range(start + 1, self.count):
+                for end in self.places[self.places.index(start) + 1 : -1]:
                     way = max(size, self.sizes[start, end]), (*cuts, end)
                     now[end] = min(now.get(end, way), way)
             ways = now
@@ -11350,7 +11363,9 @@ def _plot_schedule(axes: Any, schedule: Schedule, title: str) -> None:
     ]
     if steps:
         at = max(range(count), key=lambda i: steps[i].bytes)
-        text, peak, to_left = f"peak {steps[at].bytes:,} B at operator {at}: {titles[at]}", bottom[at], at > count / 2
+        text, peak, to_left = f"peak {steps[at].bytes:,} B at operator {at}: ", bottom[at], at > count / 2
+        share, inches = (at if to_left else count - at) / count, 0.85 * axes.figure.get_size_inches()[0]
+        text += shorten(titles[at], max(int(share * inches / CHARACTER * 7 / 9) - len(text), MIN_LETTERS))
         axes.axhline(peak, color="black", linewidth=0.8, linestyle="--")
         how = {"textcoords": "offset points", "ha": "right" if to_left else "left", "fontsize": 9, "bbox": BOX}
         label = axes.annotate(text, (at, peak), (-4 if to_left else 4, 5), **how)
@@ -11394,8 +11409,8 @@ def plot_arenas(
         head, reserve = model.arena.head, model.arena.reserve
         axes.set_title(f"{escape_dollars(shorten(title))}: {head:,} B (to reserve in all: {reserve:,} B)", loc="left")
     if memories and memories.is_divided:
-        sizes = f"fast memory {memories.fast_head:,} B, slow memory {memories.slow_head:,} B"
-        axes.set_title(f"{models[-1][0]}: {sizes} (to reserve there: {memories.reserve:,} B)", loc="left")
+        sizes = f"fast {memories.fast_head:,} B, slow {memories.slow_head:,} B"
+        axes.set_title(f"{models[-1][0]}: {sizes} (to reserve: {memories.reserve:,} B)", loc="left")
         axes.axhline(memories.fast_head / 1024, color="black", linewidth=0.9, linestyle=":")
         where = axes.get_xlim()[1], memories.fast_head / 1024
         how = {"textcoords": "offset points", "ha": "right", "fontsize": 8, "bbox": BOX}

@@ -70,7 +70,7 @@ def test_two_memories_are_told_apart(tmp_path: Path):
     assert main(["-i", str(path), "--memories", "fast=600B", "--memory-map", str(memory)]) == 0
     told = texts(memory)
     assert any(text.startswith("before: ") for text in told)
-    assert any(text.startswith("after: fast memory 256 B, slow memory 1,024 B (to reserve there: ") for text in told)
+    assert any(text.startswith("after: fast 256 B, slow 1,024 B (to reserve: ") for text in told)
     assert "slow memory, from here up" in told
 
 
