@@ -9953,6 +9953,18 @@ class StageSearch:
         return min(tried, key=lambda cuts: (tried[cuts], len(cuts)))
 
 
+def check_handing_on(search: StageSearch, ends: Sequence[tuple[int, int]], crossings: Sequence[Crossing]) -> None:
+    """Raises Refusal unless every stage gets its inputs from earlier ones and hands on its outputs."""
+    for number, one in enumerate(ends):
+        part = search.stage(*one)[0].graph.subgraphs[0]
+        inputs, outputs = ({part.tensors[t].name for t in ids} for ids in (part.inputs, part.outputs))
+        given = {c.name for c in crossings if c.waits(number)}
+        kept = {c.name for c in crossings if c.first == number}
+        lost = {c.name for c in crossings if c.first < 0} - inputs if number == 0 else ()
+        if lost or (number and not inputs <= given) or (number < len(ends) - 1 and outputs != kept):
+            raise Refusal("a tensor that crosses a cut is not made once before it is read, or has no size")
+
+
 def _best_labels(labels: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
     """The labels with the smallest sums, none of which is at least another in both."""
     found, least = [], NO_LIMIT
@@ -10001,6 +10013,8 @@ def decide_stages(
     search = StageSearch(ordered.without_wrong_plan(), max_time, in_place, budget)
     cuts = search.run(MAX_STAGES if most is None else most)
     ends = list(itertools.pairwise((0, *cuts, search.count)))
+    crossings = search.crossings(cuts)
+    check_handing_on(search, ends, crossings)
     limit = max(search.sizes[one] for one in ends)
     models, rows = [], []
     for start, end in ends:
@@ -10022,7 +10036,7 @@ def decide_stages(
         after=limit,
         stages=tuple(rows),
         time_percent=100 * (spent / before - 1) if before else 0.0,
-        crossings=tuple(search.crossings(cuts)),
+        crossings=tuple(crossings),
         models=tuple(models) if cuts else (),
     )
 
@@ -11703,6 +11717,8 @@ class Command:
         is_limited = arguments.max_arena is not None
         if arguments.memory_map or is_limited:
             _ = model.arena  # an unknown arena fails here, before any output is written
+        failures = [result.failure for result in self.results if result.failure][:1]
+        sources = self.firmware() if arguments.firmware and not failures else {}
         try:
             with contextlib.redirect_stdout(sys.stderr) if self.output == STREAM else _standard_output():
                 self.report()
@@ -11711,9 +11727,8 @@ class Command:
                 raise
         if Budget.is_interrupted or Budget.was_cut:
             _log(f"{'interrupted' if Budget.is_interrupted else 'cut short by the clock'}: this is the best so far")
-        failures = [result.failure for result in self.results if result.failure][:1]
         if not failures:
-            self.write()
+            self.write(sources)
             failures = self.exceeded() if is_limited else []
         for failure in failures:
             _log(f"check failed: {failure}")
@@ -11866,21 +11881,25 @@ class Command:
                 return [("before", self.original), ("after", now)]
         return [("arena", now)]
 
-    def write(self) -> None:
-        """Write the C++ firmware and the model. Raises UsageError if TFLM has no kernel for an operator."""
+    def firmware(self) -> dict[str, str]:
+        """The C++ sources by file name. Raises UsageError if TFLM has no kernel for an operator."""
+        decision, model = self.result(StagesDecision), self.model.snapshot.with_data_inside()
+        try:
+            if decision and decision.models:
+                return stages_firmware(decision, model, title_of(self.arguments))
+            return firmware_files(model, title_of(self.arguments), self.memories)
+        except ArenaError:
+            raise
+        except ValueError as error:
+            raise UsageError(f"no firmware written: {error}") from None
+
+    def write(self, sources: Mapping[str, str]) -> None:
+        """Write the C++ firmware and the model."""
         folder, output, model = self.arguments.firmware, self.output, self.model
         decision = self.result(StagesDecision)
         stages = decision.models if decision else ()
         if folder:
-            try:
-                if decision and stages:
-                    write_files(folder, stages_firmware(decision, model.snapshot, title_of(self.arguments)))
-                else:
-                    model.write_firmware(folder, title_of(self.arguments), self.memories)
-            except ArenaError:
-                raise
-            except ValueError as error:
-                raise UsageError(f"no firmware written: {error}") from None
+            write_files(folder, sources)
             _log(f"wrote {folder}")
         if output and stages:
             for number, stage in enumerate(stages, start=1):

@@ -457,6 +457,9 @@ FLAGS = (
     ("--fit", "--integer-io", "-o", "fit.tflite"),
     ("--fit", "2KB", "--board", "pico", "-o", "split.tflite"),
     ("--fit", "-o", "split.tflite"),
+    ("--repair", "hybrid", "--tflm", "2024-06", "--plan", "-o", "split.tflite"),
+    ("--stages", "3", "-o", "part.tflite", "--firmware", "firmware"),
+    ("--keep", "0", "--plan", "--calc-macs", "-o", "out.tflite"),
 )
 PICTURES = (("--plot", "plot.svg"), ("--optimize", "--plan", "--memory-map", "map.svg"))  # ten times slower
 
