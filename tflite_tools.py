@@ -7117,8 +7117,22 @@ class SplitStep:
     need: int  # bytes while it runs unsplit
     time: int
     persistent: int
-    min_time: int  # of all stripes together
-    min_persistent: int  # of a copy, with its outputs and the padding that it always needs
+    copy: int  # persistent bytes of a copy, with its outputs and the padding that it always needs
+
+    @property
+    def may_vanish(self) -> bool:
+        """True for a PAD: stripes inside of the feature map need none."""
+        return isinstance(self.rule, RowRule) and self.rule.constants == ROWS_OF_PADDING
+
+    @property
+    def min_time(self) -> int:
+        """Instructions of all stripes together, at least."""
+        return 0 if self.may_vanish else self.time
+
+    @property
+    def min_persistent(self) -> int:
+        """Persistent bytes of a copy, at least."""
+        return 0 if self.may_vanish else self.copy
 
     @property
     def with_outputs(self) -> int:
@@ -7209,10 +7223,7 @@ class SplitProblem:
             time = operator_instructions(graph, subgraph, operator)
             copy = persistent + BITS_32.tensor * len(operator.writes)
             copy += pad if isinstance(rule, RowRule) and any(rule.columns) else 0
-            least = time, copy
-            if isinstance(rule, RowRule) and rule.constants == ROWS_OF_PADDING:  # stripes inside are not padded
-                least = 0, 0
-            steps.append(SplitStep(operator, rule, need, time, persistent, *least))
+            steps.append(SplitStep(operator, rule, need, time, persistent, copy))
         return steps
 
     def is_only_producer(self, operator: Operator) -> bool:
@@ -7411,6 +7422,8 @@ class LowerBounds:
     def held(self, number: int, output: int) -> np.ndarray:
         """As :meth:`available`, in stripes in which the last reader runs; in others, an earlier one may be the last.
         With several readers, only the slice for the last one may be left."""
+        if self.problem.steps[number].may_vanish:
+            return self.nothing
         reader = self.rows[self.last[output]]
         first, stop = reader.computed
         size = self.available(number, output)
@@ -7439,7 +7452,7 @@ class LowerBounds:
                 width = problem.subgraph.tensors[source].shape[2]
                 padded = size * (width + sum(rule.columns)) // width
         width = sum(problem.row_bytes[output] for output in outputs)
-        out = np.where(runs, row.made[1] - row.made[0], 0) * width
+        out = np.where(runs, row.made[1] - row.made[0], 0) * (0 if problem.steps[number].may_vanish else width)
         inputs = np.where(cut > 0, cut, freed)
         most = np.maximum(np.where(padded > 0, padded, inputs) + out, inputs + padded)
         return np.where(runs, most - freed, -MANY_BYTES)
