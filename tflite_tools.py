@@ -5558,111 +5558,32 @@ class NoStripes(ValueError):
     """A region cannot be cut into this number of stripes."""
 
 
-MANY_ROWS = 1 << 40
-
-
-class Stripings:
-    """All stripes of several ways to cut, concatenated in arrays. For 2 and for 3 stripes:
-
-    stripes    2  2  3  3  3
-    number     1  2  1  2  3
-    """
-
-    def __init__(self, counts: Sequence[int]) -> None:
-        self.counts = np.array(counts, dtype=np.int64)
-        self.stripes = np.repeat(self.counts, self.counts)
-        self.starts = np.cumsum(self.counts) - self.counts
-        self.number = np.arange(len(self.stripes)) - np.repeat(self.starts, self.counts) + 1
-        self.is_last = self.number == self.stripes
-        # Added to the values of one way, it makes them larger than those of all ways before.
-        self.lift = np.repeat(np.arange(len(counts)), self.counts) * MANY_ROWS
-
-    def so_far(self, values: Any) -> np.ndarray:
-        """The largest value among each stripe and those before it."""
-        return np.maximum.accumulate(values + self.lift) - self.lift
-
-    def before(self, values: np.ndarray) -> np.ndarray:
-        """The value of the previous stripe, or 0 for the first."""
-        shifted = np.empty_like(values)
-        shifted[1:] = values[:-1]
-        shifted[self.starts] = 0
-        return shifted
-
-    def later(self, values: np.ndarray) -> np.ndarray:
-        """The smallest value of the stripes after each, or MANY_ROWS after the last."""
-        least = np.minimum.accumulate((values + self.lift)[::-1])[::-1] - self.lift
-        least[:-1] = least[1:]
-        least[self.is_last] = MANY_ROWS
-        return least
-
-    def total(self, values: np.ndarray) -> np.ndarray:
-        return np.add.reduceat(values, self.starts)
-
-    def largest(self, values: np.ndarray) -> np.ndarray:
-        return np.maximum.reduceat(values, self.starts)
-
-
-class RowArrays(NamedTuple):
-    """The rows of one operator in many stripes, each as arrays of first rows and of stops."""
-
-    operator: int
-    computed: Pair  # empty where it computes nothing
-    needed: dict[int, Pair]  # rows of its outputs that its readers need
-    read: dict[int, Pair]  # rows of its sources
-    made: Pair
-    is_empty: np.ndarray  # True where it would read nothing but padding
-
-
-def rows_at_once(region: Region, ways: Stripings) -> Iterator[RowArrays]:
-    """The rows that each operator computes in each stripe, for several numbers of stripes at once, the last operator
-    first. They are the same in all regions with the same end."""
-    needed: dict[int, Pair] = {}
-    no_rows = np.full(len(ways.stripes), MANY_ROWS), np.full(len(ways.stripes), -1)
-    for operator, (outputs, rule) in reversed(region.parts.items()):
-        ranges = []
-        for output in outputs:
-            first, stop = needed.get(output, no_rows)
-            if output in region.live_out:
-                goal = region.heights[output] * ways.number // ways.stripes
-                is_due = ways.is_last | (output not in region.read_inside)
-                stop = np.maximum(stop, np.where(is_due, goal, -1))
-            ranges.append(rule.whole(first, stop))
-        done = ways.before(np.maximum(ways.so_far(reduce(np.maximum, [rows[1] for rows in ranges])), 0))
-        all_needed = {}
-        for output, (first, stop) in zip(outputs, ranges, strict=True):
-            stop = np.where(stop < 0, done, stop)
-            first = np.where(first >= MANY_ROWS, done, first)
-            all_needed[output] = np.minimum(first, done) if output in region.live_out else first, stop
-        first = reduce(np.minimum, [rows[0] for rows in all_needed.values()])
-        stop = reduce(np.maximum, [rows[1] for rows in all_needed.values()])
-        first = np.maximum(first, done) if region.is_cached else first
-        runs = first < stop
-        is_empty = np.zeros(len(ways.stripes), dtype=bool)
-        read = {}
-        for source in rule.sources:
-            start, end = read[source] = rule.span(first, stop, region.heights[source])[:2]
-            is_empty |= runs & (start >= end)
-            least, most = needed.get(source, no_rows)
-            least = np.minimum(least, np.where(runs, start, MANY_ROWS))
-            needed[source] = least, np.maximum(most, np.where(runs, end, -1))
-        height = region.heights[rule.sources[0]]
-        made = rule.made((first, stop), read[rule.sources[0]], height)
-        yield RowArrays(operator, (first, stop), all_needed, read, made, is_empty)
-
-
 def stripe_rows(region: Region, stripes: int) -> list[Stripe]:
     """The rows of each stripe. Raises NoStripes if an operator would read nothing but padding in one of them."""
-    operators = list(rows_at_once(region, Stripings([stripes])))
-    if any(operator.is_empty.any() for operator in operators):
-        raise NoStripes
-    found = [Stripe({}, {}) for _ in range(stripes)]
-    for operator in operators:
-        for stripe, first, stop in zip(found, *(rows.tolist() for rows in operator.computed), strict=True):
-            if first < stop:
-                stripe.computed[operator.operator] = Rows(first, stop)
-        for output, needed in operator.needed.items():
-            for stripe, first, stop in zip(found, *(rows.tolist() for rows in needed), strict=True):
-                stripe.needed[output] = Rows(first, stop)
+    found, done = [Stripe({}, {}) for _ in range(stripes)], dict.fromkeys(region.parts, 0)
+    for number, stripe in enumerate(found, start=1):
+        read: dict[int, Rows] = {}  # by the operators after this one
+        for operator, (outputs, rule) in reversed(region.parts.items()):
+            for output in outputs:
+                first, stop = read.get(output, (done[operator], done[operator]))
+                if output in region.live_out:
+                    is_due = number == stripes or output not in region.read_inside
+                    stop = max(stop, region.heights[output] * number // stripes if is_due else 0)
+                    first = min(first, done[operator])
+                stripe.needed[output] = Rows(*rule.whole(first, stop))
+            first = min(stripe.needed[output].first for output in outputs)
+            stop = max(stripe.needed[output].stop for output in outputs)
+            first = max(first, done[operator]) if region.is_cached else first
+            if first >= stop:
+                continue
+            stripe.computed[operator] = Rows(first, stop)
+            done[operator] = max(done[operator], stop)
+            for source in rule.sources:
+                span = Rows(*rule.span(first, stop, region.heights[source])[:2])
+                if span.first >= span.stop:
+                    raise NoStripes
+                old = read.get(source, span)
+                read[source] = Rows(min(old.first, span.first), max(old.stop, span.stop))
     return found
 
 
@@ -7125,16 +7046,6 @@ class SplitStep:
         return isinstance(self.rule, RowRule) and self.rule.constants == ROWS_OF_PADDING
 
     @property
-    def min_time(self) -> int:
-        """Instructions of all stripes together, at least."""
-        return 0 if self.may_vanish else self.time
-
-    @property
-    def min_persistent(self) -> int:
-        """Persistent bytes of a copy, at least."""
-        return 0 if self.may_vanish else self.copy
-
-    @property
     def with_outputs(self) -> int:
         """Persistent bytes, including those of the tensors that it writes."""
         return self.persistent + BITS_32.tensor * len(self.operator.writes)
@@ -7166,8 +7077,8 @@ FORM_SHARES = (0.6, 0.5, 1.0)  # of the work left, for three searches; fewer tak
 
 
 MAX_REGION = 100  # operators
-# Seconds per operator that is emitted (in a loop or not), looked at for a loop or bounded, and per label of a step.
-EMIT_WORK, LOOP_WORK, FAMILY_WORK, BOUND_WORK, STEP_WORK = 1.5e-5, 2.3e-5, 1e-5, 2e-4, 1e-6
+# Seconds per operator that is emitted (in a loop or not), looked at for a loop, and per label of a step.
+EMIT_WORK, LOOP_WORK, FAMILY_WORK, STEP_WORK = 1.5e-5, 2.3e-5, 1e-5, 1e-6
 MIN_LOOP_BYTES = 500  # of persistent memory, of a loop without line buffers
 LOOP_NUMBERS = 4 * ARENA_ALIGNMENT  # bytes for the counter of a loop and its table entries
 STRIPES = (2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32)
@@ -7271,7 +7182,7 @@ class SplitProblem:
                 unsplit = max(unsplit, step.need)
                 outputs += [t for t in step.operator.writes if self.is_live_out(t, end)]
                 live_out = sum(self.sizes[t] for t in outputs)
-                copies += 2 * step.min_persistent - step.with_outputs
+                copies += (0 if step.may_vanish else 2 * step.copy) - step.with_outputs
                 for t in step.rule.sources:
                     rows = max(step.rule.window - step.rule.stride, halos[t])
                     lines += (rows - halos[t]) * self.row_bytes[t]
@@ -7340,132 +7251,6 @@ class SplitProblem:
 def glue_bytes(kind: str, inputs: int) -> int:
     """Persistent bytes of an operator that glues stripes together."""
     return node_persistent_bytes(Node(KINDS[kind], (None,) * inputs, (A_TENSOR,)))
-
-
-####################################################################################################
-# Splitting, lower bounds: the least cost of unrolled regions, many at a time
-####################################################################################################
-
-MANY_BYTES = 1 << 50
-
-
-class LowerBounds:
-    """Lower bounds on the costs of all regions with one end, for every number of stripes. Row n of ``alive`` holds the
-    bytes of rows alive while operator n runs. Operators are added from last to first: each adds its output until the
-    last reader, and to all later operators what stays, pieces of live-out tensors and rows kept for later stripes."""
-
-    def __init__(self, problem: SplitProblem, end: int, is_cached: bool, starts: Collection[int]) -> None:
-        self.problem, self.end = problem, end
-        self.region = problem.region(min(starts), end, is_cached)
-        self.ways = ways = Stripings(STRIPES)
-        self.last = {t: number for number, part in self.region.parts.items() for t in part.rule.sources}
-        self.readers = {t: [n for n, part in self.region.parts.items() if t in part.rule.sources] for t in self.last}
-        columns = len(ways.stripes)
-        self.nothing = np.zeros(columns, dtype=np.int64)
-        self.rows: dict[int, RowArrays] = {}
-        self.alive = np.zeros((end, columns), dtype=np.int64)
-        self.own = np.zeros((end, columns), dtype=np.int64)
-        self.time = self.persistent = self.around = self.nothing
-        self.is_possible = np.ones(columns, dtype=bool)
-        # Tensors from outside that end in the region: the stripes that read them, and bytes after the last of these.
-        self.outside: dict[int, tuple[np.ndarray, np.ndarray]] = {}
-        self.lists: dict[int, list[tuple[int, Cost]]] = {}  # by start: (stripes, least cost), the fewest first
-        for row in rows_at_once(self.region, ways):
-            self.add(row)
-            if row.operator in starts:
-                self.lists[row.operator] = self.list(row.operator)
-
-    def add(self, row: RowArrays) -> None:
-        ways, number, row_bytes = self.ways, row.operator, self.problem.row_bytes
-        step, (outputs, rule) = self.problem.steps[number], self.region.parts[number]
-        Budget.spend(BOUND_WORK)
-        first, stop = row.computed
-        runs = first < stop
-        self.rows[number] = row
-        self.is_possible &= ~row.is_empty
-        time = (row.made[1] - row.made[0]) * step.min_time // self.region.heights[outputs[0]]
-        self.time = self.time + np.where(runs, time, 0)
-        self.persistent = self.persistent + np.where(runs, step.min_persistent, 0)
-        later = self.alive[number + 1 :]
-        done = np.maximum(ways.so_far(stop), 0)
-        for output in outputs:
-            if output in self.region.live_out:
-                self.is_possible &= ways.stripes <= self.region.heights[output]
-                self.around = self.around + ways.before(done) * row_bytes[output]
-                if output not in self.region.read_inside:
-                    later += np.where(runs, stop - first, 0) * row_bytes[output]
-            if self.region.is_cached:
-                kept = np.maximum(done - ways.later(row.needed[output][0]), 0) * row_bytes[output]
-                before = ways.before(kept)
-                self.around = self.around + before
-                later += kept - before
-            if output in self.last:
-                self.alive[number + 1 : self.last[output] + 1] += self.held(number, output)
-            self.outside.pop(output, None)
-        for source in rule.sources:
-            interval = self.problem.intervals.get(source)
-            if interval and interval.last < self.end:
-                reads = runs | self.outside[source][0] if source in self.outside else runs
-                is_gone = ways.later(np.where(reads, 0, 1)) > 0
-                self.outside[source] = reads, is_gone * self.problem.sizes[source]
-        readers = {reader for output in outputs for reader in self.readers.get(output, ())}
-        for changed in (number, *readers):
-            self.own[changed] = self.needed(self.rows[changed])
-
-    def available(self, number: int, output: int) -> np.ndarray:
-        """Bytes of the rows of an output that are available after the operator has run."""
-        row = self.rows[number]
-        first, stop = row.computed
-        have = np.minimum(first, row.needed[output][0]) if self.region.is_cached else first
-        return np.where(first < stop, stop - have, 0) * self.problem.row_bytes[output]
-
-    def held(self, number: int, output: int) -> np.ndarray:
-        """As :meth:`available`, in stripes in which the last reader runs; in others, an earlier one may be the last.
-        With several readers, only the slice for the last one may be left."""
-        if self.problem.steps[number].may_vanish:
-            return self.nothing
-        reader = self.rows[self.last[output]]
-        first, stop = reader.computed
-        size = self.available(number, output)
-        if len(self.readers[output]) > 1:
-            start, end = reader.read[output]
-            size = np.minimum(size, (end - start) * self.problem.row_bytes[output])
-        return np.where(first < stop, size, 0)
-
-    def needed(self, row: RowArrays) -> np.ndarray:
-        """Bytes that an operator adds to those alive before it: to slice, to pad and to run."""
-        problem, number = self.problem, row.operator
-        outputs, rule = self.region.parts[number]
-        runs = row.computed[0] < row.computed[1]
-        cut = padded = freed = self.nothing
-        for source in rule.sources:
-            start, end = row.read[source]
-            size = np.where(runs, end - start, 0) * problem.row_bytes[source]
-            maker = problem.producers.get(source, -1)
-            if maker in self.rows:
-                if self.last[source] == number:
-                    freed = freed + self.held(maker, source)
-                    cut = cut + np.where(size == self.available(maker, source), 0, size)
-            else:
-                cut = cut + np.where(end - start < self.region.heights[source], size, 0)
-            if rule.columns != NO_PADS:
-                width = problem.subgraph.tensors[source].shape[2]
-                padded = size * (width + sum(rule.columns)) // width
-        width = sum(problem.row_bytes[output] for output in outputs)
-        out = np.where(runs, row.made[1] - row.made[0], 0) * (0 if problem.steps[number].may_vanish else width)
-        inputs = np.where(cut > 0, cut, freed)
-        most = np.maximum(np.where(padded > 0, padded, inputs) + out, inputs + padded)
-        return np.where(runs, most - freed, -MANY_BYTES)
-
-    def list(self, start: int) -> list[tuple[int, Cost]]:
-        """Lower bounds on the cost of the region from ``start``, by number of stripes, the fewest first."""
-        ways, steps = self.ways, self.problem.steps[start : self.end]
-        around = self.problem.entering[start] + self.around - sum(gone for _, gone in self.outside.values())
-        peaks = ways.largest(around + np.max(self.alive[start:] + self.own[start:], axis=0))
-        time = ways.total(self.time) - sum(step.time for step in steps)
-        persistent = ways.total(self.persistent) - sum(step.with_outputs for step in steps)
-        possible = np.flatnonzero(ways.total(~self.is_possible) == 0).tolist()
-        return [(int(ways.counts[i]), Cost(int(peaks[i]), int(time[i]), int(persistent[i]))) for i in possible]
 
 
 ####################################################################################################
@@ -7579,6 +7364,7 @@ def iteration_peak(body: Bill, handed: Mapping[int, int]) -> int:
 DEFAULT_MAX_TIME = 15.0  # increase in estimated instructions, in per cent
 RIVALS = 1.08  # times the smallest sum: up to it, a composition may be the best once it is reordered
 NARROW_SHARE = 0.4  # of the work, for narrow ranges
+MIN_FALL = 0.9  # n times the stripes leave at least this, divided by n, of what a peak exceeds its bound by
 FINE = 0.95  # lower limit of a range by its upper one, from which on its compositions are found one by one
 Price = Callable[[Cost], int]  # prices of regions add up
 in_memory: Price = attrgetter("persistent")
@@ -7609,14 +7395,12 @@ def undominated(labels: list[Label]) -> list[Label]:
     return found
 
 
-def by_start_and_end(ranges: Iterable[Range]) -> tuple[dict[int, list[Range]], dict[int, set[int]]]:
-    """(Ranges by start, the shortest first; by end, the starts that can pay off unrolled)."""
-    by_start, starts = defaultdict(list), defaultdict(set)
-    for found in ranges:
-        by_start[found.start].append(found)
-        if found.bound < found.unsplit:
-            starts[found.end].add(found.start)
-    return by_start, starts
+def by_start(ranges: Iterable[Range]) -> dict[int, list[Range]]:
+    """Ranges by start, the shortest first."""
+    found: dict[int, list[Range]] = defaultdict(list)
+    for one in ranges:
+        found[one.start].append(one)
+    return found
 
 
 class SplitSearch:
@@ -7627,8 +7411,7 @@ class SplitSearch:
         self.problem = SplitProblem(graph, subgraph)
         self.loops, self.budget, self.forms = LoopCosts(self.problem), budget, forms
         self.regions: dict[int, dict[Any, SplitRegion]] = defaultdict(dict)  # by start
-        self.ranges, self.starts = by_start_and_end(self.problem.ranges)
-        self.bounds: dict[tuple[int, bool], dict[int, list[tuple[int, Cost]]]] = {}  # by end and halo mode
+        self.ranges = by_start(self.problem.ranges)
         self.known: dict[tuple[int, int, int, bool], SplitRegion | None] = {}
         self.looped: dict[tuple[int, int, int], SplitRegion] = {}
 
@@ -7682,22 +7465,22 @@ class SplitSearch:
 
     def try_range(self, found: Range, is_cached: bool, limits: Cost, max_price: int, price: Price) -> None:
         """Cut a range into more and more stripes until it is within the limits or costs ``max_price`` or more."""
-        which = found.end, is_cached
-        if found.start not in self.bounds.get(which, ()):
-            self.bounds[which] = LowerBounds(self.problem, *which, self.starts[found.end]).lists
-        for stripes, least in self.bounds[which][found.start]:
-            too_dear = least.time > limits.time or least.persistent > limits.persistent or price(least) >= max_price
-            if too_dear or self.budget.is_over:
+        excess = 0  # of the last peak over the bound, times the number of stripes
+        for stripes in STRIPES:
+            if self.budget.is_over:
                 return
-            if least.peak > limits.peak:
+            if found.bound + MIN_FALL * excess / stripes > limits.peak:
                 continue
             key = found.start, found.end, stripes, is_cached
             if key not in self.known:
                 self.known[key] = self.problem.evaluate(*key)
             if region := self.known[key]:
                 self.regions[found.start][key] = region
-                if region.cost.peak <= limits.peak:
+                peak, time, persistent, _ = region.cost
+                is_dear = time > limits.time or persistent > limits.persistent or price(region.cost) >= max_price
+                if is_dear or peak <= limits.peak:
                     return
+                excess = (peak - found.bound) * stripes
 
     def try_loop(self, found: Range, limits: Cost, max_price: int, price: Price) -> None:
         """Make a range a loop with as few iterations as the limits allow."""
@@ -7762,7 +7545,7 @@ class SplitSearch:
         found: dict[Any, Composition] = {(): self.problem.unsplit}
         whole = self.budget
         for ranges, share in ((self.problem.narrow_ranges, NARROW_SHARE), (self.problem.ranges, 1.0)):
-            self.ranges, self.starts = by_start_and_end(ranges)
+            self.ranges = by_start(ranges)
             self.budget = whole.share(share)
             self.bisect(max_time, found)
         return sorted(found.values(), key=lambda c: -c.cost.peak)

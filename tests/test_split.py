@@ -34,7 +34,6 @@ from tflite_tools import (
     persistent_bytes,
     read_model,
     row_rule,
-    rows_at_once,
     schedule_model,
 )
 
@@ -173,67 +172,6 @@ def test_cached_rows_are_computed_once(seed: int):
                 height, computed = search.problem.subgraph.tensors[output].shape[1], sum(b - a for a, b in ranges)
                 assert computed <= height or isinstance(rule, tflite_tools.CutRule)
                 assert computed == height or output not in whole.live_out
-
-
-@settings(max_examples=28, deadline=None)
-@given(st.integers(0, 2**32 - 1), st.booleans())
-def test_rows_of_many_stripes_at_once_are_those_of_each(seed: int, is_cached: bool):
-    data = random_net(random.Random(seed), steps=6)
-    search = search_of(data)
-    for start, ranges in search.ranges.items():
-        region = search.problem.region(start, ranges[-1].end, is_cached)
-        ways = tflite_tools.Stripings((2, 3, 5))
-        rows = {row.operator: row for row in rows_at_once(region, ways)}
-        place = 0
-        for count in (2, 3, 5):
-            try:
-                stripes = list(tflite_tools.stripe_rows(region, count))
-            except tflite_tools.NoStripes:
-                assert any(row.is_empty[place : place + count].any() for row in rows.values())
-                stripes = []
-            for i, stripe in enumerate(stripes, start=place):
-                for number, row in rows.items():
-                    first, behind = (int(values[i]) for values in row.computed)
-                    assert stripe.computed.get(number) == ((first, behind) if first < behind else None)
-                    if first < behind:
-                        wanted = stripe.needed[region.parts[number].outputs[0]]
-                        assert wanted == tuple(int(values[i]) for values in row.needed[region.parts[number].outputs[0]])
-                        assert not row.is_empty[i]
-            place += count
-
-
-@settings(max_examples=25, deadline=None)
-@given(st.integers(0, 2**32 - 1), st.booleans())
-def test_no_region_takes_less_than_its_outlook(seed: int, is_cached: bool):
-    data = random_net(random.Random(seed), steps=6)
-    search = search_of(data)
-    for end, starts in search.starts.items():
-        outlook = tflite_tools.LowerBounds(search.problem, end, is_cached, starts)
-        for start in starts:
-            least = dict(outlook.lists[start])
-            for count in tflite_tools.STRIPES:
-                found = search.problem.evaluate(start, end, count, is_cached)
-                assert (found is not None) == (count in least)
-                if found is not None:
-                    assert found.cost.peak >= least[count].peak
-                    assert found.cost.time >= least[count].time - sum(step.time for step in search.problem.steps) // 50
-                    assert found.cost.persistent >= least[count].persistent
-
-
-@pytest.mark.slow
-def test_the_outlook_is_near_what_regions_take():
-    """It may be wrong by the alignment of tensors only, or it would be of no use."""
-    for name in ("cnn", "mobilenet"):
-        search = search_of((MODELS / f"digits_{name}_int8.tflite").read_bytes())
-        ratios = []
-        ranges = [found for found in search.problem.ranges if found.bound < found.unsplit]
-        for found, is_cached in itertools.product(ranges, (False, True)):
-            bounds = tflite_tools.LowerBounds(search.problem, found.end, is_cached, {found.start})
-            for count, least in bounds.lists[found.start]:
-                region = search.problem.evaluate(found.start, found.end, count, is_cached)
-                ratios.append(region.cost.peak / max(least.peak, found.bound))
-        assert min(ratios) >= 1
-        assert sum(ratios) / len(ratios) < 1.05
 
 
 # -- the runtimes ------------------------------------------------------------------------------------
