@@ -3984,6 +3984,7 @@ def _bounding_box(intervals: Sequence[Interval], block: Block) -> Interval:
 ####################################################################################################
 
 ALONE, WORKERS = 0.5, 4  # seconds for one strategy; number of strategies that then take turns
+MAX_SHARED = 500  # constraints; with more, strategies that take turns exceed their time many times over
 SOLVER_WORK = 3.0  # seconds per unit of the solver's deterministic time
 MAX_SOLVED = 600  # intervals; with more, the solver takes many times what it counts
 PROOF_SHARE = 0.5  # share of the work left in which the bound itself is tried as the height
@@ -4019,7 +4020,8 @@ def solve_constraints(model: Any, time_limit: float) -> tuple[Any, Any]:
     from ortools.sat.python import cp_model
 
     alone, status = _solve(model, min(time_limit, ALONE), 1)
-    if status not in (cp_model.FEASIBLE, cp_model.UNKNOWN) or time_limit <= ALONE:
+    is_open = status in (cp_model.FEASIBLE, cp_model.UNKNOWN) and time_limit > ALONE
+    if not is_open or len(model.proto.constraints) > MAX_SHARED:
         return alone, status
     several, verdict = _solve(model, time_limit - ALONE, WORKERS)
     return (alone, status) if verdict == cp_model.UNKNOWN else (several, verdict)
