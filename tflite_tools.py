@@ -4597,8 +4597,8 @@ def port_pieces(tensor: Tensor, target: Target) -> list[tuple[int, int]]:
 class Tail:
     """The persistent part of the arena, which grows piece by piece. Bytes."""
 
-    def __init__(self) -> None:
-        self.size = 0
+    def __init__(self, size: int) -> None:
+        self.size = size
 
     def add(self, pieces: Iterable[tuple[int, int]]) -> None:
         """Append pieces of (bytes, alignment)."""
@@ -4616,14 +4616,15 @@ class TailBytes(NamedTuple):
     requests: int  # number of scratch requests of all operators
 
 
-def persistent_bytes(graph: ModelGraph, target: Target = BITS_32) -> TailBytes:
-    """The tail of TFLM's arena, piece by piece in TFLM's order. Matches measurements to the byte: tflite-micro of
-    August 2026 with 32 bits, the package of October 2026 with 64. Raises ArenaError as :func:`scratch_requests`."""
-    tail, pointer, first = Tail(), target.pointer, graph.subgraphs[0]
+def persistent_bytes(graph: ModelGraph, target: Target = BITS_32, before: int = 0) -> TailBytes:
+    """The tail of TFLM's arena, piece by piece in TFLM's order, after ``before`` bytes of other models. Matches
+    measurements to the byte: tflite-micro of August 2026 with 32 bits, the package of October 2026 with 64. Raises
+    ArenaError as :func:`scratch_requests`."""
+    tail, pointer, first = Tail(before), target.pointer, graph.subgraphs[0]
     nodes = [(node_of(s, operator), len(scratch_requests(s, operator))) for s, operator in graph.operators]
     kept = [kernel_bytes(node, target) for node, _ in nodes]
     variables = resource_variables(graph)
-    tail.add((size, pointer) for size in target.interpreter[:-1])
+    tail.add((size, pointer) for size in target.interpreter[:-1] if not before)
     if variables:
         tail.add([(pointer + 8, ARENA_ALIGNMENT), (target.variable * len(variables), ARENA_ALIGNMENT)])
     tail.add([(target.interpreter[-1], pointer), (target.subgraph * len(graph.subgraphs), pointer)])
