@@ -10832,33 +10832,26 @@ def registration(kind: str, is_custom: bool, own: Mapping[str, tuple[bytes, str]
     return f"Add{known.registered or plain}()"
 
 
-def _port_lines(number: int, what: str, tensor: Tensor) -> list[str]:
-    dtype = CPP_TYPES.get(tensor.dtype, f"{tensor.dtype.lower()}_t")
-    name, shape = tensor.name.replace("\\", "/"), ", ".join(map(str, tensor.shape))
-    lines = [f"// {what} {number}: {dtype}[{shape}], {name}"]
-    if tensor.shape:
-        lines += [f"constexpr int k{what}{number}Shape[] = {{{shape}}};"]
-    scales, zeros = (known.scales, known.zero_points) if (known := tensor.quantization) else ((), ())
-    if len(scales) == 1 and math.isfinite(scales[0]) and abs(zero := (*zeros, 0)[0]) < MAX_OFFSET:
-        scale = scales[0]
-        lines += [f"constexpr float k{what}{number}Scale = {float(scale)!r}f;  // real = scale * (value - zero point)"]
-        lines += [f"constexpr int k{what}{number}ZeroPoint = {zero};"]
-    return lines
+def _port_lines(subgraph: Subgraph) -> Iterator[str]:
+    ports = [("Input", i, t) for i, t in enumerate(subgraph.inputs)]
+    for what, number, t in (*ports, *(("Output", i, t) for i, t in enumerate(subgraph.outputs))):
+        tensor = subgraph.tensors[t]
+        dtype = CPP_TYPES.get(tensor.dtype, f"{tensor.dtype.lower()}_t")
+        name, shape = tensor.name.replace("\\", "/"), ", ".join(map(str, tensor.shape))
+        yield f"// {what} {number}: {dtype}[{shape}], {name}"
+        if tensor.shape:
+            yield f"constexpr int k{what}{number}Shape[] = {{{shape}}};"
+        scales, zeros = (known.scales, known.zero_points) if (known := tensor.quantization) else ((), ())
+        zero = zeros[0] if zeros else 0
+        if len(scales) == 1 and math.isfinite(scales[0]) and abs(zero) < MAX_OFFSET:
+            yield f"constexpr float k{what}{number}Scale = {scales[0]!r}f;  // real = scale * (value - zero point)"
+            yield f"constexpr int k{what}{number}ZeroPoint = {zero};"
 
 
-def _all_port_lines(subgraph: Subgraph) -> list[str]:
-    return [
-        line
-        for what, tensors in (("Input", subgraph.inputs), ("Output", subgraph.outputs))
-        for number, t in enumerate(tensors)
-        for line in _port_lines(number, what, subgraph.tensors[t])
-    ]
-
-
-def _array(data: bytes) -> str:
-    """The elements of an array in C++."""
+def _array(name: str, data: bytes) -> str:
     lines = (data[i : i + BYTES_PER_LINE] for i in range(0, len(data), BYTES_PER_LINE))
-    return "\n".join("  " + "".join(f"0x{byte:02x}," for byte in line) for line in lines)
+    content = "\n".join("  " + "".join(f"0x{byte:02x}," for byte in line) for line in lines)
+    return f"alignas(16) const unsigned char {name}[] = {{\n{content}\n}};"
 
 
 def _kept_lines(arena: Arena) -> list[str]:
@@ -10873,7 +10866,7 @@ def _kept_lines(arena: Arena) -> list[str]:
     return lines
 
 
-FIRMWARE_HEADER = """\
+CPP_HEADER = """\
 // Written by tflite-tools {version}; changes will be lost.
 #ifndef {guard}
 #define {guard}
@@ -10881,38 +10874,53 @@ FIRMWARE_HEADER = """\
 #include <cstddef>
 #include <cstdint>
 
-{planner_include}#include "tensorflow/lite/micro/micro_mutable_op_resolver.h"
+{header_includes}#include "tensorflow/lite/micro/micro_mutable_op_resolver.h"
 {declared}
 namespace {name} {{
-
-extern const unsigned char kModel[];
-constexpr size_t kModelSize = {size};
 
 {arena}
 
 {ports}
 
-// The operators of the model, and no others.
-constexpr unsigned int kOperatorCount = {count};
+{remark}constexpr unsigned int kOperatorCount = {count};
 using OpResolver = tflite::MicroMutableOpResolver<kOperatorCount>;
 TfLiteStatus RegisterOperators(OpResolver& resolver);
-{planner}
+{classes}
 }}  // namespace {name}
 
 #endif  // {guard}
 """
+CPP_SOURCE = """\
+// Written by tflite-tools {version}; changes will be lost.
+#include "{name}_model.h"
+{source_includes}
+namespace {name} {{
 
-ONE_ARENA = """\
-// Tensors and scratch {head:,} B, persistent structures {tail:,} B: a MicroInterpreter of 32 bits
-// with {kernels}.
-constexpr size_t kTensorArenaSize = {reserve};"""
-TWO_MEMORIES = """\
-// Fast memory, for scratch and the tensors that are used most, with {kernels}.
-constexpr size_t kFastMemorySize = {fast};
-// Slow memory, which TFLM gets as its arena: other tensors {slow:,} B, persistent structures {tail:,} B,
-// or what planning takes for a moment, where that is more.
-constexpr size_t kTensorArenaSize = {reserve};"""
-PLANNER_INCLUDE = """\
+TfLiteStatus RegisterOperators(OpResolver& resolver) {{
+{calls}
+  return kTfLiteOk;
+}}
+
+{source}
+
+}}  // namespace {name}
+"""
+CPP_EXAMPLE = """\
+// Written by tflite-tools {version}: how to run the model. Copy from here.
+#include "{name}_model.h"
+{example_includes}
+int main() {{
+{main}
+  return 0;
+}}
+"""
+
+EXAMPLE_INCLUDES = """\
+#include "tensorflow/lite/micro/micro_interpreter.h"
+{variables}#include "tensorflow/lite/schema/schema_generated.h"
+"""
+VARIABLES_INCLUDE = '#include "tensorflow/lite/micro/micro_resource_variable.h"\n'
+PLANNER_INCLUDES = """\
 #include "tensorflow/lite/micro/memory_planner/greedy_memory_planner.h"
 #include "tensorflow/lite/micro/memory_planner/micro_memory_planner.h"
 #include "tensorflow/lite/micro/micro_log.h"
@@ -10977,146 +10985,125 @@ class Planner : public tflite::MicroMemoryPlanner {
 };
 """
 
-FIRMWARE_SOURCE = """\
-// Written by tflite-tools {version}; changes will be lost.
-#include "{name}_model.h"
-
-namespace {name} {{
-
-TfLiteStatus RegisterOperators(OpResolver& resolver) {{
-{calls}
-  return kTfLiteOk;
-}}
-
-alignas(16) const unsigned char kModel[] = {{
-{content}
-}};
-
-}}  // namespace {name}
-"""
-
-FIRMWARE_EXAMPLE = """\
-// Written by tflite-tools {version}: how to run the model. Copy from here.
-#include "{name}_model.h"
-#include "tensorflow/lite/micro/micro_interpreter.h"
-{variables_include}#include "tensorflow/lite/schema/schema_generated.h"
-
-int main() {{
-{arrays}
-  static {name}::OpResolver resolver;
-  if ({name}::RegisterOperators(resolver) != kTfLiteOk) return 1;
-  const tflite::Model* model = tflite::GetModel({name}::kModel);
-{interpreter}
-  if (interpreter.AllocateTensors() != kTfLiteOk) return 2;
-  // Fill interpreter.input(0) here, then:
-  if (interpreter.Invoke() != kTfLiteOk) return 3;
-  // Read interpreter.output(0) here.
-  return 0;
-}}
-"""
-ONE_ARRAY = "  alignas(16) static uint8_t arena[{name}::kTensorArenaSize];"
-TWO_ARRAYS = """\
-  alignas(16) static uint8_t fast[{name}::kFastMemorySize];
-  // Move this one to the slow memory, with an attribute such as EXT_RAM_BSS_ATTR or a section of your linker script.
-  alignas(16) static uint8_t arena[{name}::kTensorArenaSize];"""
-PLAIN_INTERPRETER = """\
-  static tflite::MicroInterpreter interpreter(model, resolver, arena, {name}::kTensorArenaSize);"""
-WITH_ALLOCATOR = """\
-  tflite::MicroAllocator* allocator = tflite::MicroAllocator::Create(arena, {name}::kTensorArenaSize{planner});
-  if (allocator == nullptr) return 2;{more}
-  static tflite::MicroInterpreter interpreter(model, resolver, allocator{variables});"""
-VARIABLES_INCLUDE = '#include "tensorflow/lite/micro/micro_resource_variable.h"\n'
-VARIABLES = """
-  auto* variables = tflite::MicroResourceVariables::Create(allocator, {count});"""
-
 
 def firmware_names(title: str) -> tuple[str, str, str]:
     """The names of the header, the source and the example."""
     return f"{cpp_name(title)}_model.h", f"{cpp_name(title)}_model.cc", "example.cc"
 
 
-def firmware_files(model: Snapshot, title: str, memories: MemoriesDecision | None = None) -> dict[str, str]:
-    """C++17 sources by file name: the model as an array with arena and operators, and an example; ``memories`` adds a
-    planner. Raises ArenaError if the arena is unknown, and ValueError if TFLM has no kernel for an operator."""
-    graph, arena, name, data = model.graph, model.arena, cpp_name(title), bytes(model.data)
-    first, kinds = graph.subgraphs[0], sorted({(o.kind, o.is_custom) for _, o in graph.operators})
-    divided = memories if memories is not None and memories.is_divided else None
-    own = own_kernels(model)
+def cpp_files(title: str, model: Snapshot, models: Sequence[Snapshot], **texts: str) -> dict[str, str]:
+    """C++17 sources by file name: header, source and example, with the inputs and outputs of ``model``, the operators
+    of ``models``, and texts for the other slots of the templates. Raises ArenaError if the arena is unknown, and
+    ValueError if TFLM has no kernel for an operator."""
+    name, own = cpp_name(title), own_kernels(model)
+    kinds = sorted({(o.kind, o.is_custom) for one in models for _, o in one.graph.operators})
     declared = "".join(f"\nTFLMRegistration* {function}();  // by the application" for _, function in own.values())
-    ports = _all_port_lines(first) + _kept_lines(arena)
-    variables, month = len(resource_variables(graph)), required_tflm(graph)[0]
-    values: dict[str, Any] = {
+    texts |= {
         "name": name,
         "version": __version__,
         "guard": f"{name.upper()}_MODEL_H_",
-        "size": len(data),
-        "count": max(len(kinds), 1),
         "declared": f"{declared}\n" if declared else "",
-        "ports": "\n".join(ports),
+        "ports": "\n".join([*_port_lines(model.graph.subgraphs[0]), *_kept_lines(model.arena)]),
+        "count": str(max(len(kinds), 1)),
         "calls": "\n".join(f"  TF_LITE_ENSURE_STATUS(resolver.{registration(*kind, own)});" for kind in kinds),
-        "content": _array(data),
-        "kernels": graph.kernels.title + (f"; requires TFLM of {month_text(month)} or later" if month else ""),
-        "head": arena.head,
-        "tail": arena.persistent,
-        "reserve": divided.reserve if divided else arena.reserve,
-        "fast": divided.fast_head if divided else 0,
-        "slow": divided.slow_head if divided else 0,
-        "planner": ", &planner" if divided else "",
-        "more": VARIABLES.format(count=variables) if variables else "",
-        "variables": ", variables" if variables else "",
     }
-    interpreter = (WITH_ALLOCATOR if variables or divided else PLAIN_INTERPRETER).format(**values)
-    values |= {
-        "arena": (TWO_MEMORIES if divided else ONE_ARENA).format(**values),
-        "arrays": (TWO_ARRAYS if divided else ONE_ARRAY).format(**values),
-        "interpreter": f"  static {name}::Planner planner(fast, arena);\n{interpreter}" if divided else interpreter,
-        "planner": PLANNER if divided else "",
-        "planner_include": PLANNER_INCLUDE if divided else "",
-        "variables_include": VARIABLES_INCLUDE if variables else "",
-    }
-    templates = FIRMWARE_HEADER, FIRMWARE_SOURCE, FIRMWARE_EXAMPLE
-    files = zip(firmware_names(title), templates, strict=True)
-    return {file: template.format(**values) for file, template in files}
+    templates = zip(firmware_names(title), (CPP_HEADER, CPP_SOURCE, CPP_EXAMPLE), strict=True)
+    return {file: template.format(**texts) for file, template in templates}
+
+
+def _arena_lines(model: Snapshot, divided: MemoriesDecision | None) -> list[str]:
+    """The bytes to reserve."""
+    arena, month = model.arena, required_tflm(model.graph)[0]
+    kernels = model.graph.kernels.title + (f"; requires TFLM of {month_text(month)} or later" if month else "")
+    tail = f"persistent structures {arena.persistent:,} B"
+    if divided is None:
+        return [
+            f"// Tensors and scratch {arena.head:,} B, {tail}: a MicroInterpreter of 32 bits",
+            f"// with {kernels}.",
+            f"constexpr size_t kTensorArenaSize = {arena.reserve};",
+        ]
+    return [
+        f"// Fast memory, for scratch and the tensors that are used most, with {kernels}.",
+        f"constexpr size_t kFastMemorySize = {divided.fast_head};",
+        f"// Slow memory, which TFLM gets as its arena: other tensors {divided.slow_head:,} B, {tail},",
+        "// or what planning takes for a moment, where that is more.",
+        f"constexpr size_t kTensorArenaSize = {divided.reserve};",
+    ]
+
+
+def _main_lines(name: str, is_divided: bool, variables: int) -> list[str]:
+    """What the example does; a planner and resource variables need an allocator."""
+    arrays, made = [f"alignas(16) static uint8_t arena[{name}::kTensorArenaSize];"], []
+    memory = f"arena, {name}::kTensorArenaSize"
+    if is_divided:
+        attribute = "an attribute such as EXT_RAM_BSS_ATTR or a section of your linker script"
+        fast = f"alignas(16) static uint8_t fast[{name}::kFastMemorySize];"
+        arrays = [fast, f"// Move this one to the slow memory, with {attribute}.", *arrays]
+        made += [f"static {name}::Planner planner(fast, arena);"]
+        memory += ", &planner"
+    if is_divided or variables:
+        made += [f"tflite::MicroAllocator* allocator = tflite::MicroAllocator::Create({memory});"]
+        made += ["if (allocator == nullptr) return 2;"]
+        memory = "allocator"
+    if variables:
+        made += [f"auto* variables = tflite::MicroResourceVariables::Create(allocator, {variables});"]
+        memory += ", variables"
+    return [
+        *arrays,
+        f"static {name}::OpResolver resolver;",
+        f"if ({name}::RegisterOperators(resolver) != kTfLiteOk) return 1;",
+        f"const tflite::Model* model = tflite::GetModel({name}::kModel);",
+        *made,
+        f"static tflite::MicroInterpreter interpreter(model, resolver, {memory});",
+        "if (interpreter.AllocateTensors() != kTfLiteOk) return 2;",
+        "// Fill interpreter.input(0) here, then:",
+        "if (interpreter.Invoke() != kTfLiteOk) return 3;",
+        "// Read interpreter.output(0) here.",
+    ]
+
+
+def firmware_files(model: Snapshot, title: str, memories: MemoriesDecision | None = None) -> dict[str, str]:
+    """C++17 sources by file name: the model as an array with arena and operators, and an example; ``memories`` adds a
+    planner. Raises as :func:`cpp_files`."""
+    data, variables = bytes(model.data), len(resource_variables(model.graph))
+    divided = memories if memories is not None and memories.is_divided else None
+    array = ["extern const unsigned char kModel[];", f"constexpr size_t kModelSize = {len(data)};", ""]
+    main_lines = _main_lines(cpp_name(title), divided is not None, variables)
+    return cpp_files(
+        title,
+        model,
+        [model],
+        header_includes=PLANNER_INCLUDES if divided else "",
+        arena="\n".join([*array, *_arena_lines(model, divided)]),
+        remark="// The operators of the model, and no others.\n",
+        classes=PLANNER if divided else "",
+        source_includes="",
+        source=_array("kModel", data),
+        example_includes=EXAMPLE_INCLUDES.format(variables=VARIABLES_INCLUDE if variables else ""),
+        main="\n".join(f"  {line}" for line in main_lines),
+    )
 
 
 ####################################################################################################
 # Firmware: stages -> C++ that runs them in one arena
 ####################################################################################################
 
-STAGES_HEADER = """\
-// Written by tflite-tools {version}; changes will be lost.
-#ifndef {guard}
-#define {guard}
-
-#include <cstddef>
-#include <cstdint>
-
-#include "tensorflow/lite/micro/micro_interpreter.h"
-#include "tensorflow/lite/micro/micro_mutable_op_resolver.h"
-
-namespace {name} {{
-
+STAGES_ARENA = """\
 // A model in {stages} stages, which run one after the other in one arena, each with an interpreter of its own, with
 // {kernels}.
-constexpr size_t kTensorArenaSize = {reserve};
-
-{ports}
-
-constexpr unsigned int kOperatorCount = {count};
-using OpResolver = tflite::MicroMutableOpResolver<kOperatorCount>;
-TfLiteStatus RegisterOperators(OpResolver& resolver);
-
+constexpr size_t kTensorArenaSize = {reserve};"""
+STAGES_CLASS = """
 // Begin(), fill input(i), Invoke(), read output(i); again for every inference. The arena is aligned to 16 bytes.
-class Model {{
+class Model {
  public:
-  explicit Model(uint8_t* arena) : arena_(arena) {{}}
-  ~Model() {{ Drop(); }}
+  explicit Model(uint8_t* arena) : arena_(arena) {}
+  ~Model() { Drop(); }
   Model(const Model&) = delete;
   Model& operator=(const Model&) = delete;
 
   TfLiteStatus Begin();
   TfLiteStatus Invoke();
-  TfLiteTensor* input(size_t number) {{ return interpreter_->input(number); }}
+  TfLiteTensor* input(size_t number) { return interpreter_->input(number); }
   const void* output(size_t number);
 
  private:
@@ -11128,28 +11115,15 @@ class Model {{
   tflite::MicroInterpreter* interpreter_ = nullptr;
   alignas(tflite::MicroInterpreter) unsigned char place_[sizeof(tflite::MicroInterpreter)];
   bool is_registered_ = false;
-}};
-
-}}  // namespace {name}
-
-#endif  // {guard}
+};
 """
-STAGES_SOURCE = """\
-// Written by tflite-tools {version}; changes will be lost.
-#include "{name}_model.h"
-
+STAGES_INCLUDES = """
 #include <cstring>
 #include <new>
 
 #include "tensorflow/lite/schema/schema_generated.h"
-
-namespace {name} {{
-
-TfLiteStatus RegisterOperators(OpResolver& resolver) {{
-{calls}
-  return kTfLiteOk;
-}}
-
+"""
+STAGES_SOURCE = """\
 namespace {{
 
 {arrays}
@@ -11206,78 +11180,55 @@ TfLiteStatus Model::Invoke() {{
 const void* Model::output(size_t number) {{
 {outputs}
   return nullptr;
-}}
-
-}}  // namespace {name}
-"""
-STAGES_EXAMPLE = """\
-// Written by tflite-tools {version}: how to run the model. Copy from here.
-#include "{name}_model.h"
-
-int main() {{
+}}"""
+STAGES_MAIN = """\
   alignas(16) static uint8_t arena[{name}::kTensorArenaSize];
   static {name}::Model model(arena);
   if (model.Begin() != kTfLiteOk) return 1;
   // Fill model.input(0) here, then:
   if (model.Invoke() != kTfLiteOk) return 2;
-  // Read model.output(0) here.
-  return 0;
-}}
-"""
+  // Read model.output(0) here."""
 
 
 def _moves_of(decision: StagesDecision, original: Subgraph) -> tuple[list[list[str]], list[str]]:
     """(The copies before and after each stage in turn, as C++; where each output is in the end, as C++)."""
-    at: dict[str, int] = {}  # what waits, by name: its offset in the arena
-    lists, last = [], len(decision.models) - 1
-    crossings = {crossing.name: crossing for crossing in decision.crossings}
+    sizes = {crossing.name: crossing.size for crossing in decision.crossings}
+
+    def packed(names: Sequence[str]) -> dict[str, int]:
+        """Their offsets in the arena, one after the other."""
+        starts = itertools.accumulate((align(sizes[name]) for name in names), initial=0)
+        return dict(zip(names, starts, strict=False))
+
+    lists, at = [], dict[str, int]()  # what waits, by name: its offset, in rising order
     for stage, model in enumerate(decision.models):
-        first = model.graph.subgraphs[0]
-        inputs, outputs = ([first.tensors[t].name for t in ids] for ids in (first.inputs, first.outputs))
-        before = []
+        part = model.graph.subgraphs[0]
+        inputs, outputs = ([part.tensors[t].name for t in ids] for ids in (part.inputs, part.outputs))
         if stage == 0:
-            for port, name in enumerate(inputs):
-                if name in crossings:
-                    at[name] = sum(align(crossings[other].size) for other in at)
-                    before.append(f"{{-1, {port}, 0, {at[name]}, {crossings[name].size}}}")
+            at = packed([name for name in inputs if name in sizes])
+            lists.append([f"{{-1, {inputs.index(name)}, 0, {to}, {sizes[name]}}}" for name, to in at.items()])
         else:
-            before = [f"{{2, {port}, {at[name]}, 0, {crossings[name].size}}}" for port, name in enumerate(inputs)]
-        lists.append(before)
-        if stage == last:
+            lists.append([f"{{2, {port}, {at[name]}, 0, {sizes[name]}}}" for port, name in enumerate(inputs)])
+        if stage == len(decision.models) - 1:
             break
-        places = {(b.subgraph, b.tensor): b.interval.offset or 0 for b in model.arena.buffers}
-        made = sorted((t for t in first.outputs), key=lambda t: places[0, t])
-        names = [name for name in sorted(at, key=at.__getitem__) if crossings[name].waits(stage + 1)]
-        names += [name for t in made if (name := first.tensors[t].name) in crossings]
-        now, to, after = {}, 0, []
-        for name in names:
-            size = crossings[name].size
-            source = f"0, 0, {at[name]}" if name in at else f"1, {outputs.index(name)}, 0"
-            if at.get(name) != to:
-                after.append(f"{{{source}, {to}, {size}}}")
-            now[name], to = to, to + align(size)
+        places = {b.tensor: b.interval.offset or 0 for b in model.arena.buffers if b.subgraph == 0}
+        made = [part.tensors[t].name for t in sorted(part.outputs, key=places.__getitem__)]
+        needed = {crossing.name for crossing in decision.crossings if crossing.waits(stage + 1)}
+        now = packed([*(name for name in at if name in needed), *made])
+        sources = {name: f"1, {port}, 0" for port, name in enumerate(outputs)}
+        sources |= {name: f"0, 0, {offset}" for name, offset in at.items()}
+        moved = [name for name in now if at.get(name) != now[name]]
+        lists.append([f"{{{sources[name]}, {now[name]}, {sizes[name]}}}" for name in moved])
         at = now
-        lists.append(after)
-    final = [
-        decision.models[last].graph.subgraphs[0].tensors[t].name
-        for t in decision.models[last].graph.subgraphs[0].outputs
-    ]
-    names = [original.tensors[t].name for t in original.outputs]
-    wheres = [
-        f"arena_ + {at[name]}" if name in at else f"interpreter_->output({final.index(name)})->data.data"
-        for name in names
-    ]
-    return lists, wheres
+    wheres = {name: f"interpreter_->output({port})->data.data" for port, name in enumerate(outputs)}
+    wheres |= {name: f"arena_ + {offset}" for name, offset in at.items()}
+    return lists, [wheres[original.tensors[t].name] for t in original.outputs]
 
 
 def stages_firmware(decision: StagesDecision, original: Snapshot, title: str) -> dict[str, str]:
-    """C++17 sources by file name: the stages as arrays, a class that runs them, and an example. Raises ValueError if
-    TFLM has no kernel for an operator."""
-    name, models, first = cpp_name(title), decision.models, original.graph.subgraphs[0]
-    kinds = sorted({(o.kind, o.is_custom) for model in models for _, o in model.graph.operators})
-    own = own_kernels(original)
-    lists, wheres = _moves_of(decision, first)
-    ports = _all_port_lines(first)
+    """C++17 sources by file name: the stages as arrays, a class that runs them, and an example. Raises as
+    :func:`cpp_files`."""
+    models, count = decision.models, len(decision.models)
+    lists, wheres = _moves_of(decision, original.graph.subgraphs[0])
     steps, tables = [], []
     for number, moves in enumerate(lists):
         stage, is_after = divmod(number, 2)
@@ -11288,29 +11239,26 @@ def stages_firmware(decision: StagesDecision, original: Snapshot, title: str) ->
             steps.append(f"  Run(kMoves{number}, {len(moves)}, arena_, interpreter_);")
         if not is_after:
             steps.append("  TF_LITE_ENSURE_STATUS(interpreter_->Invoke());")
-    arrays = [
-        f"alignas(16) const unsigned char kStage{i}[] = {{\n{_array(bytes(model.data))}\n}};"
-        for i, model in enumerate(models)
-    ]
-    values = {
-        "version": __version__,
-        "name": name,
-        "guard": f"{name.upper()}_MODEL_H_",
-        "stages": len(models),
-        "kernels": original.graph.kernels.title,
-        "reserve": decision.after,
-        "ports": "\n".join(ports),
-        "count": len(kinds),
-        "calls": "\n".join(f"  TF_LITE_ENSURE_STATUS(resolver.{registration(*kind, own)});" for kind in kinds),
-        "arrays": "\n".join(arrays),
-        "models": ", ".join(f"kStage{i}" for i in range(len(models))),
-        "waiting": ", ".join(str(row.waiting) for row in decision.stages),
-        "moves": "\n".join(tables),
-        "steps": "\n".join(steps),
-        "outputs": "\n".join(f"  if (number == {i}) return {where};" for i, where in enumerate(wheres)),
-    }
-    templates = STAGES_HEADER, STAGES_SOURCE, STAGES_EXAMPLE
-    return {file: text.format(**values) for file, text in zip(firmware_names(title), templates, strict=True)}
+    return cpp_files(
+        title,
+        original,
+        models,
+        header_includes='#include "tensorflow/lite/micro/micro_interpreter.h"\n',
+        arena=STAGES_ARENA.format(stages=count, kernels=original.graph.kernels.title, reserve=decision.after),
+        remark="",
+        classes=STAGES_CLASS,
+        source_includes=STAGES_INCLUDES,
+        source=STAGES_SOURCE.format(
+            arrays="\n".join(_array(f"kStage{i}", bytes(model.data)) for i, model in enumerate(models)),
+            models=", ".join(f"kStage{i}" for i in range(count)),
+            waiting=", ".join(str(row.waiting) for row in decision.stages),
+            moves="\n".join(tables),
+            steps="\n".join(steps),
+            outputs="\n".join(f"  if (number == {i}) return {where};" for i, where in enumerate(wheres)),
+        ),
+        example_includes="",
+        main=STAGES_MAIN.format(name=cpp_name(title)),
+    )
 
 
 ####################################################################################################
