@@ -9878,7 +9878,7 @@ class StageSearch:
         places = sorted(range(1, self.count), key=lambda p: self.waiting(p, p))[:MAX_PLACES]
         self.places = [0, *sorted(places), self.count]
         self.sizes = {ends: size + self.waiting(*ends) for ends, size in self.all_estimates(search).items()}
-        self.known: dict[tuple[int, int], tuple[Snapshot, str]] = {}
+        self.known: dict[tuple[int, int], list[tuple[Snapshot, str]]] = {}
 
     def all_estimates(self, search: SplitSearch) -> dict[tuple[int, int], int]:
         """Estimated bytes to reserve, by (start, end), without what waits."""
@@ -9938,18 +9938,16 @@ class StageSearch:
                 best = min(best, (max(size, self.sizes[start, self.count]), cuts), key=itemgetter(0))
         return best[1]
 
-    def stage(self, start: int, end: int) -> tuple[Snapshot, str]:
-        """The smallest form of a stage, and the way to it."""
+    def forms(self, start: int, end: int) -> list[tuple[Snapshot, str]]:
+        """The forms of a stage, each with the way to it: the fastest first, the smallest last."""
         if (start, end) not in self.known:
             part = part_of(self.model, start, end)
-            recipes = RECIPES[0], RECIPES[-1] if self.in_place else RECIPES[-2]
-            found = [
-                (taken_steps(r, part, None, self.max_time, self.budget.share(0.1), self.in_place)[0], r)
-                for r in recipes
-            ]
-            after, recipe = min(found, key=lambda way: way[0].arena.reserve)
-            self.known[start, end] = after, recipe.name
-            self.sizes[start, end] = after.arena.reserve + self.waiting(start, end)
+            found = [(part, "as it is")]
+            for recipe in (RECIPES[0], RECIPES[-1] if self.in_place else RECIPES[-2]):
+                share = self.budget.share(0.1)
+                found.append((taken_steps(recipe, part, None, self.max_time, share, self.in_place)[0], recipe.name))
+            self.known[start, end] = found
+            self.sizes[start, end] = min(one.arena.reserve for one, _ in found) + self.waiting(start, end)
         return self.known[start, end]
 
     def run(self, most: int) -> tuple[int, ...]:
@@ -9961,20 +9959,20 @@ class StageSearch:
                 break
             ends = list(itertools.pairwise((0, *cuts, self.count)))
             for one in ends:
-                self.stage(*one)
+                self.forms(*one)
             tried[cuts] = max(self.sizes[one] for one in ends)
         return min(tried, key=lambda cuts: (tried[cuts], len(cuts)))
 
 
-def check_handing_on(search: StageSearch, ends: Sequence[tuple[int, int]], crossings: Sequence[Crossing]) -> None:
+def check_handing_on(models: Sequence[Snapshot], crossings: Sequence[Crossing]) -> None:
     """Raises Refusal unless every stage gets its inputs from earlier ones and hands on its outputs."""
-    for number, one in enumerate(ends):
-        part = search.stage(*one)[0].graph.subgraphs[0]
+    for number, model in enumerate(models):
+        part = model.graph.subgraphs[0]
         inputs, outputs = ({part.tensors[t].name for t in ids} for ids in (part.inputs, part.outputs))
         given = {c.name for c in crossings if c.waits(number)}
         kept = {c.name for c in crossings if c.first == number}
         lost = {c.name for c in crossings if c.first < 0} - inputs if number == 0 else ()
-        if lost or (number and not inputs <= given) or (number < len(ends) - 1 and outputs != kept):
+        if lost or (number and not inputs <= given) or (number < len(models) - 1 and outputs != kept):
             raise Refusal("a tensor that crosses a cut is not made once before it is read, or has no size")
 
 
@@ -10026,22 +10024,14 @@ def decide_stages(
     search = StageSearch(ordered.without_wrong_plan(), max_time, in_place, budget)
     cuts = search.run(MAX_STAGES if most is None else most)
     ends = list(itertools.pairwise((0, *cuts, search.count)))
-    crossings = search.crossings(cuts)
-    check_handing_on(search, ends, crossings)
-    limit = max(search.sizes[one] for one in ends)
+    crossings, limit = search.crossings(cuts), max(search.sizes[one] for one in ends)
     models, rows = [], []
     for start, end in ends:
-        part, (after, way), waiting = (
-            part_of(search.model, start, end),
-            *(search.stage(start, end), search.waiting(start, end)),
-        )
-        for name, cheaper in (("as it is", part), (RECIPES[0].name, None)):
-            one = cheaper or taken_steps(RECIPES[0], part, None, max_time, budget, in_place)[0]
-            if one.arena.reserve + waiting <= limit and not one.arena.problems:
-                after, way = one, name
-                break
+        waiting = search.waiting(start, end)
+        after, way = next(form for form in search.forms(start, end) if form[0].arena.reserve + waiting <= limit)
         models.append(after)
         rows.append(StageRow(start, end, way, after.arena.reserve, waiting, len(after.data)))
+    check_handing_on(models, crossings)
     spent = sum(model_instructions(one.graph) + allocation_instructions(one.graph) for one in models)
     before = model_instructions(model.graph)
     return model, StagesDecision(
