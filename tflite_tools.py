@@ -8515,10 +8515,11 @@ def more_text(percent: float) -> str:
 NEEDS_NEW_TFLM = "Loops require TFLM of November 2025 or later and the memory plan in this file"
 
 
-def registered(kinds: Sequence[str]) -> str:
+def registered(kinds: Sequence[str]) -> list[str]:
+    """A line that names operators to register, if there are any."""
     flash = kernel_flash(kinds)
     size = f" (kernels of about {kilobytes(flash)})" if flash else ""
-    return f"Also register in your MicroMutableOpResolver: {', '.join(kinds)}{size}"
+    return [f"Also register in your MicroMutableOpResolver: {', '.join(kinds)}{size}"] if kinds else []
 
 
 def text_table(headers: Sequence[str], rows: Iterable[Sequence[Any]], left: Collection[str] = ()) -> str:
@@ -9345,26 +9346,31 @@ def _division(model: Snapshot, found: Division, moved: Sequence[int]) -> dict[st
 ####################################################################################################
 
 
-def exchanged(before: Snapshot, after: Snapshot) -> tuple[dict[str, int], dict[str, int]]:
-    """The operators of subgraph 0 that are gone, and those that are new, by kind."""
-    old, new = (Counter(o.kind for o in model.graph.subgraphs[0].operators) for model in (before, after))
-    gone, added = (dict(sorted(counts.items())) for counts in (old - new, new - old))
-    return gone, added
-
-
-def exchange_text(dropped: Mapping[str, int], added: Mapping[str, int]) -> str:
-    """``2 PAD, 1 CONV_2D -> 1 FULLY_CONNECTED``"""
-    old, new = (", ".join(f"{count} {kind}" for kind, count in counts.items()) for counts in (dropped, added))
-    return f"{old or 'nothing'} -> {new or 'nothing'}"
-
-
 @dataclass(frozen=True, kw_only=True)
-class LighteningDecision(Decision):
-    """The effect of cheaper equivalents on TFLM's persistent structures on a 32-bit target."""
+class ExchangeDecision(Decision):
+    """The effect of other operators in place of some of subgraph 0."""
 
     dropped: Mapping[str, int] = dataclasses.field(default_factory=dict)  # number of operators by kind
     added: Mapping[str, int] = dataclasses.field(default_factory=dict)
     new_kinds: tuple[str, ...] = ()  # operators that the model did not have before: TFLM has to register them
+
+    @property
+    def exchange(self) -> str:
+        """``2 PAD, 1 CONV_2D -> 1 FULLY_CONNECTED``"""
+        texts = (", ".join(f"{n} {kind}" for kind, n in counts.items()) for counts in (self.dropped, self.added))
+        return " -> ".join(text or "nothing" for text in texts)
+
+    @staticmethod
+    def figures(before: Snapshot, after: Snapshot) -> dict[str, Any]:
+        """The fields above."""
+        old, new = (Counter(o.kind for o in model.graph.subgraphs[0].operators) for model in (before, after))
+        gone, added = (dict(sorted(counts.items())) for counts in (old - new, new - old))
+        return {"dropped": gone, "added": added, "new_kinds": added_kinds(before, after)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LighteningDecision(ExchangeDecision):
+    """The effect of cheaper equivalents on TFLM's persistent structures on a 32-bit target."""
 
     key, refused = "lightening", "No operator replaced"
     json_keys = "persistent_before=before persistent=after dropped added new_kinds changed seconds refusal"
@@ -9372,9 +9378,8 @@ class LighteningDecision(Decision):
     def message(self) -> list[str]:
         if not self.changed:
             return ["No operator replaced: none has a cheaper equivalent."]
-        what = exchange_text(self.dropped, self.added)
-        lines = [f"Cheaper equivalents: {what}; persistent structures {self.saving}."]
-        return lines + ([registered(self.new_kinds)] if self.new_kinds else [])
+        what = f"{self.exchange}; persistent structures {self.saving}"
+        return [f"Cheaper equivalents: {what}.", *registered(self.new_kinds)]
 
 
 def lightened(model: Snapshot) -> Snapshot:
@@ -9397,18 +9402,14 @@ def decide_lightening(
     if after >= before and reserve_of(changed, for_plan, in_place) >= reserve_of(model, for_plan, in_place):
         return model, LighteningDecision(before=before, after=before)
     check_reserve(model, changed, for_plan, in_place)
-    gone, added = exchanged(model, changed)
-    new_kinds = added_kinds(model, changed)
-    return changed, LighteningDecision(before=before, after=after, dropped=gone, added=added, new_kinds=new_kinds)
+    figures = ExchangeDecision.figures(model, changed)
+    return changed, LighteningDecision(before=before, after=after, **figures)
 
 
 @dataclass(frozen=True, kw_only=True)
-class RepairDecision(Decision):
+class RepairDecision(ExchangeDecision):
     """The effect on the file, in bytes, of equivalents for operators that TFLM rejects."""
 
-    dropped: Mapping[str, int] = dataclasses.field(default_factory=dict)  # number of operators by kind
-    added: Mapping[str, int] = dataclasses.field(default_factory=dict)
-    new_kinds: tuple[str, ...] = ()  # operators that the model did not have before: TFLM has to register them
     floats: tuple[str, ...] = ()  # operators whose weights are floats now: not bit-identical
     left: tuple[str, ...] = ()  # why TFLM still rejects the model
 
@@ -9419,14 +9420,14 @@ class RepairDecision(Decision):
         left = listed("TFLM still rejects this model:", self.left)
         if not self.changed:
             return left or ["Nothing to repair: TFLM accepts every operator of this model."]
-        what = exchange_text(self.dropped, self.added) if self.dropped or self.added else "operators on other tensors"
+        what = self.exchange if self.dropped or self.added else "operators on other tensors"
         lines = [f"Repaired: {what}; file {self.saving}."]
         if self.floats:
             lines.append(
                 f"Weights are floats now: {plural(len(self.floats), 'operator')}. Not bit-identical to LiteRT, "
                 "which rounds their inputs to 8 bits: --verify measures the distance"
             )
-        return [*lines, *([registered(self.new_kinds)] if self.new_kinds else []), *left]
+        return [*lines, *registered(self.new_kinds), *left]
 
 
 @deciding(RepairDecision)
@@ -9440,16 +9441,8 @@ def decide_repair(model: Snapshot, is_inexact: bool = False) -> tuple[Snapshot, 
         while (found := Repair(after.graph, is_inexact)).changed:
             floats += found.floats
             after = after.rewritten(found.rewrite())
-    gone, added = exchanged(model, after)
-    return after, RepairDecision(
-        before=len(model.data),
-        after=len(after.data),
-        dropped=gone,
-        added=added,
-        new_kinds=added_kinds(model, after),
-        floats=tuple(floats),
-        left=tuple(after.refusals),
-    )
+    figures = {"before": len(model.data), "after": len(after.data), **ExchangeDecision.figures(model, after)}
+    return after, RepairDecision(**figures, floats=tuple(floats), left=tuple(after.refusals))
 
 
 def repair_hint(model: Snapshot) -> list[str]:
@@ -9565,8 +9558,7 @@ class SplitDecision(Decision):
             lines.append(f"{span(region).capitalize()}: {what}")
         if self.is_reordered:
             lines.append("Operator numbers are those of the best order")
-        if self.new_kinds:
-            lines.append(registered(self.new_kinds))
+        lines += registered(self.new_kinds)
         if any(region.loop for region in after.regions):
             lines.append(NEEDS_NEW_TFLM)
         if self.is_batch_fixed:
@@ -9722,17 +9714,17 @@ class Recipe(NamedTuple):
     """Steps that make a model need less; order and plan are always among them."""
 
     name: str
+    share: float  # of the work left
     is_lightened: bool  # True: with cheaper equivalents
     stripes: str = ""  # their form; empty: none
 
 
 RECIPES = (  # from the cheapest for the user to the dearest
-    Recipe("order and plan", False),
-    Recipe("cheaper equivalents", True),
-    Recipe("unrolled stripes", True, "unrolled"),
-    Recipe("looped stripes", True, "auto"),
+    Recipe("order and plan", 0.2, False),
+    Recipe("cheaper equivalents", 0.2, True),
+    Recipe("unrolled stripes", 0.4, True, "unrolled"),
+    Recipe("looped stripes", 0.8, True, "auto"),
 )
-RECIPE_SHARES = {"": 0.2, "unrolled": 0.4, "auto": 0.8}  # of the work left
 
 
 def taken_steps(
@@ -9747,10 +9739,9 @@ def taken_steps(
         lambda m: decide_order(m, budget.share(0.5).left, for_arena=True, in_place=in_place),
         lambda m: decide_plan(m, budget.left, in_place),
     ]
-    for step, is_needed in zip(steps, (recipe.is_lightened, recipe.stripes, True, True), strict=True):
-        if is_needed:
-            model, decision = step(model)
-            decisions.append(decision)
+    for step in itertools.compress(steps, (recipe.is_lightened, recipe.stripes, True, True)):
+        model, decision = step(model)
+        decisions.append(decision)
     return model, decisions
 
 
@@ -9780,8 +9771,7 @@ def part_of(model: Snapshot, start: int, end: int) -> Snapshot:
     read = {t for operator in inside for t in operator.reads}
     later = {t for operator in old.operators[end:] for t in operator.reads} | {*old.outputs}
     inputs = [*old.inputs] if start == 0 else []
-    given = read - made - {*inputs}
-    inputs += sorted(t for t in given if old.tensors[t].storage is not Storage.CONSTANT)
+    inputs += sorted(t for t in read - made - {*inputs} if old.tensors[t].storage is not Storage.CONSTANT)
     kept = sorted({*inputs, *made, *read, *(t for operator in inside for t in operator.intermediates if t >= 0)})
     number = {t: i for i, t in enumerate(kept)} | {-1: -1}
 
@@ -9926,17 +9916,16 @@ class StageSearch:
     def best_cuts(self, most: int) -> tuple[int, ...]:
         """The cuts into at most ``most`` stages with the smallest largest stage; the fewest of equals."""
         ways: dict[int, tuple[int, tuple[int, ...]]] = {0: (0, ())}  # by end: (largest so far, cuts)
-        best: tuple[int, tuple[int, ...]] = self.sizes[0, self.count], ()
+        chains: list[tuple[int, tuple[int, ...]]] = [(self.sizes[0, self.count], ())]
         for _ in range(most - 1):
-            now: dict[int, tuple[int, tuple[int, ...]]] = {}
-            for start, (size, cuts) in ways.items():
-                for end in self.places[self.places.index(start) + 1 : -1]:
-                    way = max(size, self.sizes[start, end]), (*cuts, end)
-                    now[end] = min(now.get(end, way), way)
-            ways = now
-            for start, (size, cuts) in now.items():
-                best = min(best, (max(size, self.sizes[start, self.count]), cuts), key=itemgetter(0))
-        return best[1]
+            found: dict[int, list[tuple[int, tuple[int, ...]]]] = defaultdict(list)
+            for start, end in itertools.combinations(self.places[:-1], 2):
+                if start in ways:
+                    size, cuts = ways[start]
+                    found[end].append((max(size, self.sizes[start, end]), (*cuts, end)))
+            ways = {end: min(several) for end, several in found.items()}
+            chains += [(max(size, self.sizes[start, self.count]), cuts) for start, (size, cuts) in ways.items()]
+        return min(chains, key=itemgetter(0))[1]
 
     def forms(self, start: int, end: int) -> list[tuple[Snapshot, str]]:
         """The forms of a stage, each with the way to it: the fastest first, the smallest last."""
@@ -10103,7 +10092,7 @@ class FitDecision(Decision):
         return [
             "",
             text_table(titles, rows, left=("", "Way")),
-            *([registered(new_kinds)] if new_kinds else []),
+            *registered(new_kinds),
             *([NEEDS_NEW_TFLM] if "WHILE" in new_kinds else []),
             *(f"It would need less with {proposal}" for proposal in self.proposals),
         ]
@@ -10137,16 +10126,14 @@ def decide_fit(
             break
         if recipe.stripes == "auto" and not (can_loop and in_place):
             continue
-        share = budget.share(RECIPE_SHARES[recipe.stripes])
-        after, decisions = taken_steps(recipe, model, limit, max_time, share, in_place)
-        if any(decision.changed for decision in decisions[: len(decisions) - 2]) or not recipe.is_lightened:
+        after, decisions = taken_steps(recipe, model, limit, max_time, budget.share(recipe.share), in_place)
+        if not recipe.is_lightened or any(decision.changed for decision in decisions[:-2]):
             tried.append((after, decisions))
             ways.append(_way(recipe.name, model, after, limit))
-    fitting = [i for i, way in enumerate(ways) if limit is not None and way.fits]
-    nearest = min(range(len(ways)), key=lambda i: (bool(tried[i][0].arena.problems), ways[i].reserve))
-    taken = fitting[0] if fitting else nearest
+    taken = min(range(len(ways)), key=lambda i: (bool(tried[i][0].arena.problems), ways[i].reserve))
     (after, decisions), way = tried[taken], ways[taken]
-    proposals = [] if fitting else [*_proposals(model, way, limit, max_time, budget, in_place)]
+    is_enough = limit is not None and way.fits
+    proposals = [] if is_enough else [*_proposals(model, way, limit, max_time, budget, in_place)]
     proposals = [text for text in proposals if has_external or not text.startswith("--memories")]
     return after, FitDecision(
         before=ways[0].reserve,
