@@ -7599,12 +7599,15 @@ class Label(NamedTuple):
     before: Label | None = None
 
 
-def undominated(labels: list[Label]) -> list[Label]:
-    """The labels to which no other is equal or better in both costs, by rising persistent memory."""
+L = TypeVar("L", bound=tuple[Any, ...])
+
+
+def undominated(labels: Iterable[L]) -> list[L]:
+    """The labels to which no other is equal or better in their first two costs, by rising first one."""
     least, found = NO_LIMIT, []
     for label in sorted(labels, key=itemgetter(0, 1)):
-        if label.time < least:
-            least = label.time
+        if label[1] < least:
+            least = label[1]
             found.append(label)
     return found
 
@@ -9879,7 +9882,7 @@ class StageSearch:
             ways: list[list[tuple[int, int]]] = [[] for _ in range(self.count + 1)]  # (additional persistent, peak)
             ways[start] = [(0, 0)]
             for position in range(start, self.count):
-                here = _best_labels(ways[position])
+                here = sorted(undominated(ways[position]), key=sum)[:MAX_STAGE_LABELS]
                 Budget.spend(STEP_WORK * len(here) * (1 + len(search.regions[position])))
                 found = [(r.end, r.cost.persistent, r.cost.peak) for r in search.regions[position].values()]
                 for end, persistent, peak in (*found, (position + 1, 0, self.steps[position].need)):
@@ -9963,16 +9966,6 @@ def check_handing_on(models: Sequence[Snapshot], crossings: Sequence[Crossing]) 
         lost = {c.name for c in crossings if c.first < 0} - inputs if number == 0 else ()
         if lost or (number and not inputs <= given) or (number < len(models) - 1 and outputs != kept):
             raise Refusal("a tensor that crosses a cut is not made once before it is read, or has no size")
-
-
-def _best_labels(labels: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    """The labels with the smallest sums, none of which is at least another in both."""
-    found, least = [], NO_LIMIT
-    for label in sorted(labels):
-        if label[1] < least:
-            least = label[1]
-            found.append(label)
-    return sorted(found, key=sum)[:MAX_STAGE_LABELS]
 
 
 def allocation_instructions(graph: ModelGraph) -> int:
@@ -10076,22 +10069,24 @@ class FitDecision(Decision):
         return f"no lossless way fits into {self.limit:,} B; the nearest needs {self.after:,} B"
 
     def message(self) -> list[str]:
-        titles = ["", "Way", "To reserve (B)", "Time", "MACs", "Flash (B)", *(["Fits"] if self.limit else [])]
-        rows = []
-        for i, (name, reserve, macs, instructions, flash, _, fits) in enumerate(self.ways):
-            mark = "->" if not self.failure else "nearest"
-            row = [
+        titles = ["", "Way", "To reserve (B)", "Time", "MACs", "Flash (B)", "Fits"]
+        mark, columns = "nearest" if self.failure else "->", slice(None if self.limit else -1)
+        rows = [
+            [
                 mark if i == self.taken else "",
-                name,
-                f"{reserve:,}",
-                *(f"{n:+.1f} %" for n in (instructions, macs)),
-                f"{flash:+,}",
-            ]
-            rows.append(row + ([("no", "yes")[fits]] if self.limit else []))
+                way.name,
+                f"{way.reserve:,}",
+                f"{way.time_percent:+.1f} %",
+                f"{way.macs_percent:+.1f} %",
+                f"{way.flash:+,}",
+                "yes" if way.fits else "no",
+            ][columns]
+            for i, way in enumerate(self.ways)
+        ]
         new_kinds = self.ways[self.taken].new_kinds
         return [
             "",
-            text_table(titles, rows, left=("", "Way")),
+            text_table(titles[columns], rows, left=("", "Way")),
             *registered(new_kinds),
             *([NEEDS_NEW_TFLM] if "WHILE" in new_kinds else []),
             *(f"It would need less with {proposal}" for proposal in self.proposals),
@@ -10133,8 +10128,7 @@ def decide_fit(
     taken = min(range(len(ways)), key=lambda i: (bool(tried[i][0].arena.problems), ways[i].reserve))
     (after, decisions), way = tried[taken], ways[taken]
     is_enough = limit is not None and way.fits
-    proposals = [] if is_enough else [*_proposals(model, way, limit, max_time, budget, in_place)]
-    proposals = [text for text in proposals if has_external or not text.startswith("--memories")]
+    proposals = () if is_enough else _proposals(model, way, limit, max_time, budget, in_place)
     return after, FitDecision(
         before=ways[0].reserve,
         after=way.reserve,
@@ -10142,7 +10136,7 @@ def decide_fit(
         ways=tuple(ways),
         taken=taken,
         steps=tuple(decisions),
-        proposals=tuple(proposals),
+        proposals=tuple(text for text in proposals if has_external or not text.startswith("--memories")),
         rejection="; ".join([*after.refusals[:1], *(repair_hint(after) if after.refusals else [])]),
     )
 
