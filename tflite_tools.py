@@ -9076,10 +9076,8 @@ def decide_order(
     for_arena: bool = False,
     in_place: bool = True,
 ) -> tuple[Snapshot, OrderDecision]:
-    """Reorder the operators of every subgraph for the smallest peak, callees first.
-
-    Only operator vectors change, and the memory plan of the old order is erased; an optimal model stays byte-identical,
-    and so does one whose arena would grow.
+    """Reorder the operators of every subgraph for the smallest peak, callees first; a plan of the old order is erased.
+    An optimal model stays byte-identical, and so does one whose arena would grow.
 
     Args:
         time_limit: seconds; then the best order and the best proven bound so far are taken.
@@ -9322,12 +9320,11 @@ def decide_memories(
 def _division(model: Snapshot, found: Division, moved: Sequence[int]) -> dict[str, Any]:
     """The figures of a division, keyed by the field names of MemoriesDecision."""
     arena, graph = model.arena, model.graph
-    others = {name: graph.on(LIBRARIES[name]) for name in USUAL_LIBRARIES if name != graph.kernels.name}
-    buffers = {name: arena_buffers(other) for name, other in others.items()}
-    scratch = {name: Profile(b.interval for b in bs if b.tensor is None).peak for name, bs in buffers.items()}
+    others = {name: arena_buffers(graph.on(LIBRARIES[name])) for name in USUAL_LIBRARIES if name != graph.kernels.name}
+    scratch = {name: Profile(b.interval for b in bs if b.tensor is None).peak for name, bs in others.items()}
     away = [i for i in range(len(moved)) if i not in found.fast]
     tensors = (
-        (tensor_number(b.subgraph, b.tensor), graph.subgraphs[b.subgraph].tensors[b.tensor].name, b.bytes)
+        SlowTensor(tensor_number(b.subgraph, b.tensor), graph.subgraphs[b.subgraph].tensors[b.tensor].name, b.bytes)
         for b in (arena.buffers[i] for i in away)
         if b.tensor is not None
     )
@@ -9340,7 +9337,7 @@ def _division(model: Snapshot, found: Division, moved: Sequence[int]) -> dict[st
         "persistent": persistent_apart(arena),
         "scratch_elsewhere": {name: size for name, size in scratch.items() if size > found.boundary},
         "is_divided": True,
-        "tensors": tuple(SlowTensor(*tensor) for tensor in tensors),
+        "tensors": tuple(tensors),
     }
 
 
@@ -9621,13 +9618,13 @@ class SplitCandidate:
 
     def way(self, composition: Composition, written: Snapshot) -> SplitWay:
         """The exact figures of a composition."""
-        cost, arena = composition.cost, written.arena
-        operators = len(written.graph.subgraphs[0].operators)
-        exact = cost._replace(persistent=arena.persistent, operators=operators)
-        reserve = max(align(exact.sum), arena.planning)
-        return SplitWay(composition.regions, exact, reserve, *more_work(self.model, written))
+        arena, operators = written.arena, len(written.graph.subgraphs[0].operators)
+        cost = composition.cost._replace(persistent=arena.persistent, operators=operators)
+        return SplitWay(composition.regions, cost, arena.reserve_with(cost.peak), *more_work(self.model, written))
 
-    def decide(self, best: Composition, budget: Budget) -> tuple[Snapshot, SplitDecision]:
+    def decide(
+        self, best: Composition, original: Snapshot, budget: Budget, **figures: Any
+    ) -> tuple[Snapshot, SplitDecision]:
         after = written = self.written(best)
         if best.has_loops:  # they need a plan
             after, _ = decide_plan(after, budget.left)
@@ -9641,6 +9638,8 @@ class SplitCandidate:
             bounded_by=bottleneck_of(self.search, best),
             whole=tuple(reasons_for_whole(self.search, best)),
             is_batch_fixed=any(0 in t.dynamic for t in self.model.graph.subgraphs[0].tensors),
+            file_growth=len(after.data) - len(original.data),
+            **figures,
         )
 
 
@@ -9703,9 +9702,7 @@ def decide_split(
                 best = min(best, (c, way), key=lambda one: one[1].cost.time)
     is_better = reserve(best) < old and (limit is None or old > limit)
     candidate, way = best if is_better else unsplit[0]
-    after, decided = candidate.decide(way, budget)
-    is_reordered, growth = candidate is not candidates[0], len(after.data) - len(model.data)
-    return after, dataclasses.replace(decided, is_reordered=is_reordered, file_growth=growth, limit=limit)
+    return candidate.decide(way, model, budget, is_reordered=candidate is not candidates[0], limit=limit)
 
 
 ####################################################################################################
@@ -9895,17 +9892,12 @@ class StageSearch:
     def passing(self, start: int, end: int) -> int:
         """Bytes alive before, during and after operators [start, end) that none of them reads."""
         read = {t for step in self.steps[start:end] for t in step.operator.reads}
-        return sum(
-            size
-            for t, (size, first, last, _) in self.intervals.items()
-            if first < start and last >= end and t not in read
-        )
+        around = (i for t, i in self.intervals.items() if i.first < start and i.last >= end and t not in read)
+        return sum(interval.size for interval in around)
 
     def waiting(self, start: int, end: int) -> int:
         """Bytes that wait while operators [start, end) are a stage."""
-        return sum(
-            size for t, (size, first, last, _) in self.intervals.items() if first < start and last >= (start or end)
-        )
+        return sum(i.size for i in self.intervals.values() if i.first < start and i.last >= (start or end))
 
     def crossings(self, cuts: Sequence[int]) -> list[Crossing]:
         found, tensors = [], self.subgraph.tensors
@@ -9989,12 +9981,8 @@ def decide_stages(
 ) -> tuple[Snapshot, StagesDecision]:
     """Cut a model into at most ``most`` stages, each split, ordered and planned by itself, such that the arena that
     serves all of them is smallest, with what waits in it. The model itself stays as it is; the decision has the stages.
-    Of each, the way that takes the least time within that arena is taken.
-
-    Args:
-        time_limit: seconds for all searches together.
-        max_time: limit on additional instructions of stripes, estimated, in per cent.
-        in_place: plans may share memory; loops need that.
+    Of each, the way that takes the least time within that arena is taken. ``time_limit`` is in seconds, for all
+    searches together; ``max_time`` and ``in_place`` are as for :func:`decide_split`.
     """
     if why := why_no_stages(model.graph):
         raise Refusal(why)
@@ -10105,14 +10093,8 @@ def decide_fit(
 ) -> tuple[Snapshot, FitDecision]:
     """Take the first of the RECIPES with which the arena to reserve is within ``limit`` bytes or, without a limit, the
     one with the smallest arena. All are lossless; stripes cost the least time that fits. The decision has all ways that
-    were tried, and proposals if none fits or there is no limit.
-
-    Args:
-        time_limit: seconds for all searches together.
-        max_time: limit on additional instructions, estimated, in per cent.
-        in_place: plans may share memory; loops need that.
-        can_loop: allow loops, which need TFLM of November 2025 or later.
-        has_external: propose external RAM.
+    were tried, and proposals if none fits or there is no limit; with ``has_external`` also external RAM. ``can_loop``
+    allows loops, which need TFLM of November 2025 or later; the rest is as for :func:`decide_stages`.
     """
     budget, tried = Budget(time_limit), [(model, list[Decision]())]
     ways = [_way("as it is", model, model, limit)]
@@ -10804,19 +10786,18 @@ def registration(kind: str, is_custom: bool, own: Mapping[str, tuple[bytes, str]
 
 
 def _port_lines(subgraph: Subgraph) -> Iterator[str]:
-    ports = [("Input", i, t) for i, t in enumerate(subgraph.inputs)]
-    for what, number, t in (*ports, *(("Output", i, t) for i, t in enumerate(subgraph.outputs))):
-        tensor = subgraph.tensors[t]
-        dtype = CPP_TYPES.get(tensor.dtype, f"{tensor.dtype.lower()}_t")
-        name, shape = tensor.name.replace("\\", "/"), ", ".join(map(str, tensor.shape))
-        yield f"// {what} {number}: {dtype}[{shape}], {name}"
-        if tensor.shape:
-            yield f"constexpr int k{what}{number}Shape[] = {{{shape}}};"
-        scales, zeros = (known.scales, known.zero_points) if (known := tensor.quantization) else ((), ())
-        zero = zeros[0] if zeros else 0
-        if len(scales) == 1 and math.isfinite(scales[0]) and abs(zero) < MAX_OFFSET:
-            yield f"constexpr float k{what}{number}Scale = {scales[0]!r}f;  // real = scale * (value - zero point)"
-            yield f"constexpr int k{what}{number}ZeroPoint = {zero};"
+    for what, ids in (("Input", subgraph.inputs), ("Output", subgraph.outputs)):
+        for number, tensor in enumerate(subgraph.tensors[t] for t in ids):
+            dtype = CPP_TYPES.get(tensor.dtype, f"{tensor.dtype.lower()}_t")
+            name, shape = tensor.name.replace("\\", "/"), ", ".join(map(str, tensor.shape))
+            yield f"// {what} {number}: {dtype}[{shape}], {name}"
+            if tensor.shape:
+                yield f"constexpr int k{what}{number}Shape[] = {{{shape}}};"
+            scales, zeros = (known.scales, known.zero_points) if (known := tensor.quantization) else ((), ())
+            zero = zeros[0] if zeros else 0
+            if len(scales) == 1 and math.isfinite(scales[0]) and abs(zero) < MAX_OFFSET:
+                yield f"constexpr float k{what}{number}Scale = {scales[0]!r}f;  // real = scale * (value - zero point)"
+                yield f"constexpr int k{what}{number}ZeroPoint = {zero};"
 
 
 def _array(name: str, data: bytes) -> str:
@@ -10964,12 +10945,12 @@ def firmware_names(title: str) -> tuple[str, str, str]:
 
 def cpp_files(title: str, model: Snapshot, models: Sequence[Snapshot], **texts: str) -> dict[str, str]:
     """C++17 sources by file name: header, source and example, with the inputs and outputs of ``model``, the operators
-    of ``models``, and texts for the other slots of the templates. Raises ArenaError if the arena is unknown, and
-    ValueError if TFLM has no kernel for an operator."""
+    of ``models``, and texts for other slots of the templates, else empty. Raises ArenaError if the arena is unknown,
+    and ValueError if TFLM has no kernel for an operator."""
     name, own = cpp_name(title), own_kernels(model)
     kinds = sorted({(o.kind, o.is_custom) for one in models for _, o in one.graph.operators})
     declared = "".join(f"\nTFLMRegistration* {function}();  // by the application" for _, function in own.values())
-    texts |= {
+    slots = defaultdict(str, texts) | {
         "name": name,
         "version": __version__,
         "guard": f"{name.upper()}_MODEL_H_",
@@ -10979,7 +10960,7 @@ def cpp_files(title: str, model: Snapshot, models: Sequence[Snapshot], **texts: 
         "calls": "\n".join(f"  TF_LITE_ENSURE_STATUS(resolver.{registration(*kind, own)});" for kind in kinds),
     }
     templates = zip(firmware_names(title), (CPP_HEADER, CPP_SOURCE, CPP_EXAMPLE), strict=True)
-    return {file: template.format(**texts) for file, template in templates}
+    return {file: template.format_map(slots) for file, template in templates}
 
 
 def _arena_lines(model: Snapshot, divided: MemoriesDecision | None) -> list[str]:
@@ -10987,19 +10968,15 @@ def _arena_lines(model: Snapshot, divided: MemoriesDecision | None) -> list[str]
     arena, month = model.arena, required_tflm(model.graph)[0]
     kernels = model.graph.kernels.title + (f"; requires TFLM of {month_text(month)} or later" if month else "")
     tail = f"persistent structures {arena.persistent:,} B"
-    if divided is None:
-        return [
-            f"// Tensors and scratch {arena.head:,} B, {tail}: a MicroInterpreter of 32 bits",
-            f"// with {kernels}.",
-            f"constexpr size_t kTensorArenaSize = {arena.reserve};",
+    lines = [f"// Tensors and scratch {arena.head:,} B, {tail}: a MicroInterpreter of 32 bits", f"// with {kernels}."]
+    if divided:
+        lines = [
+            f"// Fast memory, for scratch and the tensors that are used most, with {kernels}.",
+            f"constexpr size_t kFastMemorySize = {divided.fast_head};",
+            f"// Slow memory, which TFLM gets as its arena: other tensors {divided.slow_head:,} B, {tail},",
+            "// or what planning takes for a moment, where that is more.",
         ]
-    return [
-        f"// Fast memory, for scratch and the tensors that are used most, with {kernels}.",
-        f"constexpr size_t kFastMemorySize = {divided.fast_head};",
-        f"// Slow memory, which TFLM gets as its arena: other tensors {divided.slow_head:,} B, {tail},",
-        "// or what planning takes for a moment, where that is more.",
-        f"constexpr size_t kTensorArenaSize = {divided.reserve};",
-    ]
+    return [*lines, f"constexpr size_t kTensorArenaSize = {(divided or arena).reserve};"]
 
 
 def _main_lines(name: str, is_divided: bool, variables: int) -> list[str]:
@@ -11037,7 +11014,7 @@ def firmware_files(model: Snapshot, title: str, memories: MemoriesDecision | Non
     """C++17 sources by file name: the model as an array with arena and operators, and an example; ``memories`` adds a
     planner. Raises as :func:`cpp_files`."""
     data, variables = bytes(model.data), len(resource_variables(model.graph))
-    divided = memories if memories is not None and memories.is_divided else None
+    divided = memories if memories and memories.is_divided else None
     array = ["extern const unsigned char kModel[];", f"constexpr size_t kModelSize = {len(data)};", ""]
     main_lines = _main_lines(cpp_name(title), divided is not None, variables)
     return cpp_files(
@@ -11048,7 +11025,6 @@ def firmware_files(model: Snapshot, title: str, memories: MemoriesDecision | Non
         arena="\n".join([*array, *_arena_lines(model, divided)]),
         remark="// The operators of the model, and no others.\n",
         classes=PLANNER if divided else "",
-        source_includes="",
         source=_array("kModel", data),
         example_includes=EXAMPLE_INCLUDES.format(variables=VARIABLES_INCLUDE if variables else ""),
         main="\n".join(f"  {line}" for line in main_lines),
@@ -11216,7 +11192,6 @@ def stages_firmware(decision: StagesDecision, original: Snapshot, title: str) ->
         models,
         header_includes='#include "tensorflow/lite/micro/micro_interpreter.h"\n',
         arena=STAGES_ARENA.format(stages=count, kernels=original.graph.kernels.title, reserve=decision.after),
-        remark="",
         classes=STAGES_CLASS,
         source_includes=STAGES_INCLUDES,
         source=STAGES_SOURCE.format(
@@ -11227,7 +11202,6 @@ def stages_firmware(decision: StagesDecision, original: Snapshot, title: str) ->
             steps="\n".join(steps),
             outputs="\n".join(f"  if (number == {i}) return {where};" for i, where in enumerate(wheres)),
         ),
-        example_includes="",
         main=STAGES_MAIN.format(name=cpp_name(title)),
     )
 
