@@ -9437,10 +9437,9 @@ def decide_repair(model: Snapshot, is_inexact: bool = False) -> tuple[Snapshot, 
     if why := why_not_rewritten(model.graph):
         raise Refusal(why)
     after, floats = model, list[str]()
-    if model.refusals:
-        while (found := Repair(after.graph, is_inexact)).changed:
-            floats += found.floats
-            after = after.rewritten(found.rewrite())
+    while (found := Repair(after.graph, is_inexact)).changed:
+        floats += found.floats
+        after = after.rewritten(found.rewrite())
     figures = {"before": len(model.data), "after": len(after.data), **ExchangeDecision.figures(model, after)}
     return after, RepairDecision(**figures, floats=tuple(floats), left=tuple(after.refusals))
 
@@ -9690,17 +9689,17 @@ def decide_split(
             after, _ = decide_order(after, min(FINAL_SECONDS, budget.left), for_plan, in_place=in_place)
         return after
 
-    def reserve(one: tuple[SplitCandidate, Composition], is_bound: bool = False) -> int:
-        return reserve_of(judged(*one), for_plan or one[1].has_loops, in_place, is_bound)
+    def reserve(candidate: SplitCandidate, way: Composition, is_bound: bool = False) -> int:
+        return reserve_of(judged(candidate, way), for_plan or way.has_loops, in_place, is_bound)
 
     ways = [(c, way) for c in reversed(candidates) for way in c.promising(for_plan, in_place)]
     unsplit = [(candidate, candidate.ways[0]) for candidate in candidates]
-    best, old = min(ways, key=partial(reserve, is_bound=True), default=unsplit[0]), min(map(reserve, unsplit))
-    if limit is not None and reserve(best) <= limit < old:
-        for c in candidates:
-            if way := c.fastest(limit, budget.share(0.5), lambda way: reserve((c, way))):  # noqa: B023, called here only
-                best = min(best, (c, way), key=lambda one: one[1].cost.time)
-    is_better = reserve(best) < old and (limit is None or old > limit)
+    best = min(ways, key=lambda one: reserve(one[0], one[1], is_bound=True), default=unsplit[0])
+    old = min(itertools.starmap(reserve, unsplit))
+    if limit is not None and reserve(*best) <= limit < old:
+        fastest = ((c, c.fastest(limit, budget.share(0.5), partial(reserve, c))) for c in candidates)
+        best = min([best, *((c, way) for c, way in fastest if way)], key=lambda one: one[1].cost.time)
+    is_better = reserve(*best) < old and (limit is None or old > limit)
     candidate, way = best if is_better else unsplit[0]
     return candidate.decide(way, model, budget, is_reordered=candidate is not candidates[0], limit=limit)
 
@@ -9934,18 +9933,17 @@ class StageSearch:
             self.sizes[start, end] = min(one.arena.reserve for one, _ in found) + self.waiting(start, end)
         return self.known[start, end]
 
-    def run(self, most: int) -> tuple[int, ...]:
-        """The best cuts of the chains that were searched."""
-        tried: dict[tuple[int, ...], int] = {}
+    def run(self, most: int) -> tuple[tuple[int, int], ...]:
+        """The best stages among the chains that were searched."""
+        tried: dict[tuple[tuple[int, int], ...], int] = {}
         for _ in range(MAX_CHAINS):
-            cuts = self.best_cuts(most)
-            if cuts in tried or (tried and self.budget.is_over):
+            ends = tuple(itertools.pairwise((0, *self.best_cuts(most), self.count)))
+            if ends in tried or (tried and self.budget.is_over):
                 break
-            ends = list(itertools.pairwise((0, *cuts, self.count)))
             for one in ends:
                 self.forms(*one)
-            tried[cuts] = max(self.sizes[one] for one in ends)
-        return min(tried, key=lambda cuts: (tried[cuts], len(cuts)))
+            tried[ends] = max(self.sizes[one] for one in ends)
+        return min(tried, key=lambda ends: (tried[ends], len(ends)))
 
 
 def check_handing_on(models: Sequence[Snapshot], crossings: Sequence[Crossing]) -> None:
@@ -9992,9 +9990,8 @@ def decide_stages(
     if twice := next((name for name, count in names.items() if count > 1), None):
         raise Refusal(f"two of its tensors have the name {shorten(twice)!r}, and stages hand on tensors by their names")
     search = StageSearch(ordered.without_wrong_plan(), max_time, in_place, budget)
-    cuts = search.run(MAX_STAGES if most is None else most)
-    ends = list(itertools.pairwise((0, *cuts, search.count)))
-    crossings, limit = search.crossings(cuts), max(search.sizes[one] for one in ends)
+    ends = search.run(MAX_STAGES if most is None else most)
+    crossings, limit = search.crossings([start for start, _ in ends[1:]]), max(search.sizes[one] for one in ends)
     models, rows = [], []
     for start, end in ends:
         waiting = search.waiting(start, end)
@@ -10010,7 +10007,7 @@ def decide_stages(
         stages=tuple(rows),
         time_percent=100 * (spent / before - 1) if before else 0.0,
         crossings=tuple(crossings),
-        models=tuple(models) if cuts else (),
+        models=tuple(models) if len(models) > 1 else (),
     )
 
 
@@ -10119,7 +10116,7 @@ def decide_fit(
         taken=taken,
         steps=tuple(decisions),
         proposals=tuple(text for text in proposals if has_external or not text.startswith("--memories")),
-        rejection="; ".join([*after.refusals[:1], *(repair_hint(after) if after.refusals else [])]),
+        rejection="; ".join([*after.refusals[:1], *repair_hint(after)]),
     )
 
 
