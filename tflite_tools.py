@@ -9402,8 +9402,7 @@ def decide_lightening(
     if after >= before and reserve_of(changed, for_plan, in_place) >= reserve_of(model, for_plan, in_place):
         return model, LighteningDecision(before=before, after=before)
     check_reserve(model, changed, for_plan, in_place)
-    figures = ExchangeDecision.figures(model, changed)
-    return changed, LighteningDecision(before=before, after=after, **figures)
+    return changed, LighteningDecision(before=before, after=after, **ExchangeDecision.figures(model, changed))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -9423,10 +9422,8 @@ class RepairDecision(ExchangeDecision):
         what = self.exchange if self.dropped or self.added else "operators on other tensors"
         lines = [f"Repaired: {what}; file {self.saving}."]
         if self.floats:
-            lines.append(
-                f"Weights are floats now: {plural(len(self.floats), 'operator')}. Not bit-identical to LiteRT, "
-                "which rounds their inputs to 8 bits: --verify measures the distance"
-            )
+            why = "Not bit-identical to LiteRT, which rounds their inputs to 8 bits: --verify measures the distance"
+            lines.append(f"Weights are floats now: {plural(len(self.floats), 'operator')}. {why}")
         return [*lines, *registered(self.new_kinds), *left]
 
 
@@ -10093,26 +10090,25 @@ def decide_fit(
     were tried, and proposals if none fits or there is no limit; with ``has_external`` also external RAM. ``can_loop``
     allows loops, which need TFLM of November 2025 or later; the rest is as for :func:`decide_stages`.
     """
-    budget, tried = Budget(time_limit), [(model, list[Decision]())]
-    ways = [_way("as it is", model, model, limit)]
+    budget = Budget(time_limit)
+    tried: list[tuple[FitWay, Snapshot, list[Decision]]] = [(_way("as it is", model, model, limit), model, [])]
     for recipe in RECIPES:
-        if limit is not None and ways[-1].fits:
+        if limit is not None and tried[-1][0].fits:
             break
         if recipe.stripes == "auto" and not (can_loop and in_place):
             continue
         after, decisions = taken_steps(recipe, model, limit, max_time, budget.share(recipe.share), in_place)
         if not recipe.is_lightened or any(decision.changed for decision in decisions[:-2]):
-            tried.append((after, decisions))
-            ways.append(_way(recipe.name, model, after, limit))
-    taken = min(range(len(ways)), key=lambda i: (bool(tried[i][0].arena.problems), ways[i].reserve))
-    (after, decisions), way = tried[taken], ways[taken]
+            tried.append((_way(recipe.name, model, after, limit), after, decisions))
+    taken = min(range(len(tried)), key=lambda i: (bool(tried[i][1].arena.problems), tried[i][0].reserve))
+    way, after, decisions = tried[taken]
     is_enough = limit is not None and way.fits
     proposals = () if is_enough else _proposals(model, way, limit, max_time, budget, in_place)
     return after, FitDecision(
-        before=ways[0].reserve,
+        before=tried[0][0].reserve,
         after=way.reserve,
         limit=limit,
-        ways=tuple(ways),
+        ways=tuple(way for way, _, _ in tried),
         taken=taken,
         steps=tuple(decisions),
         proposals=tuple(text for text in proposals if has_external or not text.startswith("--memories")),
