@@ -9570,26 +9570,18 @@ FINALISTS, FINAL_SECONDS = 4, 2.0  # ways that are judged in the best order, and
 MAX_FITTINGS = 8  # limits on the peak that are tried to meet one on the arena
 
 
-@dataclass(frozen=True, eq=False)
 class SplitCandidate:
-    """A model and the ways to split it, by falling peak, unsplit first."""
+    """A model and the ways to split it, by falling peak, unsplit first. Raises ArenaError as :class:`SplitSearch`."""
 
-    model: Snapshot
-    search: SplitSearch
-    ways: tuple[Composition, ...]
-    max_time: int
-    is_complete: bool
-
-    @classmethod
-    def of(cls, model: Snapshot, max_time: float, budget: Budget, forms: Sequence[Forms]) -> SplitCandidate:
-        """Raises ArenaError as :class:`SplitSearch`."""
-        search, found = SplitSearch(model.graph, model.graph.subgraphs[0], budget, forms[-1]), dict[Any, Composition]()
-        most_time = int(search.problem.time * max_time / 100)
+    def __init__(self, model: Snapshot, max_time: float, budget: Budget, forms: Sequence[Forms]) -> None:
+        self.model, self.search = model, SplitSearch(model.graph, model.graph.subgraphs[0], budget, forms[-1])
+        self.max_time = int(self.search.problem.time * max_time / 100)
+        found: dict[Any, Composition] = {}
         for form, share in zip(forms, FORM_SHARES[-len(forms) :], strict=True):
-            one = search.again(budget.share(share), form)
-            found |= {way.regions: way for way in one.front(most_time)}
-        ways = sorted(found.values(), key=lambda c: (-c.cost.peak, c.cost.persistent))
-        return cls(model, search, tuple(ways), most_time, not budget.is_over)
+            one = self.search.again(budget.share(share), form)
+            found |= {way.regions: way for way in one.front(self.max_time)}
+        self.ways = sorted(found.values(), key=lambda c: (-c.cost.peak, c.cost.persistent))
+        self.is_complete = not budget.is_over
 
     def written(self, way: Composition) -> Snapshot:
         return self.model.rewritten(self.search.rewrite(way)) if way.regions else self.model
@@ -9676,7 +9668,7 @@ def decide_split(
         ordered, decision = decide_order(model, patience.share(0.2).left, for_plan, in_place=in_place)
         models += [ordered] if decision.changed else []
     candidates = [
-        SplitCandidate.of(m, max_time, patience.share(1 / (len(models) - i)), forms) for i, m in enumerate(models)
+        SplitCandidate(m, max_time, patience.share(1 / (len(models) - i)), forms) for i, m in enumerate(models)
     ]
 
     @cache
