@@ -7388,12 +7388,15 @@ class Label(NamedTuple):
     before: Label | None = None
 
 
-def undominated(labels: list[Label]) -> list[Label]:
-    """The labels to which no other is equal or better in both costs, by rising persistent memory."""
+L = TypeVar("L", bound=tuple[Any, ...])
+
+
+def undominated(labels: Iterable[L]) -> list[L]:
+    """The labels to which no other is equal or better in their first two costs, by rising first one."""
     least, found = NO_LIMIT, []
     for label in sorted(labels, key=itemgetter(0, 1)):
-        if label.time < least:
-            least = label.time
+        if label[1] < least:
+            least = label[1]
             found.append(label)
     return found
 
@@ -8301,10 +8304,11 @@ def more_text(percent: float) -> str:
 NEEDS_NEW_TFLM = "Loops require TFLM of November 2025 or later and the memory plan in this file"
 
 
-def registered(kinds: Sequence[str]) -> str:
+def registered(kinds: Sequence[str]) -> list[str]:
+    """A line that names operators to register, if there are any."""
     flash = kernel_flash(kinds)
     size = f" (kernels of about {kilobytes(flash)})" if flash else ""
-    return f"Also register in your MicroMutableOpResolver: {', '.join(kinds)}{size}"
+    return [f"Also register in your MicroMutableOpResolver: {', '.join(kinds)}{size}"] if kinds else []
 
 
 def text_table(headers: Sequence[str], rows: Iterable[Sequence[Any]], left: Collection[str] = ()) -> str:
@@ -8858,10 +8862,8 @@ def decide_order(
     for_arena: bool = False,
     in_place: bool = True,
 ) -> tuple[Snapshot, OrderDecision]:
-    """Reorder the operators of every subgraph for the smallest peak, callees first.
-
-    Only operator vectors change, and the memory plan of the old order is erased; an optimal model stays byte-identical,
-    and so does one whose arena would grow.
+    """Reorder the operators of every subgraph for the smallest peak, callees first; a plan of the old order is erased.
+    An optimal model stays byte-identical, and so does one whose arena would grow.
 
     Args:
         time_limit: seconds; then the best order and the best proven bound so far are taken.
@@ -9104,12 +9106,11 @@ def decide_memories(
 def _division(model: Snapshot, found: Division, moved: Sequence[int]) -> dict[str, Any]:
     """The figures of a division, keyed by the field names of MemoriesDecision."""
     arena, graph = model.arena, model.graph
-    others = {name: graph.on(LIBRARIES[name]) for name in USUAL_LIBRARIES if name != graph.kernels.name}
-    buffers = {name: arena_buffers(other) for name, other in others.items()}
-    scratch = {name: Profile(b.interval for b in bs if b.tensor is None).peak for name, bs in buffers.items()}
+    others = {name: arena_buffers(graph.on(LIBRARIES[name])) for name in USUAL_LIBRARIES if name != graph.kernels.name}
+    scratch = {name: Profile(b.interval for b in bs if b.tensor is None).peak for name, bs in others.items()}
     away = [i for i in range(len(moved)) if i not in found.fast]
     tensors = (
-        (tensor_number(b.subgraph, b.tensor), graph.subgraphs[b.subgraph].tensors[b.tensor].name, b.bytes)
+        SlowTensor(tensor_number(b.subgraph, b.tensor), graph.subgraphs[b.subgraph].tensors[b.tensor].name, b.bytes)
         for b in (arena.buffers[i] for i in away)
         if b.tensor is not None
     )
@@ -9122,7 +9123,7 @@ def _division(model: Snapshot, found: Division, moved: Sequence[int]) -> dict[st
         "persistent": persistent_apart(arena),
         "scratch_elsewhere": {name: size for name, size in scratch.items() if size > found.boundary},
         "is_divided": True,
-        "tensors": tuple(SlowTensor(*tensor) for tensor in tensors),
+        "tensors": tuple(tensors),
     }
 
 
@@ -9131,26 +9132,31 @@ def _division(model: Snapshot, found: Division, moved: Sequence[int]) -> dict[st
 ####################################################################################################
 
 
-def exchanged(before: Snapshot, after: Snapshot) -> tuple[dict[str, int], dict[str, int]]:
-    """The operators of subgraph 0 that are gone, and those that are new, by kind."""
-    old, new = (Counter(o.kind for o in model.graph.subgraphs[0].operators) for model in (before, after))
-    gone, added = (dict(sorted(counts.items())) for counts in (old - new, new - old))
-    return gone, added
-
-
-def exchange_text(dropped: Mapping[str, int], added: Mapping[str, int]) -> str:
-    """``2 PAD, 1 CONV_2D -> 1 FULLY_CONNECTED``"""
-    old, new = (", ".join(f"{count} {kind}" for kind, count in counts.items()) for counts in (dropped, added))
-    return f"{old or 'nothing'} -> {new or 'nothing'}"
-
-
 @dataclass(frozen=True, kw_only=True)
-class LighteningDecision(Decision):
-    """The effect of cheaper equivalents on TFLM's persistent structures on a 32-bit target."""
+class ExchangeDecision(Decision):
+    """The effect of other operators in place of some of subgraph 0."""
 
     dropped: Mapping[str, int] = dataclasses.field(default_factory=dict)  # number of operators by kind
     added: Mapping[str, int] = dataclasses.field(default_factory=dict)
     new_kinds: tuple[str, ...] = ()  # operators that the model did not have before: TFLM has to register them
+
+    @property
+    def exchange(self) -> str:
+        """``2 PAD, 1 CONV_2D -> 1 FULLY_CONNECTED``"""
+        texts = (", ".join(f"{n} {kind}" for kind, n in counts.items()) for counts in (self.dropped, self.added))
+        return " -> ".join(text or "nothing" for text in texts)
+
+    @staticmethod
+    def figures(before: Snapshot, after: Snapshot) -> dict[str, Any]:
+        """The fields above."""
+        old, new = (Counter(o.kind for o in model.graph.subgraphs[0].operators) for model in (before, after))
+        gone, added = (dict(sorted(counts.items())) for counts in (old - new, new - old))
+        return {"dropped": gone, "added": added, "new_kinds": added_kinds(before, after)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LighteningDecision(ExchangeDecision):
+    """The effect of cheaper equivalents on TFLM's persistent structures on a 32-bit target."""
 
     key, refused = "lightening", "No operator replaced"
     json_keys = "persistent_before=before persistent=after dropped added new_kinds changed seconds refusal"
@@ -9158,9 +9164,8 @@ class LighteningDecision(Decision):
     def message(self) -> list[str]:
         if not self.changed:
             return ["No operator replaced: none has a cheaper equivalent."]
-        what = exchange_text(self.dropped, self.added)
-        lines = [f"Cheaper equivalents: {what}; persistent structures {self.saving}."]
-        return lines + ([registered(self.new_kinds)] if self.new_kinds else [])
+        what = f"{self.exchange}; persistent structures {self.saving}"
+        return [f"Cheaper equivalents: {what}.", *registered(self.new_kinds)]
 
 
 def lightened(model: Snapshot) -> Snapshot:
@@ -9183,18 +9188,13 @@ def decide_lightening(
     if after >= before and reserve_of(changed, for_plan, in_place) >= reserve_of(model, for_plan, in_place):
         return model, LighteningDecision(before=before, after=before)
     check_reserve(model, changed, for_plan, in_place)
-    gone, added = exchanged(model, changed)
-    new_kinds = added_kinds(model, changed)
-    return changed, LighteningDecision(before=before, after=after, dropped=gone, added=added, new_kinds=new_kinds)
+    return changed, LighteningDecision(before=before, after=after, **ExchangeDecision.figures(model, changed))
 
 
 @dataclass(frozen=True, kw_only=True)
-class RepairDecision(Decision):
+class RepairDecision(ExchangeDecision):
     """The effect on the file, in bytes, of equivalents for operators that TFLM rejects."""
 
-    dropped: Mapping[str, int] = dataclasses.field(default_factory=dict)  # number of operators by kind
-    added: Mapping[str, int] = dataclasses.field(default_factory=dict)
-    new_kinds: tuple[str, ...] = ()  # operators that the model did not have before: TFLM has to register them
     floats: tuple[str, ...] = ()  # operators whose weights are floats now: not bit-identical
     left: tuple[str, ...] = ()  # why TFLM still rejects the model
 
@@ -9205,14 +9205,12 @@ class RepairDecision(Decision):
         left = listed("TFLM still rejects this model:", self.left)
         if not self.changed:
             return left or ["Nothing to repair: TFLM accepts every operator of this model."]
-        what = exchange_text(self.dropped, self.added) if self.dropped or self.added else "operators on other tensors"
+        what = self.exchange if self.dropped or self.added else "operators on other tensors"
         lines = [f"Repaired: {what}; file {self.saving}."]
         if self.floats:
-            lines.append(
-                f"Weights are floats now: {plural(len(self.floats), 'operator')}. Not bit-identical to LiteRT, "
-                "which rounds their inputs to 8 bits: --verify measures the distance"
-            )
-        return [*lines, *([registered(self.new_kinds)] if self.new_kinds else []), *left]
+            why = "Not bit-identical to LiteRT, which rounds their inputs to 8 bits: --verify measures the distance"
+            lines.append(f"Weights are floats now: {plural(len(self.floats), 'operator')}. {why}")
+        return [*lines, *registered(self.new_kinds), *left]
 
 
 @deciding(RepairDecision)
@@ -9222,20 +9220,11 @@ def decide_repair(model: Snapshot, is_inexact: bool = False) -> tuple[Snapshot, 
     if why := why_not_rewritten(model.graph):
         raise Refusal(why)
     after, floats = model, list[str]()
-    if model.refusals:
-        while (found := Repair(after.graph, is_inexact)).changed:
-            floats += found.floats
-            after = after.rewritten(found.rewrite())
-    gone, added = exchanged(model, after)
-    return after, RepairDecision(
-        before=len(model.data),
-        after=len(after.data),
-        dropped=gone,
-        added=added,
-        new_kinds=added_kinds(model, after),
-        floats=tuple(floats),
-        left=tuple(after.refusals),
-    )
+    while (found := Repair(after.graph, is_inexact)).changed:
+        floats += found.floats
+        after = after.rewritten(found.rewrite())
+    figures = {"before": len(model.data), "after": len(after.data), **ExchangeDecision.figures(model, after)}
+    return after, RepairDecision(**figures, floats=tuple(floats), left=tuple(after.refusals))
 
 
 def repair_hint(model: Snapshot) -> list[str]:
@@ -9351,8 +9340,7 @@ class SplitDecision(Decision):
             lines.append(f"{span(region).capitalize()}: {what}")
         if self.is_reordered:
             lines.append("Operator numbers are those of the best order")
-        if self.new_kinds:
-            lines.append(registered(self.new_kinds))
+        lines += registered(self.new_kinds)
         if any(region.loop for region in after.regions):
             lines.append(NEEDS_NEW_TFLM)
         if self.is_batch_fixed:
@@ -9368,26 +9356,18 @@ FINALISTS, FINAL_SECONDS = 4, 2.0  # ways that are judged in the best order, and
 MAX_FITTINGS = 8  # limits on the peak that are tried to meet one on the arena
 
 
-@dataclass(frozen=True, eq=False)
 class SplitCandidate:
-    """A model and the ways to split it, by falling peak, unsplit first."""
+    """A model and the ways to split it, by falling peak, unsplit first. Raises ArenaError as :class:`SplitSearch`."""
 
-    model: Snapshot
-    search: SplitSearch
-    ways: tuple[Composition, ...]
-    max_time: int
-    is_complete: bool
-
-    @classmethod
-    def of(cls, model: Snapshot, max_time: float, budget: Budget, forms: Sequence[Forms]) -> SplitCandidate:
-        """Raises ArenaError as :class:`SplitSearch`."""
-        search, found = SplitSearch(model.graph, model.graph.subgraphs[0], budget, forms[-1]), dict[Any, Composition]()
-        most_time = int(search.problem.time * max_time / 100)
+    def __init__(self, model: Snapshot, max_time: float, budget: Budget, forms: Sequence[Forms]) -> None:
+        self.model, self.search = model, SplitSearch(model.graph, model.graph.subgraphs[0], budget, forms[-1])
+        self.max_time = int(self.search.problem.time * max_time / 100)
+        found: dict[Any, Composition] = {}
         for form, share in zip(forms, FORM_SHARES[-len(forms) :], strict=True):
-            one = search.again(budget.share(share), form)
-            found |= {way.regions: way for way in one.front(most_time)}
-        ways = sorted(found.values(), key=lambda c: (-c.cost.peak, c.cost.persistent))
-        return cls(model, search, tuple(ways), most_time, not budget.is_over)
+            one = self.search.again(budget.share(share), form)
+            found |= {way.regions: way for way in one.front(self.max_time)}
+        self.ways = sorted(found.values(), key=lambda c: (-c.cost.peak, c.cost.persistent))
+        self.is_complete = not budget.is_over
 
     def written(self, way: Composition) -> Snapshot:
         return self.model.rewritten(self.search.rewrite(way)) if way.regions else self.model
@@ -9412,13 +9392,13 @@ class SplitCandidate:
 
     def way(self, composition: Composition, written: Snapshot) -> SplitWay:
         """The exact figures of a composition."""
-        cost, arena = composition.cost, written.arena
-        operators = len(written.graph.subgraphs[0].operators)
-        exact = cost._replace(persistent=arena.persistent, operators=operators)
-        reserve = max(align(exact.sum), arena.planning)
-        return SplitWay(composition.regions, exact, reserve, *more_work(self.model, written))
+        arena, operators = written.arena, len(written.graph.subgraphs[0].operators)
+        cost = composition.cost._replace(persistent=arena.persistent, operators=operators)
+        return SplitWay(composition.regions, cost, arena.reserve_with(cost.peak), *more_work(self.model, written))
 
-    def decide(self, best: Composition, budget: Budget) -> tuple[Snapshot, SplitDecision]:
+    def decide(
+        self, best: Composition, original: Snapshot, budget: Budget, **figures: Any
+    ) -> tuple[Snapshot, SplitDecision]:
         after = written = self.written(best)
         if best.has_loops:  # they need a plan
             after, _ = decide_plan(after, budget.left)
@@ -9432,6 +9412,8 @@ class SplitCandidate:
             bounded_by=bottleneck_of(self.search, best),
             whole=tuple(reasons_for_whole(self.search, best)),
             is_batch_fixed=any(0 in t.dynamic for t in self.model.graph.subgraphs[0].tensors),
+            file_growth=len(after.data) - len(original.data),
+            **figures,
         )
 
 
@@ -9472,7 +9454,7 @@ def decide_split(
         ordered, decision = decide_order(model, patience.share(0.2).left, for_plan, in_place=in_place)
         models += [ordered] if decision.changed else []
     candidates = [
-        SplitCandidate.of(m, max_time, patience.share(1 / (len(models) - i)), forms) for i, m in enumerate(models)
+        SplitCandidate(m, max_time, patience.share(1 / (len(models) - i)), forms) for i, m in enumerate(models)
     ]
 
     @cache
@@ -9482,21 +9464,19 @@ def decide_split(
             after, _ = decide_order(after, min(FINAL_SECONDS, budget.left), for_plan, in_place=in_place)
         return after
 
-    def reserve(one: tuple[SplitCandidate, Composition], is_bound: bool = False) -> int:
-        return reserve_of(judged(*one), for_plan or one[1].has_loops, in_place, is_bound)
+    def reserve(candidate: SplitCandidate, way: Composition, is_bound: bool = False) -> int:
+        return reserve_of(judged(candidate, way), for_plan or way.has_loops, in_place, is_bound)
 
     ways = [(c, way) for c in reversed(candidates) for way in c.promising(for_plan, in_place)]
     unsplit = [(candidate, candidate.ways[0]) for candidate in candidates]
-    best, old = min(ways, key=partial(reserve, is_bound=True), default=unsplit[0]), min(map(reserve, unsplit))
-    if limit is not None and reserve(best) <= limit < old:
-        for c in candidates:
-            if way := c.fastest(limit, budget.share(0.5), lambda way: reserve((c, way))):  # noqa: B023, called here only
-                best = min(best, (c, way), key=lambda one: one[1].cost.time)
-    is_better = reserve(best) < old and (limit is None or old > limit)
+    best = min(ways, key=lambda one: reserve(one[0], one[1], is_bound=True), default=unsplit[0])
+    old = min(itertools.starmap(reserve, unsplit))
+    if limit is not None and reserve(*best) <= limit < old:
+        fastest = ((c, c.fastest(limit, budget.share(0.5), partial(reserve, c))) for c in candidates)
+        best = min([best, *((c, way) for c, way in fastest if way)], key=lambda one: one[1].cost.time)
+    is_better = reserve(*best) < old and (limit is None or old > limit)
     candidate, way = best if is_better else unsplit[0]
-    after, decided = candidate.decide(way, budget)
-    is_reordered, growth = candidate is not candidates[0], len(after.data) - len(model.data)
-    return after, dataclasses.replace(decided, is_reordered=is_reordered, file_growth=growth, limit=limit)
+    return candidate.decide(way, model, budget, is_reordered=candidate is not candidates[0], limit=limit)
 
 
 ####################################################################################################
@@ -9508,17 +9488,17 @@ class Recipe(NamedTuple):
     """Steps that make a model need less; order and plan are always among them."""
 
     name: str
+    share: float  # of the work left
     is_lightened: bool  # True: with cheaper equivalents
     stripes: str = ""  # their form; empty: none
 
 
 RECIPES = (  # from the cheapest for the user to the dearest
-    Recipe("order and plan", False),
-    Recipe("cheaper equivalents", True),
-    Recipe("unrolled stripes", True, "unrolled"),
-    Recipe("looped stripes", True, "auto"),
+    Recipe("order and plan", 0.2, False),
+    Recipe("cheaper equivalents", 0.2, True),
+    Recipe("unrolled stripes", 0.4, True, "unrolled"),
+    Recipe("looped stripes", 0.8, True, "auto"),
 )
-RECIPE_SHARES = {"": 0.2, "unrolled": 0.4, "auto": 0.8}  # of the work left
 
 
 def taken_steps(
@@ -9533,10 +9513,9 @@ def taken_steps(
         lambda m: decide_order(m, budget.share(0.5).left, for_arena=True, in_place=in_place),
         lambda m: decide_plan(m, budget.left, in_place),
     ]
-    for step, is_needed in zip(steps, (recipe.is_lightened, recipe.stripes, True, True), strict=True):
-        if is_needed:
-            model, decision = step(model)
-            decisions.append(decision)
+    for step in itertools.compress(steps, (recipe.is_lightened, recipe.stripes, True, True)):
+        model, decision = step(model)
+        decisions.append(decision)
     return model, decisions
 
 
@@ -9566,8 +9545,7 @@ def part_of(model: Snapshot, start: int, end: int) -> Snapshot:
     read = {t for operator in inside for t in operator.reads}
     later = {t for operator in old.operators[end:] for t in operator.reads} | {*old.outputs}
     inputs = [*old.inputs] if start == 0 else []
-    given = read - made - {*inputs}
-    inputs += sorted(t for t in given if old.tensors[t].storage is not Storage.CONSTANT)
+    inputs += sorted(t for t in read - made - {*inputs} if old.tensors[t].storage is not Storage.CONSTANT)
     kept = sorted({*inputs, *made, *read, *(t for operator in inside for t in operator.intermediates if t >= 0)})
     number = {t: i for i, t in enumerate(kept)} | {-1: -1}
 
@@ -9664,7 +9642,7 @@ class StageSearch:
         places = sorted(range(1, self.count), key=lambda p: self.waiting(p, p))[:MAX_PLACES]
         self.places = [0, *sorted(places), self.count]
         self.sizes = {ends: size + self.waiting(*ends) for ends, size in self.all_estimates(search).items()}
-        self.known: dict[tuple[int, int], tuple[Snapshot, str]] = {}
+        self.known: dict[tuple[int, int], list[tuple[Snapshot, str]]] = {}
 
     def all_estimates(self, search: SplitSearch) -> dict[tuple[int, int], int]:
         """Estimated bytes to reserve, by (start, end), without what waits."""
@@ -9675,7 +9653,7 @@ class StageSearch:
             ways: list[list[tuple[int, int]]] = [[] for _ in range(self.count + 1)]  # (additional persistent, peak)
             ways[start] = [(0, 0)]
             for position in range(start, self.count):
-                here = _best_labels(ways[position])
+                here = sorted(undominated(ways[position]), key=sum)[:MAX_STAGE_LABELS]
                 Budget.spend(STEP_WORK * len(here) * (1 + len(search.regions[position])))
                 found = [(r.end, r.cost.persistent, r.cost.peak) for r in search.regions[position].values()]
                 for end, persistent, peak in (*found, (position + 1, 0, self.steps[position].need)):
@@ -9688,17 +9666,12 @@ class StageSearch:
     def passing(self, start: int, end: int) -> int:
         """Bytes alive before, during and after operators [start, end) that none of them reads."""
         read = {t for step in self.steps[start:end] for t in step.operator.reads}
-        return sum(
-            size
-            for t, (size, first, last, _) in self.intervals.items()
-            if first < start and last >= end and t not in read
-        )
+        around = (i for t, i in self.intervals.items() if i.first < start and i.last >= end and t not in read)
+        return sum(interval.size for interval in around)
 
     def waiting(self, start: int, end: int) -> int:
         """Bytes that wait while operators [start, end) are a stage."""
-        return sum(
-            size for t, (size, first, last, _) in self.intervals.items() if first < start and last >= (start or end)
-        )
+        return sum(i.size for i in self.intervals.values() if i.first < start and i.last >= (start or end))
 
     def crossings(self, cuts: Sequence[int]) -> list[Crossing]:
         found, tensors = [], self.subgraph.tensors
@@ -9712,66 +9685,52 @@ class StageSearch:
     def best_cuts(self, most: int) -> tuple[int, ...]:
         """The cuts into at most ``most`` stages with the smallest largest stage; the fewest of equals."""
         ways: dict[int, tuple[int, tuple[int, ...]]] = {0: (0, ())}  # by end: (largest so far, cuts)
-        best: tuple[int, tuple[int, ...]] = self.sizes[0, self.count], ()
+        chains: list[tuple[int, tuple[int, ...]]] = [(self.sizes[0, self.count], ())]
         for _ in range(most - 1):
-            now: dict[int, tuple[int, tuple[int, ...]]] = {}
-            for start, (size, cuts) in ways.items():
-                for end in self.places[self.places.index(start) + 1 : -1]:
-                    way = max(size, self.sizes[start, end]), (*cuts, end)
-                    now[end] = min(now.get(end, way), way)
-            ways = now
-            for start, (size, cuts) in now.items():
-                best = min(best, (max(size, self.sizes[start, self.count]), cuts), key=itemgetter(0))
-        return best[1]
+            found: dict[int, list[tuple[int, tuple[int, ...]]]] = defaultdict(list)
+            for start, end in itertools.combinations(self.places[:-1], 2):
+                if start in ways:
+                    size, cuts = ways[start]
+                    found[end].append((max(size, self.sizes[start, end]), (*cuts, end)))
+            ways = {end: min(several) for end, several in found.items()}
+            chains += [(max(size, self.sizes[start, self.count]), cuts) for start, (size, cuts) in ways.items()]
+        return min(chains, key=itemgetter(0))[1]
 
-    def stage(self, start: int, end: int) -> tuple[Snapshot, str]:
-        """The smallest form of a stage, and the way to it."""
+    def forms(self, start: int, end: int) -> list[tuple[Snapshot, str]]:
+        """The forms of a stage, each with the way to it: the fastest first, the smallest last."""
         if (start, end) not in self.known:
             part = part_of(self.model, start, end)
-            recipes = RECIPES[0], RECIPES[-1] if self.in_place else RECIPES[-2]
-            found = [
-                (taken_steps(r, part, None, self.max_time, self.budget.share(0.1), self.in_place)[0], r)
-                for r in recipes
-            ]
-            after, recipe = min(found, key=lambda way: way[0].arena.reserve)
-            self.known[start, end] = after, recipe.name
-            self.sizes[start, end] = after.arena.reserve + self.waiting(start, end)
+            found = [(part, "as it is")]
+            for recipe in (RECIPES[0], RECIPES[-1] if self.in_place else RECIPES[-2]):
+                share = self.budget.share(0.1)
+                found.append((taken_steps(recipe, part, None, self.max_time, share, self.in_place)[0], recipe.name))
+            self.known[start, end] = found
+            self.sizes[start, end] = min(one.arena.reserve for one, _ in found) + self.waiting(start, end)
         return self.known[start, end]
 
-    def run(self, most: int) -> tuple[int, ...]:
-        """The best cuts of the chains that were searched."""
-        tried: dict[tuple[int, ...], int] = {}
+    def run(self, most: int) -> tuple[tuple[int, int], ...]:
+        """The best stages among the chains that were searched."""
+        tried: dict[tuple[tuple[int, int], ...], int] = {}
         for _ in range(MAX_CHAINS):
-            cuts = self.best_cuts(most)
-            if cuts in tried or (tried and self.budget.is_over):
+            ends = tuple(itertools.pairwise((0, *self.best_cuts(most), self.count)))
+            if ends in tried or (tried and self.budget.is_over):
                 break
-            ends = list(itertools.pairwise((0, *cuts, self.count)))
             for one in ends:
-                self.stage(*one)
-            tried[cuts] = max(self.sizes[one] for one in ends)
-        return min(tried, key=lambda cuts: (tried[cuts], len(cuts)))
+                self.forms(*one)
+            tried[ends] = max(self.sizes[one] for one in ends)
+        return min(tried, key=lambda ends: (tried[ends], len(ends)))
 
 
-def check_handing_on(search: StageSearch, ends: Sequence[tuple[int, int]], crossings: Sequence[Crossing]) -> None:
+def check_handing_on(models: Sequence[Snapshot], crossings: Sequence[Crossing]) -> None:
     """Raises Refusal unless every stage gets its inputs from earlier ones and hands on its outputs."""
-    for number, one in enumerate(ends):
-        part = search.stage(*one)[0].graph.subgraphs[0]
+    for number, model in enumerate(models):
+        part = model.graph.subgraphs[0]
         inputs, outputs = ({part.tensors[t].name for t in ids} for ids in (part.inputs, part.outputs))
         given = {c.name for c in crossings if c.waits(number)}
         kept = {c.name for c in crossings if c.first == number}
         lost = {c.name for c in crossings if c.first < 0} - inputs if number == 0 else ()
-        if lost or (number and not inputs <= given) or (number < len(ends) - 1 and outputs != kept):
+        if lost or (number and not inputs <= given) or (number < len(models) - 1 and outputs != kept):
             raise Refusal("a tensor that crosses a cut is not made once before it is read, or has no size")
-
-
-def _best_labels(labels: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    """The labels with the smallest sums, none of which is at least another in both."""
-    found, least = [], NO_LIMIT
-    for label in sorted(labels):
-        if label[1] < least:
-            least = label[1]
-            found.append(label)
-    return sorted(found, key=sum)[:MAX_STAGE_LABELS]
 
 
 def allocation_instructions(graph: ModelGraph) -> int:
@@ -9795,12 +9754,8 @@ def decide_stages(
 ) -> tuple[Snapshot, StagesDecision]:
     """Cut a model into at most ``most`` stages, each split, ordered and planned by itself, such that the arena that
     serves all of them is smallest, with what waits in it. The model itself stays as it is; the decision has the stages.
-    Of each, the way that takes the least time within that arena is taken.
-
-    Args:
-        time_limit: seconds for all searches together.
-        max_time: limit on additional instructions of stripes, estimated, in per cent.
-        in_place: plans may share memory; loops need that.
+    Of each, the way that takes the least time within that arena is taken. ``time_limit`` is in seconds, for all
+    searches together; ``max_time`` and ``in_place`` are as for :func:`decide_split`.
     """
     if why := why_no_stages(model.graph):
         raise Refusal(why)
@@ -9810,24 +9765,15 @@ def decide_stages(
     if twice := next((name for name, count in names.items() if count > 1), None):
         raise Refusal(f"two of its tensors have the name {shorten(twice)!r}, and stages hand on tensors by their names")
     search = StageSearch(ordered.without_wrong_plan(), max_time, in_place, budget)
-    cuts = search.run(MAX_STAGES if most is None else most)
-    ends = list(itertools.pairwise((0, *cuts, search.count)))
-    crossings = search.crossings(cuts)
-    check_handing_on(search, ends, crossings)
-    limit = max(search.sizes[one] for one in ends)
+    ends = search.run(MAX_STAGES if most is None else most)
+    crossings, limit = search.crossings([start for start, _ in ends[1:]]), max(search.sizes[one] for one in ends)
     models, rows = [], []
     for start, end in ends:
-        part, (after, way), waiting = (
-            part_of(search.model, start, end),
-            *(search.stage(start, end), search.waiting(start, end)),
-        )
-        for name, cheaper in (("as it is", part), (RECIPES[0].name, None)):
-            one = cheaper or taken_steps(RECIPES[0], part, None, max_time, budget, in_place)[0]
-            if one.arena.reserve + waiting <= limit and not one.arena.problems:
-                after, way = one, name
-                break
+        waiting = search.waiting(start, end)
+        after, way = next(form for form in search.forms(start, end) if form[0].arena.reserve + waiting <= limit)
         models.append(after)
         rows.append(StageRow(start, end, way, after.arena.reserve, waiting, len(after.data)))
+    check_handing_on(models, crossings)
     spent = sum(model_instructions(one.graph) + allocation_instructions(one.graph) for one in models)
     before = model_instructions(model.graph)
     return model, StagesDecision(
@@ -9836,7 +9782,7 @@ def decide_stages(
         stages=tuple(rows),
         time_percent=100 * (spent / before - 1) if before else 0.0,
         crossings=tuple(crossings),
-        models=tuple(models) if cuts else (),
+        models=tuple(models) if len(models) > 1 else (),
     )
 
 
@@ -9883,23 +9829,25 @@ class FitDecision(Decision):
         return f"no lossless way fits into {self.limit:,} B; the nearest needs {self.after:,} B"
 
     def message(self) -> list[str]:
-        titles = ["", "Way", "To reserve (B)", "Time", "MACs", "Flash (B)", *(["Fits"] if self.limit else [])]
-        rows = []
-        for i, (name, reserve, macs, instructions, flash, _, fits) in enumerate(self.ways):
-            mark = "->" if not self.failure else "nearest"
-            row = [
+        titles = ["", "Way", "To reserve (B)", "Time", "MACs", "Flash (B)", "Fits"]
+        mark, columns = "nearest" if self.failure else "->", slice(None if self.limit else -1)
+        rows = [
+            [
                 mark if i == self.taken else "",
-                name,
-                f"{reserve:,}",
-                *(f"{n:+.1f} %" for n in (instructions, macs)),
-                f"{flash:+,}",
-            ]
-            rows.append(row + ([("no", "yes")[fits]] if self.limit else []))
+                way.name,
+                f"{way.reserve:,}",
+                f"{way.time_percent:+.1f} %",
+                f"{way.macs_percent:+.1f} %",
+                f"{way.flash:+,}",
+                "yes" if way.fits else "no",
+            ][columns]
+            for i, way in enumerate(self.ways)
+        ]
         new_kinds = self.ways[self.taken].new_kinds
         return [
             "",
-            text_table(titles, rows, left=("", "Way")),
-            *([registered(new_kinds)] if new_kinds else []),
+            text_table(titles[columns], rows, left=("", "Way")),
+            *registered(new_kinds),
             *([NEEDS_NEW_TFLM] if "WHILE" in new_kinds else []),
             *(f"It would need less with {proposal}" for proposal in self.proposals),
         ]
@@ -9917,42 +9865,32 @@ def decide_fit(
 ) -> tuple[Snapshot, FitDecision]:
     """Take the first of the RECIPES with which the arena to reserve is within ``limit`` bytes or, without a limit, the
     one with the smallest arena. All are lossless; stripes cost the least time that fits. The decision has all ways that
-    were tried, and proposals if none fits or there is no limit.
-
-    Args:
-        time_limit: seconds for all searches together.
-        max_time: limit on additional instructions, estimated, in per cent.
-        in_place: plans may share memory; loops need that.
-        can_loop: allow loops, which need TFLM of November 2025 or later.
-        has_external: propose external RAM.
+    were tried, and proposals if none fits or there is no limit; with ``has_external`` also external RAM. ``can_loop``
+    allows loops, which need TFLM of November 2025 or later; the rest is as for :func:`decide_stages`.
     """
-    budget, tried = Budget(time_limit), [(model, list[Decision]())]
-    ways = [_way("as it is", model, model, limit)]
+    budget = Budget(time_limit)
+    tried: list[tuple[FitWay, Snapshot, list[Decision]]] = [(_way("as it is", model, model, limit), model, [])]
     for recipe in RECIPES:
-        if limit is not None and ways[-1].fits:
+        if limit is not None and tried[-1][0].fits:
             break
         if recipe.stripes == "auto" and not (can_loop and in_place):
             continue
-        share = budget.share(RECIPE_SHARES[recipe.stripes])
-        after, decisions = taken_steps(recipe, model, limit, max_time, share, in_place)
-        if any(decision.changed for decision in decisions[: len(decisions) - 2]) or not recipe.is_lightened:
-            tried.append((after, decisions))
-            ways.append(_way(recipe.name, model, after, limit))
-    fitting = [i for i, way in enumerate(ways) if limit is not None and way.fits]
-    nearest = min(range(len(ways)), key=lambda i: (bool(tried[i][0].arena.problems), ways[i].reserve))
-    taken = fitting[0] if fitting else nearest
-    (after, decisions), way = tried[taken], ways[taken]
-    proposals = [] if fitting else [*_proposals(model, way, limit, max_time, budget, in_place)]
-    proposals = [text for text in proposals if has_external or not text.startswith("--memories")]
+        after, decisions = taken_steps(recipe, model, limit, max_time, budget.share(recipe.share), in_place)
+        if not recipe.is_lightened or any(decision.changed for decision in decisions[:-2]):
+            tried.append((_way(recipe.name, model, after, limit), after, decisions))
+    taken = min(range(len(tried)), key=lambda i: (bool(tried[i][1].arena.problems), tried[i][0].reserve))
+    way, after, decisions = tried[taken]
+    is_enough = limit is not None and way.fits
+    proposals = () if is_enough else _proposals(model, way, limit, max_time, budget, in_place)
     return after, FitDecision(
-        before=ways[0].reserve,
+        before=tried[0][0].reserve,
         after=way.reserve,
         limit=limit,
-        ways=tuple(ways),
+        ways=tuple(way for way, _, _ in tried),
         taken=taken,
         steps=tuple(decisions),
-        proposals=tuple(proposals),
-        rejection="; ".join([*after.refusals[:1], *(repair_hint(after) if after.refusals else [])]),
+        proposals=tuple(text for text in proposals if has_external or not text.startswith("--memories")),
+        rejection="; ".join([*after.refusals[:1], *repair_hint(after)]),
     )
 
 
@@ -10618,33 +10556,25 @@ def registration(kind: str, is_custom: bool, own: Mapping[str, tuple[bytes, str]
     return f"Add{known.registered or plain}()"
 
 
-def _port_lines(number: int, what: str, tensor: Tensor) -> list[str]:
-    dtype = CPP_TYPES.get(tensor.dtype, f"{tensor.dtype.lower()}_t")
-    name, shape = tensor.name.replace("\\", "/"), ", ".join(map(str, tensor.shape))
-    lines = [f"// {what} {number}: {dtype}[{shape}], {name}"]
-    if tensor.shape:
-        lines += [f"constexpr int k{what}{number}Shape[] = {{{shape}}};"]
-    scales, zeros = (known.scales, known.zero_points) if (known := tensor.quantization) else ((), ())
-    if len(scales) == 1 and math.isfinite(scales[0]) and abs(zero := (*zeros, 0)[0]) < MAX_OFFSET:
-        scale = scales[0]
-        lines += [f"constexpr float k{what}{number}Scale = {float(scale)!r}f;  // real = scale * (value - zero point)"]
-        lines += [f"constexpr int k{what}{number}ZeroPoint = {zero};"]
-    return lines
+def _port_lines(subgraph: Subgraph) -> Iterator[str]:
+    for what, ids in (("Input", subgraph.inputs), ("Output", subgraph.outputs)):
+        for number, tensor in enumerate(subgraph.tensors[t] for t in ids):
+            dtype = CPP_TYPES.get(tensor.dtype, f"{tensor.dtype.lower()}_t")
+            name, shape = tensor.name.replace("\\", "/"), ", ".join(map(str, tensor.shape))
+            yield f"// {what} {number}: {dtype}[{shape}], {name}"
+            if tensor.shape:
+                yield f"constexpr int k{what}{number}Shape[] = {{{shape}}};"
+            scales, zeros = (known.scales, known.zero_points) if (known := tensor.quantization) else ((), ())
+            zero = zeros[0] if zeros else 0
+            if len(scales) == 1 and math.isfinite(scales[0]) and abs(zero) < MAX_OFFSET:
+                yield f"constexpr float k{what}{number}Scale = {scales[0]!r}f;  // real = scale * (value - zero point)"
+                yield f"constexpr int k{what}{number}ZeroPoint = {zero};"
 
 
-def _all_port_lines(subgraph: Subgraph) -> list[str]:
-    return [
-        line
-        for what, tensors in (("Input", subgraph.inputs), ("Output", subgraph.outputs))
-        for number, t in enumerate(tensors)
-        for line in _port_lines(number, what, subgraph.tensors[t])
-    ]
-
-
-def _array(data: bytes) -> str:
-    """The elements of an array in C++."""
+def _array(name: str, data: bytes) -> str:
     lines = (data[i : i + BYTES_PER_LINE] for i in range(0, len(data), BYTES_PER_LINE))
-    return "\n".join("  " + "".join(f"0x{byte:02x}," for byte in line) for line in lines)
+    content = "\n".join("  " + "".join(f"0x{byte:02x}," for byte in line) for line in lines)
+    return f"alignas(16) const unsigned char {name}[] = {{\n{content}\n}};"
 
 
 def _kept_lines(arena: Arena) -> list[str]:
@@ -10659,7 +10589,7 @@ def _kept_lines(arena: Arena) -> list[str]:
     return lines
 
 
-FIRMWARE_HEADER = """\
+CPP_HEADER = """\
 // Written by tflite-tools {version}; changes will be lost.
 #ifndef {guard}
 #define {guard}
@@ -10667,38 +10597,53 @@ FIRMWARE_HEADER = """\
 #include <cstddef>
 #include <cstdint>
 
-{planner_include}#include "tensorflow/lite/micro/micro_mutable_op_resolver.h"
+{header_includes}#include "tensorflow/lite/micro/micro_mutable_op_resolver.h"
 {declared}
 namespace {name} {{
-
-extern const unsigned char kModel[];
-constexpr size_t kModelSize = {size};
 
 {arena}
 
 {ports}
 
-// The operators of the model, and no others.
-constexpr unsigned int kOperatorCount = {count};
+{remark}constexpr unsigned int kOperatorCount = {count};
 using OpResolver = tflite::MicroMutableOpResolver<kOperatorCount>;
 TfLiteStatus RegisterOperators(OpResolver& resolver);
-{planner}
+{classes}
 }}  // namespace {name}
 
 #endif  // {guard}
 """
+CPP_SOURCE = """\
+// Written by tflite-tools {version}; changes will be lost.
+#include "{name}_model.h"
+{source_includes}
+namespace {name} {{
 
-ONE_ARENA = """\
-// Tensors and scratch {head:,} B, persistent structures {tail:,} B: a MicroInterpreter of 32 bits
-// with {kernels}.
-constexpr size_t kTensorArenaSize = {reserve};"""
-TWO_MEMORIES = """\
-// Fast memory, for scratch and the tensors that are used most, with {kernels}.
-constexpr size_t kFastMemorySize = {fast};
-// Slow memory, which TFLM gets as its arena: other tensors {slow:,} B, persistent structures {tail:,} B,
-// or what planning takes for a moment, where that is more.
-constexpr size_t kTensorArenaSize = {reserve};"""
-PLANNER_INCLUDE = """\
+TfLiteStatus RegisterOperators(OpResolver& resolver) {{
+{calls}
+  return kTfLiteOk;
+}}
+
+{source}
+
+}}  // namespace {name}
+"""
+CPP_EXAMPLE = """\
+// Written by tflite-tools {version}: how to run the model. Copy from here.
+#include "{name}_model.h"
+{example_includes}
+int main() {{
+{main}
+  return 0;
+}}
+"""
+
+EXAMPLE_INCLUDES = """\
+#include "tensorflow/lite/micro/micro_interpreter.h"
+{variables}#include "tensorflow/lite/schema/schema_generated.h"
+"""
+VARIABLES_INCLUDE = '#include "tensorflow/lite/micro/micro_resource_variable.h"\n'
+PLANNER_INCLUDES = """\
 #include "tensorflow/lite/micro/memory_planner/greedy_memory_planner.h"
 #include "tensorflow/lite/micro/memory_planner/micro_memory_planner.h"
 #include "tensorflow/lite/micro/micro_log.h"
@@ -10763,146 +10708,120 @@ class Planner : public tflite::MicroMemoryPlanner {
 };
 """
 
-FIRMWARE_SOURCE = """\
-// Written by tflite-tools {version}; changes will be lost.
-#include "{name}_model.h"
-
-namespace {name} {{
-
-TfLiteStatus RegisterOperators(OpResolver& resolver) {{
-{calls}
-  return kTfLiteOk;
-}}
-
-alignas(16) const unsigned char kModel[] = {{
-{content}
-}};
-
-}}  // namespace {name}
-"""
-
-FIRMWARE_EXAMPLE = """\
-// Written by tflite-tools {version}: how to run the model. Copy from here.
-#include "{name}_model.h"
-#include "tensorflow/lite/micro/micro_interpreter.h"
-{variables_include}#include "tensorflow/lite/schema/schema_generated.h"
-
-int main() {{
-{arrays}
-  static {name}::OpResolver resolver;
-  if ({name}::RegisterOperators(resolver) != kTfLiteOk) return 1;
-  const tflite::Model* model = tflite::GetModel({name}::kModel);
-{interpreter}
-  if (interpreter.AllocateTensors() != kTfLiteOk) return 2;
-  // Fill interpreter.input(0) here, then:
-  if (interpreter.Invoke() != kTfLiteOk) return 3;
-  // Read interpreter.output(0) here.
-  return 0;
-}}
-"""
-ONE_ARRAY = "  alignas(16) static uint8_t arena[{name}::kTensorArenaSize];"
-TWO_ARRAYS = """\
-  alignas(16) static uint8_t fast[{name}::kFastMemorySize];
-  // Move this one to the slow memory, with an attribute such as EXT_RAM_BSS_ATTR or a section of your linker script.
-  alignas(16) static uint8_t arena[{name}::kTensorArenaSize];"""
-PLAIN_INTERPRETER = """\
-  static tflite::MicroInterpreter interpreter(model, resolver, arena, {name}::kTensorArenaSize);"""
-WITH_ALLOCATOR = """\
-  tflite::MicroAllocator* allocator = tflite::MicroAllocator::Create(arena, {name}::kTensorArenaSize{planner});
-  if (allocator == nullptr) return 2;{more}
-  static tflite::MicroInterpreter interpreter(model, resolver, allocator{variables});"""
-VARIABLES_INCLUDE = '#include "tensorflow/lite/micro/micro_resource_variable.h"\n'
-VARIABLES = """
-  auto* variables = tflite::MicroResourceVariables::Create(allocator, {count});"""
-
 
 def firmware_names(title: str) -> tuple[str, str, str]:
     """The names of the header, the source and the example."""
     return f"{cpp_name(title)}_model.h", f"{cpp_name(title)}_model.cc", "example.cc"
 
 
-def firmware_files(model: Snapshot, title: str, memories: MemoriesDecision | None = None) -> dict[str, str]:
-    """C++17 sources by file name: the model as an array with arena and operators, and an example; ``memories`` adds a
-    planner. Raises ArenaError if the arena is unknown, and ValueError if TFLM has no kernel for an operator."""
-    graph, arena, name, data = model.graph, model.arena, cpp_name(title), bytes(model.data)
-    first, kinds = graph.subgraphs[0], sorted({(o.kind, o.is_custom) for _, o in graph.operators})
-    divided = memories if memories is not None and memories.is_divided else None
-    own = own_kernels(model)
+def cpp_files(title: str, model: Snapshot, models: Sequence[Snapshot], **texts: str) -> dict[str, str]:
+    """C++17 sources by file name: header, source and example, with the inputs and outputs of ``model``, the operators
+    of ``models``, and texts for other slots of the templates, else empty. Raises ArenaError if the arena is unknown,
+    and ValueError if TFLM has no kernel for an operator."""
+    name, own = cpp_name(title), own_kernels(model)
+    kinds = sorted({(o.kind, o.is_custom) for one in models for _, o in one.graph.operators})
     declared = "".join(f"\nTFLMRegistration* {function}();  // by the application" for _, function in own.values())
-    ports = _all_port_lines(first) + _kept_lines(arena)
-    variables, month = len(resource_variables(graph)), required_tflm(graph)[0]
-    values: dict[str, Any] = {
+    slots = defaultdict(str, texts) | {
         "name": name,
         "version": __version__,
         "guard": f"{name.upper()}_MODEL_H_",
-        "size": len(data),
-        "count": max(len(kinds), 1),
         "declared": f"{declared}\n" if declared else "",
-        "ports": "\n".join(ports),
+        "ports": "\n".join([*_port_lines(model.graph.subgraphs[0]), *_kept_lines(model.arena)]),
+        "count": str(max(len(kinds), 1)),
         "calls": "\n".join(f"  TF_LITE_ENSURE_STATUS(resolver.{registration(*kind, own)});" for kind in kinds),
-        "content": _array(data),
-        "kernels": graph.kernels.title + (f"; requires TFLM of {month_text(month)} or later" if month else ""),
-        "head": arena.head,
-        "tail": arena.persistent,
-        "reserve": divided.reserve if divided else arena.reserve,
-        "fast": divided.fast_head if divided else 0,
-        "slow": divided.slow_head if divided else 0,
-        "planner": ", &planner" if divided else "",
-        "more": VARIABLES.format(count=variables) if variables else "",
-        "variables": ", variables" if variables else "",
     }
-    interpreter = (WITH_ALLOCATOR if variables or divided else PLAIN_INTERPRETER).format(**values)
-    values |= {
-        "arena": (TWO_MEMORIES if divided else ONE_ARENA).format(**values),
-        "arrays": (TWO_ARRAYS if divided else ONE_ARRAY).format(**values),
-        "interpreter": f"  static {name}::Planner planner(fast, arena);\n{interpreter}" if divided else interpreter,
-        "planner": PLANNER if divided else "",
-        "planner_include": PLANNER_INCLUDE if divided else "",
-        "variables_include": VARIABLES_INCLUDE if variables else "",
-    }
-    templates = FIRMWARE_HEADER, FIRMWARE_SOURCE, FIRMWARE_EXAMPLE
-    files = zip(firmware_names(title), templates, strict=True)
-    return {file: template.format(**values) for file, template in files}
+    templates = zip(firmware_names(title), (CPP_HEADER, CPP_SOURCE, CPP_EXAMPLE), strict=True)
+    return {file: template.format_map(slots) for file, template in templates}
+
+
+def _arena_lines(model: Snapshot, divided: MemoriesDecision | None) -> list[str]:
+    """The bytes to reserve."""
+    arena, month = model.arena, required_tflm(model.graph)[0]
+    kernels = model.graph.kernels.title + (f"; requires TFLM of {month_text(month)} or later" if month else "")
+    tail = f"persistent structures {arena.persistent:,} B"
+    lines = [f"// Tensors and scratch {arena.head:,} B, {tail}: a MicroInterpreter of 32 bits", f"// with {kernels}."]
+    if divided:
+        lines = [
+            f"// Fast memory, for scratch and the tensors that are used most, with {kernels}.",
+            f"constexpr size_t kFastMemorySize = {divided.fast_head};",
+            f"// Slow memory, which TFLM gets as its arena: other tensors {divided.slow_head:,} B, {tail},",
+            "// or what planning takes for a moment, where that is more.",
+        ]
+    return [*lines, f"constexpr size_t kTensorArenaSize = {(divided or arena).reserve};"]
+
+
+def _main_lines(name: str, is_divided: bool, variables: int) -> list[str]:
+    """What the example does; a planner and resource variables need an allocator."""
+    arrays, made = [f"alignas(16) static uint8_t arena[{name}::kTensorArenaSize];"], []
+    memory = f"arena, {name}::kTensorArenaSize"
+    if is_divided:
+        attribute = "an attribute such as EXT_RAM_BSS_ATTR or a section of your linker script"
+        fast = f"alignas(16) static uint8_t fast[{name}::kFastMemorySize];"
+        arrays = [fast, f"// Move this one to the slow memory, with {attribute}.", *arrays]
+        made += [f"static {name}::Planner planner(fast, arena);"]
+        memory += ", &planner"
+    if is_divided or variables:
+        made += [f"tflite::MicroAllocator* allocator = tflite::MicroAllocator::Create({memory});"]
+        made += ["if (allocator == nullptr) return 2;"]
+        memory = "allocator"
+    if variables:
+        made += [f"auto* variables = tflite::MicroResourceVariables::Create(allocator, {variables});"]
+        memory += ", variables"
+    return [
+        *arrays,
+        f"static {name}::OpResolver resolver;",
+        f"if ({name}::RegisterOperators(resolver) != kTfLiteOk) return 1;",
+        f"const tflite::Model* model = tflite::GetModel({name}::kModel);",
+        *made,
+        f"static tflite::MicroInterpreter interpreter(model, resolver, {memory});",
+        "if (interpreter.AllocateTensors() != kTfLiteOk) return 2;",
+        "// Fill interpreter.input(0) here, then:",
+        "if (interpreter.Invoke() != kTfLiteOk) return 3;",
+        "// Read interpreter.output(0) here.",
+    ]
+
+
+def firmware_files(model: Snapshot, title: str, memories: MemoriesDecision | None = None) -> dict[str, str]:
+    """C++17 sources by file name: the model as an array with arena and operators, and an example; ``memories`` adds a
+    planner. Raises as :func:`cpp_files`."""
+    data, variables = bytes(model.data), len(resource_variables(model.graph))
+    divided = memories if memories and memories.is_divided else None
+    array = ["extern const unsigned char kModel[];", f"constexpr size_t kModelSize = {len(data)};", ""]
+    main_lines = _main_lines(cpp_name(title), divided is not None, variables)
+    return cpp_files(
+        title,
+        model,
+        [model],
+        header_includes=PLANNER_INCLUDES if divided else "",
+        arena="\n".join([*array, *_arena_lines(model, divided)]),
+        remark="// The operators of the model, and no others.\n",
+        classes=PLANNER if divided else "",
+        source=_array("kModel", data),
+        example_includes=EXAMPLE_INCLUDES.format(variables=VARIABLES_INCLUDE if variables else ""),
+        main="\n".join(f"  {line}" for line in main_lines),
+    )
 
 
 ####################################################################################################
 # Firmware: stages -> C++ that runs them in one arena
 ####################################################################################################
 
-STAGES_HEADER = """\
-// Written by tflite-tools {version}; changes will be lost.
-#ifndef {guard}
-#define {guard}
-
-#include <cstddef>
-#include <cstdint>
-
-#include "tensorflow/lite/micro/micro_interpreter.h"
-#include "tensorflow/lite/micro/micro_mutable_op_resolver.h"
-
-namespace {name} {{
-
+STAGES_ARENA = """\
 // A model in {stages} stages, which run one after the other in one arena, each with an interpreter of its own, with
 // {kernels}.
-constexpr size_t kTensorArenaSize = {reserve};
-
-{ports}
-
-constexpr unsigned int kOperatorCount = {count};
-using OpResolver = tflite::MicroMutableOpResolver<kOperatorCount>;
-TfLiteStatus RegisterOperators(OpResolver& resolver);
-
+constexpr size_t kTensorArenaSize = {reserve};"""
+STAGES_CLASS = """
 // Begin(), fill input(i), Invoke(), read output(i); again for every inference. The arena is aligned to 16 bytes.
-class Model {{
+class Model {
  public:
-  explicit Model(uint8_t* arena) : arena_(arena) {{}}
-  ~Model() {{ Drop(); }}
+  explicit Model(uint8_t* arena) : arena_(arena) {}
+  ~Model() { Drop(); }
   Model(const Model&) = delete;
   Model& operator=(const Model&) = delete;
 
   TfLiteStatus Begin();
   TfLiteStatus Invoke();
-  TfLiteTensor* input(size_t number) {{ return interpreter_->input(number); }}
+  TfLiteTensor* input(size_t number) { return interpreter_->input(number); }
   const void* output(size_t number);
 
  private:
@@ -10914,28 +10833,15 @@ class Model {{
   tflite::MicroInterpreter* interpreter_ = nullptr;
   alignas(tflite::MicroInterpreter) unsigned char place_[sizeof(tflite::MicroInterpreter)];
   bool is_registered_ = false;
-}};
-
-}}  // namespace {name}
-
-#endif  // {guard}
+};
 """
-STAGES_SOURCE = """\
-// Written by tflite-tools {version}; changes will be lost.
-#include "{name}_model.h"
-
+STAGES_INCLUDES = """
 #include <cstring>
 #include <new>
 
 #include "tensorflow/lite/schema/schema_generated.h"
-
-namespace {name} {{
-
-TfLiteStatus RegisterOperators(OpResolver& resolver) {{
-{calls}
-  return kTfLiteOk;
-}}
-
+"""
+STAGES_SOURCE = """\
 namespace {{
 
 {arrays}
@@ -10992,78 +10898,55 @@ TfLiteStatus Model::Invoke() {{
 const void* Model::output(size_t number) {{
 {outputs}
   return nullptr;
-}}
-
-}}  // namespace {name}
-"""
-STAGES_EXAMPLE = """\
-// Written by tflite-tools {version}: how to run the model. Copy from here.
-#include "{name}_model.h"
-
-int main() {{
+}}"""
+STAGES_MAIN = """\
   alignas(16) static uint8_t arena[{name}::kTensorArenaSize];
   static {name}::Model model(arena);
   if (model.Begin() != kTfLiteOk) return 1;
   // Fill model.input(0) here, then:
   if (model.Invoke() != kTfLiteOk) return 2;
-  // Read model.output(0) here.
-  return 0;
-}}
-"""
+  // Read model.output(0) here."""
 
 
 def _moves_of(decision: StagesDecision, original: Subgraph) -> tuple[list[list[str]], list[str]]:
     """(The copies before and after each stage in turn, as C++; where each output is in the end, as C++)."""
-    at: dict[str, int] = {}  # what waits, by name: its offset in the arena
-    lists, last = [], len(decision.models) - 1
-    crossings = {crossing.name: crossing for crossing in decision.crossings}
+    sizes = {crossing.name: crossing.size for crossing in decision.crossings}
+
+    def packed(names: Sequence[str]) -> dict[str, int]:
+        """Their offsets in the arena, one after the other."""
+        starts = itertools.accumulate((align(sizes[name]) for name in names), initial=0)
+        return dict(zip(names, starts, strict=False))
+
+    lists, at = [], dict[str, int]()  # what waits, by name: its offset, in rising order
     for stage, model in enumerate(decision.models):
-        first = model.graph.subgraphs[0]
-        inputs, outputs = ([first.tensors[t].name for t in ids] for ids in (first.inputs, first.outputs))
-        before = []
+        part = model.graph.subgraphs[0]
+        inputs, outputs = ([part.tensors[t].name for t in ids] for ids in (part.inputs, part.outputs))
         if stage == 0:
-            for port, name in enumerate(inputs):
-                if name in crossings:
-                    at[name] = sum(align(crossings[other].size) for other in at)
-                    before.append(f"{{-1, {port}, 0, {at[name]}, {crossings[name].size}}}")
+            at = packed([name for name in inputs if name in sizes])
+            lists.append([f"{{-1, {inputs.index(name)}, 0, {to}, {sizes[name]}}}" for name, to in at.items()])
         else:
-            before = [f"{{2, {port}, {at[name]}, 0, {crossings[name].size}}}" for port, name in enumerate(inputs)]
-        lists.append(before)
-        if stage == last:
+            lists.append([f"{{2, {port}, {at[name]}, 0, {sizes[name]}}}" for port, name in enumerate(inputs)])
+        if stage == len(decision.models) - 1:
             break
-        places = {(b.subgraph, b.tensor): b.interval.offset or 0 for b in model.arena.buffers}
-        made = sorted((t for t in first.outputs), key=lambda t: places[0, t])
-        names = [name for name in sorted(at, key=at.__getitem__) if crossings[name].waits(stage + 1)]
-        names += [name for t in made if (name := first.tensors[t].name) in crossings]
-        now, to, after = {}, 0, []
-        for name in names:
-            size = crossings[name].size
-            source = f"0, 0, {at[name]}" if name in at else f"1, {outputs.index(name)}, 0"
-            if at.get(name) != to:
-                after.append(f"{{{source}, {to}, {size}}}")
-            now[name], to = to, to + align(size)
+        places = {b.tensor: b.interval.offset or 0 for b in model.arena.buffers if b.subgraph == 0}
+        made = [part.tensors[t].name for t in sorted(part.outputs, key=places.__getitem__)]
+        needed = {crossing.name for crossing in decision.crossings if crossing.waits(stage + 1)}
+        now = packed([*(name for name in at if name in needed), *made])
+        sources = {name: f"1, {port}, 0" for port, name in enumerate(outputs)}
+        sources |= {name: f"0, 0, {offset}" for name, offset in at.items()}
+        moved = [name for name in now if at.get(name) != now[name]]
+        lists.append([f"{{{sources[name]}, {now[name]}, {sizes[name]}}}" for name in moved])
         at = now
-        lists.append(after)
-    final = [
-        decision.models[last].graph.subgraphs[0].tensors[t].name
-        for t in decision.models[last].graph.subgraphs[0].outputs
-    ]
-    names = [original.tensors[t].name for t in original.outputs]
-    wheres = [
-        f"arena_ + {at[name]}" if name in at else f"interpreter_->output({final.index(name)})->data.data"
-        for name in names
-    ]
-    return lists, wheres
+    wheres = {name: f"interpreter_->output({port})->data.data" for port, name in enumerate(outputs)}
+    wheres |= {name: f"arena_ + {offset}" for name, offset in at.items()}
+    return lists, [wheres[original.tensors[t].name] for t in original.outputs]
 
 
 def stages_firmware(decision: StagesDecision, original: Snapshot, title: str) -> dict[str, str]:
-    """C++17 sources by file name: the stages as arrays, a class that runs them, and an example. Raises ValueError if
-    TFLM has no kernel for an operator."""
-    name, models, first = cpp_name(title), decision.models, original.graph.subgraphs[0]
-    kinds = sorted({(o.kind, o.is_custom) for model in models for _, o in model.graph.operators})
-    own = own_kernels(original)
-    lists, wheres = _moves_of(decision, first)
-    ports = _all_port_lines(first)
+    """C++17 sources by file name: the stages as arrays, a class that runs them, and an example. Raises as
+    :func:`cpp_files`."""
+    models, count = decision.models, len(decision.models)
+    lists, wheres = _moves_of(decision, original.graph.subgraphs[0])
     steps, tables = [], []
     for number, moves in enumerate(lists):
         stage, is_after = divmod(number, 2)
@@ -11074,29 +10957,24 @@ def stages_firmware(decision: StagesDecision, original: Snapshot, title: str) ->
             steps.append(f"  Run(kMoves{number}, {len(moves)}, arena_, interpreter_);")
         if not is_after:
             steps.append("  TF_LITE_ENSURE_STATUS(interpreter_->Invoke());")
-    arrays = [
-        f"alignas(16) const unsigned char kStage{i}[] = {{\n{_array(bytes(model.data))}\n}};"
-        for i, model in enumerate(models)
-    ]
-    values = {
-        "version": __version__,
-        "name": name,
-        "guard": f"{name.upper()}_MODEL_H_",
-        "stages": len(models),
-        "kernels": original.graph.kernels.title,
-        "reserve": decision.after,
-        "ports": "\n".join(ports),
-        "count": len(kinds),
-        "calls": "\n".join(f"  TF_LITE_ENSURE_STATUS(resolver.{registration(*kind, own)});" for kind in kinds),
-        "arrays": "\n".join(arrays),
-        "models": ", ".join(f"kStage{i}" for i in range(len(models))),
-        "waiting": ", ".join(str(row.waiting) for row in decision.stages),
-        "moves": "\n".join(tables),
-        "steps": "\n".join(steps),
-        "outputs": "\n".join(f"  if (number == {i}) return {where};" for i, where in enumerate(wheres)),
-    }
-    templates = STAGES_HEADER, STAGES_SOURCE, STAGES_EXAMPLE
-    return {file: text.format(**values) for file, text in zip(firmware_names(title), templates, strict=True)}
+    return cpp_files(
+        title,
+        original,
+        models,
+        header_includes='#include "tensorflow/lite/micro/micro_interpreter.h"\n',
+        arena=STAGES_ARENA.format(stages=count, kernels=original.graph.kernels.title, reserve=decision.after),
+        classes=STAGES_CLASS,
+        source_includes=STAGES_INCLUDES,
+        source=STAGES_SOURCE.format(
+            arrays="\n".join(_array(f"kStage{i}", bytes(model.data)) for i, model in enumerate(models)),
+            models=", ".join(f"kStage{i}" for i in range(count)),
+            waiting=", ".join(str(row.waiting) for row in decision.stages),
+            moves="\n".join(tables),
+            steps="\n".join(steps),
+            outputs="\n".join(f"  if (number == {i}) return {where};" for i, where in enumerate(wheres)),
+        ),
+        main=STAGES_MAIN.format(name=cpp_name(title)),
+    )
 
 
 ####################################################################################################
