@@ -2201,9 +2201,9 @@ BLOCK = 4  # output pixels that CMSIS-NN computes together with MVE; two with DS
 
 @cache
 def _covered(source: int, made: int, stride: int, window: int, dilation: int, pad: int) -> int:
-    """Along an axis, the elements under the windows of all outputs, without padding."""
-    starts = range(-pad, made * stride - pad, stride)
-    return sum(0 <= start + tap * dilation < source for start in starts for tap in range(window))
+    """Along an axis, the elements under the windows of all outputs, without padding: per tap, the outputs inside."""
+    taps = range(-pad, min(window * dilation, source + pad) - pad, dilation)
+    return sum(max(0, min(made, -((tap - source) // stride)) - max(0, -(tap // stride))) for tap in taps)
 
 
 def _window_work(node: Node, reads_channels: bool = False) -> dict[str, float]:
