@@ -5670,8 +5670,16 @@ class Emitter:
             self.constants[key] = self.add(NewTensor("rows", shape, like, content, dtype=dtype))
         return self.constants[key]
 
-    def integers(self, *values: int, shape: tuple[int, ...]) -> int:
-        return self.constant(values, shape)
+    def integers(self, *values: int, shape: tuple[int, ...] = ()) -> int:
+        return self.constant(values, shape or (len(values),))
+
+    def part(self, tensor: int, begin: int, size: Sequence[int], target: int) -> int:
+        """A block of a tensor, from the position in the tensor ``begin``."""
+        return self.emit("SLICE", (tensor, begin, self.integers(*size)), target)
+
+    def gather(self, tensor: int, rows: int, target: int) -> int:
+        """Rows of a tensor; their numbers are in the tensor ``rows``."""
+        return self.emit("GATHER", (tensor, rows), target, Axis=HEIGHT)
 
     def emit(self, kind: str, inputs: Sequence[int], *outputs: int, like: int | None = None, **options: Any) -> int:
         """Add an operator and return its first output."""
@@ -5683,12 +5691,10 @@ class Emitter:
         if have == want:
             return tensor
         batch, *others = self.shape(like, want.height)
-        rank = len(others) + 1
-        begin = self.integers(0, want[0] - have[0], *[0] * (rank - 2), shape=(rank,))
+        begin = self.integers(0, want[0] - have[0], *[0] * (len(others) - 1))
         # -1 takes the whole batch, which LiteRT may resize: a fixed size would silently leave out inputs.
-        is_open = self.subgraph.tensors[like].dynamic
-        size = self.integers(-1 if is_open else batch, *others, shape=(rank,))
-        return self.emit("SLICE", (tensor, begin, size), self.rows(like, want))
+        size = -1 if self.subgraph.tensors[like].dynamic else batch, *others
+        return self.part(tensor, begin, size, self.rows(like, want))
 
     def join(self, parts: Sequence[int], like: int, rows: Sequence[Rows], target: int | None = None) -> int:
         """Concatenate neighbouring rows."""
@@ -5917,7 +5923,7 @@ class Track:
     halo: int = 0  # rows of earlier iterations that its readers need
     columns: Pads = NO_PADS  # columns of padding that they need
     is_masked: bool = False  # True if they need padding instead of rows outside the feature map
-    fill: bytes = b""  # one element of that padding
+    fill: bytes = b""  # one element of that padding, or any
 
     @property
     def has_line_buffer(self) -> bool:
@@ -6050,7 +6056,8 @@ class Loops:
         self.step = math.lcm(*(rate.denominator for rate in rates.values()))
         # Rows of each tensor in an iteration with ``step`` rows of the first source.
         self.rows = {t: int(rate * self.step) for t, rate in rates.items()}
-        self.pads = dict.fromkeys(rates, LoopPads()) | self.all_pads()
+        plain = {t: LoopPads(element=padding_element(subgraph.tensors[t])) for t in rates}
+        self.pads = plain | self.all_pads()
         heights = {output: region.heights[output] for output in region.live_out}
         steps = math.gcd(*(height // self.rows[output] for output, height in heights.items()))
         is_even = all(height % self.rows[output] == 0 for output, height in heights.items())
@@ -6146,8 +6153,9 @@ def padding_element(tensor: Tensor, is_max: bool = False) -> bytes:
     """The element that windows read as padding: zero, or the lowest value for a maximum."""
     if is_max:
         return LOWEST[tensor.dtype]
-    zero = tensor.affine[1] if tensor.affine else 0
-    return struct.pack("<" + {"FLOAT32": "f", "INT8": "b", "INT16": "h"}.get(tensor.dtype, "i"), zero)
+    zero = tensor.affine[1] if tensor.affine and tensor.dtype != "FLOAT32" else 0
+    size = tensor.element.tflm_bytes or 0
+    return (zero % (1 << 8 * size)).to_bytes(size, "little")
 
 
 ####################################################################################################
@@ -6202,8 +6210,7 @@ class BodyEmitter:
         table[:, :count] = entries
         length = table.size - self.step + count
         values = self.body.table(table.ravel()[:length].tobytes(), (length,))
-        size = self.body.integers(count, shape=(1,))
-        return self.body.emit("SLICE", (values, self.position, size), self.body.number("INT32", count))
+        return self.body.part(values, self.position, (count,), self.body.number("INT32", count))
 
     def looked_up_at(self, axis: int, values: np.ndarray) -> int:
         """A position in four dimensions: the iteration's value on ``axis``, 0 on the others."""
@@ -6228,9 +6235,8 @@ class BodyEmitter:
     def fetch(self, t: int, rows: np.ndarray, shape: tuple[int, ...], target: int) -> int:
         """Rows of a carried source, given by iteration: by SLICE if aligned, hence neighbours, else by GATHER."""
         if not self.loop.is_aligned(t):
-            return self.body.emit("GATHER", (self.places[t], self.looked_up(rows)), target, Axis=HEIGHT)
-        size = self.body.integers(*shape, shape=(POSITION,))
-        return self.body.emit("SLICE", (self.places[t], self.looked_up_at(HEIGHT, rows[:, 0]), size), target)
+            return self.body.gather(self.places[t], self.looked_up(rows), target)
+        return self.body.part(self.places[t], self.looked_up_at(HEIGHT, rows[:, 0]), shape, target)
 
     def new_shape(self, t: int) -> tuple[int, ...]:
         return self.body.shape(t, self.loop.tracks[t].rows)
@@ -6263,7 +6269,7 @@ class BodyEmitter:
             rows = self.masked(t, rows)
         self.fresh[t] = rows
         if t in self.line_buffers:
-            start = body.integers(0, track.halo, track.columns.before, 0, shape=(4,))
+            start = body.integers(0, track.halo, track.columns.before, 0)
             target = body.carried(t, self.line_buffer_shape(t))
             self.line_buffers[t] = body.emit("DYNAMIC_UPDATE_SLICE", (self.line_buffers[t], rows, start), target)
         if t in self.loop.written:
@@ -6290,11 +6296,10 @@ class BodyEmitter:
             masks, mask = body.table(values.tobytes(), table, like=t), body.tensor(t, shape, "mask")
         else:
             masks, mask = body.table(inside.tobytes(), table, "BOOL"), body.number("BOOL", *shape)
-        body.emit("SLICE", (masks, selector, body.integers(*shape, shape=(len(shape),))), mask)
+        body.part(masks, selector, shape, mask)
         target = self.in_place_of(rows, t, self.new_shape(t))
         if is_minimum:
             return body.emit("MINIMUM", (rows, mask), target)
-        fill = fill or padding_element(self.subgraph.tensors[t])
         return body.emit("SELECT_V2", (mask, rows, self.padding(body, t, fill)), target)
 
     @cached_property
@@ -6322,12 +6327,10 @@ class BodyEmitter:
         shape = batch, rows.height, width + sum(columns), channels
         first = rows.first - track.first + track.halo
         if columns == track.columns:  # GATHER copies rows, SLICE bytes
-            chosen = body.integers(*range(first, first + rows.height), shape=(rows.height,))
-            target = body.tensor(t, shape, "view")
-            return body.emit("GATHER", (self.line_buffers[t], chosen), target, Axis=HEIGHT)
-        begin = body.integers(0, first, track.columns.before - columns.before, 0, shape=(POSITION,))
-        size = body.integers(*shape, shape=(POSITION,))
-        return body.emit("SLICE", (self.line_buffers[t], begin, size), body.tensor(t, shape, "view"))
+            chosen = body.integers(*range(first, first + rows.height))
+            return body.gather(self.line_buffers[t], chosen, body.tensor(t, shape, "view"))
+        begin = body.integers(0, first, track.columns.before - columns.before, 0)
+        return body.part(self.line_buffers[t], begin, shape, body.tensor(t, shape, "view"))
 
     def shift(self, t: int) -> None:
         """Move the last rows of a line buffer to its start, after all operators have read it."""
@@ -6336,9 +6339,8 @@ class BodyEmitter:
         track, lines = self.loop.tracks[t], self.line_buffers[t]
         if track.halo:
             rows = [track.rows + i if i < track.halo else i for i in range(track.height)]
-            chosen = self.body.integers(*rows, shape=(track.height,))
             target = self.body.carried(t, self.line_buffer_shape(t))
-            lines = self.body.emit("GATHER", (lines, chosen), target, Axis=HEIGHT)
+            lines = self.body.gather(lines, self.body.integers(*rows), target)
         self.next[self.inside[t]] = lines
 
     def write(self, output: int) -> None:
@@ -6399,7 +6401,7 @@ class LoopEmitter:
     def run(self) -> None:
         emitter, loop, tensors, body = self.emitter, self.loop, self.subgraph.tensors, self.iteration
         over = loop.over_input
-        body.position = self.carry(emitter.integers(0, shape=(1,)), None, (1,))
+        body.position = self.carry(emitter.integers(0), None, (1,))
         for t in loop.whole:
             body.places[t] = self.carry(t, t, tensors[t].shape)
         for t in loop.sources:
@@ -6411,13 +6413,12 @@ class LoopEmitter:
             body.places[t] = self.carry(before, t, shape, after)
         for output in loop.written if over is None else ():
             shape = tensors[output].shape
-            room = self.filled(output, shape, padding_element(tensors[output]))
+            room = self.filled(output, shape, loop.tracks[output].fill)
             body.places[output] = self.carry(room, output, shape, output)
         for t, track in loop.tracks.items():
             if track.has_line_buffer:
                 shape = body.line_buffer_shape(t)
-                lines = self.filled(t, shape, track.fill or padding_element(tensors[t]))
-                body.inside[t] = body.line_buffers[t] = self.carry(lines, t, shape)
+                body.inside[t] = body.line_buffers[t] = self.carry(self.filled(t, shape, track.fill), t, shape)
         body.run()
         self.close()
         if over and not over.is_output:
@@ -6436,7 +6437,7 @@ class LoopEmitter:
         key = self.subgraph.tensors[like].dtype, shape, element
         if key not in self.full:
             value = self.iteration.padding(self.emitter, like, element)
-            size = self.emitter.integers(*shape, shape=(len(shape),))
+            size = self.emitter.integers(*shape)
             self.full[key] = self.emitter.emit("BROADCAST_TO", (value, size), self.emitter.carried(like, shape))
         return self.full[key]
 
@@ -6445,8 +6446,7 @@ class LoopEmitter:
         emitter, cond = self.emitter, self.cond
         count = self.loop.iterations * self.iteration.step
         goes_on = cond.table(b"\1" * count + b"\0", (count + 1,), "BOOL")
-        one = cond.integers(1, shape=(1,))
-        verdict = cond.emit("SLICE", (goes_on, self.cond_inputs[0], one), cond.number("BOOL", 1))
+        verdict = cond.part(goes_on, self.cond_inputs[0], (1,), cond.number("BOOL", 1))
         inside = [carried.inside for carried in self.carried]
         first = emitter.enclose(cond, "goes on", self.cond_inputs, [verdict])
         second = emitter.enclose(self.iteration.body, "turn", inside, [self.iteration.next[t] for t in inside])
@@ -6463,8 +6463,8 @@ class LoopEmitter:
         rows = over.output.elements // math.prod(row)
         if rows < height:
             size = batch, rows, *row
-            bounds = emitter.integers(0, 0, 0, 0, shape=(4,)), emitter.integers(*size, shape=(4,))
-            result = emitter.emit("SLICE", (result, *bounds), emitter.carried(over.source.index, size))
+            target = emitter.carried(over.source.index, size)
+            result = emitter.part(result, emitter.integers(0, 0, 0, 0), size, target)
         emitter.reshape(result, over.output.index)
 
 
