@@ -10195,45 +10195,35 @@ def is_stream(path: Path) -> bool:
     return path.exists() and not path.is_file()
 
 
-@contextlib.contextmanager
-def replacing(path: Path, mode: str = "wb", **options: Any) -> Iterator[Any]:
-    """Open a temporary file beside ``path`` that replaces it once completely written; never leaves half a file."""
-    if path.is_dir():
-        raise IsADirectoryError(f"{path} is a directory")
-    try:
-        if is_stream(path):
-            with open(path, mode, **options) as file:
-                yield file
-            return
-        target = path.resolve()  # a symbolic link keeps pointing at its file
-        handle, name = tempfile.mkstemp(dir=target.parent, prefix=".tflite-tools.", suffix=".tmp")
-        try:
-            with os.fdopen(handle, mode, **options) as file:
-                yield file
-            permissions = target.stat().st_mode & 0o777 if target.exists() else 0o666 & ~_umask()
-            os.chmod(name, permissions)
-            os.replace(name, target)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(name)
-            raise
-    except OSError as error:
-        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
-
-
-def write_files(folder: Path, files: Mapping[str, str]) -> None:
-    """Write texts into a folder, created if missing: all of them or, where one cannot be written, none."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with contextlib.ExitStack() as stack:
-        for name, text in files.items():
-            file = stack.enter_context(replacing(folder / name, "w", encoding="utf-8", newline=""))
-            file.write(text)
-
-
-def _umask() -> int:
+def write_files(files: Mapping[Path, Bytes]) -> None:
+    """Write files, each of which appears when it is complete: all of them or, where one cannot be written, none."""
     mask = os.umask(0o022)
     os.umask(mask)
-    return mask
+    ready = {}  # temporary files, beside those that they will replace
+    try:
+        for path, data in files.items():
+            if is_stream(path):
+                path.write_bytes(data)
+                continue
+            target = path.resolve()  # a symbolic link keeps pointing at its file
+            handle, ready[path] = tempfile.mkstemp(dir=target.parent, prefix=".tflite-tools.", suffix=".tmp")
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+            os.chmod(ready[path], target.stat().st_mode & 0o777 if target.exists() else 0o666 & ~mask)
+        for path, name in ready.items():
+            os.replace(name, path.resolve())
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+    finally:
+        for name in ready.values():
+            with contextlib.suppress(OSError):  # where it has replaced the file, it is gone
+                os.unlink(name)
+
+
+def write_texts(folder: Path, texts: Mapping[str, str]) -> None:
+    """Write texts into a folder, which is created if missing."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_files({folder / name: text.encode() for name, text in texts.items()})
 
 
 def subgraph_title(subgraph: Subgraph) -> str:
@@ -10498,7 +10488,7 @@ def write_csv(folder: Path, model: Snapshot, columns: Columns) -> None:
     for name, rows in zip(CSV_FILES, (tensors, operators), strict=True):
         csv.writer(file := io.StringIO(newline="")).writerows(rows)
         files[name] = file.getvalue()
-    write_files(folder, files)
+    write_texts(folder, files)
 
 
 ####################################################################################################
@@ -11025,9 +11015,10 @@ def plot_schedules(file: Path, schedules: Sequence[Schedule], other: Schedule | 
 
 
 def _save(figure: Any, file: Path) -> None:
-    with replacing(file) as output, warnings.catch_warnings():
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # missing glyphs and very long names are harmless here
-        figure.savefig(output, format=file.suffix[1:].lower(), dpi=150)
+        figure.savefig(picture := io.BytesIO(), format=file.suffix[1:].lower(), dpi=150)
+    write_files({file: picture.getvalue()})
 
 
 def escape_dollars(text: str) -> str:
@@ -11229,8 +11220,7 @@ class TFLiteModel:
 
     def write_to_file(self, path: FilePath) -> None:
         """Write the model, replacing an existing file only when complete. Raises OSError if writing fails."""
-        with replacing(Path(path)) as file:
-            file.write(self.snapshot.with_data_inside().data)
+        write_files({Path(path): self.snapshot.with_data_inside().data})
 
     def to_bytes(self) -> bytes:
         """The contents of the .tflite file, as :meth:`write_to_file` writes them."""
@@ -11268,7 +11258,7 @@ class TFLiteModel:
         """Write ``NAME_model.h``, ``NAME_model.cc`` and ``example.cc``: C++17 for a TFLM application. ``memories``,
         from :meth:`plan_two_memories`, adds the planner class. Raises ArenaError as :attr:`arena` does, ValueError if
         TFLM has no kernel for an operator, and OSError if a file cannot be written."""
-        write_files(Path(folder), firmware_files(self.snapshot.with_data_inside(), name, memories))
+        write_texts(Path(folder), firmware_files(self.snapshot.with_data_inside(), name, memories))
 
     def analysis(self) -> dict[str, Any]:
         """The analysis as JSON-ready data; README describes its keys."""
@@ -11451,7 +11441,7 @@ class Command:
         a, plan = self.arguments, self.model.plan_two_memories
         if a.memories:
             try:
-                return plan(**a.memories, pins=pins_of(a.pin or []), time_limit=seconds, in_place=self.in_place)
+                return plan(**a.memories, pins=dict(a.pin or ()), time_limit=seconds, in_place=self.in_place)
             except ValueError as error:
                 raise UsageError(f"--pin: {error}") from None
         decision = self.model.plan_memory(seconds, self.in_place)
@@ -11520,8 +11510,7 @@ class Command:
             if a.json == "-":
                 print(text)
             else:
-                with replacing(Path(a.json), "w", encoding="utf-8") as file:
-                    file.write(text + "\n")
+                write_files({Path(a.json): f"{text}\n".encode()})
                 _log(f"wrote {a.json}")
         if a.csv:
             model.output_model_analysis_to_csv(a.csv, a.calc_macs, a.calc_size)
@@ -11576,7 +11565,7 @@ class Command:
         decision = self.result(StagesDecision)
         stages = decision.models if decision else ()
         if folder:
-            write_files(folder, sources)
+            write_texts(folder, sources)
             _log(f"wrote {folder}")
         if output and stages:
             for number, stage in enumerate(stages, start=1):
@@ -11617,14 +11606,6 @@ def show_boards(arguments: argparse.Namespace) -> int:
         print(text_table(titles, rows, left=("Name", "Board", "Kernels", "Runs")))
         print("SRAM: the largest contiguous bank by the data sheet; stack and application share it")
     return DONE
-
-
-def pins_of(pairs: Sequence[tuple[str, str]]) -> dict[str, str]:
-    pins = dict(pairs)
-    for name, where in pairs:
-        if pins[name] != where:
-            raise ValueError(f"{name} is pinned to both memories")
-    return pins
 
 
 @contextlib.contextmanager
@@ -11673,7 +11654,6 @@ def _log(text: str) -> None:
 # Command line: the values of options
 ####################################################################################################
 
-PLOT_FORMATS = (".png", ".svg", ".pdf")
 UNITS = {"": 1, "K": 1024, "M": 1024**2, "G": 1024**3}
 NEEDS_UNIT = 1024  # bytes below which a number without a unit is taken for a mistake
 
@@ -11707,32 +11687,19 @@ def _memories(text: str) -> dict[str, int]:
     return {name: _size(size) for name, size in sizes.items()}
 
 
-def _pin(text: str) -> tuple[str, str]:
-    name, _, where = text.rpartition("=")
-    if not name or where not in ("fast", "slow"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not like NAME=fast or NAME=slow")
-    return name, where
-
-
-def _kept(text: str) -> tuple[str, str]:
-    name, _, source = text.partition("=")
-    return name, source
-
-
 def _names(text: str) -> tuple[str, ...]:
     return tuple(filter(None, text.split(",")))
 
 
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
-    return int(text)
+def _matching(pattern: str, why: str, read: Callable[[str], T]) -> Callable[[str], T]:
+    """A parser of texts that match; ``why`` tells what is wrong with others."""
 
+    def parse(text: str) -> T:
+        if re.fullmatch(pattern, text, re.DOTALL):
+            return read(text)
+        raise argparse.ArgumentTypeError(f"{text!r} {why}")
 
-def _month(text: str) -> str:
-    if not re.fullmatch(r"20\d\d-(0[1-9]|1[0-2])", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a month such as 2024-06")
-    return text
+    return parse
 
 
 def _one_of(names: Collection[str]) -> Callable[[str], str]:
@@ -11754,24 +11721,12 @@ def _did_you_mean(text: str, names: Iterable[str]) -> str:
     return f"; did you mean {near[0]}?" if near else f"; known are {', '.join(names)}"
 
 
-def _model(text: str) -> Path:
-    path = Path(text)
-    if path.suffix.lower() in (".h", ".c", ".cc", ".cpp"):
-        raise argparse.ArgumentTypeError(f"{text!r} would be a .tflite file: --firmware FOLDER writes C++")
-    return path
-
-
-def _folder(text: str) -> Path:
-    if Path(text).suffix.lower() in (".csv", *PLOT_FORMATS):
-        raise argparse.ArgumentTypeError(f"{text!r} looks like a file: give the name of a folder")
-    return Path(text)
-
-
-def _picture(text: str) -> Path:
-    path = Path(text)
-    if path.suffix.lower() not in PLOT_FORMATS:
-        raise argparse.ArgumentTypeError(f"{text!r} must end in {', '.join(PLOT_FORMATS)}")
-    return path
+_count = _matching(r"\d*[1-9]\d*", "is not a whole number above 0", int)
+_month = _matching(r"20\d\d-(0[1-9]|1[0-2])", "is not a month such as 2024-06", str)
+_pin = _matching(".+=(fast|slow)", "is not like NAME=fast or NAME=slow", lambda text: tuple(text.rsplit("=", 1)))
+_model = _matching(r"(?i)(?!.*[^/]\.(h|c|cc|cpp)$).*", "would be a .tflite file: --firmware FOLDER writes C++", Path)
+_folder = _matching(r"(?i)(?!.*[^/]\.(csv|png|svg|pdf)$).*", "looks like a file: give the name of a folder", Path)
+_picture = _matching(r"(?i).*[^/]\.(png|svg|pdf)", "must end in .png, .svg, .pdf", Path)
 
 
 ####################################################################################################
@@ -11824,7 +11779,8 @@ OPTIONS = {
                _one_of(LIBRARIES), "NAME"),
         Option("--tflm", "month of the TFLM that you build, which may lack newer kernels", _month, "YYYY-MM"),
         Option("--keep", "a tensor that plans keep after an inference or, with '=', an output that is the next input, "
-               "in its place; Ids or whole names, repeatable", _kept, "NAME[=INPUT]", more={"action": "append"}),
+               "in its place; Ids or whole names, repeatable", lambda text: text.partition("=")[::2], "NAME[=INPUT]",
+               more={"action": "append"}),
         Option("--memories", "plan two memories: most of what an inference moves in the fast one, the rest in the slow "
                "one; without sizes, those of the board", _memories, "fast=SIZE[,slow=SIZE]", more=OPTIONAL),
         Option("--pin", "--memories: where a tensor has to be, by Id or whole name; repeatable", _pin, "NAME=fast|slow",
@@ -11935,6 +11891,9 @@ def check_options(arguments: argparse.Namespace) -> None:
     for flag, option in given.items():
         if option.needs and not given.keys() & set(option.needs.split()):
             raise UsageError(f"{flag} does nothing on its own: add {option.needs.replace(' ', ' or ')}")
+    pins = dict(arguments.pin or ())
+    for name in [name for name, where in arguments.pin or () if where != pins[name]]:
+        raise UsageError(f"--pin: {name} is pinned to both memories")
     if arguments.memories and "--max-arena" in given:
         raise UsageError("--memories has limits of its own: leave out --max-arena")
     chosen = given.keys() & {"--lighten", "--split", "--optimize", "--plan", "--compress"}
