@@ -10850,23 +10850,6 @@ const unsigned char* const kModels[] = {{{models}}};
 // What waits below the arena of each stage, in bytes.
 constexpr size_t kWaiting[] = {{{waiting}}};
 
-// Copies of bytes: from an input (-1) or output (1) of the interpreter, or from the arena (0), into the arena; or (2)
-// from the arena to an input.
-struct Move {{
-  int kind;
-  size_t port, from, to, size;
-}};
-{moves}
-
-void Run(const Move* moves, size_t count, uint8_t* arena, tflite::MicroInterpreter* interpreter) {{
-  for (const Move* m = moves; m != moves + count; ++m) {{
-    const void* from = m->kind == 0 || m->kind == 2 ? arena + m->from
-                       : m->kind < 0                ? interpreter->input(m->port)->data.data
-                                                    : interpreter->output(m->port)->data.data;
-    std::memmove(m->kind == 2 ? interpreter->input(m->port)->data.data : arena + m->to, from, m->size);
-  }}
-}}
-
 }}  // namespace
 
 void Model::Drop() {{
@@ -10908,55 +10891,47 @@ STAGES_MAIN = """\
   // Read model.output(0) here."""
 
 
-def _moves_of(decision: StagesDecision, original: Subgraph) -> tuple[list[list[str]], list[str]]:
-    """(The copies before and after each stage in turn, as C++; where each output is in the end, as C++)."""
+def stage_statements(decision: StagesDecision, original: Subgraph) -> tuple[list[str], list[str]]:
+    """(What runs the stages and copies the tensors that wait; where each output is in the end), as C++."""
     sizes = {crossing.name: crossing.size for crossing in decision.crossings}
 
-    def packed(names: Sequence[str]) -> dict[str, int]:
-        """Their offsets in the arena, one after the other."""
+    def packed(names: Sequence[str]) -> dict[str, str]:
+        """Their places in the arena, one after the other."""
         starts = itertools.accumulate((align(sizes[name]) for name in names), initial=0)
-        return dict(zip(names, starts, strict=False))
+        return {name: f"arena_ + {start}" for name, start in zip(names, starts, strict=False)}
 
-    lists, at = [], dict[str, int]()  # what waits, by name: its offset, in rising order
+    def copies(to: Mapping[str, str], sources: Mapping[str, str]) -> list[str]:
+        pairs = [(name, place, sources[name]) for name, place in to.items()]
+        return [f"std::memmove({place}, {old}, {sizes[name]});" for name, place, old in pairs if place != old]
+
+    statements, waiting = list[str](), dict[str, str]()  # the places of what waits, in rising order
     for stage, model in enumerate(decision.models):
         part = model.graph.subgraphs[0]
-        inputs, outputs = ([part.tensors[t].name for t in ids] for ids in (part.inputs, part.outputs))
-        if stage == 0:
-            at = packed([name for name in inputs if name in sizes])
-            lists.append([f"{{-1, {inputs.index(name)}, 0, {to}, {sizes[name]}}}" for name, to in at.items()])
+        inputs, outputs = (
+            {part.tensors[t].name: f"interpreter_->{port}({i})->data.data" for i, t in enumerate(ids)}
+            for port, ids in (("input", part.inputs), ("output", part.outputs))
+        )
+        if stage:
+            statements += [f"TF_LITE_ENSURE_STATUS(Make({stage}));", *copies(inputs, waiting)]
         else:
-            lists.append([f"{{2, {port}, {at[name]}, 0, {sizes[name]}}}" for port, name in enumerate(inputs)])
-        if stage == len(decision.models) - 1:
-            break
-        places = {b.tensor: b.interval.offset or 0 for b in model.arena.buffers if b.subgraph == 0}
-        made = [part.tensors[t].name for t in sorted(part.outputs, key=places.__getitem__)]
-        needed = {crossing.name for crossing in decision.crossings if crossing.waits(stage + 1)}
-        now = packed([*(name for name in at if name in needed), *made])
-        sources = {name: f"1, {port}, 0" for port, name in enumerate(outputs)}
-        sources |= {name: f"0, 0, {offset}" for name, offset in at.items()}
-        moved = [name for name in now if at.get(name) != now[name]]
-        lists.append([f"{{{sources[name]}, {now[name]}, {sizes[name]}}}" for name in moved])
-        at = now
-    wheres = {name: f"interpreter_->output({port})->data.data" for port, name in enumerate(outputs)}
-    wheres |= {name: f"arena_ + {offset}" for name, offset in at.items()}
-    return lists, [wheres[original.tensors[t].name] for t in original.outputs]
+            waiting = packed([name for name in inputs if name in sizes])
+            statements += copies(waiting, inputs)
+        statements.append("TF_LITE_ENSURE_STATUS(interpreter_->Invoke());")
+        if stage < len(decision.models) - 1:
+            places = {b.tensor: b.interval.offset or 0 for b in model.arena.buffers if b.subgraph == 0}
+            made = [part.tensors[t].name for t in sorted(part.outputs, key=places.__getitem__)]
+            needed = {crossing.name for crossing in decision.crossings if crossing.waits(stage + 1)}
+            before, waiting = outputs | waiting, packed([*(name for name in waiting if name in needed), *made])
+            statements += copies(waiting, before)
+    ends = outputs | waiting
+    return statements, [ends[original.tensors[t].name] for t in original.outputs]
 
 
 def stages_firmware(decision: StagesDecision, original: Snapshot, title: str) -> dict[str, str]:
     """C++17 sources by file name: the stages as arrays, a class that runs them, and an example. Raises as
     :func:`cpp_files`."""
     models, count = decision.models, len(decision.models)
-    lists, wheres = _moves_of(decision, original.graph.subgraphs[0])
-    steps, tables = [], []
-    for number, moves in enumerate(lists):
-        stage, is_after = divmod(number, 2)
-        if number and not is_after:
-            steps.append(f"  TF_LITE_ENSURE_STATUS(Make({stage}));")
-        if moves:
-            tables.append(f"constexpr Move kMoves{number}[] = {{{', '.join(moves)}}};")
-            steps.append(f"  Run(kMoves{number}, {len(moves)}, arena_, interpreter_);")
-        if not is_after:
-            steps.append("  TF_LITE_ENSURE_STATUS(interpreter_->Invoke());")
+    statements, places = stage_statements(decision, original.graph.subgraphs[0])
     return cpp_files(
         title,
         original,
@@ -10969,9 +10944,8 @@ def stages_firmware(decision: StagesDecision, original: Snapshot, title: str) ->
             arrays="\n".join(_array(f"kStage{i}", bytes(model.data)) for i, model in enumerate(models)),
             models=", ".join(f"kStage{i}" for i in range(count)),
             waiting=", ".join(str(row.waiting) for row in decision.stages),
-            moves="\n".join(tables),
-            steps="\n".join(steps),
-            outputs="\n".join(f"  if (number == {i}) return {where};" for i, where in enumerate(wheres)),
+            steps="\n".join(f"  {statement}" for statement in statements),
+            outputs="\n".join(f"  if (number == {i}) return {place};" for i, place in enumerate(places)),
         ),
         main=STAGES_MAIN.format(name=cpp_name(title)),
     )
