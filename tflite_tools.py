@@ -10664,19 +10664,14 @@ class Planner : public tflite::MicroMemoryPlanner {
   }
   TfLiteStatus AddBuffer(int size, int first, int last) override {
     if (count_ >= most_) return kTfLiteError;
-    TF_LITE_ENSURE_STATUS(fast_.AddBuffer(size, first, last));
-    places_[count_++] = -fast_.GetBufferCount();
-    return kTfLiteOk;
+    places_[count_++] = -1 - fast_.GetBufferCount();
+    return fast_.AddBuffer(size, first, last);
   }
   TfLiteStatus AddBuffer(int size, int first, int last, int offset) override {
     if (count_ >= most_) return kTfLiteError;
     const int place = offset - static_cast<int>(kFastMemorySize);
-    if (place < 0) {
-      TF_LITE_ENSURE_STATUS(fast_.AddBuffer(size, first, last, offset));
-      places_[count_++] = -fast_.GetBufferCount();
-      return kTfLiteOk;
-    }
-    places_[count_++] = place;
+    places_[count_++] = place < 0 ? -1 - fast_.GetBufferCount() : place;
+    if (place < 0) return fast_.AddBuffer(size, first, last, offset);
     slow_ = place + size > slow_ ? place + size : slow_;
     return kTfLiteOk;
   }
