@@ -8335,6 +8335,7 @@ class Decision:
     key: ClassVar[str] = ""  # of the entry in the JSON document
     json_keys: ClassVar[str] = ""  # documented in README: names of properties, or KEY=PROPERTY
     refused: ClassVar[str] = ""  # start of the line that reports a refusal
+    is_of_peak: ClassVar[bool] = False  # True: ``before`` and ``after`` are peaks
 
     @property
     def optimal(self) -> bool:
@@ -8386,16 +8387,20 @@ class Refusal(ValueError):
 P = ParamSpec("P")
 D = TypeVar("D", bound=Decision)
 StepFunction = Callable[Concatenate[Snapshot, P], tuple[Snapshot, D]]
+Decorator = Callable[[StepFunction[P, D]], StepFunction[P, D]]
 
 
-def deciding(kind: type[D]) -> Callable[[StepFunction[P, D]], StepFunction[P, D]]:
-    """Decorate a step: its decision gets the time taken, the reason for a refusal, and ``changed``."""
+def deciding(kind: type[D], why_not: Callable[[ModelGraph], str] = lambda _: "") -> Decorator[P, D]:
+    """Decorate a step: its decision gets the time taken, the reason for a refusal, and ``changed``. ``why_not`` is the
+    reason why it cannot run on a model; empty if it can."""
 
     def decorate(function: StepFunction[P, D]) -> StepFunction[P, D]:
         @wraps(function)
         def decide(model: Snapshot, /, *args: P.args, **options: P.kwargs) -> tuple[Snapshot, D]:
             start, model = time.monotonic(), model.with_data_inside()
             try:
+                if why := why_not(model.graph):
+                    raise Refusal(why, **({"before": model.peak, "after": model.peak} if kind.is_of_peak else {}))
                 after, decision = function(model, *args, **options)
             except (Refusal, ArenaError) as why:
                 after, decision = model, kind(refusal=str(why), **getattr(why, "figures", {}))
@@ -8842,7 +8847,7 @@ class OrderDecision(Decision):
     orders: tuple[tuple[int, ...], ...] = ()  # per subgraph: old indices in the new order
     states: int = 0  # sets of executed operators that the search looked at
 
-    key, refused = "optimization", "Not reordered"
+    key, refused, is_of_peak = "optimization", "Not reordered", True
     json_keys = "peak_before=before peak=after orders states bound optimal changed seconds refusal"
 
     def message(self) -> list[str]:
@@ -8855,7 +8860,7 @@ class OrderDecision(Decision):
         return [f"Operators reordered: peak {self.saving}, {verdict}."]
 
 
-@deciding(OrderDecision)
+@deciding(OrderDecision, why_not_rewritten)
 def decide_order(
     model: Snapshot,
     time_limit: float = TIME_LIMIT,
@@ -8871,8 +8876,6 @@ def decide_order(
             ``in_place`` that of the smallest arena with outputs over inputs that certainly end there.
     """
     peak, graph, budget = model.peak, model.graph, Budget(time_limit)
-    if why := why_not_rewritten(graph):
-        raise Refusal(why, before=peak, after=peak)
     found = order_model(graph, budget.share(0.5 if for_arena else 1.0).left)
     candidates, given = [found], tuple(tuple(range(len(s.operators))) for s in graph.subgraphs)
     if for_arena:
@@ -9175,14 +9178,12 @@ def lightened(model: Snapshot) -> Snapshot:
     return model
 
 
-@deciding(LighteningDecision)
+@deciding(LighteningDecision, why_not_rewritten)
 def decide_lightening(
     model: Snapshot, for_plan: bool = True, in_place: bool = True
 ) -> tuple[Snapshot, LighteningDecision]:
     """Replace operators of subgraph 0 to compute the same bits with less persistent memory in TFLM, as
     :class:`Lightening` does. ``for_plan`` and ``in_place`` are as for :func:`decide_split`."""
-    if why := why_not_rewritten(model.graph):
-        raise Refusal(why)
     changed = lightened(model)
     before, after = (persistent_bytes(m.graph).total for m in (model, changed))
     if after >= before and reserve_of(changed, for_plan, in_place) >= reserve_of(model, for_plan, in_place):
@@ -9213,12 +9214,10 @@ class RepairDecision(ExchangeDecision):
         return [*lines, *registered(self.new_kinds), *left]
 
 
-@deciding(RepairDecision)
+@deciding(RepairDecision, why_not_rewritten)
 def decide_repair(model: Snapshot, is_inexact: bool = False) -> tuple[Snapshot, RepairDecision]:
     """Replace operators of subgraph 0 that TFLM rejects by others with the same results, as :class:`Repair` does; with
     ``is_inexact`` also hybrid ones, whose results then differ from LiteRT's."""
-    if why := why_not_rewritten(model.graph):
-        raise Refusal(why)
     after, floats = model, list[str]()
     while (found := Repair(after.graph, is_inexact)).changed:
         floats += found.floats
@@ -9243,7 +9242,7 @@ class PortsDecision(Decision):
     reserve_before: int | None = None
     reserve: int | None = None
 
-    key, refused = "integer_io", "Inputs and outputs unchanged"
+    key, refused, is_of_peak = "integer_io", "Inputs and outputs unchanged", True
     json_keys = "peak_before=before peak=after reserve_before reserve ports changed seconds refusal"
 
     def message(self) -> list[str]:
@@ -9264,13 +9263,11 @@ def saved_by_integer_ports(model: Snapshot) -> int | None:
     return None
 
 
-@deciding(PortsDecision)
+@deciding(PortsDecision, why_not_rewritten)
 def decide_ports(model: Snapshot, for_plan: bool = True, in_place: bool = True) -> tuple[Snapshot, PortsDecision]:
     """Remove QUANTIZE where only it reads an input, and DEQUANTIZE where it writes an output, in subgraph 0; the
     application converts instead. Signatures follow; the decision has types, scales and zero points. ``for_plan`` and
     ``in_place`` are as for :func:`decide_split`."""
-    if why := why_not_rewritten(model.graph):
-        raise Refusal(why, before=model.peak, after=model.peak)
     after, ports = model, convertible_ports(model.graph.subgraphs[0])
     if ports:
         after = model.rewritten(without_conversions(model.graph.subgraphs[0], ports))
@@ -9316,7 +9313,7 @@ class SplitDecision(Decision):
     is_batch_fixed: bool = False  # to the batch size stored in the file, which TFLM uses
     file_growth: int = 0  # bytes
 
-    key, refused = "split", "Not split"
+    key, refused, is_of_peak = "split", "Not split", True
     json_keys = (
         "before=unsplit chosen is_complete is_reordered new_kinds limit bounded_by whole "
         "is_batch_fixed file_growth changed seconds refusal"
@@ -9417,7 +9414,7 @@ class SplitCandidate:
         )
 
 
-@deciding(SplitDecision)
+@deciding(SplitDecision, why_not_rewritten)
 def decide_split(
     model: Snapshot,
     max_time: float = DEFAULT_MAX_TIME,
@@ -9444,8 +9441,6 @@ def decide_split(
     if stripes not in STRIPES_AS:
         raise ValueError(f"stripes are one of {', '.join(STRIPES_AS)}, not {stripes!r}")
     budget, forms = Budget(time_limit), STRIPES_AS[stripes]
-    if why := why_not_rewritten(model.graph):
-        raise Refusal(why, before=model.peak, after=model.peak)
     models, patience = [model], budget.share(0.8 if limit is None else 0.5)
     if is_series(model.graph.subgraphs[0]):
         light = lightened(model)
@@ -9744,7 +9739,7 @@ def allocation_instructions(graph: ModelGraph) -> int:
     return total
 
 
-@deciding(StagesDecision)
+@deciding(StagesDecision, why_no_stages)
 def decide_stages(
     model: Snapshot,
     most: int | None = None,
@@ -9757,8 +9752,6 @@ def decide_stages(
     Of each, the way that takes the least time within that arena is taken. ``time_limit`` is in seconds, for all
     searches together; ``max_time`` and ``in_place`` are as for :func:`decide_split`.
     """
-    if why := why_no_stages(model.graph):
-        raise Refusal(why)
     budget = Budget(time_limit)
     ordered, _ = decide_order(model, budget.share(0.1).left, for_arena=True, in_place=in_place)
     names = Counter(tensor.name for tensor in model.graph.subgraphs[0].tensors if tensor.ram_bytes)
