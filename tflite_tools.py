@@ -10519,11 +10519,6 @@ def cpp_name(text: str) -> str:
     return f"model_{name}".rstrip("_") if is_taken else name
 
 
-def cpp_string(text: bytes) -> str:
-    """A C++ string literal of these bytes."""
-    return '"' + re.sub(r"[^A-Za-z0-9 .:/_-]", lambda c: f"\\{ord(c[0]):03o}", text.decode("latin-1")) + '"'
-
-
 def own_kernels(model: Snapshot) -> dict[str, tuple[bytes, str]]:
     """Of the operators that TFLM does not know: the code in the file, and the function that registers it."""
     used = {o.kind for _, o in model.graph.operators if o.is_custom and o.kind not in CUSTOM_KINDS}
@@ -10540,7 +10535,8 @@ def registration(kind: str, is_custom: bool, own: Mapping[str, tuple[bytes, str]
     """The MicroMutableOpResolver call that registers an operator. Raises ValueError if TFLM has no kernel for it."""
     if is_custom and kind in own:
         code, function = own[kind]
-        return f"AddCustom({cpp_string(code)}, {function}())"
+        text = re.sub(r"[^A-Za-z0-9 .:/_-]", lambda c: f"\\{ord(c[0]):03o}", code.decode("latin-1"))
+        return f'AddCustom("{text}", {function}())'
     known = (CUSTOM_KINDS if is_custom else KINDS).get(kind, UNKNOWN_KIND)
     if known.tflm is None:
         raise ValueError(f"TFLM has no kernel for {shorten(kind)}, so there is nothing to register")
@@ -10636,6 +10632,24 @@ EXAMPLE_INCLUDES = """\
 {variables}#include "tensorflow/lite/schema/schema_generated.h"
 """
 VARIABLES_INCLUDE = '#include "tensorflow/lite/micro/micro_resource_variable.h"\n'
+FAST_MAIN = """\
+  alignas(16) static uint8_t fast[{name}::kFastMemorySize];
+  // Move this one to the slow memory, with an attribute such as EXT_RAM_BSS_ATTR or a section of your linker script.
+"""
+MAIN = """\
+  alignas(16) static uint8_t arena[{name}::kTensorArenaSize];
+  static {name}::OpResolver resolver;
+  if ({name}::RegisterOperators(resolver) != kTfLiteOk) return 1;
+  const tflite::Model* model = tflite::GetModel({name}::kModel);
+{made}  static tflite::MicroInterpreter interpreter(model, resolver, {memory});
+  if (interpreter.AllocateTensors() != kTfLiteOk) return 2;
+  // Fill interpreter.input(0) here, then:
+  if (interpreter.Invoke() != kTfLiteOk) return 3;
+  // Read interpreter.output(0) here."""
+ALLOCATOR = """\
+  tflite::MicroAllocator* allocator = tflite::MicroAllocator::Create({memory});
+  if (allocator == nullptr) return 2;
+"""
 PLANNER_INCLUDES = """\
 #include "tensorflow/lite/micro/memory_planner/greedy_memory_planner.h"
 #include "tensorflow/lite/micro/memory_planner/micro_memory_planner.h"
@@ -10738,44 +10752,21 @@ def _arena_lines(model: Snapshot, divided: MemoriesDecision | None) -> list[str]
     return [*lines, f"constexpr size_t kTensorArenaSize = {(divided or arena).reserve};"]
 
 
-def _main_lines(name: str, is_divided: bool, variables: int) -> list[str]:
-    """What the example does; a planner and resource variables need an allocator."""
-    arrays, made = [f"alignas(16) static uint8_t arena[{name}::kTensorArenaSize];"], []
-    memory = f"arena, {name}::kTensorArenaSize"
-    if is_divided:
-        attribute = "an attribute such as EXT_RAM_BSS_ATTR or a section of your linker script"
-        fast = f"alignas(16) static uint8_t fast[{name}::kFastMemorySize];"
-        arrays = [fast, f"// Move this one to the slow memory, with {attribute}.", *arrays]
-        made += [f"static {name}::Planner planner(fast, arena);"]
-        memory += ", &planner"
-    if is_divided or variables:
-        made += [f"tflite::MicroAllocator* allocator = tflite::MicroAllocator::Create({memory});"]
-        made += ["if (allocator == nullptr) return 2;"]
-        memory = "allocator"
-    if variables:
-        made += [f"auto* variables = tflite::MicroResourceVariables::Create(allocator, {variables});"]
-        memory += ", variables"
-    return [
-        *arrays,
-        f"static {name}::OpResolver resolver;",
-        f"if ({name}::RegisterOperators(resolver) != kTfLiteOk) return 1;",
-        f"const tflite::Model* model = tflite::GetModel({name}::kModel);",
-        *made,
-        f"static tflite::MicroInterpreter interpreter(model, resolver, {memory});",
-        "if (interpreter.AllocateTensors() != kTfLiteOk) return 2;",
-        "// Fill interpreter.input(0) here, then:",
-        "if (interpreter.Invoke() != kTfLiteOk) return 3;",
-        "// Read interpreter.output(0) here.",
-    ]
-
-
 def firmware_files(model: Snapshot, title: str, memories: MemoriesDecision | None = None) -> dict[str, str]:
     """C++17 sources by file name: the model as an array with arena and operators, and an example; ``memories`` adds a
     planner. Raises as :func:`cpp_files`."""
-    data, variables = bytes(model.data), len(resource_variables(model.graph))
+    name, data, variables = cpp_name(title), bytes(model.data), len(resource_variables(model.graph))
     divided = memories if memories and memories.is_divided else None
     array = ["extern const unsigned char kModel[];", f"constexpr size_t kModelSize = {len(data)};", ""]
-    main_lines = _main_lines(cpp_name(title), divided is not None, variables)
+    memory, made = f"arena, {name}::kTensorArenaSize", ""  # a planner and resource variables need an allocator
+    if divided:
+        memory, made = f"{memory}, &planner", f"  static {name}::Planner planner(fast, arena);\n"
+    if divided or variables:
+        memory, made = "allocator", made + ALLOCATOR.format(memory=memory)
+    if variables:
+        memory += ", variables"
+        made += f"  auto* variables = tflite::MicroResourceVariables::Create(allocator, {variables});\n"
+    main = MAIN.format(name=name, made=made, memory=memory)
     return cpp_files(
         title,
         model,
@@ -10786,7 +10777,7 @@ def firmware_files(model: Snapshot, title: str, memories: MemoriesDecision | Non
         classes=PLANNER if divided else "",
         source=_array("kModel", data),
         example_includes=EXAMPLE_INCLUDES.format(variables=VARIABLES_INCLUDE if variables else ""),
-        main="\n".join(f"  {line}" for line in main_lines),
+        main=FAST_MAIN.format(name=name) + main if divided else main,
     )
 
 
