@@ -8347,11 +8347,6 @@ class Decision:
         return saving(self.before or 0, self.after or 0)
 
     @property
-    def remarks(self) -> Sequence[str]:
-        """Notes for stderr, printed before everything else."""
-        return ()
-
-    @property
     def failure(self) -> str:
         """Why no model may be written; empty if one may."""
         return ""
@@ -8934,11 +8929,9 @@ class PlanDecision(Decision):
             done = "planned again, since its plan was wrong" if self.changed else "unchanged"
             return [f"Arena {done}: {self.after:,} B, {verdict}."]
         done = "Arena planned" if self.is_planned else "Arena, which needs no plan"
-        return [f"{done}: {whole.saving}, {verdict}.", *self.sharing()]
-
-    def sharing(self) -> list[str]:
-        shared = ", ".join(f"{count} {kind}" for kind, count in self.in_place.items())
-        lines = [f"Computed in place: {shared}{'' if self.loops else ' (disable with --no-sharing)'}"] if shared else []
+        lines = [f"{done}: {whole.saving}, {verdict}."]
+        if shared := ", ".join(f"{count} {kind}" for kind, count in self.in_place.items()):
+            lines.append(f"Computed in place: {shared}{'' if self.loops else ' (disable with --no-sharing)'}")
         if self.read_by_slices:
             lines.append(f"{plural(self.read_by_slices, 'tensor')} released while read slice by slice")
         if self.loops:
@@ -9102,13 +9095,7 @@ def decide_memories(
         free = plan_memories(arena, problem, Memories(fast), 1.0)
         why = f"no plan was found for {fast:,} B of fast memory and {room:,} B of slow memory"
         raise Refusal(why + (f"; {free.reserve(arena):,} B of slow memory are enough" if free else ""), **known)
-    after = model.planned(found.plan)
-    return after, MemoriesDecision(**known, **_division(model, found, moved), one_arena=after.arena.reserve)
-
-
-def _division(model: Snapshot, found: Division, moved: Sequence[int]) -> dict[str, Any]:
-    """The figures of a division, keyed by the field names of MemoriesDecision."""
-    arena, graph = model.arena, model.graph
+    after, graph = model.planned(found.plan), model.graph
     others = {name: arena_buffers(graph.on(LIBRARIES[name])) for name in USUAL_LIBRARIES if name != graph.kernels.name}
     scratch = {name: Profile(b.interval for b in bs if b.tensor is None).peak for name, bs in others.items()}
     away = [i for i in range(len(moved)) if i not in found.fast]
@@ -9117,17 +9104,19 @@ def _division(model: Snapshot, found: Division, moved: Sequence[int]) -> dict[st
         for b in (arena.buffers[i] for i in away)
         if b.tensor is not None
     )
-    return {
-        "after": sum(moved[i] for i in away),
-        "bound": sum(moved) - found.most,
-        "fast_head": found.boundary,
-        "slow_head": found.plan.height - found.boundary,
-        "reserve": found.reserve(arena),
-        "persistent": persistent_apart(arena),
-        "scratch_elsewhere": {name: size for name, size in scratch.items() if size > found.boundary},
-        "is_divided": True,
-        "tensors": tuple(tensors),
-    }
+    return after, MemoriesDecision(
+        **known,
+        after=sum(moved[i] for i in away),
+        bound=sum(moved) - found.most,
+        fast_head=found.boundary,
+        slow_head=found.plan.height - found.boundary,
+        reserve=found.reserve(arena),
+        persistent=persistent_apart(arena),
+        scratch_elsewhere={name: size for name, size in scratch.items() if size > found.boundary},
+        one_arena=after.arena.reserve,
+        is_divided=True,
+        tensors=tuple(tensors),
+    )
 
 
 ####################################################################################################
@@ -9393,26 +9382,6 @@ class SplitCandidate:
         cost = composition.cost._replace(persistent=arena.persistent, operators=operators)
         return SplitWay(composition.regions, cost, arena.reserve_with(cost.peak), *more_work(self.model, written))
 
-    def decide(
-        self, best: Composition, original: Snapshot, budget: Budget, **figures: Any
-    ) -> tuple[Snapshot, SplitDecision]:
-        after = written = self.written(best)
-        if best.has_loops:  # they need a plan
-            after, _ = decide_plan(after, budget.left)
-        return after, SplitDecision(
-            before=self.ways[0].cost.peak,
-            after=best.cost.peak,
-            unsplit=self.way(self.ways[0], self.model),
-            chosen=self.way(best, written),
-            is_complete=self.is_complete,
-            new_kinds=added_kinds(self.model, written),
-            bounded_by=bottleneck_of(self.search, best),
-            whole=tuple(reasons_for_whole(self.search, best)),
-            is_batch_fixed=any(0 in t.dynamic for t in self.model.graph.subgraphs[0].tensors),
-            file_growth=len(after.data) - len(original.data),
-            **figures,
-        )
-
 
 @deciding(SplitDecision, why_not_rewritten)
 def decide_split(
@@ -9471,7 +9440,23 @@ def decide_split(
         best = min([best, *((c, way) for c, way in fastest if way)], key=lambda one: one[1].cost.time)
     is_better = reserve(*best) < old and (limit is None or old > limit)
     candidate, way = best if is_better else unsplit[0]
-    return candidate.decide(way, model, budget, is_reordered=candidate is not candidates[0], limit=limit)
+    after = written = candidate.written(way)
+    if way.has_loops:  # they need a plan
+        after, _ = decide_plan(after, budget.left)
+    return after, SplitDecision(
+        before=candidate.ways[0].cost.peak,
+        after=way.cost.peak,
+        unsplit=candidate.way(candidate.ways[0], candidate.model),
+        chosen=candidate.way(way, written),
+        is_complete=candidate.is_complete,
+        is_reordered=candidate is not candidates[0],
+        new_kinds=added_kinds(candidate.model, written),
+        limit=limit,
+        bounded_by=bottleneck_of(candidate.search, way),
+        whole=tuple(reasons_for_whole(candidate.search, way)),
+        is_batch_fixed=any(0 in t.dynamic for t in candidate.model.graph.subgraphs[0].tensors),
+        file_growth=len(after.data) - len(model.data),
+    )
 
 
 ####################################################################################################
@@ -9969,19 +9954,6 @@ class CompressionDecision(Decision):
         return super().json() | {"weights": [dict(zip(names, w, strict=True)) for w in self.weights]}
 
 
-def _compressed_within(
-    compression: Compression, more_ram: int, reserve: Callable[[Snapshot], int], before: int, budget: Budget
-) -> list[Compressible]:
-    """The choice that saves most and lets the arena to reserve grow by at most that many bytes."""
-    spare = more_ram + max(before - compression.least, 0)
-    while spare >= 0 and not budget.is_over and (chosen := compression.best(spare)):
-        excess = reserve(compression.model.rewritten(compression.rewrite(chosen))) - before - more_ram
-        if excess <= 0:
-            return chosen
-        spare -= excess
-    return []
-
-
 @deciding(CompressionDecision)
 def decide_compression(
     model: Snapshot, more_ram: int = 0, for_plan: bool = False, time_limit: float = TIME_LIMIT, in_place: bool = True
@@ -10003,12 +9975,16 @@ def decide_compression(
         return reserve_of(model, for_plan or loops > 0, in_place)
 
     compression, before, size = Compression(model), reserve(model), len(model.repacked().data)
-    chosen = _compressed_within(compression, more_ram, reserve, before, budget)
-    more = compression.within(compression.peak, NO_LIMIT)
-    changed = model.rewritten(compression.rewrite(chosen)) if chosen else model
-    if chosen and len(changed.data) >= size:
-        changed, chosen = model, []
-    after, tensors = reserve(changed), model.graph.subgraphs[0].tensors
+    changed, after, chosen = model, before, list[Compressible]()
+    limit, spare = before + more_ram, more_ram + max(before - compression.least, 0)
+    while spare >= 0 and not budget.is_over and (choice := compression.best(spare)):
+        smaller = model.rewritten(compression.rewrite(choice))
+        if (needed := reserve(smaller)) <= limit:
+            if len(smaller.data) < size:
+                changed, after, chosen = smaller, needed, choice
+            break
+        spare -= needed - limit
+    more, tensors = compression.within(compression.peak, NO_LIMIT), model.graph.subgraphs[0].tensors
     if loops and chosen:
         changed, _ = decide_plan(changed, budget.left, in_place)
     has_kernel = any(operator.kind == DECODE for _, operator in model.graph.operators)
@@ -10042,10 +10018,6 @@ class ClusteringDecision(Decision):
 
     key = "clustering"
     json_keys = "clusters per_channel min_sqnr notes bytes_before=before bytes_after=after weights"
-
-    @property
-    def remarks(self) -> Sequence[str]:
-        return self.notes
 
     @property
     def sqnr_db(self) -> float:
@@ -11459,7 +11431,8 @@ class Command:
     def report(self) -> None:
         """Output everything but the model: notes, tables, JSON, CSV, plots."""
         a, model = self.arguments, self.model
-        for note in [*(note for result in self.results for note in result.remarks), *model.graph.notes]:
+        clustering = self.result(ClusteringDecision)
+        for note in (*(clustering.notes if clustering else ()), *model.graph.notes):
             _log(f"note: {note}")
         with contextlib.suppress(ArenaError):
             for problem in model.arena.problems[:1]:
