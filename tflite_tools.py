@@ -8963,8 +8963,7 @@ def decide_plan(
     after = model.planned(best) if best.height < arena.head or is_wrong else model
     kinds = {(s.index, t): o.kind for s, o in model.graph.operators for t in o.writes if o.kind != "WHILE"}
     above = (after.arena.buffers[alias.new] for alias in after.arena.used.pairs)
-    shared = Counter(kinds.get((b.subgraph, b.tensor or 0), "") for b in above)
-    shared.pop("", None)  # tensors of loops, which ``loops`` reports
+    shared = Counter(kinds[where] for b in above if (where := (b.subgraph, b.tensor or 0)) in kinds)
     return after, PlanDecision(
         before=arena.head,
         after=after.arena.head,
@@ -10708,43 +10707,37 @@ def cpp_files(title: str, model: Snapshot, models: Sequence[Snapshot], **texts: 
     return {file: template.format_map(slots) for file, template in templates}
 
 
-def _arena_lines(model: Snapshot, divided: MemoriesDecision | None) -> list[str]:
-    """The bytes to reserve."""
-    arena, month = model.arena, required_tflm(model.graph)[0]
+def firmware_files(model: Snapshot, title: str, memories: MemoriesDecision | None = None) -> dict[str, str]:
+    """C++17 sources by file name: the model as an array with arena and operators, and an example; ``memories`` adds a
+    planner. Raises as :func:`cpp_files`."""
+    name, data, variables = cpp_name(title), bytes(model.data), len(resource_variables(model.graph))
+    divided, arena = memories if memories and memories.is_divided else None, model.arena
+    month = required_tflm(model.graph)[0]
     kernels = model.graph.kernels.title + (f"; requires TFLM of {month_text(month)} or later" if month else "")
     tail = f"persistent structures {arena.persistent:,} B"
-    lines = [f"// Tensors and scratch {arena.head:,} B, {tail}: a MicroInterpreter of 32 bits", f"// with {kernels}."]
+    sizes = [f"// Tensors and scratch {arena.head:,} B, {tail}: a MicroInterpreter of 32 bits", f"// with {kernels}."]
+    memory, made = f"arena, {name}::kTensorArenaSize", ""  # a planner and resource variables need an allocator
     if divided:
-        lines = [
+        sizes = [
             f"// Fast memory, for scratch and the tensors that are used most, with {kernels}.",
             f"constexpr size_t kFastMemorySize = {divided.fast_head};",
             f"// Slow memory, which TFLM gets as its arena: other tensors {divided.slow_head:,} B, {tail},",
             "// or what planning takes for a moment, where that is more.",
         ]
-    return [*lines, f"constexpr size_t kTensorArenaSize = {(divided or arena).reserve};"]
-
-
-def firmware_files(model: Snapshot, title: str, memories: MemoriesDecision | None = None) -> dict[str, str]:
-    """C++17 sources by file name: the model as an array with arena and operators, and an example; ``memories`` adds a
-    planner. Raises as :func:`cpp_files`."""
-    name, data, variables = cpp_name(title), bytes(model.data), len(resource_variables(model.graph))
-    divided = memories if memories and memories.is_divided else None
-    array = ["extern const unsigned char kModel[];", f"constexpr size_t kModelSize = {len(data)};", ""]
-    memory, made = f"arena, {name}::kTensorArenaSize", ""  # a planner and resource variables need an allocator
-    if divided:
         memory, made = f"{memory}, &planner", f"  static {name}::Planner planner(fast, arena);\n"
     if divided or variables:
         memory, made = "allocator", made + ALLOCATOR.format(memory=memory)
     if variables:
         memory += ", variables"
         made += f"  auto* variables = tflite::MicroResourceVariables::Create(allocator, {variables});\n"
+    array = ["extern const unsigned char kModel[];", f"constexpr size_t kModelSize = {len(data)};", ""]
     main = MAIN.format(name=name, made=made, memory=memory)
     return cpp_files(
         title,
         model,
         [model],
         header_includes=PLANNER_INCLUDES if divided else "",
-        arena="\n".join([*array, *_arena_lines(model, divided)]),
+        arena="\n".join([*array, *sizes, f"constexpr size_t kTensorArenaSize = {(divided or arena).reserve};"]),
         remark="// The operators of the model, and no others.\n",
         classes=PLANNER if divided else "",
         source=_array("kModel", data),
