@@ -8857,18 +8857,12 @@ class OrderDecision(Decision):
 
 @deciding(OrderDecision, why_not_rewritten)
 def decide_order(
-    model: Snapshot,
-    time_limit: float = TIME_LIMIT,
-    for_arena: bool = False,
-    in_place: bool = True,
+    model: Snapshot, time_limit: float = TIME_LIMIT, for_arena: bool = False, in_place: bool = True
 ) -> tuple[Snapshot, OrderDecision]:
     """Reorder the operators of every subgraph for the smallest peak, callees first; a plan of the old order is erased.
-    An optimal model stays byte-identical, and so does one whose arena would grow.
-
-    Args:
-        time_limit: seconds; then the best order and the best proven bound so far are taken.
-        for_arena: judge by the memory plan to be made, and try two more orders: that of the smallest arena, and with
-            ``in_place`` that of the smallest arena with outputs over inputs that certainly end there.
+    An optimal model stays byte-identical, and so does one whose arena would grow. After ``time_limit`` seconds, the
+    best order and the best proven bound so far are taken. ``for_arena``: judge by the memory plan to be made, and try
+    two more orders: that of the smallest arena and, with ``in_place``, that with outputs over inputs that end there.
     """
     peak, graph, budget = model.peak, model.graph, Budget(time_limit)
     found = order_model(graph, budget.share(0.5 if for_arena else 1.0).left)
@@ -9767,7 +9761,6 @@ def decide_stages(
 # Step: fit
 ####################################################################################################
 
-
 GLANCE_SECONDS = 2.0  # of work, for a hint
 
 
@@ -9957,14 +9950,9 @@ class CompressionDecision(Decision):
 def decide_compression(
     model: Snapshot, more_ram: int = 0, for_plan: bool = False, time_limit: float = TIME_LIMIT, in_place: bool = True
 ) -> tuple[Snapshot, CompressionDecision]:
-    """Store weights with few values as code-books and indices, which TFLM decodes when needed; outputs stay the same.
-
-    Only TFLM runs such a file. Raises ModelError if it uses a newer schema.
-
-    Args:
-        more_ram: bytes by which the arena to reserve may grow.
-        for_plan: judge by a memory plan to be made, with ``in_place`` as in :func:`decide_plan`.
-    """
+    """Store weights with few values as code-books and indices, which TFLM decodes when needed; outputs stay the same,
+    and the arena to reserve grows by at most ``more_ram`` bytes. ``for_plan`` and ``in_place`` are as for
+    :func:`decide_split`. Only TFLM runs such a file. Raises ModelError if it uses a newer schema."""
     budget, loops = Budget(time_limit), looped_operators(model.graph)  # whose tensors share memory by a plan: a new one
     graph = dataclasses.replace(model.graph, plan=None) if loops and for_plan else model.graph
     if why := COMPILED if is_compiled(model.graph) else why_not_rewritten(graph):
@@ -10050,13 +10038,10 @@ class ClusteringDecision(Decision):
 def decide_clustering(
     model: Snapshot, clusters: int = MAX_CODEBOOK, per_channel: bool = False, min_sqnr: float | None = None
 ) -> tuple[Snapshot, ClusteringDecision]:
-    """Give each weight matrix at most ``clusters`` values; biases stay. Raises ValueError if that is below 1, and
-    ModelError if the file uses a newer schema or its scales have no such axis.
-
-    Args:
-        per_channel: one code-book per output channel, where the quantisation is per channel.
-        min_sqnr: decibels; use the fewest values per matrix that reach this, or leave the matrix unchanged.
-    """
+    """Give each weight matrix at most ``clusters`` values, or the fewest that reach ``min_sqnr`` decibels, if any do;
+    biases stay. ``per_channel``: one code-book per output channel, where the quantisation is per channel. Raises
+    ValueError if ``clusters`` is below 1, and ModelError if the file uses a newer schema or its scales have no such
+    axis."""
     if clusters < 1:
         raise ValueError("the number of clusters must be at least 1")
     weights, notes = weight_tensors(model.graph)
