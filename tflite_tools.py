@@ -8335,6 +8335,7 @@ class Decision:
     key: ClassVar[str] = ""  # of the entry in the JSON document
     json_keys: ClassVar[str] = ""  # documented in README: names of properties, or KEY=PROPERTY
     refused: ClassVar[str] = ""  # start of the line that reports a refusal
+    is_of_peak: ClassVar[bool] = False  # True: ``before`` and ``after`` are peaks
 
     @property
     def optimal(self) -> bool:
@@ -8344,11 +8345,6 @@ class Decision:
     @property
     def saving(self) -> str:
         return saving(self.before or 0, self.after or 0)
-
-    @property
-    def remarks(self) -> Sequence[str]:
-        """Notes for stderr, printed before everything else."""
-        return ()
 
     @property
     def failure(self) -> str:
@@ -8386,16 +8382,20 @@ class Refusal(ValueError):
 P = ParamSpec("P")
 D = TypeVar("D", bound=Decision)
 StepFunction = Callable[Concatenate[Snapshot, P], tuple[Snapshot, D]]
+Decorator = Callable[[StepFunction[P, D]], StepFunction[P, D]]
 
 
-def deciding(kind: type[D]) -> Callable[[StepFunction[P, D]], StepFunction[P, D]]:
-    """Decorate a step: its decision gets the time taken, the reason for a refusal, and ``changed``."""
+def deciding(kind: type[D], why_not: Callable[[ModelGraph], str] = lambda _: "") -> Decorator[P, D]:
+    """Decorate a step: its decision gets the time taken, the reason for a refusal, and ``changed``. ``why_not`` is the
+    reason why it cannot run on a model; empty if it can."""
 
     def decorate(function: StepFunction[P, D]) -> StepFunction[P, D]:
         @wraps(function)
         def decide(model: Snapshot, /, *args: P.args, **options: P.kwargs) -> tuple[Snapshot, D]:
             start, model = time.monotonic(), model.with_data_inside()
             try:
+                if why := why_not(model.graph):
+                    raise Refusal(why, **({"before": model.peak, "after": model.peak} if kind.is_of_peak else {}))
                 after, decision = function(model, *args, **options)
             except (Refusal, ArenaError) as why:
                 after, decision = model, kind(refusal=str(why), **getattr(why, "figures", {}))
@@ -8842,7 +8842,7 @@ class OrderDecision(Decision):
     orders: tuple[tuple[int, ...], ...] = ()  # per subgraph: old indices in the new order
     states: int = 0  # sets of executed operators that the search looked at
 
-    key, refused = "optimization", "Not reordered"
+    key, refused, is_of_peak = "optimization", "Not reordered", True
     json_keys = "peak_before=before peak=after orders states bound optimal changed seconds refusal"
 
     def message(self) -> list[str]:
@@ -8855,24 +8855,16 @@ class OrderDecision(Decision):
         return [f"Operators reordered: peak {self.saving}, {verdict}."]
 
 
-@deciding(OrderDecision)
+@deciding(OrderDecision, why_not_rewritten)
 def decide_order(
-    model: Snapshot,
-    time_limit: float = TIME_LIMIT,
-    for_arena: bool = False,
-    in_place: bool = True,
+    model: Snapshot, time_limit: float = TIME_LIMIT, for_arena: bool = False, in_place: bool = True
 ) -> tuple[Snapshot, OrderDecision]:
     """Reorder the operators of every subgraph for the smallest peak, callees first; a plan of the old order is erased.
-    An optimal model stays byte-identical, and so does one whose arena would grow.
-
-    Args:
-        time_limit: seconds; then the best order and the best proven bound so far are taken.
-        for_arena: judge by the memory plan to be made, and try two more orders: that of the smallest arena, and with
-            ``in_place`` that of the smallest arena with outputs over inputs that certainly end there.
+    An optimal model stays byte-identical, and so does one whose arena would grow. After ``time_limit`` seconds, the
+    best order and the best proven bound so far are taken. ``for_arena``: judge by the memory plan to be made, and try
+    two more orders: that of the smallest arena and, with ``in_place``, that with outputs over inputs that end there.
     """
     peak, graph, budget = model.peak, model.graph, Budget(time_limit)
-    if why := why_not_rewritten(graph):
-        raise Refusal(why, before=peak, after=peak)
     found = order_model(graph, budget.share(0.5 if for_arena else 1.0).left)
     candidates, given = [found], tuple(tuple(range(len(s.operators))) for s in graph.subgraphs)
     if for_arena:
@@ -8931,11 +8923,9 @@ class PlanDecision(Decision):
             done = "planned again, since its plan was wrong" if self.changed else "unchanged"
             return [f"Arena {done}: {self.after:,} B, {verdict}."]
         done = "Arena planned" if self.is_planned else "Arena, which needs no plan"
-        return [f"{done}: {whole.saving}, {verdict}.", *self.sharing()]
-
-    def sharing(self) -> list[str]:
-        shared = ", ".join(f"{count} {kind}" for kind, count in self.in_place.items())
-        lines = [f"Computed in place: {shared}{'' if self.loops else ' (disable with --no-sharing)'}"] if shared else []
+        lines = [f"{done}: {whole.saving}, {verdict}."]
+        if shared := ", ".join(f"{count} {kind}" for kind, count in self.in_place.items()):
+            lines.append(f"Computed in place: {shared}{'' if self.loops else ' (disable with --no-sharing)'}")
         if self.read_by_slices:
             lines.append(f"{plural(self.read_by_slices, 'tensor')} released while read slice by slice")
         if self.loops:
@@ -8967,8 +8957,7 @@ def decide_plan(
     after = model.planned(best) if best.height < arena.head or is_wrong else model
     kinds = {(s.index, t): o.kind for s, o in model.graph.operators for t in o.writes if o.kind != "WHILE"}
     above = (after.arena.buffers[alias.new] for alias in after.arena.used.pairs)
-    shared = Counter(kinds.get((b.subgraph, b.tensor or 0), "") for b in above)
-    shared.pop("", None)  # tensors of loops, which ``loops`` reports
+    shared = Counter(kinds[where] for b in above if (where := (b.subgraph, b.tensor or 0)) in kinds)
     return after, PlanDecision(
         before=arena.head,
         after=after.arena.head,
@@ -9099,13 +9088,7 @@ def decide_memories(
         free = plan_memories(arena, problem, Memories(fast), 1.0)
         why = f"no plan was found for {fast:,} B of fast memory and {room:,} B of slow memory"
         raise Refusal(why + (f"; {free.reserve(arena):,} B of slow memory are enough" if free else ""), **known)
-    after = model.planned(found.plan)
-    return after, MemoriesDecision(**known, **_division(model, found, moved), one_arena=after.arena.reserve)
-
-
-def _division(model: Snapshot, found: Division, moved: Sequence[int]) -> dict[str, Any]:
-    """The figures of a division, keyed by the field names of MemoriesDecision."""
-    arena, graph = model.arena, model.graph
+    after, graph = model.planned(found.plan), model.graph
     others = {name: arena_buffers(graph.on(LIBRARIES[name])) for name in USUAL_LIBRARIES if name != graph.kernels.name}
     scratch = {name: Profile(b.interval for b in bs if b.tensor is None).peak for name, bs in others.items()}
     away = [i for i in range(len(moved)) if i not in found.fast]
@@ -9114,17 +9097,19 @@ def _division(model: Snapshot, found: Division, moved: Sequence[int]) -> dict[st
         for b in (arena.buffers[i] for i in away)
         if b.tensor is not None
     )
-    return {
-        "after": sum(moved[i] for i in away),
-        "bound": sum(moved) - found.most,
-        "fast_head": found.boundary,
-        "slow_head": found.plan.height - found.boundary,
-        "reserve": found.reserve(arena),
-        "persistent": persistent_apart(arena),
-        "scratch_elsewhere": {name: size for name, size in scratch.items() if size > found.boundary},
-        "is_divided": True,
-        "tensors": tuple(tensors),
-    }
+    return after, MemoriesDecision(
+        **known,
+        after=sum(moved[i] for i in away),
+        bound=sum(moved) - found.most,
+        fast_head=found.boundary,
+        slow_head=found.plan.height - found.boundary,
+        reserve=found.reserve(arena),
+        persistent=persistent_apart(arena),
+        scratch_elsewhere={name: size for name, size in scratch.items() if size > found.boundary},
+        one_arena=after.arena.reserve,
+        is_divided=True,
+        tensors=tuple(tensors),
+    )
 
 
 ####################################################################################################
@@ -9175,14 +9160,12 @@ def lightened(model: Snapshot) -> Snapshot:
     return model
 
 
-@deciding(LighteningDecision)
+@deciding(LighteningDecision, why_not_rewritten)
 def decide_lightening(
     model: Snapshot, for_plan: bool = True, in_place: bool = True
 ) -> tuple[Snapshot, LighteningDecision]:
     """Replace operators of subgraph 0 to compute the same bits with less persistent memory in TFLM, as
     :class:`Lightening` does. ``for_plan`` and ``in_place`` are as for :func:`decide_split`."""
-    if why := why_not_rewritten(model.graph):
-        raise Refusal(why)
     changed = lightened(model)
     before, after = (persistent_bytes(m.graph).total for m in (model, changed))
     if after >= before and reserve_of(changed, for_plan, in_place) >= reserve_of(model, for_plan, in_place):
@@ -9213,12 +9196,10 @@ class RepairDecision(ExchangeDecision):
         return [*lines, *registered(self.new_kinds), *left]
 
 
-@deciding(RepairDecision)
+@deciding(RepairDecision, why_not_rewritten)
 def decide_repair(model: Snapshot, is_inexact: bool = False) -> tuple[Snapshot, RepairDecision]:
     """Replace operators of subgraph 0 that TFLM rejects by others with the same results, as :class:`Repair` does; with
     ``is_inexact`` also hybrid ones, whose results then differ from LiteRT's."""
-    if why := why_not_rewritten(model.graph):
-        raise Refusal(why)
     after, floats = model, list[str]()
     while (found := Repair(after.graph, is_inexact)).changed:
         floats += found.floats
@@ -9243,7 +9224,7 @@ class PortsDecision(Decision):
     reserve_before: int | None = None
     reserve: int | None = None
 
-    key, refused = "integer_io", "Inputs and outputs unchanged"
+    key, refused, is_of_peak = "integer_io", "Inputs and outputs unchanged", True
     json_keys = "peak_before=before peak=after reserve_before reserve ports changed seconds refusal"
 
     def message(self) -> list[str]:
@@ -9264,13 +9245,11 @@ def saved_by_integer_ports(model: Snapshot) -> int | None:
     return None
 
 
-@deciding(PortsDecision)
+@deciding(PortsDecision, why_not_rewritten)
 def decide_ports(model: Snapshot, for_plan: bool = True, in_place: bool = True) -> tuple[Snapshot, PortsDecision]:
     """Remove QUANTIZE where only it reads an input, and DEQUANTIZE where it writes an output, in subgraph 0; the
     application converts instead. Signatures follow; the decision has types, scales and zero points. ``for_plan`` and
     ``in_place`` are as for :func:`decide_split`."""
-    if why := why_not_rewritten(model.graph):
-        raise Refusal(why, before=model.peak, after=model.peak)
     after, ports = model, convertible_ports(model.graph.subgraphs[0])
     if ports:
         after = model.rewritten(without_conversions(model.graph.subgraphs[0], ports))
@@ -9316,7 +9295,7 @@ class SplitDecision(Decision):
     is_batch_fixed: bool = False  # to the batch size stored in the file, which TFLM uses
     file_growth: int = 0  # bytes
 
-    key, refused = "split", "Not split"
+    key, refused, is_of_peak = "split", "Not split", True
     json_keys = (
         "before=unsplit chosen is_complete is_reordered new_kinds limit bounded_by whole "
         "is_batch_fixed file_growth changed seconds refusal"
@@ -9396,28 +9375,8 @@ class SplitCandidate:
         cost = composition.cost._replace(persistent=arena.persistent, operators=operators)
         return SplitWay(composition.regions, cost, arena.reserve_with(cost.peak), *more_work(self.model, written))
 
-    def decide(
-        self, best: Composition, original: Snapshot, budget: Budget, **figures: Any
-    ) -> tuple[Snapshot, SplitDecision]:
-        after = written = self.written(best)
-        if best.has_loops:  # they need a plan
-            after, _ = decide_plan(after, budget.left)
-        return after, SplitDecision(
-            before=self.ways[0].cost.peak,
-            after=best.cost.peak,
-            unsplit=self.way(self.ways[0], self.model),
-            chosen=self.way(best, written),
-            is_complete=self.is_complete,
-            new_kinds=added_kinds(self.model, written),
-            bounded_by=bottleneck_of(self.search, best),
-            whole=tuple(reasons_for_whole(self.search, best)),
-            is_batch_fixed=any(0 in t.dynamic for t in self.model.graph.subgraphs[0].tensors),
-            file_growth=len(after.data) - len(original.data),
-            **figures,
-        )
 
-
-@deciding(SplitDecision)
+@deciding(SplitDecision, why_not_rewritten)
 def decide_split(
     model: Snapshot,
     max_time: float = DEFAULT_MAX_TIME,
@@ -9444,8 +9403,6 @@ def decide_split(
     if stripes not in STRIPES_AS:
         raise ValueError(f"stripes are one of {', '.join(STRIPES_AS)}, not {stripes!r}")
     budget, forms = Budget(time_limit), STRIPES_AS[stripes]
-    if why := why_not_rewritten(model.graph):
-        raise Refusal(why, before=model.peak, after=model.peak)
     models, patience = [model], budget.share(0.8 if limit is None else 0.5)
     if is_series(model.graph.subgraphs[0]):
         light = lightened(model)
@@ -9476,7 +9433,23 @@ def decide_split(
         best = min([best, *((c, way) for c, way in fastest if way)], key=lambda one: one[1].cost.time)
     is_better = reserve(*best) < old and (limit is None or old > limit)
     candidate, way = best if is_better else unsplit[0]
-    return candidate.decide(way, model, budget, is_reordered=candidate is not candidates[0], limit=limit)
+    after = written = candidate.written(way)
+    if way.has_loops:  # they need a plan
+        after, _ = decide_plan(after, budget.left)
+    return after, SplitDecision(
+        before=candidate.ways[0].cost.peak,
+        after=way.cost.peak,
+        unsplit=candidate.way(candidate.ways[0], candidate.model),
+        chosen=candidate.way(way, written),
+        is_complete=candidate.is_complete,
+        is_reordered=candidate is not candidates[0],
+        new_kinds=added_kinds(candidate.model, written),
+        limit=limit,
+        bounded_by=bottleneck_of(candidate.search, way),
+        whole=tuple(reasons_for_whole(candidate.search, way)),
+        is_batch_fixed=any(0 in t.dynamic for t in candidate.model.graph.subgraphs[0].tensors),
+        file_growth=len(after.data) - len(model.data),
+    )
 
 
 ####################################################################################################
@@ -9744,7 +9717,7 @@ def allocation_instructions(graph: ModelGraph) -> int:
     return total
 
 
-@deciding(StagesDecision)
+@deciding(StagesDecision, why_no_stages)
 def decide_stages(
     model: Snapshot,
     most: int | None = None,
@@ -9757,8 +9730,6 @@ def decide_stages(
     Of each, the way that takes the least time within that arena is taken. ``time_limit`` is in seconds, for all
     searches together; ``max_time`` and ``in_place`` are as for :func:`decide_split`.
     """
-    if why := why_no_stages(model.graph):
-        raise Refusal(why)
     budget = Budget(time_limit)
     ordered, _ = decide_order(model, budget.share(0.1).left, for_arena=True, in_place=in_place)
     names = Counter(tensor.name for tensor in model.graph.subgraphs[0].tensors if tensor.ram_bytes)
@@ -9789,7 +9760,6 @@ def decide_stages(
 ####################################################################################################
 # Step: fit
 ####################################################################################################
-
 
 GLANCE_SECONDS = 2.0  # of work, for a hint
 
@@ -9976,31 +9946,13 @@ class CompressionDecision(Decision):
         return super().json() | {"weights": [dict(zip(names, w, strict=True)) for w in self.weights]}
 
 
-def _compressed_within(
-    compression: Compression, more_ram: int, reserve: Callable[[Snapshot], int], before: int, budget: Budget
-) -> list[Compressible]:
-    """The choice that saves most and lets the arena to reserve grow by at most that many bytes."""
-    spare = more_ram + max(before - compression.least, 0)
-    while spare >= 0 and not budget.is_over and (chosen := compression.best(spare)):
-        excess = reserve(compression.model.rewritten(compression.rewrite(chosen))) - before - more_ram
-        if excess <= 0:
-            return chosen
-        spare -= excess
-    return []
-
-
 @deciding(CompressionDecision)
 def decide_compression(
     model: Snapshot, more_ram: int = 0, for_plan: bool = False, time_limit: float = TIME_LIMIT, in_place: bool = True
 ) -> tuple[Snapshot, CompressionDecision]:
-    """Store weights with few values as code-books and indices, which TFLM decodes when needed; outputs stay the same.
-
-    Only TFLM runs such a file. Raises ModelError if it uses a newer schema.
-
-    Args:
-        more_ram: bytes by which the arena to reserve may grow.
-        for_plan: judge by a memory plan to be made, with ``in_place`` as in :func:`decide_plan`.
-    """
+    """Store weights with few values as code-books and indices, which TFLM decodes when needed; outputs stay the same,
+    and the arena to reserve grows by at most ``more_ram`` bytes. ``for_plan`` and ``in_place`` are as for
+    :func:`decide_split`. Only TFLM runs such a file. Raises ModelError if it uses a newer schema."""
     budget, loops = Budget(time_limit), looped_operators(model.graph)  # whose tensors share memory by a plan: a new one
     graph = dataclasses.replace(model.graph, plan=None) if loops and for_plan else model.graph
     if why := COMPILED if is_compiled(model.graph) else why_not_rewritten(graph):
@@ -10010,12 +9962,16 @@ def decide_compression(
         return reserve_of(model, for_plan or loops > 0, in_place)
 
     compression, before, size = Compression(model), reserve(model), len(model.repacked().data)
-    chosen = _compressed_within(compression, more_ram, reserve, before, budget)
-    more = compression.within(compression.peak, NO_LIMIT)
-    changed = model.rewritten(compression.rewrite(chosen)) if chosen else model
-    if chosen and len(changed.data) >= size:
-        changed, chosen = model, []
-    after, tensors = reserve(changed), model.graph.subgraphs[0].tensors
+    changed, after, chosen = model, before, list[Compressible]()
+    limit, spare = before + more_ram, more_ram + max(before - compression.least, 0)
+    while spare >= 0 and not budget.is_over and (choice := compression.best(spare)):
+        smaller = model.rewritten(compression.rewrite(choice))
+        if (needed := reserve(smaller)) <= limit:
+            if len(smaller.data) < size:
+                changed, after, chosen = smaller, needed, choice
+            break
+        spare -= needed - limit
+    more, tensors = compression.within(compression.peak, NO_LIMIT), model.graph.subgraphs[0].tensors
     if loops and chosen:
         changed, _ = decide_plan(changed, budget.left, in_place)
     has_kernel = any(operator.kind == DECODE for _, operator in model.graph.operators)
@@ -10051,10 +10007,6 @@ class ClusteringDecision(Decision):
     json_keys = "clusters per_channel min_sqnr notes bytes_before=before bytes_after=after weights"
 
     @property
-    def remarks(self) -> Sequence[str]:
-        return self.notes
-
-    @property
     def sqnr_db(self) -> float:
         """SQNR over all matrices."""
         return decibels(sum(w.signal for w in self.weights), sum(w.squared_error for w in self.weights))
@@ -10086,13 +10038,10 @@ class ClusteringDecision(Decision):
 def decide_clustering(
     model: Snapshot, clusters: int = MAX_CODEBOOK, per_channel: bool = False, min_sqnr: float | None = None
 ) -> tuple[Snapshot, ClusteringDecision]:
-    """Give each weight matrix at most ``clusters`` values; biases stay. Raises ValueError if that is below 1, and
-    ModelError if the file uses a newer schema or its scales have no such axis.
-
-    Args:
-        per_channel: one code-book per output channel, where the quantisation is per channel.
-        min_sqnr: decibels; use the fewest values per matrix that reach this, or leave the matrix unchanged.
-    """
+    """Give each weight matrix at most ``clusters`` values, or the fewest that reach ``min_sqnr`` decibels, if any do;
+    biases stay. ``per_channel``: one code-book per output channel, where the quantisation is per channel. Raises
+    ValueError if ``clusters`` is below 1, and ModelError if the file uses a newer schema or its scales have no such
+    axis."""
     if clusters < 1:
         raise ValueError("the number of clusters must be at least 1")
     weights, notes = weight_tensors(model.graph)
@@ -10516,11 +10465,6 @@ def cpp_name(text: str) -> str:
     return f"model_{name}".rstrip("_") if is_taken else name
 
 
-def cpp_string(text: bytes) -> str:
-    """A C++ string literal of these bytes."""
-    return '"' + re.sub(r"[^A-Za-z0-9 .:/_-]", lambda c: f"\\{ord(c[0]):03o}", text.decode("latin-1")) + '"'
-
-
 def own_kernels(model: Snapshot) -> dict[str, tuple[bytes, str]]:
     """Of the operators that TFLM does not know: the code in the file, and the function that registers it."""
     used = {o.kind for _, o in model.graph.operators if o.is_custom and o.kind not in CUSTOM_KINDS}
@@ -10537,7 +10481,8 @@ def registration(kind: str, is_custom: bool, own: Mapping[str, tuple[bytes, str]
     """The MicroMutableOpResolver call that registers an operator. Raises ValueError if TFLM has no kernel for it."""
     if is_custom and kind in own:
         code, function = own[kind]
-        return f"AddCustom({cpp_string(code)}, {function}())"
+        text = re.sub(r"[^A-Za-z0-9 .:/_-]", lambda c: f"\\{ord(c[0]):03o}", code.decode("latin-1"))
+        return f'AddCustom("{text}", {function}())'
     known = (CUSTOM_KINDS if is_custom else KINDS).get(kind, UNKNOWN_KIND)
     if known.tflm is None:
         raise ValueError(f"TFLM has no kernel for {shorten(kind)}, so there is nothing to register")
@@ -10633,6 +10578,24 @@ EXAMPLE_INCLUDES = """\
 {variables}#include "tensorflow/lite/schema/schema_generated.h"
 """
 VARIABLES_INCLUDE = '#include "tensorflow/lite/micro/micro_resource_variable.h"\n'
+FAST_MAIN = """\
+  alignas(16) static uint8_t fast[{name}::kFastMemorySize];
+  // Move this one to the slow memory, with an attribute such as EXT_RAM_BSS_ATTR or a section of your linker script.
+"""
+MAIN = """\
+  alignas(16) static uint8_t arena[{name}::kTensorArenaSize];
+  static {name}::OpResolver resolver;
+  if ({name}::RegisterOperators(resolver) != kTfLiteOk) return 1;
+  const tflite::Model* model = tflite::GetModel({name}::kModel);
+{made}  static tflite::MicroInterpreter interpreter(model, resolver, {memory});
+  if (interpreter.AllocateTensors() != kTfLiteOk) return 2;
+  // Fill interpreter.input(0) here, then:
+  if (interpreter.Invoke() != kTfLiteOk) return 3;
+  // Read interpreter.output(0) here."""
+ALLOCATOR = """\
+  tflite::MicroAllocator* allocator = tflite::MicroAllocator::Create({memory});
+  if (allocator == nullptr) return 2;
+"""
 PLANNER_INCLUDES = """\
 #include "tensorflow/lite/micro/memory_planner/greedy_memory_planner.h"
 #include "tensorflow/lite/micro/memory_planner/micro_memory_planner.h"
@@ -10654,19 +10617,14 @@ class Planner : public tflite::MicroMemoryPlanner {
   }
   TfLiteStatus AddBuffer(int size, int first, int last) override {
     if (count_ >= most_) return kTfLiteError;
-    TF_LITE_ENSURE_STATUS(fast_.AddBuffer(size, first, last));
-    places_[count_++] = -fast_.GetBufferCount();
-    return kTfLiteOk;
+    places_[count_++] = -1 - fast_.GetBufferCount();
+    return fast_.AddBuffer(size, first, last);
   }
   TfLiteStatus AddBuffer(int size, int first, int last, int offset) override {
     if (count_ >= most_) return kTfLiteError;
     const int place = offset - static_cast<int>(kFastMemorySize);
-    if (place < 0) {
-      TF_LITE_ENSURE_STATUS(fast_.AddBuffer(size, first, last, offset));
-      places_[count_++] = -fast_.GetBufferCount();
-      return kTfLiteOk;
-    }
-    places_[count_++] = place;
+    places_[count_++] = place < 0 ? -1 - fast_.GetBufferCount() : place;
+    if (place < 0) return fast_.AddBuffer(size, first, last, offset);
     slow_ = place + size > slow_ ? place + size : slow_;
     return kTfLiteOk;
   }
@@ -10724,71 +10682,42 @@ def cpp_files(title: str, model: Snapshot, models: Sequence[Snapshot], **texts: 
     return {file: template.format_map(slots) for file, template in templates}
 
 
-def _arena_lines(model: Snapshot, divided: MemoriesDecision | None) -> list[str]:
-    """The bytes to reserve."""
-    arena, month = model.arena, required_tflm(model.graph)[0]
+def firmware_files(model: Snapshot, title: str, memories: MemoriesDecision | None = None) -> dict[str, str]:
+    """C++17 sources by file name: the model as an array with arena and operators, and an example; ``memories`` adds a
+    planner. Raises as :func:`cpp_files`."""
+    name, data, variables = cpp_name(title), bytes(model.data), len(resource_variables(model.graph))
+    divided, arena = memories if memories and memories.is_divided else None, model.arena
+    month = required_tflm(model.graph)[0]
     kernels = model.graph.kernels.title + (f"; requires TFLM of {month_text(month)} or later" if month else "")
     tail = f"persistent structures {arena.persistent:,} B"
-    lines = [f"// Tensors and scratch {arena.head:,} B, {tail}: a MicroInterpreter of 32 bits", f"// with {kernels}."]
+    sizes = [f"// Tensors and scratch {arena.head:,} B, {tail}: a MicroInterpreter of 32 bits", f"// with {kernels}."]
+    memory, made = f"arena, {name}::kTensorArenaSize", ""  # a planner and resource variables need an allocator
     if divided:
-        lines = [
+        sizes = [
             f"// Fast memory, for scratch and the tensors that are used most, with {kernels}.",
             f"constexpr size_t kFastMemorySize = {divided.fast_head};",
             f"// Slow memory, which TFLM gets as its arena: other tensors {divided.slow_head:,} B, {tail},",
             "// or what planning takes for a moment, where that is more.",
         ]
-    return [*lines, f"constexpr size_t kTensorArenaSize = {(divided or arena).reserve};"]
-
-
-def _main_lines(name: str, is_divided: bool, variables: int) -> list[str]:
-    """What the example does; a planner and resource variables need an allocator."""
-    arrays, made = [f"alignas(16) static uint8_t arena[{name}::kTensorArenaSize];"], []
-    memory = f"arena, {name}::kTensorArenaSize"
-    if is_divided:
-        attribute = "an attribute such as EXT_RAM_BSS_ATTR or a section of your linker script"
-        fast = f"alignas(16) static uint8_t fast[{name}::kFastMemorySize];"
-        arrays = [fast, f"// Move this one to the slow memory, with {attribute}.", *arrays]
-        made += [f"static {name}::Planner planner(fast, arena);"]
-        memory += ", &planner"
-    if is_divided or variables:
-        made += [f"tflite::MicroAllocator* allocator = tflite::MicroAllocator::Create({memory});"]
-        made += ["if (allocator == nullptr) return 2;"]
-        memory = "allocator"
+        memory, made = f"{memory}, &planner", f"  static {name}::Planner planner(fast, arena);\n"
+    if divided or variables:
+        memory, made = "allocator", made + ALLOCATOR.format(memory=memory)
     if variables:
-        made += [f"auto* variables = tflite::MicroResourceVariables::Create(allocator, {variables});"]
         memory += ", variables"
-    return [
-        *arrays,
-        f"static {name}::OpResolver resolver;",
-        f"if ({name}::RegisterOperators(resolver) != kTfLiteOk) return 1;",
-        f"const tflite::Model* model = tflite::GetModel({name}::kModel);",
-        *made,
-        f"static tflite::MicroInterpreter interpreter(model, resolver, {memory});",
-        "if (interpreter.AllocateTensors() != kTfLiteOk) return 2;",
-        "// Fill interpreter.input(0) here, then:",
-        "if (interpreter.Invoke() != kTfLiteOk) return 3;",
-        "// Read interpreter.output(0) here.",
-    ]
-
-
-def firmware_files(model: Snapshot, title: str, memories: MemoriesDecision | None = None) -> dict[str, str]:
-    """C++17 sources by file name: the model as an array with arena and operators, and an example; ``memories`` adds a
-    planner. Raises as :func:`cpp_files`."""
-    data, variables = bytes(model.data), len(resource_variables(model.graph))
-    divided = memories if memories and memories.is_divided else None
+        made += f"  auto* variables = tflite::MicroResourceVariables::Create(allocator, {variables});\n"
     array = ["extern const unsigned char kModel[];", f"constexpr size_t kModelSize = {len(data)};", ""]
-    main_lines = _main_lines(cpp_name(title), divided is not None, variables)
+    main = MAIN.format(name=name, made=made, memory=memory)
     return cpp_files(
         title,
         model,
         [model],
         header_includes=PLANNER_INCLUDES if divided else "",
-        arena="\n".join([*array, *_arena_lines(model, divided)]),
+        arena="\n".join([*array, *sizes, f"constexpr size_t kTensorArenaSize = {(divided or arena).reserve};"]),
         remark="// The operators of the model, and no others.\n",
         classes=PLANNER if divided else "",
         source=_array("kModel", data),
         example_includes=EXAMPLE_INCLUDES.format(variables=VARIABLES_INCLUDE if variables else ""),
-        main="\n".join(f"  {line}" for line in main_lines),
+        main=FAST_MAIN.format(name=name) + main if divided else main,
     )
 
 
@@ -10840,23 +10769,6 @@ const unsigned char* const kModels[] = {{{models}}};
 // What waits below the arena of each stage, in bytes.
 constexpr size_t kWaiting[] = {{{waiting}}};
 
-// Copies of bytes: from an input (-1) or output (1) of the interpreter, or from the arena (0), into the arena; or (2)
-// from the arena to an input.
-struct Move {{
-  int kind;
-  size_t port, from, to, size;
-}};
-{moves}
-
-void Run(const Move* moves, size_t count, uint8_t* arena, tflite::MicroInterpreter* interpreter) {{
-  for (const Move* m = moves; m != moves + count; ++m) {{
-    const void* from = m->kind == 0 || m->kind == 2 ? arena + m->from
-                       : m->kind < 0                ? interpreter->input(m->port)->data.data
-                                                    : interpreter->output(m->port)->data.data;
-    std::memmove(m->kind == 2 ? interpreter->input(m->port)->data.data : arena + m->to, from, m->size);
-  }}
-}}
-
 }}  // namespace
 
 void Model::Drop() {{
@@ -10898,55 +10810,47 @@ STAGES_MAIN = """\
   // Read model.output(0) here."""
 
 
-def _moves_of(decision: StagesDecision, original: Subgraph) -> tuple[list[list[str]], list[str]]:
-    """(The copies before and after each stage in turn, as C++; where each output is in the end, as C++)."""
+def stage_statements(decision: StagesDecision, original: Subgraph) -> tuple[list[str], list[str]]:
+    """(What runs the stages and copies the tensors that wait; where each output is in the end), as C++."""
     sizes = {crossing.name: crossing.size for crossing in decision.crossings}
 
-    def packed(names: Sequence[str]) -> dict[str, int]:
-        """Their offsets in the arena, one after the other."""
+    def packed(names: Sequence[str]) -> dict[str, str]:
+        """Their places in the arena, one after the other."""
         starts = itertools.accumulate((align(sizes[name]) for name in names), initial=0)
-        return dict(zip(names, starts, strict=False))
+        return {name: f"arena_ + {start}" for name, start in zip(names, starts, strict=False)}
 
-    lists, at = [], dict[str, int]()  # what waits, by name: its offset, in rising order
+    def copies(to: Mapping[str, str], sources: Mapping[str, str]) -> list[str]:
+        pairs = [(name, place, sources[name]) for name, place in to.items()]
+        return [f"std::memmove({place}, {old}, {sizes[name]});" for name, place, old in pairs if place != old]
+
+    statements, waiting = list[str](), dict[str, str]()  # the places of what waits, in rising order
     for stage, model in enumerate(decision.models):
         part = model.graph.subgraphs[0]
-        inputs, outputs = ([part.tensors[t].name for t in ids] for ids in (part.inputs, part.outputs))
-        if stage == 0:
-            at = packed([name for name in inputs if name in sizes])
-            lists.append([f"{{-1, {inputs.index(name)}, 0, {to}, {sizes[name]}}}" for name, to in at.items()])
+        inputs, outputs = (
+            {part.tensors[t].name: f"interpreter_->{port}({i})->data.data" for i, t in enumerate(ids)}
+            for port, ids in (("input", part.inputs), ("output", part.outputs))
+        )
+        if stage:
+            statements += [f"TF_LITE_ENSURE_STATUS(Make({stage}));", *copies(inputs, waiting)]
         else:
-            lists.append([f"{{2, {port}, {at[name]}, 0, {sizes[name]}}}" for port, name in enumerate(inputs)])
-        if stage == len(decision.models) - 1:
-            break
-        places = {b.tensor: b.interval.offset or 0 for b in model.arena.buffers if b.subgraph == 0}
-        made = [part.tensors[t].name for t in sorted(part.outputs, key=places.__getitem__)]
-        needed = {crossing.name for crossing in decision.crossings if crossing.waits(stage + 1)}
-        now = packed([*(name for name in at if name in needed), *made])
-        sources = {name: f"1, {port}, 0" for port, name in enumerate(outputs)}
-        sources |= {name: f"0, 0, {offset}" for name, offset in at.items()}
-        moved = [name for name in now if at.get(name) != now[name]]
-        lists.append([f"{{{sources[name]}, {now[name]}, {sizes[name]}}}" for name in moved])
-        at = now
-    wheres = {name: f"interpreter_->output({port})->data.data" for port, name in enumerate(outputs)}
-    wheres |= {name: f"arena_ + {offset}" for name, offset in at.items()}
-    return lists, [wheres[original.tensors[t].name] for t in original.outputs]
+            waiting = packed([name for name in inputs if name in sizes])
+            statements += copies(waiting, inputs)
+        statements.append("TF_LITE_ENSURE_STATUS(interpreter_->Invoke());")
+        if stage < len(decision.models) - 1:
+            places = {b.tensor: b.interval.offset or 0 for b in model.arena.buffers if b.subgraph == 0}
+            made = [part.tensors[t].name for t in sorted(part.outputs, key=places.__getitem__)]
+            needed = {crossing.name for crossing in decision.crossings if crossing.waits(stage + 1)}
+            before, waiting = outputs | waiting, packed([*(name for name in waiting if name in needed), *made])
+            statements += copies(waiting, before)
+    ends = outputs | waiting
+    return statements, [ends[original.tensors[t].name] for t in original.outputs]
 
 
 def stages_firmware(decision: StagesDecision, original: Snapshot, title: str) -> dict[str, str]:
     """C++17 sources by file name: the stages as arrays, a class that runs them, and an example. Raises as
     :func:`cpp_files`."""
     models, count = decision.models, len(decision.models)
-    lists, wheres = _moves_of(decision, original.graph.subgraphs[0])
-    steps, tables = [], []
-    for number, moves in enumerate(lists):
-        stage, is_after = divmod(number, 2)
-        if number and not is_after:
-            steps.append(f"  TF_LITE_ENSURE_STATUS(Make({stage}));")
-        if moves:
-            tables.append(f"constexpr Move kMoves{number}[] = {{{', '.join(moves)}}};")
-            steps.append(f"  Run(kMoves{number}, {len(moves)}, arena_, interpreter_);")
-        if not is_after:
-            steps.append("  TF_LITE_ENSURE_STATUS(interpreter_->Invoke());")
+    statements, places = stage_statements(decision, original.graph.subgraphs[0])
     return cpp_files(
         title,
         original,
@@ -10959,9 +10863,8 @@ def stages_firmware(decision: StagesDecision, original: Snapshot, title: str) ->
             arrays="\n".join(_array(f"kStage{i}", bytes(model.data)) for i, model in enumerate(models)),
             models=", ".join(f"kStage{i}" for i in range(count)),
             waiting=", ".join(str(row.waiting) for row in decision.stages),
-            moves="\n".join(tables),
-            steps="\n".join(steps),
-            outputs="\n".join(f"  if (number == {i}) return {where};" for i, where in enumerate(wheres)),
+            steps="\n".join(f"  {statement}" for statement in statements),
+            outputs="\n".join(f"  if (number == {i}) return {place};" for i, place in enumerate(places)),
         ),
         main=STAGES_MAIN.format(name=cpp_name(title)),
     )
@@ -11496,7 +11399,8 @@ class Command:
     def report(self) -> None:
         """Output everything but the model: notes, tables, JSON, CSV, plots."""
         a, model = self.arguments, self.model
-        for note in [*(note for result in self.results for note in result.remarks), *model.graph.notes]:
+        clustering = self.result(ClusteringDecision)
+        for note in (*(clustering.notes if clustering else ()), *model.graph.notes):
             _log(f"note: {note}")
         with contextlib.suppress(ArenaError):
             for problem in model.arena.problems[:1]:

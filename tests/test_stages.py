@@ -86,19 +86,23 @@ class Machine:
     def __init__(self, decision: StagesDecision, original: bytes) -> None:
         self.decision, self.first = decision, TFLiteModel(original).graph.subgraphs[0]
         self.memory = bytearray(decision.after)
-        self.lists, self.wheres = tflite_tools._moves_of(decision, self.first)
+        self.statements, self.wheres = tflite_tools.stage_statements(decision, self.first)
         self.ports: tuple[list[bytearray], list[tuple[int, int]]] = [], []
 
-    def copy(self, moves: list[str]) -> None:
-        for move in moves:
-            kind, port, source, to, size = map(int, re.findall(r"-?\d+", move))
+    def copy_until(self, what: str) -> None:
+        """Execute the copies before the next statement with this in it, and drop that."""
+        while what not in self.statements[0]:
+            move = re.fullmatch(r"std::memmove\((.+), (.+), (\d+)\);", self.statements.pop(0))
+            to, source, size = move[1], move[2], int(move[3])
             inputs, outputs = self.ports
-            if kind == 2:
-                inputs[port][:] = self.memory[source : source + size]
+            number, place = (int(re.findall(r"\d+", text)[0]) for text in (source, to))
+            at = outputs[number][0] if "output" in source else number
+            value = bytes(inputs[number]) if "input" in source else bytes(self.memory[at : at + size])
+            if "input" in to:
+                inputs[place][:] = value
             else:
-                at = outputs[port][0] if kind == 1 else source
-                value = bytes(inputs[port]) if kind < 0 else bytes(self.memory[at : at + size])
-                self.memory[to : to + size] = value
+                self.memory[place : place + size] = value
+        assert self.statements.pop(0) == f"TF_LITE_ENSURE_STATUS({what});"
 
     def run(self, given: list[np.ndarray]) -> list[bytes]:
         for number, (stage, row) in enumerate(zip(self.decision.models, self.decision.stages, strict=True)):
@@ -110,7 +114,7 @@ class Machine:
                 inputs,
                 [(row.waiting + (places[t].offset or 0), part.tensors[t].bytes or 0) for t in part.outputs],
             )
-            self.copy(self.lists[2 * number])
+            self.copy_until("interpreter_->Invoke()")
             arrays = [
                 np.frombuffer(bytes(raw), part.tensors[t].dtype.lower()).reshape(part.tensors[t].shape)
                 for raw, t in zip(inputs, part.inputs, strict=True)
@@ -120,7 +124,8 @@ class Machine:
             for (at, size), array in zip(self.ports[1], made, strict=True):
                 self.memory[at : at + size] = array.tobytes()
             if number < len(self.decision.models) - 1:
-                self.copy(self.lists[2 * number + 1])
+                self.copy_until(f"Make({number + 1})")
+        assert not self.statements
         results = []
         for t, where in zip(self.first.outputs, self.wheres, strict=True):
             number = int(re.findall(r"\d+", where)[0])
