@@ -543,9 +543,9 @@ def layout(kind: str) -> dict[str, Field]:
         else:
             many = "s" if hasattr(table, f"{name}Length") else ""
             value = getattr(table, name)(*[0] * len(many))
-            form = next((form for form in ("String", "Union") if form in probe.asked), "Table")
-            form = {"String": "text", "Union": "union", "Table": "table"}[form] + many
-            fields[name] = Field(slot, form, type(value).__name__, () if many else b"" if form == "text" else None)
+            form = "text" if "String" in probe.asked else "union" if "Union" in probe.asked else "table"
+            missing = () if many else b"" if form == "text" else None
+            fields[name] = Field(slot, form + many, type(value).__name__, missing)
     return dict(sorted(fields.items(), key=lambda item: item[1].slot))
 
 
@@ -588,7 +588,6 @@ class _Unpacker:
         self.newer = ""  # a kind of table with fields unknown to the bindings
         self.left = len(data)  # bytes for references, 4 each: only overlapping vectors of a damaged file claim more
         self.known: dict[tuple[str, Any, int], Any] = {}
-        self.vtables: dict[tuple[str, int], tuple[list[tuple[str, Field, int]], tuple[int, ...]]] = {}
 
     def word(self, at: int) -> int:
         return int(UINT32.unpack_from(self.data, at)[0])
@@ -602,7 +601,7 @@ class _Unpacker:
 
     def table(self, kind: str, at: int) -> Table:
         table = Table(kind)
-        fields, table.unknown = self.fields(kind, at - INT32.unpack_from(self.data, at)[0])
+        fields, table.unknown = self.once("fields", kind, at - INT32.unpack_from(self.data, at)[0])
         for name, (_, form, of, _), place in fields:
             place += at
             if form == "number":
@@ -615,17 +614,15 @@ class _Unpacker:
 
     def fields(self, kind: str, vtable: int) -> tuple[list[tuple[str, Field, int]], tuple[int, ...]]:
         """(fields present in a table, each with its distance from it in bytes; slots of unknown fields)."""
-        if (kind, vtable) not in self.vtables:
-            if vtable < 0:
-                raise IndexError("a table is described before the beginning of the file")
-            count = UINT16.unpack_from(self.data, vtable)[0] // 2 - 2
-            places = dict(enumerate(struct.unpack_from(f"<{count}H", self.data, vtable + 4)))
-            known = [(name, f, place) for name, f in layout(kind).items() if (place := places.pop(f.slot, 0))]
-            last = max((field.slot for field in layout(kind).values()), default=-1)  # lower ones are deprecated
-            unknown = tuple(slot for slot, place in places.items() if place and slot > last)
-            self.newer = kind or "a union" if unknown or not kind else self.newer
-            self.vtables[kind, vtable] = known, unknown
-        return self.vtables[kind, vtable]
+        if vtable < 0:
+            raise IndexError("a table is described before the beginning of the file")
+        count = UINT16.unpack_from(self.data, vtable)[0] // 2 - 2
+        places = dict(enumerate(struct.unpack_from(f"<{count}H", self.data, vtable + 4)))
+        known = [(name, f, place) for name, f in layout(kind).items() if (place := places.pop(f.slot, 0))]
+        last = max((field.slot for field in layout(kind).values()), default=-1)  # lower ones are deprecated
+        unknown = tuple(slot for slot, place in places.items() if place and slot > last)
+        self.newer = kind or "a union" if unknown or not kind else self.newer
+        return known, unknown
 
     def text(self, _: Any, at: int) -> memoryview:
         return self.view[at + 4 : at + 4 + self.word(at)]
@@ -698,14 +695,12 @@ class _Packer:
 
 def is_same(a: Any, b: Any) -> bool:
     """True if two fields have the same content, bit by bit."""
-    if isinstance(a, Table):
-        is_alike = isinstance(b, Table) and a.kind == b.kind and a.keys() == b.keys()
-        return is_alike and all(is_same(a[field], b[field]) for field in a)
-    if isinstance(a, np.ndarray):
-        is_alike = isinstance(b, np.ndarray) and a.dtype == b.dtype and a.shape == b.shape
-        return is_alike and a.tobytes() == b.tobytes()
-    if isinstance(a, list):
-        return isinstance(b, list) and len(a) == len(b) and all(map(is_same, a, b))
+    if isinstance(a, Table) and isinstance(b, Table):
+        return a.kind == b.kind and a.keys() == b.keys() and all(is_same(a[field], b[field]) for field in a)
+    if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
+        return (a.dtype, a.shape, a.tobytes()) == (b.dtype, b.shape, b.tobytes())
+    if isinstance(a, list) and isinstance(b, list):
+        return len(a) == len(b) and all(map(is_same, a, b))
     return bool(a == b or (a != a and b != b))  # NaN
 
 
@@ -753,11 +748,14 @@ class File:
         return with_archive(packed, self.source)
 
     def compacted(self) -> Table:
-        users = [t for s in self.model["Subgraphs"] for t in s["Tensors"]] + [*self.model["Metadata"]]
+        subgraphs = self.model["Subgraphs"]
+        users = [t for s in subgraphs for t in s["Tensors"]] + [*self.model["Metadata"]]
         used = {user["Buffer"] for user in users}.union(map(int, self.model["MetadataBuffer"]))
         data = (self.content(b) if i in used else None for i, b in enumerate(self.model["Buffers"]))
         buffers = [Table("Buffer") if d is None or not len(d) else Table("Buffer", Data=d) for d in data]
-        return self.model.but(Buffers=buffers, Subgraphs=list(map(self._with_options_inside, self.model["Subgraphs"])))
+        inside = self._with_options_inside
+        subgraphs = [s.but(Operators=list(map(inside, s["Operators"]))) if s["Operators"] else s for s in subgraphs]
+        return self.model.but(Buffers=buffers, Subgraphs=subgraphs)
 
     def content(self, buffer: Table) -> np.ndarray:
         """Data of a buffer, uint8, inside or outside of the FlatBuffer."""
@@ -765,19 +763,15 @@ class File:
             return np.frombuffer(self.source, np.uint8, buffer["Size"], buffer["Offset"])
         return np.asarray(buffer["Data"], np.uint8)
 
-    def _with_options_inside(self, subgraph: Table) -> Table:
-        """The subgraph with large options of custom operators, possibly after the FlatBuffer, moved inside."""
-
-        def inside(operator: Table) -> Table:
-            place, size = (operator[f"LargeCustomOptions{what}"] for what in ("Offset", "Size"))
-            if place <= 1:
-                return operator
-            if place + size > len(self.source):
-                raise ModelError("the file is cut short: the options of an operator are after its end")
-            kept = {name: value for name, value in operator.items() if not name.startswith("LargeCustomOptions")}
-            return Table("Operator", kept, CustomOptions=np.frombuffer(self.source, np.uint8, size, place))
-
-        return subgraph.but(Operators=list(map(inside, subgraph["Operators"]))) if "Operators" in subgraph else subgraph
+    def _with_options_inside(self, operator: Table) -> Table:
+        """The operator with large custom options, possibly after the FlatBuffer, moved inside."""
+        place, size = (operator[f"LargeCustomOptions{what}"] for what in ("Offset", "Size"))
+        if place <= 1:
+            return operator
+        if place + size > len(self.source):
+            raise ModelError("the file is cut short: the options of an operator are after its end")
+        kept = {name: value for name, value in operator.items() if not name.startswith("LargeCustomOptions")}
+        return Table("Operator", kept, CustomOptions=np.frombuffer(self.source, np.uint8, size, place))
 
 
 def with_archive(data: bytes, source: Bytes) -> bytes:
