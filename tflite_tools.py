@@ -898,12 +898,6 @@ BITS_64 = Target(8, (104, 72, 272, 16), 24, 24, 64, 40, 64, 24, request=16, plan
 Scratch = Callable[[Node], list[int]]  # bytes of each buffer that a kernel requests, in its order
 Arrays = Callable[[Node, Target], list[int]]  # bytes of each array that a kernel keeps
 Need = Callable[[Node], str]  # why a kernel rejects an operator; empty if it accepts it
-RowsOf = Callable[[Node], "RowRule | str"]  # the rule along the height, or why there is none
-InPlace = Callable[[Node, int, Tensor, Tensor], bool]  # True if the output may overwrite the input at that position
-
-
-def _no_scratch(node: Node) -> list[int]:
-    return []
 
 
 def _since(month: str = "", **dtypes: str) -> Callable[[Node], str]:
@@ -926,7 +920,7 @@ class Tflm(NamedTuple):
     options: int = 0  # bytes of the options in TFLM
     data: int = 0  # bytes of its own structure with pointers of 32 bits
     wider: tuple[int, int] = (0, 0)  # extra bytes of both with pointers of 64 bits
-    scratch: Scratch = _no_scratch
+    scratch: Scratch = lambda node: []
     arrays: Arrays = lambda node, target: []
     needs: tuple[Need, ...] = ()
     since: Callable[[Node], str] = lambda node: ""  # month of the first TFLM that accepts it, if after 2023: "2025-11"
@@ -942,10 +936,11 @@ class Kind:
     inputs: str = ""  # their roles, in order; those with a star are weight matrices if they are constant
     options: Options = NO_OPTIONS
     macs: Callable[[Node], int] = lambda node: 0  # approximate multiply-accumulates
-    rows: RowsOf | None = None  # how it works along the height of a feature map; None: only as a whole
+    rows: Callable[[Node], RowRule | str] | None = None  # how it works along the height, or why not; None: as a whole
     tflm: Tflm | None = PLAIN_KERNEL  # None: TFLM has no kernel for it
     effect: tuple[str, bool] | None = None  # (what it touches besides its tensors, True if it changes that)
-    in_place: InPlace | None = None  # decides if its output may overwrite an input; None: never
+    # Whether its output may overwrite the input at that position; None: never.
+    in_place: Callable[[Node, int, Tensor, Tensor], bool] | None = None
     libraries: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)  # fields of tflm that differ
     registered: str = ""  # its name in TFLM's resolver, if that is not in camel case
 
@@ -1119,18 +1114,21 @@ class Window(NamedTuple):
     output: tuple[int, int, int]
     stride: tuple[int, int]
     dilation: tuple[int, int]
-    padding: tuple[int, int]  # above and to the left
+    span: tuple[int, int]  # from the first to the last element of the input under the filter
+    pads: tuple[Pads, Pads]
 
     @classmethod
     def of(cls, node: Node) -> Window:
         """The window of an operator. Raises LookupError or ValueError if its tensors do not have such shapes."""
-        (_, height, width, channels), (_, rows, columns, _) = node["input"].shape, node["weights"].shape
-        (_, down, across, depth), options = node["output"].shape, node.options
+        (_, height, width, channels), (_, down, across, depth) = node["input"].shape, node["output"].shape
+        options, weights = node.options, node.get("weights")
+        _, rows, columns, _ = weights.shape if weights else (1, options["FilterHeight"], options["FilterWidth"], 1)
         stride = options["StrideH"], options["StrideW"]
         dilation = options.get("DilationHFactor", 1), options.get("DilationWFactor", 1)
-        above = same_pads(height, down, stride[0], (rows - 1) * dilation[0] + 1).before
-        left = same_pads(width, across, stride[1], (columns - 1) * dilation[1] + 1).before
-        return cls((height, width, channels), (rows, columns), (down, across, depth), stride, dilation, (above, left))
+        span = (rows - 1) * dilation[0] + 1, (columns - 1) * dilation[1] + 1
+        pads = same_pads(height, down, stride[0], span[0]), same_pads(width, across, stride[1], span[1])
+        sizes = (height, width, channels), (rows, columns), (down, across, depth)
+        return cls(*sizes, stride, dilation, span, pads)
 
     @property
     def patch(self) -> int:
@@ -1140,7 +1138,7 @@ class Window(NamedTuple):
     @property
     def is_plain(self) -> bool:
         """True for a 1 x 1 window without padding."""
-        return self.filter == (1, 1) and self.padding == (0, 0)
+        return self.filter == (1, 1) and self.pads[0].before == self.pads[1].before == 0
 
 
 def _requests(*sizes: int) -> list[int]:
@@ -1155,7 +1153,7 @@ def _only_for(kernels: str, dtypes: str, sizes: Scratch) -> Scratch:
 
 def _cmsis_columns(w: Window, is_grouped: bool) -> int:
     """Bytes for int8 patches as matrix columns, several at a time with MVE; along a single row only for its ends."""
-    (height, width, channels), (rows, columns), (_, made, _), (_, step), _, (_, left) = w
+    (height, width, channels), (rows, columns), (_, made, _), (_, step), _, _, (_, (left, _)) = w
     odd = int(math.fmod((made - 1) * step + columns - width, 2))
     ends = [max(1, (pad + step - 1) // step) if pad else 0 for pad in (left + odd, left)]
     is_row = height == rows == w.dilation[1] == 1 and step * channels % 4 == 0 and not is_grouped
@@ -1188,7 +1186,7 @@ def _cmsis_depthwise(node: Node) -> list[int]:
         return _requests((0 if is_copy else 64 * -(-taps // 16)) + made * taps)
     if core == "mve":
         return [496 * taps] if is_single else []
-    is_three = w.filter == (3, 3) and max(w.padding) <= 1 and not is_int4
+    is_three = w.filter == (3, 3) and w.pads[0].before <= 1 >= w.pads[1].before and not is_int4
     return [2 * w.patch] if is_single and (is_int4 or core == "dsp") and not is_three else []
 
 
@@ -1255,7 +1253,8 @@ def _esp_one_by_one(w: Window, guard: int) -> int:
 
 
 def _esp_conv_s3(w: Window) -> int:
-    (height, width, channels), (rows, columns), (made_height, made_width, made), (down, right), _, (above, left) = w
+    (height, width, channels), (rows, columns), (made_height, made_width, made), (down, right), *_ = w
+    (above, _), (left, _) = w.pads
     if w.is_plain and w.stride == (1, 1):
         return _esp_one_by_one(w, 64)
     row = columns * channels
@@ -1273,7 +1272,8 @@ ESP32P4_CACHE = 32768  # bytes above which a feature map is cut into tiles
 
 
 def _esp_conv_p4(w: Window) -> int:
-    (height, width, channels), (rows, columns), (made_height, _, made), (down, _), _, (above, left) = w
+    (height, width, channels), (rows, columns), (made_height, _, made), (down, _), *_ = w
+    (above, _), (left, _) = w.pads
     if w.is_plain and w.stride == (1, 1):
         return 20 * made + 64 if channels < 16 else _esp_one_by_one(w, 32)
     is_padded = left > 0 or above > 0
@@ -1300,7 +1300,8 @@ ESP32S3_TILE, ESP32S3_WORDS = 40960, 49152  # bytes up to which a depthwise conv
 
 def _esp_depthwise_s3(w: Window) -> int:
     """Bytes, most of them for a copy of the feature map: with its padding, in 16 bits, or with more channels."""
-    (height, width, channels), (rows, columns), (made_height, made_width, made), (down, right), _, (above, left) = w
+    (height, width, channels), (rows, columns), (made_height, made_width, made), (down, right), *_ = w
+    (above, _), (left, _) = w.pads
     multiplier = made // max(channels, 1)
     weights, picture = w.patch * multiplier, height * width * channels
     words = 2 * (weights + picture) + 32
@@ -1506,7 +1507,7 @@ def _svdf_output(node: Node) -> str:
 
 
 ####################################################################################################
-# Operators, the rows: which rows of its inputs does an operator need for some rows of its output?
+# Operators, the rows: which rows of its inputs does an operator need for some rows of its output? One rule per way
 ####################################################################################################
 
 # A region is a range of the schedule whose operators all work along the height of NHWC tensors. Run stripe by stripe,
@@ -1515,8 +1516,19 @@ def _svdf_output(node: Node) -> str:
 
 SPLIT_DTYPES = ("FLOAT32", "INT8", "INT16", "INT32")  # supported by the kernels of SLICE, PAD and CONCATENATION
 UPSAMPLING = (2, 4, 8, 16, 32)  # factors with an exact reciprocal, so that each row of a stripe keeps its source row
+WRONG_SIZE = "its output does not have the size that its options make"
 NO_PADS = Pads(0, 0)
-Pair = tuple[Any, Any]  # (first row, stop), or arrays of them
+
+
+class Rows(NamedTuple):
+    """A range of rows: the first, and the one after the last."""
+
+    first: int
+    stop: int
+
+    @property
+    def height(self) -> int:
+        return self.stop - self.first
 
 
 @dataclass(frozen=True)
@@ -1547,19 +1559,19 @@ class RowRule:
         """True if the operator adds padding (SAME), which stripes have to add explicitly."""
         return self.padding == tflite.Padding.SAME
 
-    def whole(self, first: Any, stop: Any) -> Pair:
+    def whole(self, first: int, stop: int) -> Rows:
         """The output rows, extended to a range that can be computed on its own."""
-        return first // self.repeat * self.repeat, -(-stop // self.repeat) * self.repeat
+        return Rows(first // self.repeat * self.repeat, align(stop, self.repeat))
 
-    def made(self, rows: Pair, read: Pair, height: Any) -> Pair:
-        """Output rows that result from reading the input rows ``read`` to get ``rows``; ``height`` is the input's."""
+    def made(self, rows: Rows, read: Rows) -> Rows:
+        """Output rows that result from reading the input rows ``read`` to get ``rows``."""
         return rows
 
-    def span(self, first: Any, stop: Any, height: int) -> tuple[Any, Any, Any, Any]:
+    def span(self, first: int, stop: int, height: int) -> tuple[int, int, int, int]:
         """(first input row, stop, padding rows above, padding rows below) that these output rows read."""
         start = first // self.repeat * self.stride - self.pad_top
         end = (stop - 1) // self.repeat * self.stride - self.pad_top + self.window
-        above, below = (start < 0) * -start, (end > height) * (end - height)
+        above, below = max(-start, 0), max(end - height, 0)
         return start + above, end - below, above, below
 
 
@@ -1571,32 +1583,26 @@ class CutRule(RowRule):
     pace: int = 1
     last: int = 1
 
-    @property
-    def pads_itself(self) -> bool:
-        return False
+    def whole(self, first: int, stop: int) -> Rows:
+        return Rows(first, stop)
 
-    def whole(self, first: Any, stop: Any) -> Pair:
-        return first, stop
-
-    def made(self, rows: Pair, read: Pair, height: Any) -> Pair:
-        return read[0] * self.pace, (read[1] - 1) * self.pace + self.last
-
-
-def has_rows(tensor: Tensor) -> bool:
-    """True for an activation of known size: a batch of rows, of columns of channels or of channels only."""
-    return (
-        3 <= len(tensor.shape) <= 4
-        and min(tensor.shape) > 0
-        and tensor.dtype in SPLIT_DTYPES
-        and tensor.storage is Storage.ACTIVATION
-        and set(tensor.dynamic) <= {0}  # TFLM takes the batch as it is stored
-    )
+    def made(self, rows: Rows, read: Rows) -> Rows:
+        return Rows(read.first * self.pace, (read.stop - 1) * self.pace + self.last)
 
 
 def why_no_rows(tensor: Tensor) -> str:
+    """Empty for an activation of known size: a batch of rows, of columns of channels or of channels only."""
     if tensor.dtype not in SPLIT_DTYPES:
         return f"TFLM cannot cut tensors of type {tensor.dtype}"
-    return "it has no rows" if len(tensor.shape) < 3 else "it is not a feature map of a size that is known"
+    if len(tensor.shape) < 3:
+        return "it has no rows"
+    is_fixed = min(tensor.shape) > 0 and set(tensor.dynamic) <= {0}  # TFLM takes the batch as it is stored
+    is_map = is_fixed and len(tensor.shape) <= 4 and tensor.storage is Storage.ACTIVATION
+    return "" if is_map else "it is not a feature map of a size that is known"
+
+
+def has_rows(tensor: Tensor) -> bool:
+    return not why_no_rows(tensor)
 
 
 def is_map(tensor: Tensor) -> bool:
@@ -1604,52 +1610,26 @@ def is_map(tensor: Tensor) -> bool:
     return has_rows(tensor) and len(tensor.shape) == 4
 
 
-####################################################################################################
-# Operators, the rules: one per way to work along the height; each returns a RowRule or why there is none
-####################################################################################################
-
-WRONG_SIZE = "its output does not have the size that its options make"
-
-
-def _windowed(node: Node, sizes: Sequence[int], is_average: bool = False, is_max: bool = False) -> RowRule | str:
-    """The rule of a window whose ``sizes`` are (rows, columns)."""
-    source, output, options = node["input"], node["output"], node.options
-    if not options or not is_map(source) or source.shape[0] != output.shape[0]:
+def convolution_rows(node: Node, is_average: bool = False, is_max: bool = False) -> RowRule | str:
+    """The rule of a window, that of a convolution or of pooling."""
+    source, output, weights, options = node["input"], node["output"], node.get("weights"), node.options
+    are_maps = is_map(source) and is_map(output) and source.shape[0] == output.shape[0]
+    if not options or not are_maps or (weights and len(weights.shape) != 4):
         return "its input or its options are not those of a window over a feature map"
-    strides, padding = (options["StrideH"], options["StrideW"]), options["Padding"]
-    dilations = options.get("DilationHFactor", 1), options.get("DilationWFactor", 1)
-    is_same = padding == tflite.Padding.SAME
-    windows, pads = [], []
-    for axis, (size, stride, dilation) in enumerate(zip(sizes, strides, dilations, strict=True), start=1):
-        if min(size, stride, dilation) < 1:
-            return "its window is empty"
-        window = (size - 1) * dilation + 1
-        expected = -(-source.shape[axis] // stride) if is_same else (source.shape[axis] - window) // stride + 1
-        if output.shape[axis] != expected:
+    w = Window.of(node)
+    if min(*w.filter, *w.stride, *w.dilation) < 1:
+        return "its window is empty"
+    is_same = options["Padding"] == tflite.Padding.SAME
+    for size, made, stride, span in zip(w.input, w.output, w.stride, w.span, strict=False):
+        if made != (-(-size // stride) if is_same else (size - span) // stride + 1):
             return WRONG_SIZE
-        windows.append(window)
-        pads.append(same_pads(source.shape[axis], output.shape[axis], stride, window) if is_same else NO_PADS)
-    if is_average and any(pads[0] + pads[1]):
-        if strides[0] != 1:
-            return "its average leaves padding out"
-        return CutRule((source.index,), 1, windows[0], pads[0].before, padding=padding)
-    top, columns = pads[0].before, pads[1]
-    return RowRule(
-        (source.index,), strides[0], windows[0], top, 1, windows[1], columns, padding=padding, is_max=is_max
-    )  # fmt: skip
+    step, (rows, width), (top, below), columns = w.stride[0], w.span, *w.pads
+    if is_average and any((top, below, *columns)):
+        return CutRule((source.index,), 1, rows, top) if step == 1 else "its average leaves padding out"
+    return RowRule((source.index,), step, rows, top, 1, width, columns, padding=options["Padding"], is_max=is_max)
 
 
-def convolution_rows(node: Node) -> RowRule | str:
-    shape = node["weights"].shape
-    return _windowed(node, shape[1:3] if len(shape) == 4 else (0, 0))
-
-
-def maximum_rows(node: Node) -> RowRule | str:
-    return _windowed(node, [node.options.get(f"Filter{axis}", 0) for axis in ("Height", "Width")], is_max=True)
-
-
-def average_rows(node: Node) -> RowRule | str:
-    return _windowed(node, [node.options.get(f"Filter{axis}", 0) for axis in ("Height", "Width")], is_average=True)
+maximum_rows, average_rows = partial(convolution_rows, is_max=True), partial(convolution_rows, is_average=True)
 
 
 def elementwise_rows(node: Node) -> RowRule | str:
@@ -2202,24 +2182,11 @@ def _covered(source: int, made: int, stride: int, window: int, dilation: int, pa
 
 def _window_work(node: Node, reads_channels: bool = False) -> dict[str, float]:
     """Pooling and depthwise convolutions; CONV_2D ``reads_channels``, all of them for each output."""
-    batch, height, width, depth = node["input"].shape
-    _, down, across, made = node["output"].shape
-    weights, options = node.get("weights"), node.options
-    filters = [options.get(f"Filter{axis}", 1) for axis in ("Height", "Width")]
-    rows, columns = weights.shape[1:3] if weights else filters
-    read = weights.shape[3] if weights and reads_channels else 1
-    stride, dilation = (
-        [options.get(name.format(axis), 1) for axis in "HW"] for name in ("Stride{}", "Dilation{}Factor")
-    )
-    is_same = options["Padding"] == tflite.Padding.SAME
-    tops = [
-        same_pads(size, count, step, (window - 1) * gap + 1).before if is_same else 0
-        for size, count, step, window, gap in zip(
-            (height, width), (down, across), stride, (rows, columns), dilation, strict=True
-        )
-    ]
-    over = _covered(height, down, stride[0], rows, dilation[0], tops[0])
-    inside = batch * over * _covered(width, across, stride[1], columns, dilation[1], tops[1])
+    w, batch = Window.of(node), node["input"].shape[0]
+    (height, width, depth), (rows, columns), (down, across, made), stride, dilation, _, (vertical, horizontal) = w
+    read = node["weights"].shape[3] if reads_channels else 1
+    over = _covered(height, down, stride[0], rows, dilation[0], vertical.before)
+    inside = batch * over * _covered(width, across, stride[1], columns, dilation[1], horizontal.before)
     pixels = batch * down * across
     taps, patch, is_patched = pixels * rows * columns, rows * columns * read, max(rows, columns) > 1
     lines, line = (batch * down, across) if max(stride) > 1 and not is_patched else (1, pixels)
@@ -2527,11 +2494,16 @@ def refusals(graph: ModelGraph) -> list[str]:
 
 
 ####################################################################################################
-# Memory plans: the offsets that the file fixes
+# Reading: tables -> graph, with every check on what the tables say; the memory plan that a file may fix
 ####################################################################################################
 
 PLAN_HEADER = 3  # words of a memory plan before its offsets: version and subgraphs, unused; number of offsets
 PLANNED_AT_RUN_TIME = -1  # in place of an offset
+MAX_RANK = 64  # dimensions
+MAX_KIND = 1000  # bytes of the name of a custom operator
+SMALL_CONSTANT = 1024  # bytes of the largest constant of integers whose values are kept
+DTYPES = tuple(ELEMENT_TYPES)
+EXTERNAL_BUFFER = 10  # slot of a tensor, newer than the bindings: its data is in another file
 
 
 def planned_offsets(graph: ModelGraph) -> dict[tuple[int, int], int]:
@@ -2587,31 +2559,13 @@ def looped_operators(graph: ModelGraph) -> int:
 LOOPED = "the model's loops depend on its memory plan"
 
 
-def fixed_by_plan(graph: ModelGraph) -> str:
-    """Why the plan in the file forbids any change of the operators; empty if it does not."""
-    return COMPILED if is_compiled(graph) else LOOPED if looped_operators(graph) else ""
-
-
 def why_not_rewritten(graph: ModelGraph) -> str:
     """Why the operators cannot be moved or replaced; empty if they can."""
-    if why := fixed_by_plan(graph):
-        return why
+    if is_compiled(graph) or looped_operators(graph):
+        return COMPILED if is_compiled(graph) else LOOPED
     if graph.metadata_content(CONTROL_DEPENDENCIES) is not None:
         return f"metadata {CONTROL_DEPENDENCIES!r} refers to the numbers of its operators"
     return ""
-
-
-####################################################################################################
-# Reading: tables -> graph. Every check on what the tables say is here
-####################################################################################################
-
-MAX_RANK = 64  # dimensions
-MAX_KIND = 1000  # bytes of the name of a custom operator
-SMALL_CONSTANT = 1024  # bytes of the largest constant of integers whose values are kept
-DTYPES = tuple(ELEMENT_TYPES)
-EXTERNAL_BUFFER = 10  # slot of a tensor, newer than the bindings: its data is in another file
-
-T = TypeVar("T")
 
 
 def reshaped(source: tuple[int, ...], target: tuple[int, ...]) -> tuple[int, ...]:
@@ -5493,8 +5447,8 @@ def row_rule(subgraph: Subgraph, operator: Operator) -> RowRule | str:
     if len(node.outputs) > 1 and node.kind.rows is not parted_rows:
         return "it has several outputs"
     for output in node.outputs:
-        if not has_rows(output):
-            return f"its output cannot be cut: {why_no_rows(output)}"
+        if why := why_no_rows(output):
+            return f"its output cannot be cut: {why}"
     if node.output.shape[HEIGHT] == 1:
         return "its output has one row only"
     roles = node.kind.roles
@@ -5503,23 +5457,12 @@ def row_rule(subgraph: Subgraph, operator: Operator) -> RowRule | str:
     if not node.inputs or (roles and len(node.inputs) > len(roles)):
         return "it has more inputs than it should have, or none"
     source = node.get("input")
-    if source is not None and not has_rows(source):
-        return f"its input cannot be cut: {why_no_rows(source)}"
+    if source is not None and (why := why_no_rows(source)):
+        return f"its input cannot be cut: {why}"
     weights = node.get("weights")
     if source is not None and weights is not None and source.dtype == "FLOAT32" != weights.dtype:
         return "it is hybrid, and LiteRT quantises its input by the range of the whole tensor"
     return node.kind.rows(node)
-
-
-class Rows(NamedTuple):
-    """A range of rows: the first, and the one after the last."""
-
-    first: int
-    stop: int
-
-    @property
-    def height(self) -> int:
-        return self.stop - self.first
 
 
 class Part(NamedTuple):
@@ -5567,7 +5510,7 @@ def stripe_rows(region: Region, stripes: int) -> list[Stripe]:
                     is_due = number == stripes or output not in region.read_inside
                     stop = max(stop, region.heights[output] * number // stripes if is_due else 0)
                     first = min(first, done[operator])
-                stripe.needed[output] = Rows(*rule.whole(first, stop))
+                stripe.needed[output] = rule.whole(first, stop)
             first = min(stripe.needed[output].first for output in outputs)
             stop = max(stripe.needed[output].stop for output in outputs)
             first = max(first, done[operator]) if region.is_cached else first
@@ -5716,7 +5659,7 @@ class Emitter:
         chosen = [inputs.get(i, i) for i in operator.inputs]
         height = self.subgraph.tensors[rule.sources[0]].shape[HEIGHT]
         first, stop, *pads = rule.span(rows[0], rows[1], height)
-        made = Rows(*rule.made(rows, (first, stop), height))
+        made = rule.made(rows, Rows(first, stop))
         if rule.pads_itself and (any(pads) or any(rule.columns)):
             chosen[0] = self.padded(rule.sources[0], chosen[0], stop - first, pads, rule)
         values = {"": 0, "read": stop - first, "made": made.height, "above": pads[0], "below": pads[1]}
@@ -7151,7 +7094,7 @@ class SplitProblem:
     def may_take_scratch(self, step: SplitStep) -> bool:
         """True if stripes of it may need scratch; with the reference kernels only if it needs some when run whole."""
         kernel = node_of(self.subgraph, step.operator).kernel
-        if isinstance(step.rule, str) or kernel is None or kernel.scratch is _no_scratch:
+        if isinstance(step.rule, str) or kernel is None or kernel.scratch is PLAIN_KERNEL.scratch:
             return False
         return bool(self.subgraph.kernels.library) or any(scratch_requests(self.subgraph, step.operator))
 
@@ -11473,7 +11416,7 @@ class Command:
 
     # -- results ------------------------------------------------------------------------------------
 
-    def result(self, kind: type[T]) -> T | None:
+    def result(self, kind: type[D]) -> D | None:
         return next((result for result in self.results if isinstance(result, kind)), None)
 
     @property
