@@ -823,6 +823,26 @@ def align(size: int, multiple: int = ARENA_ALIGNMENT) -> int:
     return -(-size // multiple) * multiple
 
 
+class Target(NamedTuple):
+    """Bytes of TFLM's own structures for one pointer size; those for planning exist only while TFLM plans."""
+
+    pointer: int
+    interpreter: tuple[int, ...]  # at the start: allocators and the planner
+    subgraph: int
+    tensor: int  # per tensor, constants included
+    operator: int
+    variable: int  # per resource variable
+    port: int  # per input and output
+    quantization: int  # per quantised input and output, besides 4 bytes and 4 per scale
+    request: int  # while planning, per request for scratch
+    planned: int  # while planning, per tensor and request
+
+
+# A plain MicroInterpreter of 32 bits, and that of the package tflite-micro, which records its allocations.
+BITS_32 = Target(4, (36, 44, 36, 8), 8, 12, 32, 20, 40, 12, request=12, planned=24)
+BITS_64 = Target(8, (104, 72, 272, 16), 24, 24, 64, 40, 64, 24, request=16, planned=32)
+
+
 @dataclass(frozen=True)
 class Node:
     """An operator with its tensors; an omitted input is None. ``node["weights"]`` is the input of that role. Raises
@@ -834,7 +854,7 @@ class Node:
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     custom_options: bytes = b""
     kernels: Kernels = REFERENCE
-    pointer: int = 4  # bytes of a pointer on the target
+    target: Target = BITS_32
 
     @cached_property
     def kernel(self) -> Tflm | None:
@@ -876,27 +896,7 @@ class Node:
         return defaultdict(int, options if isinstance(options, dict) else {})
 
 
-class Target(NamedTuple):
-    """Bytes of TFLM's own structures for one pointer size; those for planning exist only while TFLM plans."""
-
-    pointer: int
-    interpreter: tuple[int, ...]  # at the start: allocators and the planner
-    subgraph: int
-    tensor: int  # per tensor, constants included
-    operator: int
-    variable: int  # per resource variable
-    port: int  # per input and output
-    quantization: int  # per quantised input and output, besides 4 bytes and 4 per scale
-    request: int  # while planning, per request for scratch
-    planned: int  # while planning, per tensor and request
-
-
-# A plain MicroInterpreter of 32 bits, and that of the package tflite-micro, which records its allocations.
-BITS_32 = Target(4, (36, 44, 36, 8), 8, 12, 32, 20, 40, 12, request=12, planned=24)
-BITS_64 = Target(8, (104, 72, 272, 16), 24, 24, 64, 40, 64, 24, request=16, planned=32)
-
-Scratch = Callable[[Node], list[int]]  # bytes of each buffer that a kernel requests, in its order
-Arrays = Callable[[Node, Target], list[int]]  # bytes of each array that a kernel keeps
+Sizes = Callable[[Node], list[int]]  # bytes of each buffer that a kernel requests, in its order, or of what it keeps
 Need = Callable[[Node], str]  # why a kernel rejects an operator; empty if it accepts it
 
 
@@ -906,11 +906,11 @@ def _since(month: str = "", **dtypes: str) -> Callable[[Node], str]:
 
 
 class Options(NamedTuple):
-    """The table in the bindings that holds an operator's options, and the fields of it that this module uses."""
+    """The table in the bindings that holds an operator's options, and the fields of it, besides indices of subgraphs,
+    that this module uses."""
 
     table: str = ""
     fields: tuple[str, ...] = ()
-    callees: tuple[str, ...] = ()  # fields that hold the index of a subgraph which the operator runs
 
 
 class Tflm(NamedTuple):
@@ -920,8 +920,8 @@ class Tflm(NamedTuple):
     options: int = 0  # bytes of the options in TFLM
     data: int = 0  # bytes of its own structure with pointers of 32 bits
     wider: tuple[int, int] = (0, 0)  # extra bytes of both with pointers of 64 bits
-    scratch: Scratch = lambda node: []
-    arrays: Arrays = lambda node, target: []
+    scratch: Sizes = lambda node: []
+    arrays: Sizes = lambda node: []
     needs: tuple[Need, ...] = ()
     since: Callable[[Node], str] = lambda node: ""  # month of the first TFLM that accepts it, if after 2023: "2025-11"
 
@@ -1016,56 +1016,56 @@ def _detection_scratch(node: Node) -> list[int]:
     return [4 * math.prod(node["scores"].shape[1:3]) if per_box is None else per_box * boxes for per_box in sizes]
 
 
-def _per_channel(node: Node, target: Target) -> list[int]:
+def _per_channel(node: Node) -> list[int]:
     return [4 * sum(node["output"].shape[-1:])] * 2  # a multiplier and a shift each
 
 
-def _per_scale(node: Node, target: Target) -> list[int]:
+def _per_scale(node: Node) -> list[int]:
     quantization = node["weights"].quantization
     scales = len(quantization.scales) if quantization else 0
     return [4 * scales] * 2 if scales > 1 else []
 
 
-def _output_shape(node: Node, target: Target) -> list[int]:
+def _output_shape(node: Node) -> list[int]:
     """Bytes of a shape that the kernel writes itself."""
     return [4 + 4 * len(node["output"].shape)]
 
 
-def _matmul_arrays(node: Node, target: Target) -> list[int]:
+def _matmul_arrays(node: Node) -> list[int]:
     """Bytes of transposed copies, each with its tensor and shape, and of the shape of the output."""
     copies = [node["a"]] if node.options.get("AdjX") else []
     copies += [] if node.options.get("AdjY") else [node["b"]]
-    sizes = [size for t in copies for size in (t.bytes or 0, target.tensor, 4 + 4 * len(t.shape))]
-    return [*([28] if node["a"].dtype != "FLOAT32" else []), *sizes, *_output_shape(node, target)]
+    sizes = [size for t in copies for size in (t.bytes or 0, node.target.tensor, 4 + 4 * len(t.shape))]
+    return [*([28] if node["a"].dtype != "FLOAT32" else []), *sizes, *_output_shape(node)]
 
 
-def _fft_state(node: Node, target: Target) -> list[int]:
+def _fft_state(node: Node) -> list[int]:
     """Bytes of KISS FFT's factors: for a complex transform of half the length, and for making it a real one."""
     half, size = node.custom["fft_length"] // 2, node["input"].element.tflm_bytes or 0
-    return [3 * target.pointer + 264 + 2 * size * (half + 3 * half // 2)]
+    return [3 * node.target.pointer + 264 + 2 * size * (half + 3 * half // 2)]
 
 
-def _ring(capacity: int, target: Target) -> int:
+def _ring(node: Node, capacity: int) -> int:
     """Bytes of a circular buffer of ``capacity`` int16, each stored twice."""
-    return 4 * target.pointer + 8 + 4 * capacity
+    return 4 * node.target.pointer + 8 + 4 * capacity
 
 
-def _rings(node: Node, target: Target, capacity: int) -> list[int]:
+def _rings(node: Node, capacity: int) -> list[int]:
     """Bytes of a circular buffer for each row of the input, and of two lists of pointers to them."""
     rows = node["input"].elements // max(node["input"].shape[-1], 1)
-    return [rows * target.pointer] * 2 + [rows * align(_ring(capacity, target))]
+    return [rows * node.target.pointer] * 2 + [rows * align(_ring(node, capacity))]
 
 
-def _overlaps(node: Node, target: Target) -> list[int]:
+def _overlaps(node: Node) -> list[int]:
     *rows, _, size = (1, 1, *node["input"].shape)
     count, size = math.prod(rows), size * (node["input"].element.tflm_bytes or 0)
-    return [count * target.pointer, count * align(size)]
+    return [count * node.target.pointer, count * align(size)]
 
 
-def _if_quantized(size: int, wider: int = 0) -> Arrays:
+def _if_quantized(size: int, wider: int = 0) -> Sizes:
     """Bytes of a structure that only integer kernels have."""
     floats = (None, "FLOAT32")
-    return lambda n, t: [size + wider * (t is BITS_64)] if (n.inputs[0] and n.inputs[0].dtype) not in floats else []
+    return lambda n: [size + wider * (n.target is BITS_64)] if (n.inputs[0] and n.inputs[0].dtype) not in floats else []
 
 
 ####################################################################################################
@@ -1145,10 +1145,10 @@ def _requests(*sizes: int) -> list[int]:
     return [size for size in sizes if size > 0]
 
 
-def _only_for(kernels: str, dtypes: str, sizes: Scratch) -> Scratch:
-    """These sizes on the given cores and for the given types of the first input; otherwise none."""
-    cores, types = kernels.split(), dtypes.split()
-    return lambda n: sizes(n) if n.kernels.core in cores and n.inputs[0] and n.inputs[0].dtype in types else []
+def _only_for(dtypes: str, sizes: Sizes, core: str = "") -> Sizes:
+    """These sizes for the given types of the first input, if a core is given on that only; otherwise none."""
+    types = dtypes.split()
+    return lambda n: sizes(n) if core in ("", n.kernels.core) and n[n.kind.roles[0]].dtype in types else []
 
 
 def _cmsis_columns(w: Window, is_grouped: bool) -> int:
@@ -1163,12 +1163,9 @@ def _cmsis_columns(w: Window, is_grouped: bool) -> int:
 
 
 def _cmsis_conv(node: Node) -> list[int]:
-    dtype, is_mve = node["input"].dtype, node.kernels.core == "mve"
-    if dtype not in ("INT8", "INT16"):
-        return []
-    w = Window.of(node)
+    w, is_mve = Window.of(node), node.kernels.core == "mve"
     is_grouped = w.input[2] != node["weights"].shape[3]
-    if dtype == "INT16":
+    if node["input"].dtype == "INT16":
         return _requests(64 * -(-w.patch // 8) if is_mve else 4 * w.patch)
     if w.is_plain and w.dilation == (1, 1) and not is_grouped:
         return []
@@ -1176,8 +1173,6 @@ def _cmsis_conv(node: Node) -> list[int]:
 
 
 def _cmsis_depthwise(node: Node) -> list[int]:
-    if node["input"].dtype != "INT8":
-        return []
     w, core, is_int4 = Window.of(node), node.kernels.core, node["weights"].dtype == "INT4"
     (_, _, channels), taps, (_, _, made) = w.input, math.prod(w.filter), w.output
     is_single = channels == made and node["input"].shape[0] == 1 and w.dilation == (1, 1)
@@ -1221,28 +1216,22 @@ def _cmsis_sums(node: Node, is_kept: bool) -> list[int]:
 
 def _cmsis_dense(node: Node) -> list[int]:
     if _is_by_rows(node):
-        return [] if _per_scale(node, BITS_32) else [8 * node["output"].shape[-1]]
+        return [] if _per_scale(node) else [8 * node["output"].shape[-1]]
     return _cmsis_sums(node, is_kept=False)
 
 
-def _cmsis_dense_arrays(node: Node, target: Target) -> list[int]:
-    return (_per_scale(node, target) if node["input"].dtype == "INT8" else []) + _cmsis_sums(node, is_kept=True)
+def _cmsis_dense_arrays(node: Node) -> list[int]:
+    return (_per_scale(node) if node["input"].dtype == "INT8" else []) + _cmsis_sums(node, is_kept=True)
 
 
-def _cmsis_channels(node: Node, target: Target) -> list[int]:
-    return _per_channel(node, target) if node["input"].dtype in ("INT8", "INT16") else []
-
-
-def _esp_int8(size_on: Mapping[str, Callable[[Window], int]]) -> Scratch:
+def _esp_int8(size_on: Mapping[str, Callable[[Window], int]]) -> Sizes:
     """Scratch for int8: the unpacked 4-bit weights, and the bytes that ``size_on`` gives for the processor."""
 
     def scratch(node: Node) -> list[int]:
-        if node["input"].dtype != "INT8":
-            return []
         w, size = Window.of(node), size_on.get(node.kernels.core)
         return _int4_scratch(node) + _requests(size(w) if size else 0)
 
-    return scratch
+    return _only_for("INT8", scratch)
 
 
 def _esp_one_by_one(w: Window, guard: int) -> int:
@@ -1897,6 +1886,7 @@ PADDED = Tflm("f32|i8|i16|i32/i32", data=56, needs=(_constant("paddings"), _rank
 BLOCKS = Tflm(SMALL, 4, arrays=_output_shape, needs=PICTURES)
 _unary = partial(Kind, UNARY, rows=elementwise_rows, in_place=over_input)
 _binary = partial(Kind, BINARY, rows=elementwise_rows, in_place=over_operand)
+_PER_CHANNEL = _only_for("INT8 INT16", _per_channel)
 _EXTREME = Tflm(EXTREME, 1, 44, (0, 0), _reduce_scratch, needs=(_alike("INT8"),))
 FRACTION = (2**-15, 0)  # quantisation of int16 outputs between -1 and 1
 
@@ -1906,11 +1896,11 @@ KINDS: dict[str, Kind] = {name: kind for names, kind in {
     "CONV_2D": Kind(FILTER, CONV, _by_weights(4, 1, 4), convolution_rows,
         Tflm("f32/f32 i8/i8 i8/i4 i16/i8/i32|i64", 28, 56, (0, 24), _int4_scratch, _per_channel, QUANTIZED_FILTER),
         libraries={
-        "cmsis-nn": {"data": 60, "scratch": _cmsis_conv, "arrays": _cmsis_channels},
+        "cmsis-nn": {"data": 60, "scratch": _only_for("INT8 INT16", _cmsis_conv), "arrays": _PER_CHANNEL},
         "esp-nn": {"data": 60, "scratch": _esp_int8({"esp32s3": _esp_conv_s3, "esp32p4": _esp_conv_p4})}}),
     "DEPTHWISE_CONV_2D": Kind(FILTER, DEPTHWISE, _by_weights(4, 1, 3), convolution_rows,
         Tflm(CONVOLVED, 28, 56, (0, 24), _int4_scratch, _per_channel, (*QUANTIZED_FILTER, _has_bias())), libraries={
-        "cmsis-nn": {"data": 60, "scratch": _cmsis_depthwise, "arrays": _cmsis_channels},
+        "cmsis-nn": {"data": 60, "scratch": _only_for("INT8", _cmsis_depthwise), "arrays": _PER_CHANNEL},
         "esp-nn": {"data": 60, "scratch": _esp_int8({"esp32s3": _esp_depthwise_s3})}}),
     "TRANSPOSE_CONV": Kind("output_shape *weights input bias", Options("TransposeConvOptions", _WINDOW),
         lambda n: n["input"].elements * math.prod(n["weights"].shape[:3]), scattered_rows,
@@ -1920,29 +1910,29 @@ KINDS: dict[str, Kind] = {name: kind for names, kind in {
     "CONV_3D_TRANSPOSE": Kind("output_shape *weights input bias", tflm=None),
     "FULLY_CONNECTED": Kind(FILTER, DENSE, lambda n: n.elements * n["weights"].shape[-1], dense_rows,
         Tflm(CONVOLVED, 16, 48, (16, 24), _int4_scratch, _per_scale,
-        since=lambda n: "2024-09" if _per_scale(n, BITS_32) else ""), libraries={
+        since=lambda n: "2024-09" if _per_scale(n) else ""), libraries={
         "cmsis-nn": {"data": 72, "scratch": _cmsis_dense, "arrays": _cmsis_dense_arrays}}),
     "BATCH_MATMUL": Kind("*a *b", Options("BatchMatMulOptions", ("AdjX", "AdjY")), _matmul_macs,
         tflm=Tflm("f32/f32 i8/i8 i16/i16", options=3, data=16, wider=(0, 16), arrays=_matmul_arrays, needs=(_rank(2, 5),
         _symmetric()), since=_since(INT16="2024-09")),
         libraries={
-        "cmsis-nn": {"data": 36, "scratch": _only_for("mve", "INT8", lambda n: [4 * n["output"].shape[-1]])}},
+        "cmsis-nn": {"data": 36, "scratch": _only_for("INT8", lambda n: [4 * n["output"].shape[-1]], "mve")}},
         registered="BatchMatMul"),
     "MAX_POOL_2D": Kind(UNARY, POOL, _pool_macs, maximum_rows, Tflm(REAL, 40, 32, needs=POOLED),
         libraries={"cmsis-nn": {"data": 36}}),
     "AVERAGE_POOL_2D": Kind(UNARY, POOL, _pool_macs, average_rows, Tflm(REAL, 40, 32, needs=POOLED), libraries={
-        "cmsis-nn": {"data": 36, "scratch": _only_for("dsp", "INT8 INT16", lambda n: [4 * n["input"].shape[3]])}}),
+        "cmsis-nn": {"data": 36, "scratch": _only_for("INT8 INT16", lambda n: [4 * n["input"].shape[3]], "dsp")}}),
     "L2_POOL_2D": Kind(UNARY, POOL, _pool_macs, tflm=Tflm(FLOAT, 40, arrays=_output_shape, needs=PICTURES)),
     # lookups and recurrent operators
     "EMBEDDING_LOOKUP": Kind("indices *table", tflm=Tflm("i32/f32>f32 i32/i8>f32|i8",
-        arrays=lambda n, t: [*_output_shape(n, t), 2 * t.pointer])),
+        arrays=lambda n: [*_output_shape(n), 2 * n.target.pointer])),
     "GATHER": Kind("*table indices", Options("GatherOptions", ("Axis", "BatchDims")), rows=gathered_rows,
         in_place=over_later_rows, tflm=Tflm(EXTREME, 8, arrays=_output_shape)),
     "GATHER_ND": Kind("table indices", tflm=Tflm(EXTREME, arrays=_output_shape)),
     "SVDF": Kind("input *feature *time bias state", Options("SVDFOptions", ("Rank",)), _recurrent_macs,
         tflm=Tflm("f32/f32/f32/f32/f32 i8/i8/i8/i32/i8 i8/i8/i16/i32/i16", 12, 36, scratch=_svdf_scratch,
         needs=(_svdf_output(),)), libraries={"cmsis-nn": {"data": 40,
-        "arrays": lambda n, t: _only_for("mve", "INT8", lambda n: [4 * n["feature"].shape[0]])(n)}}),
+        "arrays": _only_for("INT8", lambda n: [4 * n["feature"].shape[0]], "mve")}}),
     "RNN UNIDIRECTIONAL_SEQUENCE_RNN": Kind(RECURRENT, macs=_recurrent_macs, tflm=None),
     "BIDIRECTIONAL_SEQUENCE_RNN": Kind(BIDIRECTIONAL, tflm=None),
     "LSTM": Kind(LSTM, macs=_recurrent_macs, tflm=None),
@@ -1950,7 +1940,7 @@ KINDS: dict[str, Kind] = {name: kind for names, kind in {
         _lstm_scratch, needs=(_without(*f"{_PEEPHOLES} projection projection_bias {_NORMS}".split()),)),
         libraries={"cmsis-nn": {"data": 912,
         "scratch": lambda n: _lstm_scratch(n)[: 4 if n["input"].dtype == "FLOAT32" else 3],
-        "arrays": lambda n, t: _requests(  # sums over the weights of each gate
+        "arrays": lambda n: _requests(  # sums over the weights of each gate
             *[{"INT8": 4, "INT16": 8}.get(n["input"].dtype, 0) * n["output_state"].shape[-1]] * 8)}},
         registered="UnidirectionalSequenceLSTM"),
     "BIDIRECTIONAL_SEQUENCE_LSTM": Kind(BIDIRECTIONAL_LSTM, tflm=None),
@@ -1968,7 +1958,7 @@ KINDS: dict[str, Kind] = {name: kind for names, kind in {
     "HARD_SWISH": _unary(tflm=Tflm(SMALL, data=20)),
     "ADD": _binary(macs=lambda n: n.elements * (len(n.inputs) - 1), tflm=Tflm(NUMBER, 8, 60)),
     "ADD_N": Kind(macs=lambda n: n.elements * (len(n.inputs) - 1),
-        tflm=Tflm(SMALL, arrays=_if_quantized(40), scratch=lambda n: [n.pointer * len(n.inputs)])),
+        tflm=Tflm(SMALL, arrays=_if_quantized(40), scratch=lambda n: [n.target.pointer * len(n.inputs)])),
     "MUL": _binary(tflm=Tflm("f32/f32 i8/i8 i16/i16 i32/i32", 4, 36, needs=(_symmetric(),))),
     "SUB": _binary(tflm=Tflm(NUMBER, 8, 52, since=_since(INT32="2025-06"))),
     "DIV": _binary(tflm=Tflm("f32 i8 i32", 4, 28)),
@@ -1997,7 +1987,7 @@ KINDS: dict[str, Kind] = {name: kind for names, kind in {
     "REDUCE_ALL": Kind(REDUCED, tflm=Tflm("bool/i32", 1, 44, (0, 0), _reduce_scratch, since=_since("2026-01"))),
     "SOFTMAX": Kind(UNARY, Options("SoftmaxOptions", ("Beta",)), rows=elementwise_rows,
         tflm=Tflm("f32>f32 i8>i8|i16 i16>i16", 4, 56, (0, 24),
-        arrays=lambda n, t: [2 * 513] * 2 if n["input"].dtype == "INT16" else [],
+        arrays=lambda n: [2 * 513] * 2 if n["input"].dtype == "INT16" else [],
         needs=(_quantized(INT8=(2**-8, -128), INT16=FRACTION), _steep())), libraries={
         "cmsis-nn": {"data": 64}, "esp-nn": {"data": 64, "scratch": _esp_softmax}}),
     "LOG_SOFTMAX": Kind(UNARY, rows=elementwise_rows,
@@ -2021,7 +2011,7 @@ KINDS: dict[str, Kind] = {name: kind for names, kind in {
     "SPLIT_V": Kind("input sizes axis", rows=parted_rows, tflm=Tflm(NUMBER, 4, needs=(_constant("axis"),))),
     "PACK": Kind(tflm=Tflm("f32 i8 i16 i32 i64", 8, since=_since(INT16="2025-08"))),
     "RESHAPE": Kind("input shape", RESHAPED, in_place=over_input,
-        tflm=Tflm("*", 36, arrays=lambda n, t: _output_shape(n, t) if n["output"].is_completed else [],
+        tflm=Tflm("*", 36, arrays=lambda n: _output_shape(n) if n["output"].is_completed else [],
         needs=(_same_elements(),))),
     "RESIZE_NEAREST_NEIGHBOR": Kind("input size", UPSAMPLE, rows=upsampled_rows,
         tflm=Tflm("f32|i8|i16/i32", 2, needs=RESIZED)),
@@ -2044,12 +2034,9 @@ KINDS: dict[str, Kind] = {name: kind for names, kind in {
     "SHAPE": Kind(tflm=Tflm("*>i32", 4)),
     "UNPACK": Kind(tflm=Tflm(NUMBER, 8, since=_since(INT16="2025-03"))),
     # subgraphs, state, side effects
-    "IF": Kind(options=Options("IfOptions", callees=("ThenSubgraphIndex", "ElseSubgraphIndex")),
-        tflm=Tflm("bool", 8, 8)),
-    "WHILE": Kind(options=Options("WhileOptions", callees=("CondSubgraphIndex", "BodySubgraphIndex")),
-        tflm=Tflm(options=8, data=8)),
-    "CALL_ONCE": Kind(options=Options("CallOnceOptions", callees=("InitSubgraphIndex",)),
-        tflm=Tflm(options=4, data=8), effect=(EVERYTHING, True)),
+    "IF": Kind(options=Options("IfOptions"), tflm=Tflm("bool", 8, 8)),
+    "WHILE": Kind(options=Options("WhileOptions"), tflm=Tflm(options=8, data=8)),
+    "CALL_ONCE": Kind(options=Options("CallOnceOptions"), tflm=Tflm(options=4, data=8), effect=(EVERYTHING, True)),
     "VAR_HANDLE": Kind(options=Options("VarHandleOptions", ("Container", "SharedName")),
         tflm=Tflm(options=8, data=4, wider=(8, 0))),
     "READ_VARIABLE": Kind("handle", tflm=Tflm("resource"), effect=(VARIABLE, False)),
@@ -2057,59 +2044,54 @@ KINDS: dict[str, Kind] = {name: kind for names, kind in {
     "HASHTABLE HASHTABLE_IMPORT": Kind(effect=(HASH_TABLES, True), tflm=None),
     "HASHTABLE_FIND HASHTABLE_SIZE": Kind(effect=(HASH_TABLES, False), tflm=None),
     "RANDOM_UNIFORM RANDOM_STANDARD_NORMAL MULTINOMIAL": Kind(effect=(RANDOM_NUMBERS, True), tflm=None),
+    "CALL": Kind(options=Options("CallOptions"), tflm=None),
+    "STABLEHLO_COMPOSITE": Kind(options=Options("StableHLOCompositeOptions"), tflm=None),
+    "STABLEHLO_WHILE": Kind(options=Options("StablehloWhileOptions"), tflm=None),
+    "STABLEHLO_REDUCE": Kind(options=Options("StablehloReduceOptions"), tflm=None),
+    "STABLEHLO_REDUCE_WINDOW": Kind(options=Options("StablehloReduceWindowOptions"), tflm=None),
+    "STABLEHLO_SORT": Kind(options=Options("StablehloSortOptions"), tflm=None),
+    "STABLEHLO_SCATTER": Kind(options=Options("StablehloScatterOptions"), tflm=None),
 }.items() for name in names.split()}
-for _name, _table, *_callees in (  # kinds without a kernel in TFLM
-    ("CALL", "CallOptions", "Subgraph"),
-    ("STABLEHLO_COMPOSITE", "StableHLOCompositeOptions", "DecompositionSubgraphIndex"),
-    ("STABLEHLO_WHILE", "StablehloWhileOptions", "CondSubgraphIndex", "BodySubgraphIndex"),
-    ("STABLEHLO_REDUCE", "StablehloReduceOptions", "BodySubgraphIndex"),
-    ("STABLEHLO_REDUCE_WINDOW", "StablehloReduceWindowOptions", "BodySubgraphIndex"),
-    ("STABLEHLO_SORT", "StablehloSortOptions", "ComparatorSubgraphIndex"),
-    ("STABLEHLO_SCATTER", "StablehloScatterOptions", "UpdateComputationSubgraphIndex"),
-):
-    KINDS[_name] = Kind(options=Options(_table, callees=tuple(_callees)), tflm=None)
 UNKNOWN_KIND = Kind(tflm=None)
 
 DECODE = "TFLM_DECODE"  # custom operator that decodes weights from codebooks and indices
 
 # What custom operators share is unknown, so all have this effect.
-_CUSTOM = (CUSTOM_OPERATORS, True)
+_custom = partial(Kind, inputs=UNARY, effect=(CUSTOM_OPERATORS, True))
 ACCELERATORS = ("ethos-u",)  # their operators address the memory of their scratch tensors as the compiler planned it
-CUSTOM_KINDS: dict[str, Kind] = {
-    "ethos-u": Kind(effect=_CUSTOM, registered="EthosU",
+CUSTOM_KINDS = {
+    "ethos-u": _custom(registered="EthosU",
         tflm=Tflm(needs=(lambda node: "only builds for that accelerator have its kernel",))),
-    "TFLite_Detection_PostProcess": Kind("boxes scores anchors", effect=_CUSTOM, registered="DetectionPostprocess",
+    "TFLite_Detection_PostProcess": _custom(inputs="boxes scores anchors", registered="DetectionPostprocess",
         tflm=Tflm("f32/f32", data=112, scratch=_detection_scratch)),
+    "CIRCULAR_BUFFER": _custom(tflm=Tflm("i8>i8", data=8)),
+    "SignalDelay": _custom(tflm=Tflm("i16>i16", data=20, wider=(0, 12),
+        arrays=lambda n: _rings(n, n["input"].shape[-1] + n.custom["delay_length"]))),
+    "SignalEnergy": _custom(tflm=Tflm("i16>u32", data=8)),
+    "SignalFftAutoScale": _custom(tflm=Tflm("i16>i16")),
+    "SignalFilterBank": _custom(tflm=Tflm("u32/i16/i16/i16/i16/i16>u64", data=36, wider=(0, 28),
+        arrays=lambda n: [8 * (n.custom["num_channels"] + 1)])),
+    "SignalFilterBankLog": _custom(tflm=Tflm("u32>i16", data=8)),
+    "SignalFilterBankSpectralSubtraction": _custom(tflm=Tflm("u32>u32", data=44, wider=(0, 12),
+        arrays=lambda n: [4 * n.custom["num_channels"]])),
+    "SignalFilterBankSquareRoot": _custom(tflm=Tflm("u64/i32>u32")),
+    "SignalFramer": _custom(tflm=Tflm("i16>i16", data=28, wider=(0, 12),
+        arrays=lambda n: _rings(n, align(n.custom["frame_size"], max(n.custom["frame_step"], 1))))),
+    "SignalIrfft": _custom(tflm=Tflm("i16>i16 i32>i32 f32>f32", data=24, wider=(0, 8), arrays=_fft_state)),
+    "SignalOverlapAdd": _custom(tflm=Tflm("i16>i16 f32>f32", data=24, wider=(0, 8), arrays=_overlaps)),
+    "SignalPCAN": _custom(tflm=Tflm("u32/u32/i16>u32", data=4), registered="PCAN"),
+    "SignalRfft": _custom(tflm=Tflm("i16>i16 i32>i32 f32>f32", 0, 32, (0, 16),
+        lambda n: [n.custom["fft_length"] * (n["input"].element.tflm_bytes or 0)], _fft_state,
+        since=_since("2026-01"))),
+    "SignalStacker": _custom(tflm=Tflm("i16>i16", data=36, wider=(0, 20), arrays=lambda n: [_ring(
+        n, n.custom["num_channels"] * (n.custom["stacker_left_context"] + n.custom["stacker_right_context"] + 1))])),
+    "SignalWindow": _custom(tflm=Tflm("i16/i16>i16", data=8)),
+    DECODE: Kind("encoded ancillary", registered="Decode", tflm=Tflm(  # pointers, and states of tables
+        arrays=lambda n: [n.target.pointer * len(n.outputs), *[72 if n.target is BITS_64 else 36] * len(n.outputs)],
+        since=_since("2025-11"))),
 }
-for _name, _tflm in {
-    "CIRCULAR_BUFFER": Tflm("i8>i8", data=8),
-    "SignalDelay": Tflm("i16>i16", data=20, wider=(0, 12),
-        arrays=lambda n, t: _rings(n, t, n["input"].shape[-1] + n.custom["delay_length"])),
-    "SignalEnergy": Tflm("i16>u32", data=8),
-    "SignalFftAutoScale": Tflm("i16>i16"),
-    "SignalFilterBank": Tflm("u32/i16/i16/i16/i16/i16>u64", data=36, wider=(0, 28),
-        arrays=lambda n, t: [8 * (n.custom["num_channels"] + 1)]),
-    "SignalFilterBankLog": Tflm("u32>i16", data=8),
-    "SignalFilterBankSpectralSubtraction": Tflm("u32>u32", data=44, wider=(0, 12),
-        arrays=lambda n, t: [4 * n.custom["num_channels"]]),
-    "SignalFilterBankSquareRoot": Tflm("u64/i32>u32"),
-    "SignalFramer": Tflm("i16>i16", data=28, wider=(0, 12),
-        arrays=lambda n, t: _rings(n, t, align(n.custom["frame_size"], max(n.custom["frame_step"], 1)))),
-    "SignalIrfft": Tflm("i16>i16 i32>i32 f32>f32", data=24, wider=(0, 8), arrays=_fft_state),
-    "SignalOverlapAdd": Tflm("i16>i16 f32>f32", data=24, wider=(0, 8), arrays=_overlaps),
-    "SignalPCAN": Tflm("u32/u32/i16>u32", data=4),
-    "SignalRfft": Tflm("i16>i16 i32>i32 f32>f32", 0, 32, (0, 16),
-        lambda n: [n.custom["fft_length"] * (n["input"].element.tflm_bytes or 0)], _fft_state, since=_since("2026-01")),
-    "SignalStacker": Tflm("i16>i16", data=36, wider=(0, 20), arrays=lambda n, t: [_ring(n.custom["num_channels"] * (
-        n.custom["stacker_left_context"] + n.custom["stacker_right_context"] + 1), t)]),
-    "SignalWindow": Tflm("i16/i16>i16", data=8),
-}.items():
-    CUSTOM_KINDS[_name] = Kind(UNARY, effect=_CUSTOM, tflm=_tflm, registered="PCAN" if _name == "SignalPCAN" else "")
-CUSTOM_KINDS[DECODE] = Kind("encoded ancillary", registered="Decode", tflm=Tflm(  # pointers, and states of tables
-    arrays=lambda n, t: [t.pointer * len(n.outputs), *[72 if t is BITS_64 else 36] * len(n.outputs)],
-    since=_since("2025-11")))
 # fmt: on
-UNKNOWN_CUSTOM_KIND = Kind(effect=_CUSTOM, tflm=None)
+UNKNOWN_CUSTOM_KIND = _custom(tflm=None)
 
 
 def kind_of(operator: Operator) -> Kind:
@@ -2118,11 +2100,11 @@ def kind_of(operator: Operator) -> Kind:
     return KINDS.get(operator.kind, UNKNOWN_KIND)
 
 
-def node_of(subgraph: Subgraph, operator: Operator, pointer: int = BITS_32.pointer) -> Node:
+def node_of(subgraph: Subgraph, operator: Operator, target: Target = BITS_32) -> Node:
     inputs = tuple(subgraph.tensors[i] if i >= 0 else None for i in operator.inputs)
     outputs = tuple(subgraph.tensors[i] for i in operator.writes)
     kernels, custom = subgraph.kernels, operator.custom_options
-    return Node(kind_of(operator), inputs, outputs, operator.options, custom, kernels, pointer)
+    return Node(kind_of(operator), inputs, outputs, operator.options, custom, kernels, target)
 
 
 def may_overwrite(node: Node, position: int) -> bool:
@@ -2146,10 +2128,9 @@ def multiply_accumulates(subgraph: Subgraph, operator: Operator) -> int:
         return 0
 
 
-def scratch_requests(subgraph: Subgraph, operator: Operator, pointer: int = BITS_32.pointer) -> list[int]:
-    """Bytes of each scratch buffer of a kernel, in its order, on a target with pointers of that many bytes. Raises
-    ArenaError if inputs or options do not fit."""
-    node = node_of(subgraph, operator, pointer)
+def scratch_requests(subgraph: Subgraph, operator: Operator, target: Target = BITS_32) -> list[int]:
+    """Bytes of each scratch buffer of a kernel, in its order. Raises ArenaError if inputs or options do not fit."""
+    node = node_of(subgraph, operator, target)
     try:
         requests = node.kernel.scratch(node) if node.kernel and node.output else []
         if all(isinstance(size, int) and 0 <= size <= MAX_ELEMENTS for size in requests):
@@ -2719,12 +2700,12 @@ class _Reader:
         inputs, outputs, inner = (self.vector(table, field) for field in ("Inputs", "Outputs", "Intermediates"))
         custom = np.asarray(table["CustomOptions"], np.uint8).tobytes() if is_custom else b""
         operator = Operator(index, kind, is_custom, inputs, outputs, inner, custom_options=custom)
-        name, fields, of_callees = kind_of(operator).options
+        name, fields = kind_of(operator).options
         content = (table[f"BuiltinOptions{number}"] for number in ("", "2"))
         options = next((options for options in content if options is not None and options.kind == name), None)
         if options is None or not name:
             return operator
-        callees = tuple(options[field] for field in of_callees)
+        callees = tuple(options[field] for field in layout(name) if "Subgraph" in field)
         for callee in callees:
             if not 0 <= callee < self.subgraph_count:
                 raise ModelError(f"the file is damaged: {kind} runs subgraph {callee}, which is not there")
@@ -4099,7 +4080,7 @@ def arena_buffers(graph: ModelGraph, target: Target = BITS_32) -> list[ArenaBuff
             if size := _tflm_bytes(tensor):
                 buffers.append(ArenaBuffer(Interval(align(size), *touched.get(key, never)), *key, bytes=size))
     for subgraph, operator in graph.operators:
-        for size in scratch_requests(subgraph, operator, target.pointer):
+        for size in scratch_requests(subgraph, operator, target):
             key = subgraph.index, operator.index
             if size:
                 interval = Interval(align(size), *runs.get(key, never))
@@ -4511,12 +4492,12 @@ REQUEST_SLOTS = 12  # scratch requests that TFLM reserves for one operator
 PLANNER_BYTES = 40  # per planned buffer, while TFLM plans
 
 
-def kernel_bytes(node: Node, target: Target = BITS_32) -> tuple[int, int, list[int]]:
+def kernel_bytes(node: Node) -> tuple[int, int, list[int]]:
     """Persistent bytes of a kernel: its options, its own structure, and each further array."""
     kernel = node.kernel or PLAIN_KERNEL
-    more = kernel.wider if target is BITS_64 else (0, 0)
+    more = kernel.wider if node.target is BITS_64 else (0, 0)
     try:
-        arrays = kernel.arrays(node, target)
+        arrays = kernel.arrays(node)
     except (LookupError, TypeError, ValueError, AttributeError):  # the kernel rejects it before it allocates more
         arrays = []
     return kernel.options + more[0], kernel.data + more[1], arrays
@@ -4569,8 +4550,8 @@ def persistent_bytes(graph: ModelGraph, target: Target = BITS_32, before: int = 
     measurements to the byte: tflite-micro of August 2026 with 32 bits, the package of October 2026 with 64. Raises
     ArenaError as :func:`scratch_requests`."""
     tail, pointer, first = Tail(before), target.pointer, graph.subgraphs[0]
-    nodes = [(node_of(s, operator), len(scratch_requests(s, operator))) for s, operator in graph.operators]
-    kept = [kernel_bytes(node, target) for node, _ in nodes]
+    nodes = [(node_of(s, operator, target), len(scratch_requests(s, operator))) for s, operator in graph.operators]
+    kept = [kernel_bytes(node) for node, _ in nodes]
     variables = resource_variables(graph)
     tail.add((size, pointer) for size in target.interpreter[:-1] if not before)
     if variables:
@@ -4578,12 +4559,12 @@ def persistent_bytes(graph: ModelGraph, target: Target = BITS_32, before: int = 
     tail.add([(target.interpreter[-1], pointer), (target.subgraph * len(graph.subgraphs), pointer)])
     tail.add((target.tensor * len(s.tensors), pointer) for s in graph.subgraphs)
     tail.add((target.operator * len(s.operators), pointer) for s in graph.subgraphs)
-    tail.add((size, _options_alignment(node, target)) for (node, _), (size, *_) in zip(nodes, kept, strict=True))
+    tail.add((size, _options_alignment(node)) for (node, _), (size, *_) in zip(nodes, kept, strict=True))
     tail.add((data, ARENA_ALIGNMENT) for _, data, _ in kept)
     most = requests = 0
     for (node, count), (_, _, arrays) in zip(nodes, kept, strict=True):
         tail.add((size, ARENA_ALIGNMENT) for size in arrays)
-        most = max(most, tail.size + target.request * (REQUEST_SLOTS + requests) + _prepare_temp_bytes(node, target))
+        most = max(most, tail.size + target.request * (REQUEST_SLOTS + requests) + _prepare_temp_bytes(node))
         requests += count
     tail.add((size, ARENA_ALIGNMENT) for size in variables.values())
     tail.add([(pointer * requests, pointer)])
@@ -4595,16 +4576,16 @@ def persistent_bytes(graph: ModelGraph, target: Target = BITS_32, before: int = 
     return TailBytes(tail.size, while_planning, most, requests)
 
 
-def _options_alignment(node: Node, target: Target) -> int:
+def _options_alignment(node: Node) -> int:
     """Alignment of a kernel's options: a pointer's if they hold one, else 4, or 1 if their size is no multiple of 4."""
     kernel = node.kind.tflm or PLAIN_KERNEL
-    return target.pointer if kernel.wider[0] else 1 if kernel.options % 4 else 4
+    return node.target.pointer if kernel.wider[0] else 1 if kernel.options % 4 else 4
 
 
-def _prepare_temp_bytes(node: Node, target: Target) -> int:
+def _prepare_temp_bytes(node: Node) -> int:
     """Temporary bytes that a kernel needs while it prepares: the structures of its tensors, some of them twice."""
     tensors = [t for t in (*node.inputs, *node.outputs) if t]
-    sizes = [sum(size for size, _ in port_pieces(tensor, target)) for tensor in tensors]
+    sizes = [sum(size for size, _ in port_pieces(tensor, node.target)) for tensor in tensors]
     is_filter = node.kind.tflm is not None and node.kind.tflm.arrays is _per_channel
     is_reduced = "axes" in node.kind.roles and tensors[:1] and tensors[0].dtype != "FLOAT32"
     is_join = node.kind.rows is joined_rows
