@@ -704,6 +704,22 @@ def is_same(a: Any, b: Any) -> bool:
     return bool(a == b or (a != a and b != b))  # NaN
 
 
+OTHER_FORMATS = (  # pattern of the first bytes, what the file is, what to do
+    (rb"version https://git-lfs", "a Git LFS pointer instead of the model: git lfs pull fetches it"),
+    (rb"PK\x03\x04", "a zip archive (a .keras, .pt or .task file is one): unpack or convert it first"),
+    (rb"\x1f\x8b", "a gzip archive: unpack it first"),
+    (rb"\x89HDF", "a Keras model in HDF5: convert it to TensorFlow Lite first"),
+    (rb"\x08[\x01-\x20][\x12:B]", "an ONNX model or another protocol buffer: convert it to TensorFlow Lite first"),
+    (rb"\n[\x01-\xff]{1,3}\n", "a TensorFlow graph or another protocol buffer: convert it to TensorFlow Lite first"),
+    (rb"\x80\x02", "a pickle, as of PyTorch: convert it to TensorFlow Lite first"),
+    (rb"\s*<", "a web page or XML: the download failed"),
+    (
+        rb"\s*(#(include|ifndef|pragma|define)|//|/\*|alignas|(static |extern )?(const |unsigned )|0x)",
+        "a C array: pass the .tflite that it was made from",
+    ),
+)
+
+
 @dataclass(frozen=True, eq=False)
 class File:
     """A .tflite file: its tables and the bytes that they were read from. Immutable; a change makes a new File."""
@@ -719,7 +735,9 @@ class File:
         if len(data) == 0:
             raise ModelError("the file is empty")
         if len(data) < 8 or bytes(data[4:8]) != FILE_IDENTIFIER:
-            raise ModelError(f"not a TensorFlow Lite model: {_what_it_is(data)}")
+            found = (f"it is {what}" for pattern, what in OTHER_FORMATS if re.match(pattern, bytes(data[:64])))
+            what = next(found, f"its identifier is {bytes(data[4:8])!r} instead of {FILE_IDENTIFIER!r}")
+            raise ModelError(f"not a TensorFlow Lite model: {what}")
         unpacker = _Unpacker(data)
         try:
             return cls(unpacker.table("Model", unpacker.word(0)), data, unpacker.newer)
@@ -784,27 +802,6 @@ def with_archive(data: bytes, source: Bytes) -> bytes:
             for entry in old.infolist():
                 new.writestr(entry, old.read(entry))
     return file.getvalue()
-
-
-OTHER_FORMATS = (  # pattern of the first bytes, what the file is, what to do
-    (rb"version https://git-lfs", "a Git LFS pointer instead of the model: git lfs pull fetches it"),
-    (rb"PK\x03\x04", "a zip archive (a .keras, .pt or .task file is one): unpack or convert it first"),
-    (rb"\x1f\x8b", "a gzip archive: unpack it first"),
-    (rb"\x89HDF", "a Keras model in HDF5: convert it to TensorFlow Lite first"),
-    (rb"\x08[\x01-\x20][\x12:B]", "an ONNX model or another protocol buffer: convert it to TensorFlow Lite first"),
-    (rb"\n[\x01-\xff]{1,3}\n", "a TensorFlow graph or another protocol buffer: convert it to TensorFlow Lite first"),
-    (rb"\x80\x02", "a pickle, as of PyTorch: convert it to TensorFlow Lite first"),
-    (rb"\s*<", "a web page or XML: the download failed"),
-    (
-        rb"\s*(#(include|ifndef|pragma|define)|//|/\*|alignas|(static |extern )?(const |unsigned )|0x)",
-        "a C array: pass the .tflite that it was made from",
-    ),
-)
-
-
-def _what_it_is(data: Bytes) -> str:
-    found = (f"it is {what}" for pattern, what in OTHER_FORMATS if re.match(pattern, bytes(data[:64])))
-    return next(found, f"its identifier is {bytes(data[4:8])!r} instead of {FILE_IDENTIFIER!r}")
 
 
 ####################################################################################################
@@ -1069,7 +1066,7 @@ def _if_quantized(size: int, wider: int = 0) -> Sizes:
 
 
 ####################################################################################################
-# Operators, the kernels of devices: memory of CMSIS-NN and ESP-NN where it differs from the reference kernels
+# Operators, the kernels of devices: memory of CMSIS-NN and ESP-NN where it differs from the reference kernels; boards
 ####################################################################################################
 
 # CMSIS-NN: kernels/cmsis_nn of tflite-micro at 90b983c (August 2026) and *_get_buffer_size of CMSIS-NN at 4ab83cc (June
@@ -1320,11 +1317,6 @@ def _esp_softmax(node: Node) -> list[int]:
     return _requests(4 * sum(node["input"].shape[1:2])) if is_used else []  # the second dimension, whatever it is
 
 
-####################################################################################################
-# Boards: their kernels and memories
-####################################################################################################
-
-
 class Board(NamedTuple):
     """A development board. Memories in KB: the largest piece of SRAM, of which the application needs a part, external
     RAM, and flash."""
@@ -1450,25 +1442,21 @@ def _quantized(node: Node, **expected: tuple[float | None, int]) -> str:
     return f"its output must have {'' if scale is None else f'scale {scale} and '}zero point {zero}"
 
 
-@need
 def _has_bias(node: Node) -> str:
     is_empty = len(node.inputs) == 3 and node.inputs[2] is None
     return "its bias is left out as -1, with which the kernel crashes" if is_empty else ""
 
 
-@need
 def _fixed_size(node: Node) -> str:
     is_fixed = _is_constant(node.get("size"))
     return "" if is_fixed else "its size is computed, but the kernel takes that of the file for its output"
 
 
-@need
 def _symmetric(node: Node) -> str:
     zeros = [t.affine[1] for t in (*node.inputs, node.output) if t and t.dtype == "INT16" and t.affine]
     return "zero points of INT16 tensors must be 0" if any(zeros) else ""
 
 
-@need
 def _joined(node: Node) -> str:
     if len(node.inputs) > MAX_CONCATENATED:
         return f"it has {len(node.inputs)} inputs, and the kernel takes {MAX_CONCATENATED}"
@@ -1476,20 +1464,17 @@ def _joined(node: Node) -> str:
     return "its inputs are of several types" if len(dtypes) > 1 else ""
 
 
-@need
 def _same_elements(node: Node) -> str:
     have, wanted = node["input"].elements, node.elements
     return "" if have == wanted else f"it makes {wanted:,} elements of {have:,}"
 
 
-@need
 def _steep(node: Node) -> str:
     scale, _ = node["input"].affine or (0.0, 0)
     is_flat = node["input"].dtype == "INT8" and node.options.get("Beta", 0.0) * scale * 2**26 <= 1
     return f"its input has a scale of {scale:.2g}, so small that the kernel aborts" if is_flat else ""
 
 
-@need
 def _svdf_output(node: Node) -> str:
     shape = node["input"].shape[0], node["feature"].shape[0] // node.rank
     return "" if node["output"].shape == shape else f"its output must have the shape {shape}"
@@ -1675,13 +1660,11 @@ def padded_rows(node: Node) -> RowRule | str:
 
 def slice_bounds(node: Node) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
     """(begin, size) of a SLICE per axis; None if the file does not give them."""
-    source, begin, size = (node.get(role) for role in ("input", "begin", "size"))
-    if source is None or begin is None or size is None or begin.values is None or size.values is None:
+    source, *given = (node.get(role) for role in ("input", "begin", "size"))
+    begin, size = ((tensor and tensor.values) or () for tensor in given)
+    if source is None or not len(begin) == len(size) == len(source.shape):
         return None
-    if not len(begin.values) == len(size.values) == len(source.shape):
-        return None
-    sizes = (d - b if n == -1 else n for n, b, d in zip(size.values, begin.values, source.shape, strict=True))
-    return begin.values, tuple(sizes)
+    return begin, tuple(d - b if n == -1 else n for n, b, d in zip(size, begin, source.shape, strict=True))
 
 
 def sliced_rows(node: Node) -> RowRule | str:
@@ -1782,11 +1765,6 @@ def over_input(node: Node, position: int, source: Tensor, output: Tensor) -> boo
     return position == 0 and source.bytes == output.bytes and source.dtype == output.dtype
 
 
-def over_bytes(node: Node, position: int, source: Tensor, output: Tensor) -> bool:
-    """True for QUANTIZE between the two types of 8 bits."""
-    return source.bytes == output.bytes and {source.dtype, output.dtype} == {"INT8", "UINT8"}
-
-
 def over_any_operand(node: Node, position: int, source: Tensor, output: Tensor) -> bool:
     return position < 2 and source.shape == output.shape and source.dtype == output.dtype
 
@@ -1796,11 +1774,6 @@ def over_operand(node: Node, position: int, source: Tensor, output: Tensor) -> b
     others = [t for i, t in enumerate(node.inputs[:2]) if i != position and t]
     is_even = all(t.shape == output.shape or t.storage is Storage.CONSTANT or t.elements == 1 for t in others)
     return is_even and over_any_operand(node, position, source, output)
-
-
-def over_choice(node: Node, position: int, source: Tensor, output: Tensor) -> bool:
-    """SELECT_V2: True for input 1, the values, not for the condition."""
-    return position == 1 and source.shape == output.shape and source.bytes == output.bytes
 
 
 def over_later_rows(node: Node, position: int, source: Tensor, output: Tensor) -> bool:
@@ -1826,27 +1799,19 @@ def updated_block(node: Node) -> tuple[int, int] | None:
         return None
     if not len(start.values) == len(operand.shape) == len(update.shape) > HEIGHT or operand.shape[0] != 1:
         return None
-    row = operand.bytes // operand.shape[HEIGHT]
-    first, rows = start.values[HEIGHT], update.shape[HEIGHT]
+    height, rows, first = operand.shape[HEIGHT], update.shape[HEIGHT], start.values[HEIGHT]
+    begin, end = (operand.bytes // height * row for row in (first, first + rows))
     is_whole = update.shape[HEIGHT + 1 :] == operand.shape[HEIGHT + 1 :] and not any(start.values[HEIGHT + 1 :])
-    if not is_whole or not 0 <= first <= operand.shape[HEIGHT] - rows:
-        return None
-    begin, end = first * row, (first + rows) * row
     is_aligned = begin % ARENA_ALIGNMENT == 0 and (end % ARENA_ALIGNMENT == 0 or end == operand.bytes)
-    return (begin, end) if is_aligned else None
+    return (begin, end) if is_whole and is_aligned and 0 <= first <= height - rows else None
 
 
 def bytes_read(node: Node, tensor: Tensor) -> tuple[int, int]:
     """(first, stop) of the bytes of a tensor that an operator may read."""
-    whole = 0, tensor.bytes or 0
-    if node.kind.rows is not sliced_rows or node.get("input") is not tensor or len(node.inputs) != 3:
-        return whole
-    bounds = slice_bounds(node)
-    if bounds is None or not tensor.shape or min(bounds[0]) < 0:
-        return whole
-    begin, size = bounds
-    if min(size) < 1 or any(b + n > d for b, n, d in zip(begin, size, tensor.shape, strict=True)):
-        return whole
+    is_cut = node.kind.rows is sliced_rows and node.get("input") is tensor and len(node.inputs) == 3
+    begin, size = (slice_bounds(node) if is_cut and tensor.shape else None) or ((-1,), (0,))
+    if min(begin) < 0 or min(size) < 1 or any(b + n > d for b, n, d in zip(begin, size, tensor.shape, strict=True)):
+        return 0, tensor.bytes or 0
     steps = [math.prod(tensor.shape[axis + 1 :]) for axis in range(len(tensor.shape))]
     start = sum(b * step for b, step in zip(begin, steps, strict=True))
     end = sum((b + n - 1) * step for b, n, step in zip(begin, size, steps, strict=True)) + 1
@@ -1899,7 +1864,7 @@ KINDS: dict[str, Kind] = {name: kind for names, kind in {
         "cmsis-nn": {"data": 60, "scratch": _only_for("INT8 INT16", _cmsis_conv), "arrays": _PER_CHANNEL},
         "esp-nn": {"data": 60, "scratch": _esp_int8({"esp32s3": _esp_conv_s3, "esp32p4": _esp_conv_p4})}}),
     "DEPTHWISE_CONV_2D": Kind(FILTER, DEPTHWISE, _by_weights(4, 1, 3), convolution_rows,
-        Tflm(CONVOLVED, 28, 56, (0, 24), _int4_scratch, _per_channel, (*QUANTIZED_FILTER, _has_bias())), libraries={
+        Tflm(CONVOLVED, 28, 56, (0, 24), _int4_scratch, _per_channel, (*QUANTIZED_FILTER, _has_bias)), libraries={
         "cmsis-nn": {"data": 60, "scratch": _only_for("INT8", _cmsis_depthwise), "arrays": _PER_CHANNEL},
         "esp-nn": {"data": 60, "scratch": _esp_int8({"esp32s3": _esp_depthwise_s3})}}),
     "TRANSPOSE_CONV": Kind("output_shape *weights input bias", Options("TransposeConvOptions", _WINDOW),
@@ -1914,7 +1879,7 @@ KINDS: dict[str, Kind] = {name: kind for names, kind in {
         "cmsis-nn": {"data": 72, "scratch": _cmsis_dense, "arrays": _cmsis_dense_arrays}}),
     "BATCH_MATMUL": Kind("*a *b", Options("BatchMatMulOptions", ("AdjX", "AdjY")), _matmul_macs,
         tflm=Tflm("f32/f32 i8/i8 i16/i16", options=3, data=16, wider=(0, 16), arrays=_matmul_arrays, needs=(_rank(2, 5),
-        _symmetric()), since=_since(INT16="2024-09")),
+        _symmetric), since=_since(INT16="2024-09")),
         libraries={
         "cmsis-nn": {"data": 36, "scratch": _only_for("INT8", lambda n: [4 * n["output"].shape[-1]], "mve")}},
         registered="BatchMatMul"),
@@ -1931,7 +1896,7 @@ KINDS: dict[str, Kind] = {name: kind for names, kind in {
     "GATHER_ND": Kind("table indices", tflm=Tflm(EXTREME, arrays=_output_shape)),
     "SVDF": Kind("input *feature *time bias state", Options("SVDFOptions", ("Rank",)), _recurrent_macs,
         tflm=Tflm("f32/f32/f32/f32/f32 i8/i8/i8/i32/i8 i8/i8/i16/i32/i16", 12, 36, scratch=_svdf_scratch,
-        needs=(_svdf_output(),)), libraries={"cmsis-nn": {"data": 40,
+        needs=(_svdf_output,)), libraries={"cmsis-nn": {"data": 40,
         "arrays": _only_for("INT8", lambda n: [4 * n["feature"].shape[0]], "mve")}}),
     "RNN UNIDIRECTIONAL_SEQUENCE_RNN": Kind(RECURRENT, macs=_recurrent_macs, tflm=None),
     "BIDIRECTIONAL_SEQUENCE_RNN": Kind(BIDIRECTIONAL, tflm=None),
@@ -1946,10 +1911,10 @@ KINDS: dict[str, Kind] = {name: kind for names, kind in {
     "BIDIRECTIONAL_SEQUENCE_LSTM": Kind(BIDIRECTIONAL_LSTM, tflm=None),
     # element by element
     "ABS RSQRT": _unary(tflm=Tflm(REAL, data=28)),
-    "QUANTIZE": _unary(in_place=over_bytes,
+    "QUANTIZE": _unary(in_place=lambda n, i, x, y: x.bytes == y.bytes and {x.dtype, y.dtype} == {"INT8", "UINT8"},
         tflm=Tflm("f32>i8|i16 i8>i8|i16|i32|u8 i16>i8|i16|i32 i32>i8|i16 u8>i8", data=32, needs=(_scaled("output"),))),
     "DEQUANTIZE": Kind(UNARY, rows=elementwise_rows, tflm=Tflm("i8|i16|u8>f32", data=32)),
-    "RELU": _unary(tflm=Tflm(REAL, data=28, needs=(_symmetric(),), since=_since(INT16="2025-03"))),
+    "RELU": _unary(tflm=Tflm(REAL, data=28, needs=(_symmetric,), since=_since(INT16="2025-03"))),
     "RELU6": _unary(tflm=Tflm(REAL, data=8, since=_since(INT16="2024-09"))),
     "RELU_N1_TO_1": Kind(UNARY, rows=elementwise_rows, tflm=None),
     "LEAKY_RELU": _unary(tflm=Tflm(REAL, 4, 24)),
@@ -1959,10 +1924,10 @@ KINDS: dict[str, Kind] = {name: kind for names, kind in {
     "ADD": _binary(macs=lambda n: n.elements * (len(n.inputs) - 1), tflm=Tflm(NUMBER, 8, 60)),
     "ADD_N": Kind(macs=lambda n: n.elements * (len(n.inputs) - 1),
         tflm=Tflm(SMALL, arrays=_if_quantized(40), scratch=lambda n: [n.target.pointer * len(n.inputs)])),
-    "MUL": _binary(tflm=Tflm("f32/f32 i8/i8 i16/i16 i32/i32", 4, 36, needs=(_symmetric(),))),
+    "MUL": _binary(tflm=Tflm("f32/f32 i8/i8 i16/i16 i32/i32", 4, 36, needs=(_symmetric,))),
     "SUB": _binary(tflm=Tflm(NUMBER, 8, 52, since=_since(INT32="2025-06"))),
     "DIV": _binary(tflm=Tflm("f32 i8 i32", 4, 28)),
-    "SQUARED_DIFFERENCE": _binary(tflm=Tflm("f32/f32 i8/i8 i16/i16 i32/i32", data=112, needs=(_symmetric(),))),
+    "SQUARED_DIFFERENCE": _binary(tflm=Tflm("f32/f32 i8/i8 i16/i16 i32/i32", data=112, needs=(_symmetric,))),
     "PRELU": Kind(BINARY, rows=elementwise_rows,
         tflm=Tflm("f32/f32 i8/i8 i16/i8", data=28, needs=(_rank(1, 4),), since=_since(INT16="2025-09"))),
     "CEIL COS EXP FLOOR LOG NEG ROUND SIN SQRT SQUARE": _unary(tflm=Tflm(FLOAT)),
@@ -1976,7 +1941,8 @@ KINDS: dict[str, Kind] = {name: kind for names, kind in {
     "FLOOR_DIV FLOOR_MOD": Kind(tflm=Tflm(FLOAT)),
     "LOGICAL_NOT": Kind(tflm=Tflm("bool")),
     "LOGICAL_AND LOGICAL_OR": Kind(),
-    "SELECT_V2": Kind(in_place=over_choice, tflm=Tflm("bool/f32/f32 bool/i8/i8 bool/i16/i16", data=1)),
+    "SELECT_V2": Kind(in_place=lambda n, i, x, y: i == 1 and x.shape == y.shape and x.bytes == y.bytes,  # the values
+        tflm=Tflm("bool/f32/f32 bool/i8/i8 bool/i16/i16", data=1)),
     "ZEROS_LIKE": Kind(tflm=Tflm("f32 i8 i32 i64")),
     # along axes
     "MEAN": Kind(REDUCED, macs=lambda n: n["input"].elements, rows=reduced_rows,
@@ -1988,7 +1954,7 @@ KINDS: dict[str, Kind] = {name: kind for names, kind in {
     "SOFTMAX": Kind(UNARY, Options("SoftmaxOptions", ("Beta",)), rows=elementwise_rows,
         tflm=Tflm("f32>f32 i8>i8|i16 i16>i16", 4, 56, (0, 24),
         arrays=lambda n: [2 * 513] * 2 if n["input"].dtype == "INT16" else [],
-        needs=(_quantized(INT8=(2**-8, -128), INT16=FRACTION), _steep())), libraries={
+        needs=(_quantized(INT8=(2**-8, -128), INT16=FRACTION), _steep)), libraries={
         "cmsis-nn": {"data": 64}, "esp-nn": {"data": 64, "scratch": _esp_softmax}}),
     "LOG_SOFTMAX": Kind(UNARY, rows=elementwise_rows,
         tflm=Tflm(SMALL, arrays=_if_quantized(28, 12), needs=(_quantized(INT8=(2**-4, 127)),))),
@@ -1997,13 +1963,13 @@ KINDS: dict[str, Kind] = {name: kind for names, kind in {
     "L2_NORMALIZATION": Kind(UNARY, rows=elementwise_rows, tflm=Tflm(SMALL, 4, 4, needs=(_rank(0, 4),))),
     # moving data
     "CONCATENATION": Kind("", Options("ConcatenationOptions", ("Axis",)), rows=joined_rows,
-        tflm=Tflm("f32 i8 i16 i32 i64 bool", 8, 24, (0, 56), needs=(_joined(), _alike("INT8"), _symmetric()))),
+        tflm=Tflm("f32 i8 i16 i32 i64 bool", 8, 24, (0, 56), needs=(_joined, _alike("INT8"), _symmetric))),
     "PAD": Kind("input paddings", Options("PadOptions"), rows=padded_rows, tflm=PADDED),
     "PADV2": Kind("input paddings value", Options("PadV2Options"), rows=padded_rows, tflm=PADDED, registered="PadV2"),
     "MIRROR_PAD": Kind("input paddings",
         tflm=Tflm("f32|i8/i32|i64", 4, 20, scratch=lambda n: [4 * len(n["input"].shape)] * 2)),
     "SLICE": Kind("input begin size", Options("SliceOptions"), in_place=over_later_rows, rows=sliced_rows,
-        tflm=Tflm("f32|i8|i16|i32|bool/i32|i64/i32|i64", needs=(_rank(1, 5), _fixed_size()))),
+        tflm=Tflm("f32|i8|i16|i32|bool/i32|i64/i32|i64", needs=(_rank(1, 5), _fixed_size))),
     "STRIDED_SLICE": Kind("input begin end strides", Options("StridedSliceOptions", _MASKS), rows=strided_rows,
         tflm=Tflm("f32|i8|i16|i32|bool/i32/i32/i32", 24, 84,
         needs=(_rank(0, 4), _constant("begin", "end", "strides")))),
@@ -2012,7 +1978,7 @@ KINDS: dict[str, Kind] = {name: kind for names, kind in {
     "PACK": Kind(tflm=Tflm("f32 i8 i16 i32 i64", 8, since=_since(INT16="2025-08"))),
     "RESHAPE": Kind("input shape", RESHAPED, in_place=over_input,
         tflm=Tflm("*", 36, arrays=lambda n: _output_shape(n) if n["output"].is_completed else [],
-        needs=(_same_elements(),))),
+        needs=(_same_elements,))),
     "RESIZE_NEAREST_NEIGHBOR": Kind("input size", UPSAMPLE, rows=upsampled_rows,
         tflm=Tflm("f32|i8|i16/i32", 2, needs=RESIZED)),
     "RESIZE_BILINEAR": Kind("input size", INTERPOLATE, rows=interpolated_rows, tflm=Tflm(EXTREME, 2, needs=RESIZED)),
@@ -2675,8 +2641,11 @@ class _Reader:
         values = None
         if storage is Storage.CONSTANT and dtype in ("INT32", "INT64") and size == content.size <= SMALL_CONSTANT:
             values = tuple(content.data.view("<i4" if dtype == "INT32" else "<i8").tolist())
-        quantization, is_sparse = self.quantization(table["Quantization"]), table["Sparsity"] is not None
-        completed = shape != tuple(table["Shape"])
+        quantization, known = None, table["Quantization"]
+        if known is not None and len(known["Scale"]):
+            scales, zeros = (self.vector(known, field) for field in ("Scale", "ZeroPoint"))
+            quantization = Quantization(scales, zeros, known["QuantizedDimension"])
+        is_sparse, completed = table["Sparsity"] is not None, shape != tuple(table["Shape"])
         return Tensor(
             index, name, dtype, shape, storage, buffer, size, dynamic, is_sparse, completed, quantization, values
         )
@@ -2687,11 +2656,6 @@ class _Reader:
             raise ModelError(f"the file is damaged: tensor {index} claims an impossible shape")
         bits = ELEMENT_TYPES.get(dtype, UNKNOWN_TYPE).bits
         return None if bits is None or any(d < 0 for d in shape) else (elements * bits + 7) // 8
-
-    def quantization(self, table: Table | None) -> Quantization | None:
-        if table is None or len(table["Scale"]) == 0:
-            return None
-        return Quantization(self.vector(table, "Scale"), self.vector(table, "ZeroPoint"), table["QuantizedDimension"])
 
     def operator(self, table: Table, index: int) -> Operator:
         if not 0 <= table["OpcodeIndex"] < len(self.kinds):
