@@ -543,9 +543,9 @@ def layout(kind: str) -> dict[str, Field]:
         else:
             many = "s" if hasattr(table, f"{name}Length") else ""
             value = getattr(table, name)(*[0] * len(many))
-            form = next((form for form in ("String", "Union") if form in probe.asked), "Table")
-            form = {"String": "text", "Union": "union", "Table": "table"}[form] + many
-            fields[name] = Field(slot, form, type(value).__name__, () if many else b"" if form == "text" else None)
+            form = "text" if "String" in probe.asked else "union" if "Union" in probe.asked else "table"
+            missing = () if many else b"" if form == "text" else None
+            fields[name] = Field(slot, form + many, type(value).__name__, missing)
     return dict(sorted(fields.items(), key=lambda item: item[1].slot))
 
 
@@ -588,7 +588,6 @@ class _Unpacker:
         self.newer = ""  # a kind of table with fields unknown to the bindings
         self.left = len(data)  # bytes for references, 4 each: only overlapping vectors of a damaged file claim more
         self.known: dict[tuple[str, Any, int], Any] = {}
-        self.vtables: dict[tuple[str, int], tuple[list[tuple[str, Field, int]], tuple[int, ...]]] = {}
 
     def word(self, at: int) -> int:
         return int(UINT32.unpack_from(self.data, at)[0])
@@ -602,7 +601,7 @@ class _Unpacker:
 
     def table(self, kind: str, at: int) -> Table:
         table = Table(kind)
-        fields, table.unknown = self.fields(kind, at - INT32.unpack_from(self.data, at)[0])
+        fields, table.unknown = self.once("fields", kind, at - INT32.unpack_from(self.data, at)[0])
         for name, (_, form, of, _), place in fields:
             place += at
             if form == "number":
@@ -615,17 +614,15 @@ class _Unpacker:
 
     def fields(self, kind: str, vtable: int) -> tuple[list[tuple[str, Field, int]], tuple[int, ...]]:
         """(fields present in a table, each with its distance from it in bytes; slots of unknown fields)."""
-        if (kind, vtable) not in self.vtables:
-            if vtable < 0:
-                raise IndexError("a table is described before the beginning of the file")
-            count = UINT16.unpack_from(self.data, vtable)[0] // 2 - 2
-            places = dict(enumerate(struct.unpack_from(f"<{count}H", self.data, vtable + 4)))
-            known = [(name, f, place) for name, f in layout(kind).items() if (place := places.pop(f.slot, 0))]
-            last = max((field.slot for field in layout(kind).values()), default=-1)  # lower ones are deprecated
-            unknown = tuple(slot for slot, place in places.items() if place and slot > last)
-            self.newer = kind or "a union" if unknown or not kind else self.newer
-            self.vtables[kind, vtable] = known, unknown
-        return self.vtables[kind, vtable]
+        if vtable < 0:
+            raise IndexError("a table is described before the beginning of the file")
+        count = UINT16.unpack_from(self.data, vtable)[0] // 2 - 2
+        places = dict(enumerate(struct.unpack_from(f"<{count}H", self.data, vtable + 4)))
+        known = [(name, f, place) for name, f in layout(kind).items() if (place := places.pop(f.slot, 0))]
+        last = max((field.slot for field in layout(kind).values()), default=-1)  # lower ones are deprecated
+        unknown = tuple(slot for slot, place in places.items() if place and slot > last)
+        self.newer = kind or "a union" if unknown or not kind else self.newer
+        return known, unknown
 
     def text(self, _: Any, at: int) -> memoryview:
         return self.view[at + 4 : at + 4 + self.word(at)]
@@ -698,15 +695,29 @@ class _Packer:
 
 def is_same(a: Any, b: Any) -> bool:
     """True if two fields have the same content, bit by bit."""
-    if isinstance(a, Table):
-        is_alike = isinstance(b, Table) and a.kind == b.kind and a.keys() == b.keys()
-        return is_alike and all(is_same(a[field], b[field]) for field in a)
-    if isinstance(a, np.ndarray):
-        is_alike = isinstance(b, np.ndarray) and a.dtype == b.dtype and a.shape == b.shape
-        return is_alike and a.tobytes() == b.tobytes()
-    if isinstance(a, list):
-        return isinstance(b, list) and len(a) == len(b) and all(map(is_same, a, b))
+    if isinstance(a, Table) and isinstance(b, Table):
+        return a.kind == b.kind and a.keys() == b.keys() and all(is_same(a[field], b[field]) for field in a)
+    if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
+        return (a.dtype, a.shape, a.tobytes()) == (b.dtype, b.shape, b.tobytes())
+    if isinstance(a, list) and isinstance(b, list):
+        return len(a) == len(b) and all(map(is_same, a, b))
     return bool(a == b or (a != a and b != b))  # NaN
+
+
+OTHER_FORMATS = (  # pattern of the first bytes, what the file is, what to do
+    (rb"version https://git-lfs", "a Git LFS pointer instead of the model: git lfs pull fetches it"),
+    (rb"PK\x03\x04", "a zip archive (a .keras, .pt or .task file is one): unpack or convert it first"),
+    (rb"\x1f\x8b", "a gzip archive: unpack it first"),
+    (rb"\x89HDF", "a Keras model in HDF5: convert it to TensorFlow Lite first"),
+    (rb"\x08[\x01-\x20][\x12:B]", "an ONNX model or another protocol buffer: convert it to TensorFlow Lite first"),
+    (rb"\n[\x01-\xff]{1,3}\n", "a TensorFlow graph or another protocol buffer: convert it to TensorFlow Lite first"),
+    (rb"\x80\x02", "a pickle, as of PyTorch: convert it to TensorFlow Lite first"),
+    (rb"\s*<", "a web page or XML: the download failed"),
+    (
+        rb"\s*(#(include|ifndef|pragma|define)|//|/\*|alignas|(static |extern )?(const |unsigned )|0x)",
+        "a C array: pass the .tflite that it was made from",
+    ),
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -724,7 +735,9 @@ class File:
         if len(data) == 0:
             raise ModelError("the file is empty")
         if len(data) < 8 or bytes(data[4:8]) != FILE_IDENTIFIER:
-            raise ModelError(f"not a TensorFlow Lite model: {_what_it_is(data)}")
+            found = (f"it is {what}" for pattern, what in OTHER_FORMATS if re.match(pattern, bytes(data[:64])))
+            what = next(found, f"its identifier is {bytes(data[4:8])!r} instead of {FILE_IDENTIFIER!r}")
+            raise ModelError(f"not a TensorFlow Lite model: {what}")
         unpacker = _Unpacker(data)
         try:
             return cls(unpacker.table("Model", unpacker.word(0)), data, unpacker.newer)
@@ -753,11 +766,14 @@ class File:
         return with_archive(packed, self.source)
 
     def compacted(self) -> Table:
-        users = [t for s in self.model["Subgraphs"] for t in s["Tensors"]] + [*self.model["Metadata"]]
+        subgraphs = self.model["Subgraphs"]
+        users = [t for s in subgraphs for t in s["Tensors"]] + [*self.model["Metadata"]]
         used = {user["Buffer"] for user in users}.union(map(int, self.model["MetadataBuffer"]))
         data = (self.content(b) if i in used else None for i, b in enumerate(self.model["Buffers"]))
         buffers = [Table("Buffer") if d is None or not len(d) else Table("Buffer", Data=d) for d in data]
-        return self.model.but(Buffers=buffers, Subgraphs=list(map(self._with_options_inside, self.model["Subgraphs"])))
+        inside = self._with_options_inside
+        subgraphs = [s.but(Operators=list(map(inside, s["Operators"]))) if s["Operators"] else s for s in subgraphs]
+        return self.model.but(Buffers=buffers, Subgraphs=subgraphs)
 
     def content(self, buffer: Table) -> np.ndarray:
         """Data of a buffer, uint8, inside or outside of the FlatBuffer."""
@@ -765,19 +781,15 @@ class File:
             return np.frombuffer(self.source, np.uint8, buffer["Size"], buffer["Offset"])
         return np.asarray(buffer["Data"], np.uint8)
 
-    def _with_options_inside(self, subgraph: Table) -> Table:
-        """The subgraph with large options of custom operators, possibly after the FlatBuffer, moved inside."""
-
-        def inside(operator: Table) -> Table:
-            place, size = (operator[f"LargeCustomOptions{what}"] for what in ("Offset", "Size"))
-            if place <= 1:
-                return operator
-            if place + size > len(self.source):
-                raise ModelError("the file is cut short: the options of an operator are after its end")
-            kept = {name: value for name, value in operator.items() if not name.startswith("LargeCustomOptions")}
-            return Table("Operator", kept, CustomOptions=np.frombuffer(self.source, np.uint8, size, place))
-
-        return subgraph.but(Operators=list(map(inside, subgraph["Operators"]))) if "Operators" in subgraph else subgraph
+    def _with_options_inside(self, operator: Table) -> Table:
+        """The operator with large custom options, possibly after the FlatBuffer, moved inside."""
+        place, size = (operator[f"LargeCustomOptions{what}"] for what in ("Offset", "Size"))
+        if place <= 1:
+            return operator
+        if place + size > len(self.source):
+            raise ModelError("the file is cut short: the options of an operator are after its end")
+        kept = {name: value for name, value in operator.items() if not name.startswith("LargeCustomOptions")}
+        return Table("Operator", kept, CustomOptions=np.frombuffer(self.source, np.uint8, size, place))
 
 
 def with_archive(data: bytes, source: Bytes) -> bytes:
@@ -790,27 +802,6 @@ def with_archive(data: bytes, source: Bytes) -> bytes:
             for entry in old.infolist():
                 new.writestr(entry, old.read(entry))
     return file.getvalue()
-
-
-OTHER_FORMATS = (  # pattern of the first bytes, what the file is, what to do
-    (rb"version https://git-lfs", "a Git LFS pointer instead of the model: git lfs pull fetches it"),
-    (rb"PK\x03\x04", "a zip archive (a .keras, .pt or .task file is one): unpack or convert it first"),
-    (rb"\x1f\x8b", "a gzip archive: unpack it first"),
-    (rb"\x89HDF", "a Keras model in HDF5: convert it to TensorFlow Lite first"),
-    (rb"\x08[\x01-\x20][\x12:B]", "an ONNX model or another protocol buffer: convert it to TensorFlow Lite first"),
-    (rb"\n[\x01-\xff]{1,3}\n", "a TensorFlow graph or another protocol buffer: convert it to TensorFlow Lite first"),
-    (rb"\x80\x02", "a pickle, as of PyTorch: convert it to TensorFlow Lite first"),
-    (rb"\s*<", "a web page or XML: the download failed"),
-    (
-        rb"\s*(#(include|ifndef|pragma|define)|//|/\*|alignas|(static |extern )?(const |unsigned )|0x)",
-        "a C array: pass the .tflite that it was made from",
-    ),
-)
-
-
-def _what_it_is(data: Bytes) -> str:
-    found = (f"it is {what}" for pattern, what in OTHER_FORMATS if re.match(pattern, bytes(data[:64])))
-    return next(found, f"its identifier is {bytes(data[4:8])!r} instead of {FILE_IDENTIFIER!r}")
 
 
 ####################################################################################################
@@ -829,6 +820,26 @@ def align(size: int, multiple: int = ARENA_ALIGNMENT) -> int:
     return -(-size // multiple) * multiple
 
 
+class Target(NamedTuple):
+    """Bytes of TFLM's own structures for one pointer size; those for planning exist only while TFLM plans."""
+
+    pointer: int
+    interpreter: tuple[int, ...]  # at the start: allocators and the planner
+    subgraph: int
+    tensor: int  # per tensor, constants included
+    operator: int
+    variable: int  # per resource variable
+    port: int  # per input and output
+    quantization: int  # per quantised input and output, besides 4 bytes and 4 per scale
+    request: int  # while planning, per request for scratch
+    planned: int  # while planning, per tensor and request
+
+
+# A plain MicroInterpreter of 32 bits, and that of the package tflite-micro, which records its allocations.
+BITS_32 = Target(4, (36, 44, 36, 8), 8, 12, 32, 20, 40, 12, request=12, planned=24)
+BITS_64 = Target(8, (104, 72, 272, 16), 24, 24, 64, 40, 64, 24, request=16, planned=32)
+
+
 @dataclass(frozen=True)
 class Node:
     """An operator with its tensors; an omitted input is None. ``node["weights"]`` is the input of that role. Raises
@@ -840,7 +851,7 @@ class Node:
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     custom_options: bytes = b""
     kernels: Kernels = REFERENCE
-    pointer: int = 4  # bytes of a pointer on the target
+    target: Target = BITS_32
 
     @cached_property
     def kernel(self) -> Tflm | None:
@@ -882,34 +893,8 @@ class Node:
         return defaultdict(int, options if isinstance(options, dict) else {})
 
 
-class Target(NamedTuple):
-    """Bytes of TFLM's own structures for one pointer size; those for planning exist only while TFLM plans."""
-
-    pointer: int
-    interpreter: tuple[int, ...]  # at the start: allocators and the planner
-    subgraph: int
-    tensor: int  # per tensor, constants included
-    operator: int
-    variable: int  # per resource variable
-    port: int  # per input and output
-    quantization: int  # per quantised input and output, besides 4 bytes and 4 per scale
-    request: int  # while planning, per request for scratch
-    planned: int  # while planning, per tensor and request
-
-
-# A plain MicroInterpreter of 32 bits, and that of the package tflite-micro, which records its allocations.
-BITS_32 = Target(4, (36, 44, 36, 8), 8, 12, 32, 20, 40, 12, request=12, planned=24)
-BITS_64 = Target(8, (104, 72, 272, 16), 24, 24, 64, 40, 64, 24, request=16, planned=32)
-
-Scratch = Callable[[Node], list[int]]  # bytes of each buffer that a kernel requests, in its order
-Arrays = Callable[[Node, Target], list[int]]  # bytes of each array that a kernel keeps
+Sizes = Callable[[Node], list[int]]  # bytes of each buffer that a kernel requests, in its order, or of what it keeps
 Need = Callable[[Node], str]  # why a kernel rejects an operator; empty if it accepts it
-RowsOf = Callable[[Node], "RowRule | str"]  # the rule along the height, or why there is none
-InPlace = Callable[[Node, int, Tensor, Tensor], bool]  # True if the output may overwrite the input at that position
-
-
-def _no_scratch(node: Node) -> list[int]:
-    return []
 
 
 def _since(month: str = "", **dtypes: str) -> Callable[[Node], str]:
@@ -918,11 +903,11 @@ def _since(month: str = "", **dtypes: str) -> Callable[[Node], str]:
 
 
 class Options(NamedTuple):
-    """The table in the bindings that holds an operator's options, and the fields of it that this module uses."""
+    """The table in the bindings that holds an operator's options, and the fields of it, besides indices of subgraphs,
+    that this module uses."""
 
     table: str = ""
     fields: tuple[str, ...] = ()
-    callees: tuple[str, ...] = ()  # fields that hold the index of a subgraph which the operator runs
 
 
 class Tflm(NamedTuple):
@@ -932,8 +917,8 @@ class Tflm(NamedTuple):
     options: int = 0  # bytes of the options in TFLM
     data: int = 0  # bytes of its own structure with pointers of 32 bits
     wider: tuple[int, int] = (0, 0)  # extra bytes of both with pointers of 64 bits
-    scratch: Scratch = _no_scratch
-    arrays: Arrays = lambda node, target: []
+    scratch: Sizes = lambda node: []
+    arrays: Sizes = lambda node: []
     needs: tuple[Need, ...] = ()
     since: Callable[[Node], str] = lambda node: ""  # month of the first TFLM that accepts it, if after 2023: "2025-11"
 
@@ -948,10 +933,11 @@ class Kind:
     inputs: str = ""  # their roles, in order; those with a star are weight matrices if they are constant
     options: Options = NO_OPTIONS
     macs: Callable[[Node], int] = lambda node: 0  # approximate multiply-accumulates
-    rows: RowsOf | None = None  # how it works along the height of a feature map; None: only as a whole
+    rows: Callable[[Node], RowRule | str] | None = None  # how it works along the height, or why not; None: as a whole
     tflm: Tflm | None = PLAIN_KERNEL  # None: TFLM has no kernel for it
     effect: tuple[str, bool] | None = None  # (what it touches besides its tensors, True if it changes that)
-    in_place: InPlace | None = None  # decides if its output may overwrite an input; None: never
+    # Whether its output may overwrite the input at that position; None: never.
+    in_place: Callable[[Node, int, Tensor, Tensor], bool] | None = None
     libraries: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)  # fields of tflm that differ
     registered: str = ""  # its name in TFLM's resolver, if that is not in camel case
 
@@ -1027,60 +1013,60 @@ def _detection_scratch(node: Node) -> list[int]:
     return [4 * math.prod(node["scores"].shape[1:3]) if per_box is None else per_box * boxes for per_box in sizes]
 
 
-def _per_channel(node: Node, target: Target) -> list[int]:
+def _per_channel(node: Node) -> list[int]:
     return [4 * sum(node["output"].shape[-1:])] * 2  # a multiplier and a shift each
 
 
-def _per_scale(node: Node, target: Target) -> list[int]:
+def _per_scale(node: Node) -> list[int]:
     quantization = node["weights"].quantization
     scales = len(quantization.scales) if quantization else 0
     return [4 * scales] * 2 if scales > 1 else []
 
 
-def _output_shape(node: Node, target: Target) -> list[int]:
+def _output_shape(node: Node) -> list[int]:
     """Bytes of a shape that the kernel writes itself."""
     return [4 + 4 * len(node["output"].shape)]
 
 
-def _matmul_arrays(node: Node, target: Target) -> list[int]:
+def _matmul_arrays(node: Node) -> list[int]:
     """Bytes of transposed copies, each with its tensor and shape, and of the shape of the output."""
     copies = [node["a"]] if node.options.get("AdjX") else []
     copies += [] if node.options.get("AdjY") else [node["b"]]
-    sizes = [size for t in copies for size in (t.bytes or 0, target.tensor, 4 + 4 * len(t.shape))]
-    return [*([28] if node["a"].dtype != "FLOAT32" else []), *sizes, *_output_shape(node, target)]
+    sizes = [size for t in copies for size in (t.bytes or 0, node.target.tensor, 4 + 4 * len(t.shape))]
+    return [*([28] if node["a"].dtype != "FLOAT32" else []), *sizes, *_output_shape(node)]
 
 
-def _fft_state(node: Node, target: Target) -> list[int]:
+def _fft_state(node: Node) -> list[int]:
     """Bytes of KISS FFT's factors: for a complex transform of half the length, and for making it a real one."""
     half, size = node.custom["fft_length"] // 2, node["input"].element.tflm_bytes or 0
-    return [3 * target.pointer + 264 + 2 * size * (half + 3 * half // 2)]
+    return [3 * node.target.pointer + 264 + 2 * size * (half + 3 * half // 2)]
 
 
-def _ring(capacity: int, target: Target) -> int:
+def _ring(node: Node, capacity: int) -> int:
     """Bytes of a circular buffer of ``capacity`` int16, each stored twice."""
-    return 4 * target.pointer + 8 + 4 * capacity
+    return 4 * node.target.pointer + 8 + 4 * capacity
 
 
-def _rings(node: Node, target: Target, capacity: int) -> list[int]:
+def _rings(node: Node, capacity: int) -> list[int]:
     """Bytes of a circular buffer for each row of the input, and of two lists of pointers to them."""
     rows = node["input"].elements // max(node["input"].shape[-1], 1)
-    return [rows * target.pointer] * 2 + [rows * align(_ring(capacity, target))]
+    return [rows * node.target.pointer] * 2 + [rows * align(_ring(node, capacity))]
 
 
-def _overlaps(node: Node, target: Target) -> list[int]:
+def _overlaps(node: Node) -> list[int]:
     *rows, _, size = (1, 1, *node["input"].shape)
     count, size = math.prod(rows), size * (node["input"].element.tflm_bytes or 0)
-    return [count * target.pointer, count * align(size)]
+    return [count * node.target.pointer, count * align(size)]
 
 
-def _if_quantized(size: int, wider: int = 0) -> Arrays:
+def _if_quantized(size: int, wider: int = 0) -> Sizes:
     """Bytes of a structure that only integer kernels have."""
     floats = (None, "FLOAT32")
-    return lambda n, t: [size + wider * (t is BITS_64)] if (n.inputs[0] and n.inputs[0].dtype) not in floats else []
+    return lambda n: [size + wider * (n.target is BITS_64)] if (n.inputs[0] and n.inputs[0].dtype) not in floats else []
 
 
 ####################################################################################################
-# Operators, the kernels of devices: memory of CMSIS-NN and ESP-NN where it differs from the reference kernels
+# Operators, the kernels of devices: memory of CMSIS-NN and ESP-NN where it differs from the reference kernels; boards
 ####################################################################################################
 
 # CMSIS-NN: kernels/cmsis_nn of tflite-micro at 90b983c (August 2026) and *_get_buffer_size of CMSIS-NN at 4ab83cc (June
@@ -1125,18 +1111,21 @@ class Window(NamedTuple):
     output: tuple[int, int, int]
     stride: tuple[int, int]
     dilation: tuple[int, int]
-    padding: tuple[int, int]  # above and to the left
+    span: tuple[int, int]  # from the first to the last element of the input under the filter
+    pads: tuple[Pads, Pads]
 
     @classmethod
     def of(cls, node: Node) -> Window:
         """The window of an operator. Raises LookupError or ValueError if its tensors do not have such shapes."""
-        (_, height, width, channels), (_, rows, columns, _) = node["input"].shape, node["weights"].shape
-        (_, down, across, depth), options = node["output"].shape, node.options
+        (_, height, width, channels), (_, down, across, depth) = node["input"].shape, node["output"].shape
+        options, weights = node.options, node.get("weights")
+        _, rows, columns, _ = weights.shape if weights else (1, options["FilterHeight"], options["FilterWidth"], 1)
         stride = options["StrideH"], options["StrideW"]
         dilation = options.get("DilationHFactor", 1), options.get("DilationWFactor", 1)
-        above = same_pads(height, down, stride[0], (rows - 1) * dilation[0] + 1).before
-        left = same_pads(width, across, stride[1], (columns - 1) * dilation[1] + 1).before
-        return cls((height, width, channels), (rows, columns), (down, across, depth), stride, dilation, (above, left))
+        span = (rows - 1) * dilation[0] + 1, (columns - 1) * dilation[1] + 1
+        pads = same_pads(height, down, stride[0], span[0]), same_pads(width, across, stride[1], span[1])
+        sizes = (height, width, channels), (rows, columns), (down, across, depth)
+        return cls(*sizes, stride, dilation, span, pads)
 
     @property
     def patch(self) -> int:
@@ -1146,22 +1135,22 @@ class Window(NamedTuple):
     @property
     def is_plain(self) -> bool:
         """True for a 1 x 1 window without padding."""
-        return self.filter == (1, 1) and self.padding == (0, 0)
+        return self.filter == (1, 1) and self.pads[0].before == self.pads[1].before == 0
 
 
 def _requests(*sizes: int) -> list[int]:
     return [size for size in sizes if size > 0]
 
 
-def _only_for(kernels: str, dtypes: str, sizes: Scratch) -> Scratch:
-    """These sizes on the given cores and for the given types of the first input; otherwise none."""
-    cores, types = kernels.split(), dtypes.split()
-    return lambda n: sizes(n) if n.kernels.core in cores and n.inputs[0] and n.inputs[0].dtype in types else []
+def _only_for(dtypes: str, sizes: Sizes, core: str = "") -> Sizes:
+    """These sizes for the given types of the first input, if a core is given on that only; otherwise none."""
+    types = dtypes.split()
+    return lambda n: sizes(n) if core in ("", n.kernels.core) and n[n.kind.roles[0]].dtype in types else []
 
 
 def _cmsis_columns(w: Window, is_grouped: bool) -> int:
     """Bytes for int8 patches as matrix columns, several at a time with MVE; along a single row only for its ends."""
-    (height, width, channels), (rows, columns), (_, made, _), (_, step), _, (_, left) = w
+    (height, width, channels), (rows, columns), (_, made, _), (_, step), _, _, (_, (left, _)) = w
     odd = int(math.fmod((made - 1) * step + columns - width, 2))
     ends = [max(1, (pad + step - 1) // step) if pad else 0 for pad in (left + odd, left)]
     is_row = height == rows == w.dilation[1] == 1 and step * channels % 4 == 0 and not is_grouped
@@ -1171,12 +1160,9 @@ def _cmsis_columns(w: Window, is_grouped: bool) -> int:
 
 
 def _cmsis_conv(node: Node) -> list[int]:
-    dtype, is_mve = node["input"].dtype, node.kernels.core == "mve"
-    if dtype not in ("INT8", "INT16"):
-        return []
-    w = Window.of(node)
+    w, is_mve = Window.of(node), node.kernels.core == "mve"
     is_grouped = w.input[2] != node["weights"].shape[3]
-    if dtype == "INT16":
+    if node["input"].dtype == "INT16":
         return _requests(64 * -(-w.patch // 8) if is_mve else 4 * w.patch)
     if w.is_plain and w.dilation == (1, 1) and not is_grouped:
         return []
@@ -1184,8 +1170,6 @@ def _cmsis_conv(node: Node) -> list[int]:
 
 
 def _cmsis_depthwise(node: Node) -> list[int]:
-    if node["input"].dtype != "INT8":
-        return []
     w, core, is_int4 = Window.of(node), node.kernels.core, node["weights"].dtype == "INT4"
     (_, _, channels), taps, (_, _, made) = w.input, math.prod(w.filter), w.output
     is_single = channels == made and node["input"].shape[0] == 1 and w.dilation == (1, 1)
@@ -1194,7 +1178,7 @@ def _cmsis_depthwise(node: Node) -> list[int]:
         return _requests((0 if is_copy else 64 * -(-taps // 16)) + made * taps)
     if core == "mve":
         return [496 * taps] if is_single else []
-    is_three = w.filter == (3, 3) and max(w.padding) <= 1 and not is_int4
+    is_three = w.filter == (3, 3) and w.pads[0].before <= 1 >= w.pads[1].before and not is_int4
     return [2 * w.patch] if is_single and (is_int4 or core == "dsp") and not is_three else []
 
 
@@ -1229,28 +1213,22 @@ def _cmsis_sums(node: Node, is_kept: bool) -> list[int]:
 
 def _cmsis_dense(node: Node) -> list[int]:
     if _is_by_rows(node):
-        return [] if _per_scale(node, BITS_32) else [8 * node["output"].shape[-1]]
+        return [] if _per_scale(node) else [8 * node["output"].shape[-1]]
     return _cmsis_sums(node, is_kept=False)
 
 
-def _cmsis_dense_arrays(node: Node, target: Target) -> list[int]:
-    return (_per_scale(node, target) if node["input"].dtype == "INT8" else []) + _cmsis_sums(node, is_kept=True)
+def _cmsis_dense_arrays(node: Node) -> list[int]:
+    return (_per_scale(node) if node["input"].dtype == "INT8" else []) + _cmsis_sums(node, is_kept=True)
 
 
-def _cmsis_channels(node: Node, target: Target) -> list[int]:
-    return _per_channel(node, target) if node["input"].dtype in ("INT8", "INT16") else []
-
-
-def _esp_int8(size_on: Mapping[str, Callable[[Window], int]]) -> Scratch:
+def _esp_int8(size_on: Mapping[str, Callable[[Window], int]]) -> Sizes:
     """Scratch for int8: the unpacked 4-bit weights, and the bytes that ``size_on`` gives for the processor."""
 
     def scratch(node: Node) -> list[int]:
-        if node["input"].dtype != "INT8":
-            return []
         w, size = Window.of(node), size_on.get(node.kernels.core)
         return _int4_scratch(node) + _requests(size(w) if size else 0)
 
-    return scratch
+    return _only_for("INT8", scratch)
 
 
 def _esp_one_by_one(w: Window, guard: int) -> int:
@@ -1261,7 +1239,8 @@ def _esp_one_by_one(w: Window, guard: int) -> int:
 
 
 def _esp_conv_s3(w: Window) -> int:
-    (height, width, channels), (rows, columns), (made_height, made_width, made), (down, right), _, (above, left) = w
+    (height, width, channels), (rows, columns), (made_height, made_width, made), (down, right), *_ = w
+    (above, _), (left, _) = w.pads
     if w.is_plain and w.stride == (1, 1):
         return _esp_one_by_one(w, 64)
     row = columns * channels
@@ -1279,7 +1258,8 @@ ESP32P4_CACHE = 32768  # bytes above which a feature map is cut into tiles
 
 
 def _esp_conv_p4(w: Window) -> int:
-    (height, width, channels), (rows, columns), (made_height, _, made), (down, _), _, (above, left) = w
+    (height, width, channels), (rows, columns), (made_height, _, made), (down, _), *_ = w
+    (above, _), (left, _) = w.pads
     if w.is_plain and w.stride == (1, 1):
         return 20 * made + 64 if channels < 16 else _esp_one_by_one(w, 32)
     is_padded = left > 0 or above > 0
@@ -1306,7 +1286,8 @@ ESP32S3_TILE, ESP32S3_WORDS = 40960, 49152  # bytes up to which a depthwise conv
 
 def _esp_depthwise_s3(w: Window) -> int:
     """Bytes, most of them for a copy of the feature map: with its padding, in 16 bits, or with more channels."""
-    (height, width, channels), (rows, columns), (made_height, made_width, made), (down, right), _, (above, left) = w
+    (height, width, channels), (rows, columns), (made_height, made_width, made), (down, right), *_ = w
+    (above, _), (left, _) = w.pads
     multiplier = made // max(channels, 1)
     weights, picture = w.patch * multiplier, height * width * channels
     words = 2 * (weights + picture) + 32
@@ -1334,11 +1315,6 @@ def _esp_depthwise_s3(w: Window) -> int:
 def _esp_softmax(node: Node) -> list[int]:
     is_used = node["input"].dtype == node["output"].dtype == "INT8" and node.kernels.core != "ansi"
     return _requests(4 * sum(node["input"].shape[1:2])) if is_used else []  # the second dimension, whatever it is
-
-
-####################################################################################################
-# Boards: their kernels and memories
-####################################################################################################
 
 
 class Board(NamedTuple):
@@ -1466,25 +1442,21 @@ def _quantized(node: Node, **expected: tuple[float | None, int]) -> str:
     return f"its output must have {'' if scale is None else f'scale {scale} and '}zero point {zero}"
 
 
-@need
 def _has_bias(node: Node) -> str:
     is_empty = len(node.inputs) == 3 and node.inputs[2] is None
     return "its bias is left out as -1, with which the kernel crashes" if is_empty else ""
 
 
-@need
 def _fixed_size(node: Node) -> str:
     is_fixed = _is_constant(node.get("size"))
     return "" if is_fixed else "its size is computed, but the kernel takes that of the file for its output"
 
 
-@need
 def _symmetric(node: Node) -> str:
     zeros = [t.affine[1] for t in (*node.inputs, node.output) if t and t.dtype == "INT16" and t.affine]
     return "zero points of INT16 tensors must be 0" if any(zeros) else ""
 
 
-@need
 def _joined(node: Node) -> str:
     if len(node.inputs) > MAX_CONCATENATED:
         return f"it has {len(node.inputs)} inputs, and the kernel takes {MAX_CONCATENATED}"
@@ -1492,27 +1464,24 @@ def _joined(node: Node) -> str:
     return "its inputs are of several types" if len(dtypes) > 1 else ""
 
 
-@need
 def _same_elements(node: Node) -> str:
     have, wanted = node["input"].elements, node.elements
     return "" if have == wanted else f"it makes {wanted:,} elements of {have:,}"
 
 
-@need
 def _steep(node: Node) -> str:
     scale, _ = node["input"].affine or (0.0, 0)
     is_flat = node["input"].dtype == "INT8" and node.options.get("Beta", 0.0) * scale * 2**26 <= 1
     return f"its input has a scale of {scale:.2g}, so small that the kernel aborts" if is_flat else ""
 
 
-@need
 def _svdf_output(node: Node) -> str:
     shape = node["input"].shape[0], node["feature"].shape[0] // node.rank
     return "" if node["output"].shape == shape else f"its output must have the shape {shape}"
 
 
 ####################################################################################################
-# Operators, the rows: which rows of its inputs does an operator need for some rows of its output?
+# Operators, the rows: which rows of its inputs does an operator need for some rows of its output? One rule per way
 ####################################################################################################
 
 # A region is a range of the schedule whose operators all work along the height of NHWC tensors. Run stripe by stripe,
@@ -1521,8 +1490,19 @@ def _svdf_output(node: Node) -> str:
 
 SPLIT_DTYPES = ("FLOAT32", "INT8", "INT16", "INT32")  # supported by the kernels of SLICE, PAD and CONCATENATION
 UPSAMPLING = (2, 4, 8, 16, 32)  # factors with an exact reciprocal, so that each row of a stripe keeps its source row
+WRONG_SIZE = "its output does not have the size that its options make"
 NO_PADS = Pads(0, 0)
-Pair = tuple[Any, Any]  # (first row, stop), or arrays of them
+
+
+class Rows(NamedTuple):
+    """A range of rows: the first, and the one after the last."""
+
+    first: int
+    stop: int
+
+    @property
+    def height(self) -> int:
+        return self.stop - self.first
 
 
 @dataclass(frozen=True)
@@ -1553,19 +1533,19 @@ class RowRule:
         """True if the operator adds padding (SAME), which stripes have to add explicitly."""
         return self.padding == tflite.Padding.SAME
 
-    def whole(self, first: Any, stop: Any) -> Pair:
+    def whole(self, first: int, stop: int) -> Rows:
         """The output rows, extended to a range that can be computed on its own."""
-        return first // self.repeat * self.repeat, -(-stop // self.repeat) * self.repeat
+        return Rows(first // self.repeat * self.repeat, align(stop, self.repeat))
 
-    def made(self, rows: Pair, read: Pair, height: Any) -> Pair:
-        """Output rows that result from reading the input rows ``read`` to get ``rows``; ``height`` is the input's."""
+    def made(self, rows: Rows, read: Rows) -> Rows:
+        """Output rows that result from reading the input rows ``read`` to get ``rows``."""
         return rows
 
-    def span(self, first: Any, stop: Any, height: int) -> tuple[Any, Any, Any, Any]:
+    def span(self, first: int, stop: int, height: int) -> tuple[int, int, int, int]:
         """(first input row, stop, padding rows above, padding rows below) that these output rows read."""
         start = first // self.repeat * self.stride - self.pad_top
         end = (stop - 1) // self.repeat * self.stride - self.pad_top + self.window
-        above, below = (start < 0) * -start, (end > height) * (end - height)
+        above, below = max(-start, 0), max(end - height, 0)
         return start + above, end - below, above, below
 
 
@@ -1577,32 +1557,26 @@ class CutRule(RowRule):
     pace: int = 1
     last: int = 1
 
-    @property
-    def pads_itself(self) -> bool:
-        return False
+    def whole(self, first: int, stop: int) -> Rows:
+        return Rows(first, stop)
 
-    def whole(self, first: Any, stop: Any) -> Pair:
-        return first, stop
-
-    def made(self, rows: Pair, read: Pair, height: Any) -> Pair:
-        return read[0] * self.pace, (read[1] - 1) * self.pace + self.last
-
-
-def has_rows(tensor: Tensor) -> bool:
-    """True for an activation of known size: a batch of rows, of columns of channels or of channels only."""
-    return (
-        3 <= len(tensor.shape) <= 4
-        and min(tensor.shape) > 0
-        and tensor.dtype in SPLIT_DTYPES
-        and tensor.storage is Storage.ACTIVATION
-        and set(tensor.dynamic) <= {0}  # TFLM takes the batch as it is stored
-    )
+    def made(self, rows: Rows, read: Rows) -> Rows:
+        return Rows(read.first * self.pace, (read.stop - 1) * self.pace + self.last)
 
 
 def why_no_rows(tensor: Tensor) -> str:
+    """Empty for an activation of known size: a batch of rows, of columns of channels or of channels only."""
     if tensor.dtype not in SPLIT_DTYPES:
         return f"TFLM cannot cut tensors of type {tensor.dtype}"
-    return "it has no rows" if len(tensor.shape) < 3 else "it is not a feature map of a size that is known"
+    if len(tensor.shape) < 3:
+        return "it has no rows"
+    is_fixed = min(tensor.shape) > 0 and set(tensor.dynamic) <= {0}  # TFLM takes the batch as it is stored
+    is_map = is_fixed and len(tensor.shape) <= 4 and tensor.storage is Storage.ACTIVATION
+    return "" if is_map else "it is not a feature map of a size that is known"
+
+
+def has_rows(tensor: Tensor) -> bool:
+    return not why_no_rows(tensor)
 
 
 def is_map(tensor: Tensor) -> bool:
@@ -1610,52 +1584,26 @@ def is_map(tensor: Tensor) -> bool:
     return has_rows(tensor) and len(tensor.shape) == 4
 
 
-####################################################################################################
-# Operators, the rules: one per way to work along the height; each returns a RowRule or why there is none
-####################################################################################################
-
-WRONG_SIZE = "its output does not have the size that its options make"
-
-
-def _windowed(node: Node, sizes: Sequence[int], is_average: bool = False, is_max: bool = False) -> RowRule | str:
-    """The rule of a window whose ``sizes`` are (rows, columns)."""
-    source, output, options = node["input"], node["output"], node.options
-    if not options or not is_map(source) or source.shape[0] != output.shape[0]:
+def convolution_rows(node: Node, is_average: bool = False, is_max: bool = False) -> RowRule | str:
+    """The rule of a window, that of a convolution or of pooling."""
+    source, output, weights, options = node["input"], node["output"], node.get("weights"), node.options
+    are_maps = is_map(source) and is_map(output) and source.shape[0] == output.shape[0]
+    if not options or not are_maps or (weights and len(weights.shape) != 4):
         return "its input or its options are not those of a window over a feature map"
-    strides, padding = (options["StrideH"], options["StrideW"]), options["Padding"]
-    dilations = options.get("DilationHFactor", 1), options.get("DilationWFactor", 1)
-    is_same = padding == tflite.Padding.SAME
-    windows, pads = [], []
-    for axis, (size, stride, dilation) in enumerate(zip(sizes, strides, dilations, strict=True), start=1):
-        if min(size, stride, dilation) < 1:
-            return "its window is empty"
-        window = (size - 1) * dilation + 1
-        expected = -(-source.shape[axis] // stride) if is_same else (source.shape[axis] - window) // stride + 1
-        if output.shape[axis] != expected:
+    w = Window.of(node)
+    if min(*w.filter, *w.stride, *w.dilation) < 1:
+        return "its window is empty"
+    is_same = options["Padding"] == tflite.Padding.SAME
+    for size, made, stride, span in zip(w.input, w.output, w.stride, w.span, strict=False):
+        if made != (-(-size // stride) if is_same else (size - span) // stride + 1):
             return WRONG_SIZE
-        windows.append(window)
-        pads.append(same_pads(source.shape[axis], output.shape[axis], stride, window) if is_same else NO_PADS)
-    if is_average and any(pads[0] + pads[1]):
-        if strides[0] != 1:
-            return "its average leaves padding out"
-        return CutRule((source.index,), 1, windows[0], pads[0].before, padding=padding)
-    top, columns = pads[0].before, pads[1]
-    return RowRule(
-        (source.index,), strides[0], windows[0], top, 1, windows[1], columns, padding=padding, is_max=is_max
-    )  # fmt: skip
+    step, (rows, width), (top, below), columns = w.stride[0], w.span, *w.pads
+    if is_average and any((top, below, *columns)):
+        return CutRule((source.index,), 1, rows, top) if step == 1 else "its average leaves padding out"
+    return RowRule((source.index,), step, rows, top, 1, width, columns, padding=options["Padding"], is_max=is_max)
 
 
-def convolution_rows(node: Node) -> RowRule | str:
-    shape = node["weights"].shape
-    return _windowed(node, shape[1:3] if len(shape) == 4 else (0, 0))
-
-
-def maximum_rows(node: Node) -> RowRule | str:
-    return _windowed(node, [node.options.get(f"Filter{axis}", 0) for axis in ("Height", "Width")], is_max=True)
-
-
-def average_rows(node: Node) -> RowRule | str:
-    return _windowed(node, [node.options.get(f"Filter{axis}", 0) for axis in ("Height", "Width")], is_average=True)
+maximum_rows, average_rows = partial(convolution_rows, is_max=True), partial(convolution_rows, is_average=True)
 
 
 def elementwise_rows(node: Node) -> RowRule | str:
@@ -1712,13 +1660,11 @@ def padded_rows(node: Node) -> RowRule | str:
 
 def slice_bounds(node: Node) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
     """(begin, size) of a SLICE per axis; None if the file does not give them."""
-    source, begin, size = (node.get(role) for role in ("input", "begin", "size"))
-    if source is None or begin is None or size is None or begin.values is None or size.values is None:
+    source, *given = (node.get(role) for role in ("input", "begin", "size"))
+    begin, size = ((tensor and tensor.values) or () for tensor in given)
+    if source is None or not len(begin) == len(size) == len(source.shape):
         return None
-    if not len(begin.values) == len(size.values) == len(source.shape):
-        return None
-    sizes = (d - b if n == -1 else n for n, b, d in zip(size.values, begin.values, source.shape, strict=True))
-    return begin.values, tuple(sizes)
+    return begin, tuple(d - b if n == -1 else n for n, b, d in zip(size, begin, source.shape, strict=True))
 
 
 def sliced_rows(node: Node) -> RowRule | str:
@@ -1819,11 +1765,6 @@ def over_input(node: Node, position: int, source: Tensor, output: Tensor) -> boo
     return position == 0 and source.bytes == output.bytes and source.dtype == output.dtype
 
 
-def over_bytes(node: Node, position: int, source: Tensor, output: Tensor) -> bool:
-    """True for QUANTIZE between the two types of 8 bits."""
-    return source.bytes == output.bytes and {source.dtype, output.dtype} == {"INT8", "UINT8"}
-
-
 def over_any_operand(node: Node, position: int, source: Tensor, output: Tensor) -> bool:
     return position < 2 and source.shape == output.shape and source.dtype == output.dtype
 
@@ -1833,11 +1774,6 @@ def over_operand(node: Node, position: int, source: Tensor, output: Tensor) -> b
     others = [t for i, t in enumerate(node.inputs[:2]) if i != position and t]
     is_even = all(t.shape == output.shape or t.storage is Storage.CONSTANT or t.elements == 1 for t in others)
     return is_even and over_any_operand(node, position, source, output)
-
-
-def over_choice(node: Node, position: int, source: Tensor, output: Tensor) -> bool:
-    """SELECT_V2: True for input 1, the values, not for the condition."""
-    return position == 1 and source.shape == output.shape and source.bytes == output.bytes
 
 
 def over_later_rows(node: Node, position: int, source: Tensor, output: Tensor) -> bool:
@@ -1863,27 +1799,19 @@ def updated_block(node: Node) -> tuple[int, int] | None:
         return None
     if not len(start.values) == len(operand.shape) == len(update.shape) > HEIGHT or operand.shape[0] != 1:
         return None
-    row = operand.bytes // operand.shape[HEIGHT]
-    first, rows = start.values[HEIGHT], update.shape[HEIGHT]
+    height, rows, first = operand.shape[HEIGHT], update.shape[HEIGHT], start.values[HEIGHT]
+    begin, end = (operand.bytes // height * row for row in (first, first + rows))
     is_whole = update.shape[HEIGHT + 1 :] == operand.shape[HEIGHT + 1 :] and not any(start.values[HEIGHT + 1 :])
-    if not is_whole or not 0 <= first <= operand.shape[HEIGHT] - rows:
-        return None
-    begin, end = first * row, (first + rows) * row
     is_aligned = begin % ARENA_ALIGNMENT == 0 and (end % ARENA_ALIGNMENT == 0 or end == operand.bytes)
-    return (begin, end) if is_aligned else None
+    return (begin, end) if is_whole and is_aligned and 0 <= first <= height - rows else None
 
 
 def bytes_read(node: Node, tensor: Tensor) -> tuple[int, int]:
     """(first, stop) of the bytes of a tensor that an operator may read."""
-    whole = 0, tensor.bytes or 0
-    if node.kind.rows is not sliced_rows or node.get("input") is not tensor or len(node.inputs) != 3:
-        return whole
-    bounds = slice_bounds(node)
-    if bounds is None or not tensor.shape or min(bounds[0]) < 0:
-        return whole
-    begin, size = bounds
-    if min(size) < 1 or any(b + n > d for b, n, d in zip(begin, size, tensor.shape, strict=True)):
-        return whole
+    is_cut = node.kind.rows is sliced_rows and node.get("input") is tensor and len(node.inputs) == 3
+    begin, size = (slice_bounds(node) if is_cut and tensor.shape else None) or ((-1,), (0,))
+    if min(begin) < 0 or min(size) < 1 or any(b + n > d for b, n, d in zip(begin, size, tensor.shape, strict=True)):
+        return 0, tensor.bytes or 0
     steps = [math.prod(tensor.shape[axis + 1 :]) for axis in range(len(tensor.shape))]
     start = sum(b * step for b, step in zip(begin, steps, strict=True))
     end = sum((b + n - 1) * step for b, n, step in zip(begin, size, steps, strict=True)) + 1
@@ -1923,6 +1851,7 @@ PADDED = Tflm("f32|i8|i16|i32/i32", data=56, needs=(_constant("paddings"), _rank
 BLOCKS = Tflm(SMALL, 4, arrays=_output_shape, needs=PICTURES)
 _unary = partial(Kind, UNARY, rows=elementwise_rows, in_place=over_input)
 _binary = partial(Kind, BINARY, rows=elementwise_rows, in_place=over_operand)
+_PER_CHANNEL = _only_for("INT8 INT16", _per_channel)
 _EXTREME = Tflm(EXTREME, 1, 44, (0, 0), _reduce_scratch, needs=(_alike("INT8"),))
 FRACTION = (2**-15, 0)  # quantisation of int16 outputs between -1 and 1
 
@@ -1932,11 +1861,11 @@ KINDS: dict[str, Kind] = {name: kind for names, kind in {
     "CONV_2D": Kind(FILTER, CONV, _by_weights(4, 1, 4), convolution_rows,
         Tflm("f32/f32 i8/i8 i8/i4 i16/i8/i32|i64", 28, 56, (0, 24), _int4_scratch, _per_channel, QUANTIZED_FILTER),
         libraries={
-        "cmsis-nn": {"data": 60, "scratch": _cmsis_conv, "arrays": _cmsis_channels},
+        "cmsis-nn": {"data": 60, "scratch": _only_for("INT8 INT16", _cmsis_conv), "arrays": _PER_CHANNEL},
         "esp-nn": {"data": 60, "scratch": _esp_int8({"esp32s3": _esp_conv_s3, "esp32p4": _esp_conv_p4})}}),
     "DEPTHWISE_CONV_2D": Kind(FILTER, DEPTHWISE, _by_weights(4, 1, 3), convolution_rows,
-        Tflm(CONVOLVED, 28, 56, (0, 24), _int4_scratch, _per_channel, (*QUANTIZED_FILTER, _has_bias())), libraries={
-        "cmsis-nn": {"data": 60, "scratch": _cmsis_depthwise, "arrays": _cmsis_channels},
+        Tflm(CONVOLVED, 28, 56, (0, 24), _int4_scratch, _per_channel, (*QUANTIZED_FILTER, _has_bias)), libraries={
+        "cmsis-nn": {"data": 60, "scratch": _only_for("INT8", _cmsis_depthwise), "arrays": _PER_CHANNEL},
         "esp-nn": {"data": 60, "scratch": _esp_int8({"esp32s3": _esp_depthwise_s3})}}),
     "TRANSPOSE_CONV": Kind("output_shape *weights input bias", Options("TransposeConvOptions", _WINDOW),
         lambda n: n["input"].elements * math.prod(n["weights"].shape[:3]), scattered_rows,
@@ -1946,29 +1875,29 @@ KINDS: dict[str, Kind] = {name: kind for names, kind in {
     "CONV_3D_TRANSPOSE": Kind("output_shape *weights input bias", tflm=None),
     "FULLY_CONNECTED": Kind(FILTER, DENSE, lambda n: n.elements * n["weights"].shape[-1], dense_rows,
         Tflm(CONVOLVED, 16, 48, (16, 24), _int4_scratch, _per_scale,
-        since=lambda n: "2024-09" if _per_scale(n, BITS_32) else ""), libraries={
+        since=lambda n: "2024-09" if _per_scale(n) else ""), libraries={
         "cmsis-nn": {"data": 72, "scratch": _cmsis_dense, "arrays": _cmsis_dense_arrays}}),
     "BATCH_MATMUL": Kind("*a *b", Options("BatchMatMulOptions", ("AdjX", "AdjY")), _matmul_macs,
         tflm=Tflm("f32/f32 i8/i8 i16/i16", options=3, data=16, wider=(0, 16), arrays=_matmul_arrays, needs=(_rank(2, 5),
-        _symmetric()), since=_since(INT16="2024-09")),
+        _symmetric), since=_since(INT16="2024-09")),
         libraries={
-        "cmsis-nn": {"data": 36, "scratch": _only_for("mve", "INT8", lambda n: [4 * n["output"].shape[-1]])}},
+        "cmsis-nn": {"data": 36, "scratch": _only_for("INT8", lambda n: [4 * n["output"].shape[-1]], "mve")}},
         registered="BatchMatMul"),
     "MAX_POOL_2D": Kind(UNARY, POOL, _pool_macs, maximum_rows, Tflm(REAL, 40, 32, needs=POOLED),
         libraries={"cmsis-nn": {"data": 36}}),
     "AVERAGE_POOL_2D": Kind(UNARY, POOL, _pool_macs, average_rows, Tflm(REAL, 40, 32, needs=POOLED), libraries={
-        "cmsis-nn": {"data": 36, "scratch": _only_for("dsp", "INT8 INT16", lambda n: [4 * n["input"].shape[3]])}}),
+        "cmsis-nn": {"data": 36, "scratch": _only_for("INT8 INT16", lambda n: [4 * n["input"].shape[3]], "dsp")}}),
     "L2_POOL_2D": Kind(UNARY, POOL, _pool_macs, tflm=Tflm(FLOAT, 40, arrays=_output_shape, needs=PICTURES)),
     # lookups and recurrent operators
     "EMBEDDING_LOOKUP": Kind("indices *table", tflm=Tflm("i32/f32>f32 i32/i8>f32|i8",
-        arrays=lambda n, t: [*_output_shape(n, t), 2 * t.pointer])),
+        arrays=lambda n: [*_output_shape(n), 2 * n.target.pointer])),
     "GATHER": Kind("*table indices", Options("GatherOptions", ("Axis", "BatchDims")), rows=gathered_rows,
         in_place=over_later_rows, tflm=Tflm(EXTREME, 8, arrays=_output_shape)),
     "GATHER_ND": Kind("table indices", tflm=Tflm(EXTREME, arrays=_output_shape)),
     "SVDF": Kind("input *feature *time bias state", Options("SVDFOptions", ("Rank",)), _recurrent_macs,
         tflm=Tflm("f32/f32/f32/f32/f32 i8/i8/i8/i32/i8 i8/i8/i16/i32/i16", 12, 36, scratch=_svdf_scratch,
-        needs=(_svdf_output(),)), libraries={"cmsis-nn": {"data": 40,
-        "arrays": lambda n, t: _only_for("mve", "INT8", lambda n: [4 * n["feature"].shape[0]])(n)}}),
+        needs=(_svdf_output,)), libraries={"cmsis-nn": {"data": 40,
+        "arrays": _only_for("INT8", lambda n: [4 * n["feature"].shape[0]], "mve")}}),
     "RNN UNIDIRECTIONAL_SEQUENCE_RNN": Kind(RECURRENT, macs=_recurrent_macs, tflm=None),
     "BIDIRECTIONAL_SEQUENCE_RNN": Kind(BIDIRECTIONAL, tflm=None),
     "LSTM": Kind(LSTM, macs=_recurrent_macs, tflm=None),
@@ -1976,16 +1905,16 @@ KINDS: dict[str, Kind] = {name: kind for names, kind in {
         _lstm_scratch, needs=(_without(*f"{_PEEPHOLES} projection projection_bias {_NORMS}".split()),)),
         libraries={"cmsis-nn": {"data": 912,
         "scratch": lambda n: _lstm_scratch(n)[: 4 if n["input"].dtype == "FLOAT32" else 3],
-        "arrays": lambda n, t: _requests(  # sums over the weights of each gate
+        "arrays": lambda n: _requests(  # sums over the weights of each gate
             *[{"INT8": 4, "INT16": 8}.get(n["input"].dtype, 0) * n["output_state"].shape[-1]] * 8)}},
         registered="UnidirectionalSequenceLSTM"),
     "BIDIRECTIONAL_SEQUENCE_LSTM": Kind(BIDIRECTIONAL_LSTM, tflm=None),
     # element by element
     "ABS RSQRT": _unary(tflm=Tflm(REAL, data=28)),
-    "QUANTIZE": _unary(in_place=over_bytes,
+    "QUANTIZE": _unary(in_place=lambda n, i, x, y: x.bytes == y.bytes and {x.dtype, y.dtype} == {"INT8", "UINT8"},
         tflm=Tflm("f32>i8|i16 i8>i8|i16|i32|u8 i16>i8|i16|i32 i32>i8|i16 u8>i8", data=32, needs=(_scaled("output"),))),
     "DEQUANTIZE": Kind(UNARY, rows=elementwise_rows, tflm=Tflm("i8|i16|u8>f32", data=32)),
-    "RELU": _unary(tflm=Tflm(REAL, data=28, needs=(_symmetric(),), since=_since(INT16="2025-03"))),
+    "RELU": _unary(tflm=Tflm(REAL, data=28, needs=(_symmetric,), since=_since(INT16="2025-03"))),
     "RELU6": _unary(tflm=Tflm(REAL, data=8, since=_since(INT16="2024-09"))),
     "RELU_N1_TO_1": Kind(UNARY, rows=elementwise_rows, tflm=None),
     "LEAKY_RELU": _unary(tflm=Tflm(REAL, 4, 24)),
@@ -1994,11 +1923,11 @@ KINDS: dict[str, Kind] = {name: kind for names, kind in {
     "HARD_SWISH": _unary(tflm=Tflm(SMALL, data=20)),
     "ADD": _binary(macs=lambda n: n.elements * (len(n.inputs) - 1), tflm=Tflm(NUMBER, 8, 60)),
     "ADD_N": Kind(macs=lambda n: n.elements * (len(n.inputs) - 1),
-        tflm=Tflm(SMALL, arrays=_if_quantized(40), scratch=lambda n: [n.pointer * len(n.inputs)])),
-    "MUL": _binary(tflm=Tflm("f32/f32 i8/i8 i16/i16 i32/i32", 4, 36, needs=(_symmetric(),))),
+        tflm=Tflm(SMALL, arrays=_if_quantized(40), scratch=lambda n: [n.target.pointer * len(n.inputs)])),
+    "MUL": _binary(tflm=Tflm("f32/f32 i8/i8 i16/i16 i32/i32", 4, 36, needs=(_symmetric,))),
     "SUB": _binary(tflm=Tflm(NUMBER, 8, 52, since=_since(INT32="2025-06"))),
     "DIV": _binary(tflm=Tflm("f32 i8 i32", 4, 28)),
-    "SQUARED_DIFFERENCE": _binary(tflm=Tflm("f32/f32 i8/i8 i16/i16 i32/i32", data=112, needs=(_symmetric(),))),
+    "SQUARED_DIFFERENCE": _binary(tflm=Tflm("f32/f32 i8/i8 i16/i16 i32/i32", data=112, needs=(_symmetric,))),
     "PRELU": Kind(BINARY, rows=elementwise_rows,
         tflm=Tflm("f32/f32 i8/i8 i16/i8", data=28, needs=(_rank(1, 4),), since=_since(INT16="2025-09"))),
     "CEIL COS EXP FLOOR LOG NEG ROUND SIN SQRT SQUARE": _unary(tflm=Tflm(FLOAT)),
@@ -2012,7 +1941,8 @@ KINDS: dict[str, Kind] = {name: kind for names, kind in {
     "FLOOR_DIV FLOOR_MOD": Kind(tflm=Tflm(FLOAT)),
     "LOGICAL_NOT": Kind(tflm=Tflm("bool")),
     "LOGICAL_AND LOGICAL_OR": Kind(),
-    "SELECT_V2": Kind(in_place=over_choice, tflm=Tflm("bool/f32/f32 bool/i8/i8 bool/i16/i16", data=1)),
+    "SELECT_V2": Kind(in_place=lambda n, i, x, y: i == 1 and x.shape == y.shape and x.bytes == y.bytes,  # the values
+        tflm=Tflm("bool/f32/f32 bool/i8/i8 bool/i16/i16", data=1)),
     "ZEROS_LIKE": Kind(tflm=Tflm("f32 i8 i32 i64")),
     # along axes
     "MEAN": Kind(REDUCED, macs=lambda n: n["input"].elements, rows=reduced_rows,
@@ -2023,8 +1953,8 @@ KINDS: dict[str, Kind] = {name: kind for names, kind in {
     "REDUCE_ALL": Kind(REDUCED, tflm=Tflm("bool/i32", 1, 44, (0, 0), _reduce_scratch, since=_since("2026-01"))),
     "SOFTMAX": Kind(UNARY, Options("SoftmaxOptions", ("Beta",)), rows=elementwise_rows,
         tflm=Tflm("f32>f32 i8>i8|i16 i16>i16", 4, 56, (0, 24),
-        arrays=lambda n, t: [2 * 513] * 2 if n["input"].dtype == "INT16" else [],
-        needs=(_quantized(INT8=(2**-8, -128), INT16=FRACTION), _steep())), libraries={
+        arrays=lambda n: [2 * 513] * 2 if n["input"].dtype == "INT16" else [],
+        needs=(_quantized(INT8=(2**-8, -128), INT16=FRACTION), _steep)), libraries={
         "cmsis-nn": {"data": 64}, "esp-nn": {"data": 64, "scratch": _esp_softmax}}),
     "LOG_SOFTMAX": Kind(UNARY, rows=elementwise_rows,
         tflm=Tflm(SMALL, arrays=_if_quantized(28, 12), needs=(_quantized(INT8=(2**-4, 127)),))),
@@ -2033,13 +1963,13 @@ KINDS: dict[str, Kind] = {name: kind for names, kind in {
     "L2_NORMALIZATION": Kind(UNARY, rows=elementwise_rows, tflm=Tflm(SMALL, 4, 4, needs=(_rank(0, 4),))),
     # moving data
     "CONCATENATION": Kind("", Options("ConcatenationOptions", ("Axis",)), rows=joined_rows,
-        tflm=Tflm("f32 i8 i16 i32 i64 bool", 8, 24, (0, 56), needs=(_joined(), _alike("INT8"), _symmetric()))),
+        tflm=Tflm("f32 i8 i16 i32 i64 bool", 8, 24, (0, 56), needs=(_joined, _alike("INT8"), _symmetric))),
     "PAD": Kind("input paddings", Options("PadOptions"), rows=padded_rows, tflm=PADDED),
     "PADV2": Kind("input paddings value", Options("PadV2Options"), rows=padded_rows, tflm=PADDED, registered="PadV2"),
     "MIRROR_PAD": Kind("input paddings",
         tflm=Tflm("f32|i8/i32|i64", 4, 20, scratch=lambda n: [4 * len(n["input"].shape)] * 2)),
     "SLICE": Kind("input begin size", Options("SliceOptions"), in_place=over_later_rows, rows=sliced_rows,
-        tflm=Tflm("f32|i8|i16|i32|bool/i32|i64/i32|i64", needs=(_rank(1, 5), _fixed_size()))),
+        tflm=Tflm("f32|i8|i16|i32|bool/i32|i64/i32|i64", needs=(_rank(1, 5), _fixed_size))),
     "STRIDED_SLICE": Kind("input begin end strides", Options("StridedSliceOptions", _MASKS), rows=strided_rows,
         tflm=Tflm("f32|i8|i16|i32|bool/i32/i32/i32", 24, 84,
         needs=(_rank(0, 4), _constant("begin", "end", "strides")))),
@@ -2047,8 +1977,8 @@ KINDS: dict[str, Kind] = {name: kind for names, kind in {
     "SPLIT_V": Kind("input sizes axis", rows=parted_rows, tflm=Tflm(NUMBER, 4, needs=(_constant("axis"),))),
     "PACK": Kind(tflm=Tflm("f32 i8 i16 i32 i64", 8, since=_since(INT16="2025-08"))),
     "RESHAPE": Kind("input shape", RESHAPED, in_place=over_input,
-        tflm=Tflm("*", 36, arrays=lambda n, t: _output_shape(n, t) if n["output"].is_completed else [],
-        needs=(_same_elements(),))),
+        tflm=Tflm("*", 36, arrays=lambda n: _output_shape(n) if n["output"].is_completed else [],
+        needs=(_same_elements,))),
     "RESIZE_NEAREST_NEIGHBOR": Kind("input size", UPSAMPLE, rows=upsampled_rows,
         tflm=Tflm("f32|i8|i16/i32", 2, needs=RESIZED)),
     "RESIZE_BILINEAR": Kind("input size", INTERPOLATE, rows=interpolated_rows, tflm=Tflm(EXTREME, 2, needs=RESIZED)),
@@ -2070,12 +2000,9 @@ KINDS: dict[str, Kind] = {name: kind for names, kind in {
     "SHAPE": Kind(tflm=Tflm("*>i32", 4)),
     "UNPACK": Kind(tflm=Tflm(NUMBER, 8, since=_since(INT16="2025-03"))),
     # subgraphs, state, side effects
-    "IF": Kind(options=Options("IfOptions", callees=("ThenSubgraphIndex", "ElseSubgraphIndex")),
-        tflm=Tflm("bool", 8, 8)),
-    "WHILE": Kind(options=Options("WhileOptions", callees=("CondSubgraphIndex", "BodySubgraphIndex")),
-        tflm=Tflm(options=8, data=8)),
-    "CALL_ONCE": Kind(options=Options("CallOnceOptions", callees=("InitSubgraphIndex",)),
-        tflm=Tflm(options=4, data=8), effect=(EVERYTHING, True)),
+    "IF": Kind(options=Options("IfOptions"), tflm=Tflm("bool", 8, 8)),
+    "WHILE": Kind(options=Options("WhileOptions"), tflm=Tflm(options=8, data=8)),
+    "CALL_ONCE": Kind(options=Options("CallOnceOptions"), tflm=Tflm(options=4, data=8), effect=(EVERYTHING, True)),
     "VAR_HANDLE": Kind(options=Options("VarHandleOptions", ("Container", "SharedName")),
         tflm=Tflm(options=8, data=4, wider=(8, 0))),
     "READ_VARIABLE": Kind("handle", tflm=Tflm("resource"), effect=(VARIABLE, False)),
@@ -2083,59 +2010,54 @@ KINDS: dict[str, Kind] = {name: kind for names, kind in {
     "HASHTABLE HASHTABLE_IMPORT": Kind(effect=(HASH_TABLES, True), tflm=None),
     "HASHTABLE_FIND HASHTABLE_SIZE": Kind(effect=(HASH_TABLES, False), tflm=None),
     "RANDOM_UNIFORM RANDOM_STANDARD_NORMAL MULTINOMIAL": Kind(effect=(RANDOM_NUMBERS, True), tflm=None),
+    "CALL": Kind(options=Options("CallOptions"), tflm=None),
+    "STABLEHLO_COMPOSITE": Kind(options=Options("StableHLOCompositeOptions"), tflm=None),
+    "STABLEHLO_WHILE": Kind(options=Options("StablehloWhileOptions"), tflm=None),
+    "STABLEHLO_REDUCE": Kind(options=Options("StablehloReduceOptions"), tflm=None),
+    "STABLEHLO_REDUCE_WINDOW": Kind(options=Options("StablehloReduceWindowOptions"), tflm=None),
+    "STABLEHLO_SORT": Kind(options=Options("StablehloSortOptions"), tflm=None),
+    "STABLEHLO_SCATTER": Kind(options=Options("StablehloScatterOptions"), tflm=None),
 }.items() for name in names.split()}
-for _name, _table, *_callees in (  # kinds without a kernel in TFLM
-    ("CALL", "CallOptions", "Subgraph"),
-    ("STABLEHLO_COMPOSITE", "StableHLOCompositeOptions", "DecompositionSubgraphIndex"),
-    ("STABLEHLO_WHILE", "StablehloWhileOptions", "CondSubgraphIndex", "BodySubgraphIndex"),
-    ("STABLEHLO_REDUCE", "StablehloReduceOptions", "BodySubgraphIndex"),
-    ("STABLEHLO_REDUCE_WINDOW", "StablehloReduceWindowOptions", "BodySubgraphIndex"),
-    ("STABLEHLO_SORT", "StablehloSortOptions", "ComparatorSubgraphIndex"),
-    ("STABLEHLO_SCATTER", "StablehloScatterOptions", "UpdateComputationSubgraphIndex"),
-):
-    KINDS[_name] = Kind(options=Options(_table, callees=tuple(_callees)), tflm=None)
 UNKNOWN_KIND = Kind(tflm=None)
 
 DECODE = "TFLM_DECODE"  # custom operator that decodes weights from codebooks and indices
 
 # What custom operators share is unknown, so all have this effect.
-_CUSTOM = (CUSTOM_OPERATORS, True)
+_custom = partial(Kind, inputs=UNARY, effect=(CUSTOM_OPERATORS, True))
 ACCELERATORS = ("ethos-u",)  # their operators address the memory of their scratch tensors as the compiler planned it
-CUSTOM_KINDS: dict[str, Kind] = {
-    "ethos-u": Kind(effect=_CUSTOM, registered="EthosU",
+CUSTOM_KINDS = {
+    "ethos-u": _custom(registered="EthosU",
         tflm=Tflm(needs=(lambda node: "only builds for that accelerator have its kernel",))),
-    "TFLite_Detection_PostProcess": Kind("boxes scores anchors", effect=_CUSTOM, registered="DetectionPostprocess",
+    "TFLite_Detection_PostProcess": _custom(inputs="boxes scores anchors", registered="DetectionPostprocess",
         tflm=Tflm("f32/f32", data=112, scratch=_detection_scratch)),
+    "CIRCULAR_BUFFER": _custom(tflm=Tflm("i8>i8", data=8)),
+    "SignalDelay": _custom(tflm=Tflm("i16>i16", data=20, wider=(0, 12),
+        arrays=lambda n: _rings(n, n["input"].shape[-1] + n.custom["delay_length"]))),
+    "SignalEnergy": _custom(tflm=Tflm("i16>u32", data=8)),
+    "SignalFftAutoScale": _custom(tflm=Tflm("i16>i16")),
+    "SignalFilterBank": _custom(tflm=Tflm("u32/i16/i16/i16/i16/i16>u64", data=36, wider=(0, 28),
+        arrays=lambda n: [8 * (n.custom["num_channels"] + 1)])),
+    "SignalFilterBankLog": _custom(tflm=Tflm("u32>i16", data=8)),
+    "SignalFilterBankSpectralSubtraction": _custom(tflm=Tflm("u32>u32", data=44, wider=(0, 12),
+        arrays=lambda n: [4 * n.custom["num_channels"]])),
+    "SignalFilterBankSquareRoot": _custom(tflm=Tflm("u64/i32>u32")),
+    "SignalFramer": _custom(tflm=Tflm("i16>i16", data=28, wider=(0, 12),
+        arrays=lambda n: _rings(n, align(n.custom["frame_size"], max(n.custom["frame_step"], 1))))),
+    "SignalIrfft": _custom(tflm=Tflm("i16>i16 i32>i32 f32>f32", data=24, wider=(0, 8), arrays=_fft_state)),
+    "SignalOverlapAdd": _custom(tflm=Tflm("i16>i16 f32>f32", data=24, wider=(0, 8), arrays=_overlaps)),
+    "SignalPCAN": _custom(tflm=Tflm("u32/u32/i16>u32", data=4), registered="PCAN"),
+    "SignalRfft": _custom(tflm=Tflm("i16>i16 i32>i32 f32>f32", 0, 32, (0, 16),
+        lambda n: [n.custom["fft_length"] * (n["input"].element.tflm_bytes or 0)], _fft_state,
+        since=_since("2026-01"))),
+    "SignalStacker": _custom(tflm=Tflm("i16>i16", data=36, wider=(0, 20), arrays=lambda n: [_ring(
+        n, n.custom["num_channels"] * (n.custom["stacker_left_context"] + n.custom["stacker_right_context"] + 1))])),
+    "SignalWindow": _custom(tflm=Tflm("i16/i16>i16", data=8)),
+    DECODE: Kind("encoded ancillary", registered="Decode", tflm=Tflm(  # pointers, and states of tables
+        arrays=lambda n: [n.target.pointer * len(n.outputs), *[72 if n.target is BITS_64 else 36] * len(n.outputs)],
+        since=_since("2025-11"))),
 }
-for _name, _tflm in {
-    "CIRCULAR_BUFFER": Tflm("i8>i8", data=8),
-    "SignalDelay": Tflm("i16>i16", data=20, wider=(0, 12),
-        arrays=lambda n, t: _rings(n, t, n["input"].shape[-1] + n.custom["delay_length"])),
-    "SignalEnergy": Tflm("i16>u32", data=8),
-    "SignalFftAutoScale": Tflm("i16>i16"),
-    "SignalFilterBank": Tflm("u32/i16/i16/i16/i16/i16>u64", data=36, wider=(0, 28),
-        arrays=lambda n, t: [8 * (n.custom["num_channels"] + 1)]),
-    "SignalFilterBankLog": Tflm("u32>i16", data=8),
-    "SignalFilterBankSpectralSubtraction": Tflm("u32>u32", data=44, wider=(0, 12),
-        arrays=lambda n, t: [4 * n.custom["num_channels"]]),
-    "SignalFilterBankSquareRoot": Tflm("u64/i32>u32"),
-    "SignalFramer": Tflm("i16>i16", data=28, wider=(0, 12),
-        arrays=lambda n, t: _rings(n, t, align(n.custom["frame_size"], max(n.custom["frame_step"], 1)))),
-    "SignalIrfft": Tflm("i16>i16 i32>i32 f32>f32", data=24, wider=(0, 8), arrays=_fft_state),
-    "SignalOverlapAdd": Tflm("i16>i16 f32>f32", data=24, wider=(0, 8), arrays=_overlaps),
-    "SignalPCAN": Tflm("u32/u32/i16>u32", data=4),
-    "SignalRfft": Tflm("i16>i16 i32>i32 f32>f32", 0, 32, (0, 16),
-        lambda n: [n.custom["fft_length"] * (n["input"].element.tflm_bytes or 0)], _fft_state, since=_since("2026-01")),
-    "SignalStacker": Tflm("i16>i16", data=36, wider=(0, 20), arrays=lambda n, t: [_ring(n.custom["num_channels"] * (
-        n.custom["stacker_left_context"] + n.custom["stacker_right_context"] + 1), t)]),
-    "SignalWindow": Tflm("i16/i16>i16", data=8),
-}.items():
-    CUSTOM_KINDS[_name] = Kind(UNARY, effect=_CUSTOM, tflm=_tflm, registered="PCAN" if _name == "SignalPCAN" else "")
-CUSTOM_KINDS[DECODE] = Kind("encoded ancillary", registered="Decode", tflm=Tflm(  # pointers, and states of tables
-    arrays=lambda n, t: [t.pointer * len(n.outputs), *[72 if t is BITS_64 else 36] * len(n.outputs)],
-    since=_since("2025-11")))
 # fmt: on
-UNKNOWN_CUSTOM_KIND = Kind(effect=_CUSTOM, tflm=None)
+UNKNOWN_CUSTOM_KIND = _custom(tflm=None)
 
 
 def kind_of(operator: Operator) -> Kind:
@@ -2144,11 +2066,11 @@ def kind_of(operator: Operator) -> Kind:
     return KINDS.get(operator.kind, UNKNOWN_KIND)
 
 
-def node_of(subgraph: Subgraph, operator: Operator, pointer: int = BITS_32.pointer) -> Node:
+def node_of(subgraph: Subgraph, operator: Operator, target: Target = BITS_32) -> Node:
     inputs = tuple(subgraph.tensors[i] if i >= 0 else None for i in operator.inputs)
     outputs = tuple(subgraph.tensors[i] for i in operator.writes)
     kernels, custom = subgraph.kernels, operator.custom_options
-    return Node(kind_of(operator), inputs, outputs, operator.options, custom, kernels, pointer)
+    return Node(kind_of(operator), inputs, outputs, operator.options, custom, kernels, target)
 
 
 def may_overwrite(node: Node, position: int) -> bool:
@@ -2172,10 +2094,9 @@ def multiply_accumulates(subgraph: Subgraph, operator: Operator) -> int:
         return 0
 
 
-def scratch_requests(subgraph: Subgraph, operator: Operator, pointer: int = BITS_32.pointer) -> list[int]:
-    """Bytes of each scratch buffer of a kernel, in its order, on a target with pointers of that many bytes. Raises
-    ArenaError if inputs or options do not fit."""
-    node = node_of(subgraph, operator, pointer)
+def scratch_requests(subgraph: Subgraph, operator: Operator, target: Target = BITS_32) -> list[int]:
+    """Bytes of each scratch buffer of a kernel, in its order. Raises ArenaError if inputs or options do not fit."""
+    node = node_of(subgraph, operator, target)
     try:
         requests = node.kernel.scratch(node) if node.kernel and node.output else []
         if all(isinstance(size, int) and 0 <= size <= MAX_ELEMENTS for size in requests):
@@ -2208,24 +2129,11 @@ def _covered(source: int, made: int, stride: int, window: int, dilation: int, pa
 
 def _window_work(node: Node, reads_channels: bool = False) -> dict[str, float]:
     """Pooling and depthwise convolutions; CONV_2D ``reads_channels``, all of them for each output."""
-    batch, height, width, depth = node["input"].shape
-    _, down, across, made = node["output"].shape
-    weights, options = node.get("weights"), node.options
-    filters = [options.get(f"Filter{axis}", 1) for axis in ("Height", "Width")]
-    rows, columns = weights.shape[1:3] if weights else filters
-    read = weights.shape[3] if weights and reads_channels else 1
-    stride, dilation = (
-        [options.get(name.format(axis), 1) for axis in "HW"] for name in ("Stride{}", "Dilation{}Factor")
-    )
-    is_same = options["Padding"] == tflite.Padding.SAME
-    tops = [
-        same_pads(size, count, step, (window - 1) * gap + 1).before if is_same else 0
-        for size, count, step, window, gap in zip(
-            (height, width), (down, across), stride, (rows, columns), dilation, strict=True
-        )
-    ]
-    over = _covered(height, down, stride[0], rows, dilation[0], tops[0])
-    inside = batch * over * _covered(width, across, stride[1], columns, dilation[1], tops[1])
+    w, batch = Window.of(node), node["input"].shape[0]
+    (height, width, depth), (rows, columns), (down, across, made), stride, dilation, _, (vertical, horizontal) = w
+    read = node["weights"].shape[3] if reads_channels else 1
+    over = _covered(height, down, stride[0], rows, dilation[0], vertical.before)
+    inside = batch * over * _covered(width, across, stride[1], columns, dilation[1], horizontal.before)
     pixels = batch * down * across
     taps, patch, is_patched = pixels * rows * columns, rows * columns * read, max(rows, columns) > 1
     lines, line = (batch * down, across) if max(stride) > 1 and not is_patched else (1, pixels)
@@ -2533,11 +2441,16 @@ def refusals(graph: ModelGraph) -> list[str]:
 
 
 ####################################################################################################
-# Memory plans: the offsets that the file fixes
+# Reading: tables -> graph, with every check on what the tables say; the memory plan that a file may fix
 ####################################################################################################
 
 PLAN_HEADER = 3  # words of a memory plan before its offsets: version and subgraphs, unused; number of offsets
 PLANNED_AT_RUN_TIME = -1  # in place of an offset
+MAX_RANK = 64  # dimensions
+MAX_KIND = 1000  # bytes of the name of a custom operator
+SMALL_CONSTANT = 1024  # bytes of the largest constant of integers whose values are kept
+DTYPES = tuple(ELEMENT_TYPES)
+EXTERNAL_BUFFER = 10  # slot of a tensor, newer than the bindings: its data is in another file
 
 
 def planned_offsets(graph: ModelGraph) -> dict[tuple[int, int], int]:
@@ -2593,31 +2506,13 @@ def looped_operators(graph: ModelGraph) -> int:
 LOOPED = "the model's loops depend on its memory plan"
 
 
-def fixed_by_plan(graph: ModelGraph) -> str:
-    """Why the plan in the file forbids any change of the operators; empty if it does not."""
-    return COMPILED if is_compiled(graph) else LOOPED if looped_operators(graph) else ""
-
-
 def why_not_rewritten(graph: ModelGraph) -> str:
     """Why the operators cannot be moved or replaced; empty if they can."""
-    if why := fixed_by_plan(graph):
-        return why
+    if is_compiled(graph) or looped_operators(graph):
+        return COMPILED if is_compiled(graph) else LOOPED
     if graph.metadata_content(CONTROL_DEPENDENCIES) is not None:
         return f"metadata {CONTROL_DEPENDENCIES!r} refers to the numbers of its operators"
     return ""
-
-
-####################################################################################################
-# Reading: tables -> graph. Every check on what the tables say is here
-####################################################################################################
-
-MAX_RANK = 64  # dimensions
-MAX_KIND = 1000  # bytes of the name of a custom operator
-SMALL_CONSTANT = 1024  # bytes of the largest constant of integers whose values are kept
-DTYPES = tuple(ELEMENT_TYPES)
-EXTERNAL_BUFFER = 10  # slot of a tensor, newer than the bindings: its data is in another file
-
-T = TypeVar("T")
 
 
 def reshaped(source: tuple[int, ...], target: tuple[int, ...]) -> tuple[int, ...]:
@@ -2746,8 +2641,11 @@ class _Reader:
         values = None
         if storage is Storage.CONSTANT and dtype in ("INT32", "INT64") and size == content.size <= SMALL_CONSTANT:
             values = tuple(content.data.view("<i4" if dtype == "INT32" else "<i8").tolist())
-        quantization, is_sparse = self.quantization(table["Quantization"]), table["Sparsity"] is not None
-        completed = shape != tuple(table["Shape"])
+        quantization, known = None, table["Quantization"]
+        if known is not None and len(known["Scale"]):
+            scales, zeros = (self.vector(known, field) for field in ("Scale", "ZeroPoint"))
+            quantization = Quantization(scales, zeros, known["QuantizedDimension"])
+        is_sparse, completed = table["Sparsity"] is not None, shape != tuple(table["Shape"])
         return Tensor(
             index, name, dtype, shape, storage, buffer, size, dynamic, is_sparse, completed, quantization, values
         )
@@ -2759,11 +2657,6 @@ class _Reader:
         bits = ELEMENT_TYPES.get(dtype, UNKNOWN_TYPE).bits
         return None if bits is None or any(d < 0 for d in shape) else (elements * bits + 7) // 8
 
-    def quantization(self, table: Table | None) -> Quantization | None:
-        if table is None or len(table["Scale"]) == 0:
-            return None
-        return Quantization(self.vector(table, "Scale"), self.vector(table, "ZeroPoint"), table["QuantizedDimension"])
-
     def operator(self, table: Table, index: int) -> Operator:
         if not 0 <= table["OpcodeIndex"] < len(self.kinds):
             raise ModelError(f"the file is damaged: operator {index} has an operator code that is not there")
@@ -2771,12 +2664,12 @@ class _Reader:
         inputs, outputs, inner = (self.vector(table, field) for field in ("Inputs", "Outputs", "Intermediates"))
         custom = np.asarray(table["CustomOptions"], np.uint8).tobytes() if is_custom else b""
         operator = Operator(index, kind, is_custom, inputs, outputs, inner, custom_options=custom)
-        name, fields, of_callees = kind_of(operator).options
+        name, fields = kind_of(operator).options
         content = (table[f"BuiltinOptions{number}"] for number in ("", "2"))
         options = next((options for options in content if options is not None and options.kind == name), None)
         if options is None or not name:
             return operator
-        callees = tuple(options[field] for field in of_callees)
+        callees = tuple(options[field] for field in layout(name) if "Subgraph" in field)
         for callee in callees:
             if not 0 <= callee < self.subgraph_count:
                 raise ModelError(f"the file is damaged: {kind} runs subgraph {callee}, which is not there")
@@ -4151,7 +4044,7 @@ def arena_buffers(graph: ModelGraph, target: Target = BITS_32) -> list[ArenaBuff
             if size := _tflm_bytes(tensor):
                 buffers.append(ArenaBuffer(Interval(align(size), *touched.get(key, never)), *key, bytes=size))
     for subgraph, operator in graph.operators:
-        for size in scratch_requests(subgraph, operator, target.pointer):
+        for size in scratch_requests(subgraph, operator, target):
             key = subgraph.index, operator.index
             if size:
                 interval = Interval(align(size), *runs.get(key, never))
@@ -4563,12 +4456,12 @@ REQUEST_SLOTS = 12  # scratch requests that TFLM reserves for one operator
 PLANNER_BYTES = 40  # per planned buffer, while TFLM plans
 
 
-def kernel_bytes(node: Node, target: Target = BITS_32) -> tuple[int, int, list[int]]:
+def kernel_bytes(node: Node) -> tuple[int, int, list[int]]:
     """Persistent bytes of a kernel: its options, its own structure, and each further array."""
     kernel = node.kernel or PLAIN_KERNEL
-    more = kernel.wider if target is BITS_64 else (0, 0)
+    more = kernel.wider if node.target is BITS_64 else (0, 0)
     try:
-        arrays = kernel.arrays(node, target)
+        arrays = kernel.arrays(node)
     except (LookupError, TypeError, ValueError, AttributeError):  # the kernel rejects it before it allocates more
         arrays = []
     return kernel.options + more[0], kernel.data + more[1], arrays
@@ -4621,8 +4514,8 @@ def persistent_bytes(graph: ModelGraph, target: Target = BITS_32, before: int = 
     measurements to the byte: tflite-micro of August 2026 with 32 bits, the package of October 2026 with 64. Raises
     ArenaError as :func:`scratch_requests`."""
     tail, pointer, first = Tail(before), target.pointer, graph.subgraphs[0]
-    nodes = [(node_of(s, operator), len(scratch_requests(s, operator))) for s, operator in graph.operators]
-    kept = [kernel_bytes(node, target) for node, _ in nodes]
+    nodes = [(node_of(s, operator, target), len(scratch_requests(s, operator))) for s, operator in graph.operators]
+    kept = [kernel_bytes(node) for node, _ in nodes]
     variables = resource_variables(graph)
     tail.add((size, pointer) for size in target.interpreter[:-1] if not before)
     if variables:
@@ -4630,12 +4523,12 @@ def persistent_bytes(graph: ModelGraph, target: Target = BITS_32, before: int = 
     tail.add([(target.interpreter[-1], pointer), (target.subgraph * len(graph.subgraphs), pointer)])
     tail.add((target.tensor * len(s.tensors), pointer) for s in graph.subgraphs)
     tail.add((target.operator * len(s.operators), pointer) for s in graph.subgraphs)
-    tail.add((size, _options_alignment(node, target)) for (node, _), (size, *_) in zip(nodes, kept, strict=True))
+    tail.add((size, _options_alignment(node)) for (node, _), (size, *_) in zip(nodes, kept, strict=True))
     tail.add((data, ARENA_ALIGNMENT) for _, data, _ in kept)
     most = requests = 0
     for (node, count), (_, _, arrays) in zip(nodes, kept, strict=True):
         tail.add((size, ARENA_ALIGNMENT) for size in arrays)
-        most = max(most, tail.size + target.request * (REQUEST_SLOTS + requests) + _prepare_temp_bytes(node, target))
+        most = max(most, tail.size + target.request * (REQUEST_SLOTS + requests) + _prepare_temp_bytes(node))
         requests += count
     tail.add((size, ARENA_ALIGNMENT) for size in variables.values())
     tail.add([(pointer * requests, pointer)])
@@ -4647,16 +4540,16 @@ def persistent_bytes(graph: ModelGraph, target: Target = BITS_32, before: int = 
     return TailBytes(tail.size, while_planning, most, requests)
 
 
-def _options_alignment(node: Node, target: Target) -> int:
+def _options_alignment(node: Node) -> int:
     """Alignment of a kernel's options: a pointer's if they hold one, else 4, or 1 if their size is no multiple of 4."""
     kernel = node.kind.tflm or PLAIN_KERNEL
-    return target.pointer if kernel.wider[0] else 1 if kernel.options % 4 else 4
+    return node.target.pointer if kernel.wider[0] else 1 if kernel.options % 4 else 4
 
 
-def _prepare_temp_bytes(node: Node, target: Target) -> int:
+def _prepare_temp_bytes(node: Node) -> int:
     """Temporary bytes that a kernel needs while it prepares: the structures of its tensors, some of them twice."""
     tensors = [t for t in (*node.inputs, *node.outputs) if t]
-    sizes = [sum(size for size, _ in port_pieces(tensor, target)) for tensor in tensors]
+    sizes = [sum(size for size, _ in port_pieces(tensor, node.target)) for tensor in tensors]
     is_filter = node.kind.tflm is not None and node.kind.tflm.arrays is _per_channel
     is_reduced = "axes" in node.kind.roles and tensors[:1] and tensors[0].dtype != "FLOAT32"
     is_join = node.kind.rows is joined_rows
@@ -5499,8 +5392,8 @@ def row_rule(subgraph: Subgraph, operator: Operator) -> RowRule | str:
     if len(node.outputs) > 1 and node.kind.rows is not parted_rows:
         return "it has several outputs"
     for output in node.outputs:
-        if not has_rows(output):
-            return f"its output cannot be cut: {why_no_rows(output)}"
+        if why := why_no_rows(output):
+            return f"its output cannot be cut: {why}"
     if node.output.shape[HEIGHT] == 1:
         return "its output has one row only"
     roles = node.kind.roles
@@ -5509,23 +5402,12 @@ def row_rule(subgraph: Subgraph, operator: Operator) -> RowRule | str:
     if not node.inputs or (roles and len(node.inputs) > len(roles)):
         return "it has more inputs than it should have, or none"
     source = node.get("input")
-    if source is not None and not has_rows(source):
-        return f"its input cannot be cut: {why_no_rows(source)}"
+    if source is not None and (why := why_no_rows(source)):
+        return f"its input cannot be cut: {why}"
     weights = node.get("weights")
     if source is not None and weights is not None and source.dtype == "FLOAT32" != weights.dtype:
         return "it is hybrid, and LiteRT quantises its input by the range of the whole tensor"
     return node.kind.rows(node)
-
-
-class Rows(NamedTuple):
-    """A range of rows: the first, and the one after the last."""
-
-    first: int
-    stop: int
-
-    @property
-    def height(self) -> int:
-        return self.stop - self.first
 
 
 class Part(NamedTuple):
@@ -5573,7 +5455,7 @@ def stripe_rows(region: Region, stripes: int) -> list[Stripe]:
                     is_due = number == stripes or output not in region.read_inside
                     stop = max(stop, region.heights[output] * number // stripes if is_due else 0)
                     first = min(first, done[operator])
-                stripe.needed[output] = Rows(*rule.whole(first, stop))
+                stripe.needed[output] = rule.whole(first, stop)
             first = min(stripe.needed[output].first for output in outputs)
             stop = max(stripe.needed[output].stop for output in outputs)
             first = max(first, done[operator]) if region.is_cached else first
@@ -5728,7 +5610,7 @@ class Emitter:
         chosen = [inputs.get(i, i) for i in operator.inputs]
         height = self.subgraph.tensors[rule.sources[0]].shape[HEIGHT]
         first, stop, *pads = rule.span(rows[0], rows[1], height)
-        made = Rows(*rule.made(rows, (first, stop), height))
+        made = rule.made(rows, Rows(first, stop))
         if rule.pads_itself and (any(pads) or any(rule.columns)):
             chosen[0] = self.padded(rule.sources[0], chosen[0], stop - first, pads, rule)
         values = {"": 0, "read": stop - first, "made": made.height, "above": pads[0], "below": pads[1]}
@@ -7157,7 +7039,7 @@ class SplitProblem:
     def may_take_scratch(self, step: SplitStep) -> bool:
         """True if stripes of it may need scratch; with the reference kernels only if it needs some when run whole."""
         kernel = node_of(self.subgraph, step.operator).kernel
-        if isinstance(step.rule, str) or kernel is None or kernel.scratch is _no_scratch:
+        if isinstance(step.rule, str) or kernel is None or kernel.scratch is PLAIN_KERNEL.scratch:
             return False
         return bool(self.subgraph.kernels.library) or any(scratch_requests(self.subgraph, step.operator))
 
@@ -11372,7 +11254,7 @@ class Command:
 
     # -- results ------------------------------------------------------------------------------------
 
-    def result(self, kind: type[T]) -> T | None:
+    def result(self, kind: type[D]) -> D | None:
         return next((result for result in self.results if isinstance(result, kind)), None)
 
     @property

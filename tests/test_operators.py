@@ -39,6 +39,7 @@ from tflite_tools import (
     align,
     analyse_arena,
     arena_buffers,
+    layout,
     multiply_accumulates,
     operator_persistent_bytes,
     persistent_bytes,
@@ -677,7 +678,7 @@ SCRATCH_APART = {"scratch": Tflm().scratch, "types": Tflm().types, "needs": ()} 
     ("says_something", "cases"),
     [
         (lambda kind: kind.options.fields, OPTIONS),
-        (lambda kind: kind.options.callees, CALLEES),
+        (lambda kind: any("Subgraph" in field for field in layout(kind.options.table)), CALLEES),
         (lambda kind: kind.weights, WEIGHTS),
         (lambda kind: kind.macs is not Kind().macs, first_of(MACS)),
         (lambda kind: kind.tflm and kind.tflm.scratch is not Tflm().scratch, first_of(SCRATCH)),

@@ -11,7 +11,7 @@ from ai_edge_litert import schema_py_generated as schema
 from runtimes import litert_agrees, wheel_agrees
 from spatial_nets import SAME, VALID, Net, regions, split
 
-from tflite_tools import CutRule, RowRule, read_model, row_rule
+from tflite_tools import CutRule, RowRule, Rows, read_model, row_rule
 
 
 def integers(*values: int) -> np.ndarray:
@@ -177,12 +177,10 @@ def test_what_is_cut_has_been_made():
         for first in range(height):
             for behind in range(first + 1, height + 1):
                 start, end, _, _ = rule.span(first, behind, 9)
-                made = rule.made((first, behind), (start, end), 9)
+                made = rule.made(Rows(first, behind), Rows(start, end))
                 if behind < height:  # a later stripe reads no earlier rows
                     later = rule.span(first + 1, behind + 1, 9)
                     assert later[0] >= start
                     assert later[1] >= end
                 assert 0 <= start < end <= 9
-                starts, ends, *_ = rule.span(np.array([first]), np.array([behind]), 9)
-                assert (starts[0], ends[0]) == (start, end)
                 assert 0 <= made[0] <= first < behind <= made[1] <= height
