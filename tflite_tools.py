@@ -3809,12 +3809,6 @@ class Plan:
 Block = Mapping[int, int]  # intervals that move together: number -> offset in the block
 
 
-def blocks_of(intervals: Sequence[Interval], groups: Sequence[Block]) -> list[Block]:
-    """The groups, and a separate block for every other interval."""
-    grouped = {i for group in groups for i in group}
-    return [*groups, *({i: 0} for i in range(len(intervals)) if i not in grouped)]
-
-
 MIN_PERIOD = 64  # units of time
 
 
@@ -3918,10 +3912,7 @@ def plan_faults(intervals: Sequence[Interval], name: Callable[[int], str]) -> li
     return faults + [f"{name(i)} and {name(j)} {shared}" for i, j in conflicts(intervals)]
 
 
-Key = Callable[[Interval], Any]  # sort key of an interval
-
-
-FIRST_FIT_ORDERS: tuple[Key, ...] = (
+FIRST_FIT_ORDERS: tuple[Callable[[Interval], Any], ...] = (  # by sort keys
     lambda b: (-b.size, b.first),
     lambda b: (-b.size * (b.last - b.first + 1), b.first),  # area
     lambda b: (b.first - b.last, -b.size),  # lifetime
@@ -3946,37 +3937,26 @@ def plan_by_first_fit(
     """The lowest of some first-fit plans, in milliseconds each: by size, area, lifetime and time, and then by learning:
     what ends too high comes earlier in the next round ("squeaky wheel", D. Joslin and D. Clements, JAIR 1999). The
     intervals of a group keep their distances. A plan of up to ``enough`` bytes counts as optimal."""
-    plans = _first_fit_plans(intervals, groups, max(Profile(intervals).peak, enough), rounds)
-    best = next(plans)
-    while not (best.optimal or (budget and budget.is_over)) and (plan := next(plans, None)):
-        best = min(best, plan, key=lambda plan: plan.height)
-    return best
-
-
-def _first_fit_plans(intervals: Sequence[Interval], groups: Sequence[Block], bound: int, rounds: int) -> Iterator[Plan]:
-    blocks = blocks_of(intervals, groups)
-    boxes = [_bounding_box(intervals, block) for block in blocks]
-    rng = np.random.default_rng(0)
+    grouped = {i for group in groups for i in group}
+    blocks = [*groups, *({i: 0} for i in range(len(intervals)) if i not in grouped)]
+    boxes = []
+    for members in (_members(intervals, block) for block in blocks):
+        first, last = min(i.first for i in members), max(i.last for i in members)
+        boxes.append(Interval(max(i.size + (i.offset or 0) for i in members), first, last))
+    rng, bound = np.random.default_rng(0), max(Profile(intervals).peak, enough)
+    best = Plan((), bound)
     for key in FIRST_FIT_ORDERS:
         urgency = -np.argsort(sorted(range(len(blocks)), key=lambda i: key(boxes[i]))).astype(float)
         for _ in range(rounds):
             Budget.spend(BLOCK_WORK * len(intervals))
             placed = place_first_fit(intervals, (blocks[i] for i in np.argsort(-urgency, kind="stable")))
-            yield Plan(placed, bound)
+            plan = Plan(placed, bound)
+            best = min(best if best.intervals else plan, plan, key=lambda plan: plan.height)
+            if best.optimal or (budget and budget.is_over):
+                return best
             tops = [max((placed[i].offset or 0) + placed[i].size for i in block) for block in blocks]
             urgency += (np.array(tops) > bound) * rng.uniform(0, PUSH * len(blocks), len(blocks))
-
-
-def granularity(intervals: Sequence[Interval], groups: Sequence[Block]) -> int:
-    """Bytes that divide all sizes and distances, and so the height of the lowest plan."""
-    sizes = (interval.size for interval in intervals)
-    return math.gcd(*sizes, *(above for group in groups for above in group.values())) or ARENA_ALIGNMENT
-
-
-def _bounding_box(intervals: Sequence[Interval], block: Block) -> Interval:
-    members = _members(intervals, block)
-    first, last = min(i.first for i in members), max(i.last for i in members)
-    return Interval(max(i.size + (i.offset or 0) for i in members), first, last)
+    return best
 
 
 ####################################################################################################
@@ -4055,7 +4035,8 @@ def _solve_placement(
         return None, 0
     from ortools.sat.python import cp_model
 
-    unit = granularity(intervals, groups)
+    distances = (above for group in groups for above in group.values())
+    unit = math.gcd(*(interval.size for interval in intervals), *distances) or ARENA_ALIGNMENT  # of all addresses
     model = cp_model.CpModel()
     top = model.new_int_var(least // unit, height // unit, "")
     starts = [model.new_int_var(0, height // unit - interval.size // unit, "") for interval in intervals]
@@ -4249,21 +4230,19 @@ class Aliases:
 
     def consistent(self, intervals: Sequence[Interval]) -> Aliases:
         """The aliases that can hold together; where buffers would clash, drops pairs with ``beside``, or else all."""
-        aliases = self
-        while True:
-            layout = layout_of(intervals, aliases)
-            at, clashing = layout.places, set()
-            bad = [a for a in aliases.pairs if at[a.old] != (at[a.new][0], at[a.new][1] + a.above)]
-            if not bad:  # otherwise two paths of aliases lead to different addresses
-                for group in layout.groups:
-                    members = [layout.intervals[i]._replace(offset=above) for i, above in group.items()]
-                    if conflicts(members, most=1):
-                        clashing.add(at[layout.owners[next(iter(group))]][0])
-                bad = [alias for alias in aliases.pairs if at[alias.old][0] in clashing]
-                bad = [alias for alias in bad if alias.beside is not None] or bad
-            if not bad:
-                return aliases
-            aliases = dataclasses.replace(aliases, pairs=tuple(alias for alias in aliases.pairs if alias not in bad))
+        layout, clashing = layout_of(intervals, self), set()
+        at = layout.places
+        bad = [a for a in self.pairs if at[a.old] != (at[a.new][0], at[a.new][1] + a.above)]
+        if not bad:  # otherwise two paths of aliases lead to different addresses
+            for group in layout.groups:
+                if conflicts(_members(layout.intervals, group), most=1):
+                    clashing.add(at[layout.owners[next(iter(group))]][0])
+            bad = [alias for alias in self.pairs if at[alias.old][0] in clashing]
+            bad = [alias for alias in bad if alias.beside is not None] or bad
+        if not bad:
+            return self
+        pairs = tuple(alias for alias in self.pairs if alias not in bad)
+        return dataclasses.replace(self, pairs=pairs).consistent(intervals)
 
 
 class Layout(NamedTuple):
@@ -4272,8 +4251,22 @@ class Layout(NamedTuple):
     intervals: list[Interval]
     owners: list[int]  # the buffer of each interval
     above: list[int]  # its offset within the buffer
-    groups: Sequence[Block]  # of intervals at fixed distances
     places: list[tuple[int, int]]  # per buffer: the number of its place, and its offset relative to that
+
+    def add(self, interval: Interval, owner: int, above: int) -> None:
+        self.intervals.append(interval)
+        self.owners.append(owner)
+        self.above.append(above)
+
+    @property
+    def groups(self) -> list[Block]:
+        """The intervals that share a place, at fixed distances."""
+        members: dict[int, dict[int, int]] = defaultdict(dict)
+        for number, (owner, above) in enumerate(zip(self.owners, self.above, strict=True)):
+            place, height = self.places[owner]
+            members[place][number] = height + above
+        lowest = ((group, min(group.values())) for group in members.values() if len(group) > 1)
+        return [{i: above - base for i, above in group.items()} for group, base in lowest]
 
     def placed(self, buffers: Sequence[Interval]) -> list[Interval]:
         """The intervals at the offsets of their buffers."""
@@ -4295,28 +4288,13 @@ def layout_of(buffers: Sequence[Interval], aliases: Aliases = NO_ALIASES) -> Lay
         begins[old] |= {piece.first for piece in pieces[new]}
     places = _common_places(len(buffers), (*aliases.pairs, *aliases.copies, *aliases.joined))
     copies = {alias.new for alias in aliases.copies}
-    intervals, owners, distances = list[Interval](), list[int](), list[int]()
+    layout = Layout([], [], [], places)
     for i in range(len(buffers)):
         for piece in pieces[i] if i not in copies else ():
             last = min([piece.last, *(begin - 1 for begin in begins[i] if piece.first <= begin <= piece.last)])
             if last >= piece.first:
-                intervals.append(Interval(piece.size, piece.first, last))
-                owners.append(i)
-                distances.append(piece.offset or 0)
-    return _grouped(intervals, owners, distances, places)
-
-
-def _grouped(
-    intervals: list[Interval], owners: list[int], distances: list[int], places: list[tuple[int, int]]
-) -> Layout:
-    """The layout, with the intervals that share a place grouped at fixed distances."""
-    members: dict[int, dict[int, int]] = defaultdict(dict)
-    for number, (owner, distance) in enumerate(zip(owners, distances, strict=True)):
-        place, height = places[owner]
-        members[place][number] = height + distance
-    lowest = ((group, min(group.values())) for group in members.values() if len(group) > 1)
-    groups = [{i: above - base for i, above in group.items()} for group, base in lowest]
-    return Layout(intervals, owners, distances, groups, places)
+                layout.add(Interval(piece.size, piece.first, last), i, piece.offset or 0)
+    return layout
 
 
 def with_room_for_scratch(layout: Layout, buffers: Sequence[Interval], scratch: Collection[int]) -> Layout:
@@ -4329,11 +4307,11 @@ def with_room_for_scratch(layout: Layout, buffers: Sequence[Interval], scratch: 
         members[place].append(i)
     for number, owner in enumerate(layout.owners):
         numbers[layout.places[owner][0]].append(number)
-    intervals, owners, distances = list(layout.intervals), list(layout.owners), list(layout.above)
+    roomy = Layout([*layout.intervals], [*layout.owners], [*layout.above], layout.places)
     for place, group in members.items():
         if len(group) == len(numbers[place]) == 1:
             continue
-        taken = [(intervals[n], layout.places[owners[n]][1] + distances[n]) for n in numbers[place]]
+        taken = [(layout.intervals[n], layout.places[layout.owners[n]][1] + layout.above[n]) for n in numbers[place]]
         first, last = min(buffers[i].first for i in group), max(buffers[i].last for i in group)
         for begin, end in times[bisect.bisect_left(times, (first, -1)) : bisect.bisect_right(times, (last, last))]:
             blocks = [(at, at + b.size) for b, at in taken if b.first <= end and begin <= b.last]
@@ -4341,11 +4319,9 @@ def with_room_for_scratch(layout: Layout, buffers: Sequence[Interval], scratch: 
                 at = layout.places[i][1]
                 is_there = buffers[i].first <= begin and end <= buffers[i].last
                 for start, stop in list(_gaps(at, at + buffers[i].size, blocks)) if is_there else ():
-                    intervals.append(Interval(stop - start, begin, end))
-                    owners.append(i)
-                    distances.append(start - at)
+                    roomy.add(Interval(stop - start, begin, end), i, start - at)
                     blocks.append((start, stop))
-    return _grouped(intervals, owners, distances, layout.places)
+    return roomy
 
 
 def _gaps(start: int, stop: int, blocks: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
