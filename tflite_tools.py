@@ -2836,14 +2836,14 @@ class Profile:
         return max(self.live, default=0)
 
 
-def alive(intervals: Mapping[int, Interval], count: int) -> Iterator[tuple[int, ...]]:
-    """Yield, for each time from 0 to ``count`` - 1, the sorted keys of the intervals alive then."""
+def alive(intervals: Mapping[int, Interval]) -> Iterator[tuple[int, ...]]:
+    """Yield, for each time from 0 on, the sorted keys of the intervals alive then."""
     born, dead = defaultdict(list), defaultdict(list)
     for key, interval in intervals.items():
         born[max(interval.first, 0)].append(key)
         dead[interval.last + 1].append(key)
     live: set[int] = set()
-    for now in range(count):
+    for now in itertools.count():
         live.update(born[now])
         live.difference_update(dead[now])
         yield tuple(sorted(live))
@@ -2907,20 +2907,6 @@ def tensor_intervals(
     return {i: Interval(bytes, first[i], last[i]) for i, bytes in sizes.items() if bytes > 0}
 
 
-def schedule_subgraph(subgraph: Subgraph, callee_peaks: Mapping[int, int], shared: Shared = NOT_SHARED) -> Schedule:
-    """Working sets in file order; ``callee_peaks`` has the peak of every subgraph that an operator here may run. An
-    operator runs its callees one at a time (a branch, or condition and body), so the largest peak counts."""
-    intervals = tensor_intervals(subgraph, shared=shared)
-    profile = Profile(intervals.values())
-    steps = []
-    for number, live in enumerate(alive(intervals, len(subgraph.operators))):
-        operator = subgraph.operators[number]
-        callee = max((callee_peaks[c] for c in operator.callees), default=0)
-        steps.append(Step(operator, live, profile.at(number) + callee, callee))
-    # An input that no operator reads is in no working set, but the caller still has to fill it.
-    return Schedule(subgraph, tuple(steps), max([profile.at(BEFORE), *(step.bytes for step in steps)]))
-
-
 MAX_CALL_DEPTH = 64  # subgraphs that run each other; no real model comes near
 
 
@@ -2941,12 +2927,18 @@ def callees_first(graph: ModelGraph) -> list[int]:
 
 
 def schedule_model(graph: ModelGraph, shared: Shared = NOT_SHARED) -> tuple[Schedule, ...]:
-    """The schedule of every subgraph, by subgraph index."""
+    """The schedule of every subgraph, by its index. An operator runs its callees one at a time (a branch, or condition
+    and body), so the largest peak counts."""
     schedules: dict[int, Schedule] = {}
-    peaks: dict[int, int] = {}
     for index in callees_first(graph):
-        schedules[index] = schedule_subgraph(graph.subgraphs[index], peaks, shared)
-        peaks[index] = schedules[index].peak
+        subgraph, steps = graph.subgraphs[index], list[Step]()
+        intervals = tensor_intervals(subgraph, shared=shared)
+        for operator, live in zip(subgraph.operators, alive(intervals), strict=False):
+            callee = max((schedules[c].peak for c in operator.callees), default=0)
+            steps.append(Step(operator, live, sum(intervals[i].size for i in live) + callee, callee))
+        # An input that no operator reads is in no working set, but the caller still has to fill it.
+        given = sum(interval.size for interval in intervals.values() if interval.first == BEFORE)
+        schedules[index] = Schedule(subgraph, tuple(steps), max([given, *(step.bytes for step in steps)]))
     return tuple(schedules[subgraph.index] for subgraph in graph.subgraphs)
 
 
@@ -2973,13 +2965,12 @@ def iterations_of(graph: ModelGraph, operator: Operator) -> int | None:
         return None
     cond, body = (graph.subgraphs[callee] for callee in operator.callees)
     last = [o for o in body.operators if o.kind == "SLICE" and body.outputs[:1] == o.outputs and len(o.inputs) == 3]
-    if [(o.kind, len(o.inputs)) for o in cond.operators] != [("SLICE", 3)] or not last or not body.inputs:
+    if [(o.kind, len(o.inputs)) for o in cond.operators] != [("SLICE", 3)] or not last:
         return None
-    if last[0].inputs[1] != body.inputs[0]:
+    if last[0].inputs[1:2] != body.inputs[:1]:
         return None
-    goes_on, positions = (
-        graph.content(s.tensors[o.inputs[0]]).data for s, o in ((cond, cond.operators[0]), (body, last[0]))
-    )
+    goes_on = graph.content(cond.tensors[cond.operators[0].inputs[0]]).data
+    positions = graph.content(body.tensors[last[0].inputs[0]]).data
     step = int.from_bytes(bytes(positions[:4]), "little")
     return (len(goes_on) - 1) // step if step else None
 
@@ -4570,17 +4561,11 @@ def port_pieces(tensor: Tensor, target: Target) -> list[tuple[int, int]]:
     return pieces
 
 
-class Tail:
-    """The persistent part of the arena, which grows piece by piece. Bytes."""
-
-    def __init__(self, size: int) -> None:
-        self.size = size
-
-    def add(self, pieces: Iterable[tuple[int, int]]) -> None:
-        """Append pieces of (bytes, alignment)."""
-        for size, alignment in pieces:
-            if size:
-                self.size = align(self.size + size, alignment)
+def _stacked(size: int, pieces: Iterable[tuple[int, int]]) -> int:
+    """Bytes of the tail with further pieces of (bytes, alignment)."""
+    for more, alignment in pieces:
+        size = align(size + more, alignment) if more else size
+    return size
 
 
 class TailBytes(NamedTuple):
@@ -4596,31 +4581,31 @@ def persistent_bytes(graph: ModelGraph, target: Target = BITS_32, before: int = 
     """The tail of TFLM's arena, piece by piece in TFLM's order, after ``before`` bytes of other models. Matches
     measurements to the byte: tflite-micro of August 2026 with 32 bits, the package of October 2026 with 64. Raises
     ArenaError as :func:`scratch_requests`."""
-    tail, pointer, first = Tail(before), target.pointer, graph.subgraphs[0]
+    pointer, first = target.pointer, graph.subgraphs[0]
     nodes = [(node_of(s, operator), len(scratch_requests(s, operator))) for s, operator in graph.operators]
     kept = [kernel_bytes(node, target) for node, _ in nodes]
     variables = resource_variables(graph)
-    tail.add((size, pointer) for size in target.interpreter[:-1] if not before)
+    pieces = [(size, pointer) for size in target.interpreter[:-1] if not before]
     if variables:
-        tail.add([(pointer + 8, ARENA_ALIGNMENT), (target.variable * len(variables), ARENA_ALIGNMENT)])
-    tail.add([(target.interpreter[-1], pointer), (target.subgraph * len(graph.subgraphs), pointer)])
-    tail.add((target.tensor * len(s.tensors), pointer) for s in graph.subgraphs)
-    tail.add((target.operator * len(s.operators), pointer) for s in graph.subgraphs)
-    tail.add((size, _options_alignment(node, target)) for (node, _), (size, *_) in zip(nodes, kept, strict=True))
-    tail.add((data, ARENA_ALIGNMENT) for _, data, _ in kept)
+        pieces += [(pointer + 8, ARENA_ALIGNMENT), (target.variable * len(variables), ARENA_ALIGNMENT)]
+    pieces += [(target.interpreter[-1], pointer), (target.subgraph * len(graph.subgraphs), pointer)]
+    pieces += [(target.tensor * len(s.tensors), pointer) for s in graph.subgraphs]
+    pieces += [(target.operator * len(s.operators), pointer) for s in graph.subgraphs]
+    pieces += [(size, _options_alignment(node, target)) for (node, _), (size, *_) in zip(nodes, kept, strict=True)]
+    pieces += [(data, ARENA_ALIGNMENT) for _, data, _ in kept]
+    tail = _stacked(before, pieces)
     most = requests = 0
     for (node, count), (_, _, arrays) in zip(nodes, kept, strict=True):
-        tail.add((size, ARENA_ALIGNMENT) for size in arrays)
-        most = max(most, tail.size + target.request * (REQUEST_SLOTS + requests) + _prepare_temp_bytes(node, target))
+        tail = _stacked(tail, [(size, ARENA_ALIGNMENT) for size in arrays])
+        most = max(most, tail + target.request * (REQUEST_SLOTS + requests) + _prepare_temp_bytes(node, target))
         requests += count
-    tail.add((size, ARENA_ALIGNMENT) for size in variables.values())
-    tail.add([(pointer * requests, pointer)])
-    tail.add((t.bytes or 0, ARENA_ALIGNMENT) for t in variable_tensors(graph))
-    while_planning = tail.size
+    pieces = [(size, ARENA_ALIGNMENT) for size in variables.values()] + [(pointer * requests, pointer)]
+    pieces += [(t.bytes or 0, ARENA_ALIGNMENT) for t in variable_tensors(graph)]
+    total = while_planning = _stacked(tail, pieces)
     for ports in (first.inputs, first.outputs):
-        tail.add([(pointer * len(ports), ARENA_ALIGNMENT)])
-        tail.add(piece for i in ports for piece in port_pieces(first.tensors[i], target))
-    return TailBytes(tail.size, while_planning, most, requests)
+        structures = (piece for i in ports for piece in port_pieces(first.tensors[i], target))
+        total = _stacked(total, [(pointer * len(ports), ARENA_ALIGNMENT), *structures])
+    return TailBytes(total, while_planning, most, requests)
 
 
 def _options_alignment(node: Node, target: Target) -> int:
