@@ -4924,42 +4924,37 @@ def traffic(graph: ModelGraph, buffers: Sequence[ArenaBuffer]) -> list[int]:
 
 
 class Claim(NamedTuple):
-    """The memory that a buffer takes for an interval, unless the alias of this number is used."""
+    """The memory that a buffer takes for an interval, unless this alias is used."""
 
     interval: Interval
     owner: int
-    unless: int | None = None
+    unless: Alias | None = None
 
 
-def claims_of(buffers: Sequence[Interval], aliases: Aliases) -> tuple[list[Claim], list[Alias]]:
-    """(What the buffers take of the memories that they are in; the aliases to which the claims refer by number)."""
-    pairs = [*aliases.pairs, *aliases.alternatives, *aliases.copies]
-    copy: dict[int, int] = {}  # by buffer, the alias with which it takes no memory
-    takers: dict[int, list[int]] = defaultdict(list)  # by buffer, the aliases that end it early
-    for number, alias in enumerate(pairs):
-        if alias in aliases.copies:
-            copy[alias.new] = number
-        else:
-            takers[alias.old].append(number)
+def claims_of(buffers: Sequence[Interval], aliases: Aliases) -> list[Claim]:
+    """What the buffers take of the memories that they are in."""
+    copies = {alias.new: alias for alias in aliases.copies}
+    takers: dict[int, list[Alias]] = defaultdict(list)  # by buffer, the aliases that end it early
+    for alias in (*aliases.pairs, *aliases.alternatives):
+        takers[alias.old].append(alias)
     claims = []
     for i, buffer in enumerate(buffers):
         for piece in aliases.pieces.get(i, (buffer,)):
-            if i in copy:
-                claims.append(Claim(piece, i, copy[i]))
+            if i in copies:
+                claims.append(Claim(piece, i, copies[i]))
                 continue
-            size, first, last, _ = piece
             begins = [
-                (begin, number)
-                for number in takers[i]
-                for _, begin, *_ in aliases.pieces.get(pairs[number].new, (buffers[pairs[number].new],))
-                if first <= begin <= last
+                (begin, alias)
+                for alias in takers[i]
+                for _, begin, *_ in aliases.pieces.get(alias.new, (buffers[alias.new],))
+                if piece.first <= begin <= piece.last
             ]
-            begin, number = min(begins, default=(last + 1, -1))
-            if first < begin:
-                claims.append(Claim(Interval(size, first, begin - 1), i))
-            if begin <= last:
-                claims.append(Claim(Interval(size, begin, last), i, number))
-    return claims, pairs
+            begin, taker = min(begins, key=itemgetter(0), default=(piece.last + 1, None))
+            if piece.first < begin:
+                claims.append(Claim(piece._replace(last=begin - 1), i))
+            if taker:
+                claims.append(Claim(piece._replace(first=begin), i, taker))
+    return claims
 
 
 class Choice(NamedTuple):
@@ -4977,7 +4972,6 @@ class DivisionProblem:
     values: Sequence[int]
     pinned: Mapping[int, bool]  # True: must be in the fast memory, False: must not be
     claims: Sequence[Claim]
-    pairs: Sequence[Alias]
     aliases: Aliases
 
     @classmethod
@@ -4986,17 +4980,12 @@ class DivisionProblem:
     ) -> DivisionProblem:
         """The problem for the buffers of an arena; ``values`` are their bytes of traffic."""
         aliases = arena.aliases if in_place else NO_ALIASES
-        return cls(values, pinned, *claims_of(arena.intervals, aliases), aliases)
+        return cls(values, pinned, claims_of(arena.intervals, aliases), aliases)
 
     @property
     def required(self) -> int:
         """The least bytes of fast memory, needed by buffers pinned to it."""
         return Profile(c.interval for c in self.claims if c.unless is None and self.pinned.get(c.owner)).peak
-
-    def without_copies(self, copies: Collection[Alias]) -> DivisionProblem:
-        """The problem in which these copies take no memory."""
-        claims = [claim for claim in self.claims if claim.unless is None or self.pairs[claim.unless] not in copies]
-        return dataclasses.replace(self, claims=claims)
 
     def solve(
         self, limits: tuple[int, int], apart: Sequence[Collection[int]], time_limit: float
@@ -5013,13 +5002,14 @@ class DivisionProblem:
             return None, sum(self.values)
         model = cp_model.CpModel()
         is_fast: list[Any] = [model.new_bool_var("") for _ in self.values]
-        is_used: list[Any] = [model.new_bool_var("") for _ in self.pairs]
+        pairs = (*self.aliases.pairs, *self.aliases.alternatives, *self.aliases.copies)
+        is_used: dict[Alias, Any] = {alias: model.new_bool_var("") for alias in pairs}
         for i, where in self.pinned.items():
             model.add(is_fast[i] == where)
         for together in apart:
             model.add(sum(is_fast[i] for i in together) < len(together))
         rivals: dict[int, list[Any]] = {alias.new: [] for alias in self.aliases.alternatives}
-        for used, alias in zip(is_used, self.pairs, strict=True):
+        for alias, used in is_used.items():
             for other in (alias.new, alias.new if alias.beside is None else alias.beside):
                 model.add(is_fast[alias.old] == is_fast[other]).only_enforce_if(used)
             if alias.new in rivals:
@@ -5034,10 +5024,10 @@ class DivisionProblem:
         if status not in (cp_model.OPTIMAL, cp_model.FEASIBLE):
             return None, sum(self.values)
         fast = frozenset(i for i, literal in enumerate(is_fast) if solver.value(literal))
-        used = frozenset(alias for alias, literal in zip(self.pairs, is_used, strict=True) if solver.value(literal))
+        used = frozenset(alias for alias, literal in is_used.items() if solver.value(literal))
         return Choice(fast, used), min(int(solver.best_objective_bound + 0.5), sum(self.values))
 
-    def _keep_within(self, model: Any, limit: int, is_here: Sequence[Any], is_used: Sequence[Any]) -> None:
+    def _keep_within(self, model: Any, limit: int, is_here: Sequence[Any], is_used: Mapping[Alias, Any]) -> None:
         begins = sorted({claim.interval.first for claim in self.claims})
         taken: dict[int, list[Any]] = defaultdict(list)  # by time, when something begins
         for claim in self.claims:
@@ -5075,7 +5065,8 @@ def plan_memories(
     budget, room, most, is_proven = Budget(time_limit), limits, sum(problem.values), True
     apart: list[frozenset[int]] = []
     if aliases.copies:  # they may alias each other if the original is in the other memory
-        _, most = problem.without_copies(aliases.copies).solve(room, apart, budget.share(0.2).left)
+        claims = [claim for claim in problem.claims if claim.unless not in aliases.copies]
+        _, most = dataclasses.replace(problem, claims=claims).solve(room, apart, budget.share(0.2).left)
         is_proven = False
     for attempt in range(MAX_DIVISIONS):
         choice, bound = problem.solve(room, apart, budget.share(0.5).left)
@@ -5186,19 +5177,6 @@ def with_metadata(file: File, name: str, content: bytes = b"") -> File:
         entries.append(Table("Metadata", Name=name.encode(), Buffer=len(buffers)))
         buffers.append(Table("Buffer", Data=np.frombuffer(content, np.uint8)))
     return file.but(Metadata=entries, Buffers=buffers)
-
-
-def with_orders(file: File, orders: Sequence[Sequence[int]]) -> File:
-    """The file with the operators of each subgraph in a new order, and without the memory plan for the old one."""
-    pairs = zip(file.model["Subgraphs"], orders, strict=True)
-    subgraphs = [s.but(Operators=[s["Operators"][i] for i in order]) if len(order) else s for s, order in pairs]
-    return with_metadata(file.but(Subgraphs=subgraphs), OFFLINE_PLAN)
-
-
-def with_contents(file: File, contents: Mapping[int, np.ndarray]) -> File:
-    """The file with other data (uint8) in some buffers."""
-    new = {i: Table("Buffer", Data=content) for i, content in contents.items()}
-    return file.but(Buffers=[new.get(i, buffer) for i, buffer in enumerate(file.model["Buffers"])])
 
 
 # The versions that LiteRT requires in the operator codes of new operators; of all others, 2 for int8 and else 1.
@@ -5396,8 +5374,10 @@ class Snapshot:
         return refusals(self.graph)
 
     def reordered(self, orders: Sequence[Sequence[int]]) -> Snapshot:
-        """The model with the operators of every subgraph in another order, given as their old numbers."""
-        return self.changed(with_orders(self.file, orders))
+        """The model with the operators of each subgraph in another order, given as old numbers, and no plan."""
+        pairs = zip(self.file.model["Subgraphs"], orders, strict=True)
+        subgraphs = [s.but(Operators=[s["Operators"][i] for i in order]) if len(order) else s for s, order in pairs]
+        return self.changed(with_metadata(self.file.but(Subgraphs=subgraphs), OFFLINE_PLAN))
 
     def with_offsets(self, offsets: Mapping[tuple[int, int], int]) -> Snapshot:
         """The model with a memory plan of these offsets, by (subgraph, tensor); TFLM places all other tensors."""
@@ -5442,7 +5422,11 @@ class Snapshot:
 
     def with_contents(self, contents: Mapping[int, np.ndarray]) -> Snapshot:
         """The model with other data (uint8) in some buffers."""
-        return self.changed(with_contents(self.file, contents)) if contents else self
+        buffers = [
+            Table("Buffer", Data=contents[i]) if i in contents else buffer
+            for i, buffer in enumerate(self.file.model["Buffers"])
+        ]
+        return self.changed(self.file.but(Buffers=buffers)) if contents else self
 
 
 ####################################################################################################
