@@ -6429,14 +6429,14 @@ def is_mover(subgraph: Subgraph, operator: Operator) -> bool:
     return is_plain and (source.bytes, source.dtype, source.affine) == (output.bytes, output.dtype, output.affine)
 
 
-def is_pure(operator: Operator) -> bool:
-    """True if it does nothing but write its outputs."""
-    return kind_of(operator).effect is None and not operator.callees and not operator.variable
+PLAIN_WINDOW = dict.fromkeys(_CONV[1:5], 1) | {"Padding": tflite.Padding.VALID}  # options of convolutions
 
 
 class Substitution:
-    """A new schedule of subgraph 0: an operator is replaced by what the first of ``rules`` that serves it emits, and
+    """A new schedule of subgraph 0: an operator that ``serves`` is replaced by what the first of ``rules`` emits, and
     operators whose outputs are no longer read go."""
+
+    rules: ClassVar[Sequence[Callable[[Any, Operator, Node], bool]]]  # each emits operators and returns True, or none
 
     def __init__(self, graph: ModelGraph) -> None:
         self.graph, self.subgraph = graph, (subgraph := graph.subgraphs[0])
@@ -6447,23 +6447,22 @@ class Substitution:
         self.constants: dict[int, NewTensor] = {}  # in place of tensors that operators computed
         for operator in subgraph.operators:
             before = len(self.emitter.operators)
-            for rule in self.rules if operator.writes else ():
+            for rule in self.rules if operator.writes and self.serves(operator) else ():
                 with contextlib.suppress(LookupError):  # an input is missing
-                    if rule(operator, node_of(subgraph, operator)):
+                    if rule(self, operator, node_of(subgraph, operator)):
                         self.changed[operator.index] = self.emitter.operators[before:]
                         break
 
-    @property
-    def rules(self) -> Sequence[Callable[[Operator, Node], bool]]:
-        """Each emits the operators that replace one, and returns True; or emits none."""
-        raise NotImplementedError
+    def serves(self, operator: Operator) -> bool:
+        return True
 
     def rewrite(self) -> Rewrite:
         needed = set(self.subgraph.outputs)
         schedule: list[int | NewOperator] = []
         for operator in reversed(self.subgraph.operators):
+            is_pure = kind_of(operator).effect is None and not operator.callees and not operator.variable
             was_read = any(self.read[t] for t in operator.writes)
-            if was_read and is_pure(operator) and needed.isdisjoint(operator.writes):
+            if was_read and is_pure and needed.isdisjoint(operator.writes):
                 continue
             new = self.changed.get(operator.index, [operator.index])
             needed.update(*(operator.inputs if isinstance(one, int) else one.inputs for one in new))
@@ -6477,9 +6476,8 @@ class Substitution:
         is_only = self.read[source] == 1 and source not in self.subgraph.outputs
         return maker if maker and maker.kind in kinds and is_only and len(maker.writes) == 1 else None
 
-    def reading(self, operator: Operator, source: int, **options: Any) -> bool:
-        """Emit a copy of the operator with another first input and other options."""
-        inputs = source, *operator.inputs[1:]
+    def change(self, operator: Operator, inputs: Sequence[int], **options: Any) -> bool:
+        """Emit a copy of the operator with other inputs and options."""
         self.emitter.emit(operator.kind, inputs, *operator.outputs, like=operator.index, **options)
         return True
 
@@ -6494,10 +6492,6 @@ class Lightening(Substitution):
       operators before them that only move bytes, if these restore a shape.
     """
 
-    @property
-    def rules(self) -> Sequence[Callable[[Operator, Node], bool]]:
-        return self.dilated, self.without_padding, self.without_reshaping, self.past_movers, self.as_dense
-
     def dilated(self, operator: Operator, node: Node) -> bool:
         """In place of a BATCH_TO_SPACE_ND: a dilated convolution, after a PAD."""
         made = self.maker(operator, "CONV_2D", "DEPTHWISE_CONV_2D") if "crops" in node.kind.roles else None
@@ -6509,9 +6503,7 @@ class Lightening(Substitution):
         blocks, pads, crops = first["block"].values, first["paddings"].values, node["crops"].values
         if blocks is None or pads is None or crops is None or blocks != node["block"].values or len(blocks) != 2:
             return False
-        is_plain = inner.options["Padding"] == tflite.Padding.VALID and all(
-            inner.options[name] == 1 for name in ("StrideH", "StrideW", "DilationHFactor", "DilationWFactor")
-        )
+        is_plain = all(inner.options[name] == value for name, value in PLAIN_WINDOW.items())
         scales = (source.affine, inner["output"].affine) == (inner["input"].affine, output.affine)
         if any(pads) and source.affine and source.affine[1]:
             return False  # TFLM (August 2026) pads with 0 instead of the zero point, and LiteRT with that
@@ -6519,9 +6511,8 @@ class Lightening(Substitution):
             return False
         outer = []
         for axis, (size, first_pad, crop) in enumerate(zip(blocks, pads[::2], crops[::2], strict=True), start=1):
-            window = (weights.shape[axis] - 1) * size + 1
-            before, after = source.shape[axis], output.shape[axis]
-            outer.append(Pads(first_pad - crop, after + window - 1 - before - first_pad + crop))
+            before, padded = first_pad - crop, output.shape[axis] + (weights.shape[axis] - 1) * size
+            outer.append(Pads(before, padded - source.shape[axis] - before))
         if min(map(min, outer)) < 0:
             return False
         read, (batch, height, width, channels) = source.index, source.shape
@@ -6535,10 +6526,7 @@ class Lightening(Substitution):
 
     def past_movers(self, operator: Operator, node: Node) -> bool:
         inputs = tuple(map(self.origin, operator.inputs))
-        if inputs == operator.inputs or operator.kind in MOVERS:
-            return False
-        self.emitter.emit(operator.kind, inputs, *operator.outputs, like=operator.index)
-        return True
+        return inputs != operator.inputs and operator.kind not in MOVERS and self.change(operator, inputs)
 
     def origin(self, tensor: int) -> int:
         """The first tensor with the same shape and bytes."""
@@ -6552,8 +6540,9 @@ class Lightening(Substitution):
         if operator.kind != "FULLY_CONNECTED" or operator.options.get("KeepNumDims", True):
             return False
         made = self.maker(operator, "RESHAPE")
-        is_moved = made is not None and is_mover(self.subgraph, made)
-        return made is not None and is_moved and bool(node.get("weights")) and self.reading(operator, made.inputs[0])
+        if made is None or not is_mover(self.subgraph, made) or not node.get("weights"):
+            return False
+        return self.change(operator, (made.inputs[0], *operator.inputs[1:]))
 
     def without_padding(self, operator: Operator, node: Node) -> bool:
         made = self.maker(operator, "PAD") if node.kind.rows is convolution_rows else None
@@ -6573,7 +6562,7 @@ class Lightening(Substitution):
             same = same_pads(before, after, step, window)
             if after != -(-before // step) or same.before != pads[axis].before or same.after > pads[axis].after:
                 return False
-        return self.reading(operator, source.index, Padding=tflite.Padding.SAME)
+        return self.change(operator, (source.index, *operator.inputs[1:]), Padding=tflite.Padding.SAME)
 
     def as_dense(self, operator: Operator, node: Node) -> bool:
         if operator.kind != "CONV_2D" or isinstance(row_rule(self.subgraph, operator), str):
@@ -6587,6 +6576,8 @@ class Lightening(Substitution):
         matrix = self.emitter.reshaped(weights.index, (weights.shape[0], weights.shape[3]))
         self.emitter.emit("FULLY_CONNECTED", (source.index, matrix, *operator.inputs[2:]), output.index, **options)
         return True
+
+    rules = dilated, without_padding, without_reshaping, past_movers, as_dense
 
 
 class Repair(Substitution):
@@ -6605,13 +6596,8 @@ class Repair(Substitution):
         self.floats: list[str] = []  # operators with float weights now
         super().__init__(graph)
 
-    @property
-    def rules(self) -> Sequence[Callable[[Operator, Node], bool]]:
-        rules = self.in_steps, self.as_copies, self.with_bias, self.folded, self.as_convolution, self.in_floats
-        return [partial(self.if_rejected, rule) for rule in rules]
-
-    def if_rejected(self, rule: Callable[[Operator, Node], bool], operator: Operator, node: Node) -> bool:
-        return bool(operator_refusal(self.subgraph, operator)) and rule(operator, node)
+    def serves(self, operator: Operator) -> bool:
+        return bool(operator_refusal(self.subgraph, operator))
 
     def in_steps(self, operator: Operator, node: Node) -> bool:
         if operator.kind != "CONCATENATION" or len(operator.inputs) <= MAX_CONCATENATED or not all(node.inputs):
@@ -6634,9 +6620,7 @@ class Repair(Substitution):
     def with_bias(self, operator: Operator, node: Node) -> bool:
         if node.kind.rows is not convolution_rows or operator.inputs[2:] != (-1,):
             return False
-        inputs = *operator.inputs[:2], self.zeros(node)
-        self.emitter.emit(operator.kind, inputs, *operator.outputs, like=operator.index)
-        return True
+        return self.change(operator, (*operator.inputs[:2], self.zeros(node)))
 
     def zeros(self, node: Node) -> int:
         """A bias of zeros."""
@@ -6665,9 +6649,8 @@ class Repair(Substitution):
         pixels = emitter.reshape(source.index, emitter.tensor(source.index, (rows, 1, 1, read), "pixels"))
         bias = node.get("bias")
         inputs = pixels, emitter.reshaped(weights.index, (made, 1, 1, read)), bias.index if bias else self.zeros(node)
-        result, options = emitter.tensor(output.index, (rows, 1, 1, made), "pixels"), dict.fromkeys(_CONV[1:5], 1)
-        activation = operator.options["FusedActivationFunction"]
-        options |= {"Padding": tflite.Padding.VALID, "FusedActivationFunction": activation}
+        result = emitter.tensor(output.index, (rows, 1, 1, made), "pixels")
+        options = PLAIN_WINDOW | {"FusedActivationFunction": operator.options["FusedActivationFunction"]}
         emitter.reshape(emitter.emit("CONV_2D", inputs, result, **options), output.index)
         return True
 
@@ -6682,8 +6665,9 @@ class Repair(Substitution):
         if inputs == [*operator.inputs]:
             return False
         self.floats.append(operator.kind)
-        self.emitter.emit(operator.kind, inputs, *operator.outputs, like=operator.index)
-        return True
+        return self.change(operator, inputs)
+
+    rules = in_steps, as_copies, with_bias, folded, as_convolution, in_floats
 
     def in_float32(self, tensor: Tensor) -> bytes | None:
         """A constant as float32 values; None if it is not one of floats, or of integers with scales."""
@@ -6901,19 +6885,15 @@ def convertible_ports(subgraph: Subgraph) -> list[Port]:
 
 def is_exact(port: Port) -> bool:
     """True if every value of the inner tensor converts to the outer type and back without loss."""
-    outer, inner = port.outer, port.inner
-    has_one = inner.quantization is not None and len(inner.quantization.scales) == 1
-    if not has_one or not inner.affine or inner.dtype not in PORT_DTYPES:
+    outer, inner, known = port.outer, port.inner, port.inner.quantization
+    if known is None or len(known.scales) != 1 or not inner.affine or inner.dtype not in PORT_DTYPES:
         return False
     if (inner.shape, inner.dynamic) != (outer.shape, outer.dynamic) or not MIN_SCALE < inner.affine[0] < math.inf:
         return False
     if any(tensor.storage is not Storage.ACTIVATION for tensor in (outer, inner)):
         return False
-    if outer.dtype == "FLOAT32":
-        return True
-    both = outer.dtype, inner.dtype
-    is_shift = outer.affine and outer.affine[0] == inner.affine[0] and outer.affine[1] - inner.affine[1] == 128
-    return both == ("UINT8", "INT8") and bool(is_shift)
+    is_shift = outer.affine == (inner.affine[0], inner.affine[1] + 128)
+    return outer.dtype == "FLOAT32" or (is_shift and (outer.dtype, inner.dtype) == ("UINT8", "INT8"))
 
 
 def without_conversions(subgraph: Subgraph, ports: Sequence[Port]) -> Rewrite:
