@@ -2729,14 +2729,14 @@ class Profile:
         return max(self.live, default=0)
 
 
-def alive(intervals: Mapping[int, Interval], count: int) -> Iterator[tuple[int, ...]]:
-    """Yield, for each time from 0 to ``count`` - 1, the sorted keys of the intervals alive then."""
+def alive(intervals: Mapping[int, Interval]) -> Iterator[tuple[int, ...]]:
+    """Yield, for each time from 0 on, the sorted keys of the intervals alive then."""
     born, dead = defaultdict(list), defaultdict(list)
     for key, interval in intervals.items():
         born[max(interval.first, 0)].append(key)
         dead[interval.last + 1].append(key)
     live: set[int] = set()
-    for now in range(count):
+    for now in itertools.count():
         live.update(born[now])
         live.difference_update(dead[now])
         yield tuple(sorted(live))
@@ -2800,20 +2800,6 @@ def tensor_intervals(
     return {i: Interval(bytes, first[i], last[i]) for i, bytes in sizes.items() if bytes > 0}
 
 
-def schedule_subgraph(subgraph: Subgraph, callee_peaks: Mapping[int, int], shared: Shared = NOT_SHARED) -> Schedule:
-    """Working sets in file order; ``callee_peaks`` has the peak of every subgraph that an operator here may run. An
-    operator runs its callees one at a time (a branch, or condition and body), so the largest peak counts."""
-    intervals = tensor_intervals(subgraph, shared=shared)
-    profile = Profile(intervals.values())
-    steps = []
-    for number, live in enumerate(alive(intervals, len(subgraph.operators))):
-        operator = subgraph.operators[number]
-        callee = max((callee_peaks[c] for c in operator.callees), default=0)
-        steps.append(Step(operator, live, profile.at(number) + callee, callee))
-    # An input that no operator reads is in no working set, but the caller still has to fill it.
-    return Schedule(subgraph, tuple(steps), max([profile.at(BEFORE), *(step.bytes for step in steps)]))
-
-
 MAX_CALL_DEPTH = 64  # subgraphs that run each other; no real model comes near
 
 
@@ -2834,12 +2820,18 @@ def callees_first(graph: ModelGraph) -> list[int]:
 
 
 def schedule_model(graph: ModelGraph, shared: Shared = NOT_SHARED) -> tuple[Schedule, ...]:
-    """The schedule of every subgraph, by subgraph index."""
+    """The schedule of every subgraph, by its index. An operator runs its callees one at a time (a branch, or condition
+    and body), so the largest peak counts."""
     schedules: dict[int, Schedule] = {}
-    peaks: dict[int, int] = {}
     for index in callees_first(graph):
-        schedules[index] = schedule_subgraph(graph.subgraphs[index], peaks, shared)
-        peaks[index] = schedules[index].peak
+        subgraph, steps = graph.subgraphs[index], list[Step]()
+        intervals = tensor_intervals(subgraph, shared=shared)
+        for operator, live in zip(subgraph.operators, alive(intervals), strict=False):
+            callee = max((schedules[c].peak for c in operator.callees), default=0)
+            steps.append(Step(operator, live, sum(intervals[i].size for i in live) + callee, callee))
+        # An input that no operator reads is in no working set, but the caller still has to fill it.
+        given = sum(interval.size for interval in intervals.values() if interval.first == BEFORE)
+        schedules[index] = Schedule(subgraph, tuple(steps), max([given, *(step.bytes for step in steps)]))
     return tuple(schedules[subgraph.index] for subgraph in graph.subgraphs)
 
 
@@ -2866,13 +2858,12 @@ def iterations_of(graph: ModelGraph, operator: Operator) -> int | None:
         return None
     cond, body = (graph.subgraphs[callee] for callee in operator.callees)
     last = [o for o in body.operators if o.kind == "SLICE" and body.outputs[:1] == o.outputs and len(o.inputs) == 3]
-    if [(o.kind, len(o.inputs)) for o in cond.operators] != [("SLICE", 3)] or not last or not body.inputs:
+    if [(o.kind, len(o.inputs)) for o in cond.operators] != [("SLICE", 3)] or not last:
         return None
-    if last[0].inputs[1] != body.inputs[0]:
+    if last[0].inputs[1:2] != body.inputs[:1]:
         return None
-    goes_on, positions = (
-        graph.content(s.tensors[o.inputs[0]]).data for s, o in ((cond, cond.operators[0]), (body, last[0]))
-    )
+    goes_on = graph.content(cond.tensors[cond.operators[0].inputs[0]]).data
+    positions = graph.content(body.tensors[last[0].inputs[0]]).data
     step = int.from_bytes(bytes(positions[:4]), "little")
     return (len(goes_on) - 1) // step if step else None
 
@@ -3702,12 +3693,6 @@ class Plan:
 Block = Mapping[int, int]  # intervals that move together: number -> offset in the block
 
 
-def blocks_of(intervals: Sequence[Interval], groups: Sequence[Block]) -> list[Block]:
-    """The groups, and a separate block for every other interval."""
-    grouped = {i for group in groups for i in group}
-    return [*groups, *({i: 0} for i in range(len(intervals)) if i not in grouped)]
-
-
 MIN_PERIOD = 64  # units of time
 
 
@@ -3811,10 +3796,7 @@ def plan_faults(intervals: Sequence[Interval], name: Callable[[int], str]) -> li
     return faults + [f"{name(i)} and {name(j)} {shared}" for i, j in conflicts(intervals)]
 
 
-Key = Callable[[Interval], Any]  # sort key of an interval
-
-
-FIRST_FIT_ORDERS: tuple[Key, ...] = (
+FIRST_FIT_ORDERS: tuple[Callable[[Interval], Any], ...] = (  # by sort keys
     lambda b: (-b.size, b.first),
     lambda b: (-b.size * (b.last - b.first + 1), b.first),  # area
     lambda b: (b.first - b.last, -b.size),  # lifetime
@@ -3839,37 +3821,26 @@ def plan_by_first_fit(
     """The lowest of some first-fit plans, in milliseconds each: by size, area, lifetime and time, and then by learning:
     what ends too high comes earlier in the next round ("squeaky wheel", D. Joslin and D. Clements, JAIR 1999). The
     intervals of a group keep their distances. A plan of up to ``enough`` bytes counts as optimal."""
-    plans = _first_fit_plans(intervals, groups, max(Profile(intervals).peak, enough), rounds)
-    best = next(plans)
-    while not (best.optimal or (budget and budget.is_over)) and (plan := next(plans, None)):
-        best = min(best, plan, key=lambda plan: plan.height)
-    return best
-
-
-def _first_fit_plans(intervals: Sequence[Interval], groups: Sequence[Block], bound: int, rounds: int) -> Iterator[Plan]:
-    blocks = blocks_of(intervals, groups)
-    boxes = [_bounding_box(intervals, block) for block in blocks]
-    rng = np.random.default_rng(0)
+    grouped = {i for group in groups for i in group}
+    blocks = [*groups, *({i: 0} for i in range(len(intervals)) if i not in grouped)]
+    boxes = []
+    for members in (_members(intervals, block) for block in blocks):
+        first, last = min(i.first for i in members), max(i.last for i in members)
+        boxes.append(Interval(max(i.size + (i.offset or 0) for i in members), first, last))
+    rng, bound = np.random.default_rng(0), max(Profile(intervals).peak, enough)
+    best = Plan((), bound)
     for key in FIRST_FIT_ORDERS:
         urgency = -np.argsort(sorted(range(len(blocks)), key=lambda i: key(boxes[i]))).astype(float)
         for _ in range(rounds):
             Budget.spend(BLOCK_WORK * len(intervals))
             placed = place_first_fit(intervals, (blocks[i] for i in np.argsort(-urgency, kind="stable")))
-            yield Plan(placed, bound)
+            plan = Plan(placed, bound)
+            best = min(best if best.intervals else plan, plan, key=lambda plan: plan.height)
+            if best.optimal or (budget and budget.is_over):
+                return best
             tops = [max((placed[i].offset or 0) + placed[i].size for i in block) for block in blocks]
             urgency += (np.array(tops) > bound) * rng.uniform(0, PUSH * len(blocks), len(blocks))
-
-
-def granularity(intervals: Sequence[Interval], groups: Sequence[Block]) -> int:
-    """Bytes that divide all sizes and distances, and so the height of the lowest plan."""
-    sizes = (interval.size for interval in intervals)
-    return math.gcd(*sizes, *(above for group in groups for above in group.values())) or ARENA_ALIGNMENT
-
-
-def _bounding_box(intervals: Sequence[Interval], block: Block) -> Interval:
-    members = _members(intervals, block)
-    first, last = min(i.first for i in members), max(i.last for i in members)
-    return Interval(max(i.size + (i.offset or 0) for i in members), first, last)
+    return best
 
 
 ####################################################################################################
@@ -3948,7 +3919,8 @@ def _solve_placement(
         return None, 0
     from ortools.sat.python import cp_model
 
-    unit = granularity(intervals, groups)
+    distances = (above for group in groups for above in group.values())
+    unit = math.gcd(*(interval.size for interval in intervals), *distances) or ARENA_ALIGNMENT  # of all addresses
     model = cp_model.CpModel()
     top = model.new_int_var(least // unit, height // unit, "")
     starts = [model.new_int_var(0, height // unit - interval.size // unit, "") for interval in intervals]
@@ -4142,21 +4114,19 @@ class Aliases:
 
     def consistent(self, intervals: Sequence[Interval]) -> Aliases:
         """The aliases that can hold together; where buffers would clash, drops pairs with ``beside``, or else all."""
-        aliases = self
-        while True:
-            layout = layout_of(intervals, aliases)
-            at, clashing = layout.places, set()
-            bad = [a for a in aliases.pairs if at[a.old] != (at[a.new][0], at[a.new][1] + a.above)]
-            if not bad:  # otherwise two paths of aliases lead to different addresses
-                for group in layout.groups:
-                    members = [layout.intervals[i]._replace(offset=above) for i, above in group.items()]
-                    if conflicts(members, most=1):
-                        clashing.add(at[layout.owners[next(iter(group))]][0])
-                bad = [alias for alias in aliases.pairs if at[alias.old][0] in clashing]
-                bad = [alias for alias in bad if alias.beside is not None] or bad
-            if not bad:
-                return aliases
-            aliases = dataclasses.replace(aliases, pairs=tuple(alias for alias in aliases.pairs if alias not in bad))
+        layout, clashing = layout_of(intervals, self), set()
+        at = layout.places
+        bad = [a for a in self.pairs if at[a.old] != (at[a.new][0], at[a.new][1] + a.above)]
+        if not bad:  # otherwise two paths of aliases lead to different addresses
+            for group in layout.groups:
+                if conflicts(_members(layout.intervals, group), most=1):
+                    clashing.add(at[layout.owners[next(iter(group))]][0])
+            bad = [alias for alias in self.pairs if at[alias.old][0] in clashing]
+            bad = [alias for alias in bad if alias.beside is not None] or bad
+        if not bad:
+            return self
+        pairs = tuple(alias for alias in self.pairs if alias not in bad)
+        return dataclasses.replace(self, pairs=pairs).consistent(intervals)
 
 
 class Layout(NamedTuple):
@@ -4165,8 +4135,22 @@ class Layout(NamedTuple):
     intervals: list[Interval]
     owners: list[int]  # the buffer of each interval
     above: list[int]  # its offset within the buffer
-    groups: Sequence[Block]  # of intervals at fixed distances
     places: list[tuple[int, int]]  # per buffer: the number of its place, and its offset relative to that
+
+    def add(self, interval: Interval, owner: int, above: int) -> None:
+        self.intervals.append(interval)
+        self.owners.append(owner)
+        self.above.append(above)
+
+    @property
+    def groups(self) -> list[Block]:
+        """The intervals that share a place, at fixed distances."""
+        members: dict[int, dict[int, int]] = defaultdict(dict)
+        for number, (owner, above) in enumerate(zip(self.owners, self.above, strict=True)):
+            place, height = self.places[owner]
+            members[place][number] = height + above
+        lowest = ((group, min(group.values())) for group in members.values() if len(group) > 1)
+        return [{i: above - base for i, above in group.items()} for group, base in lowest]
 
     def placed(self, buffers: Sequence[Interval]) -> list[Interval]:
         """The intervals at the offsets of their buffers."""
@@ -4188,28 +4172,13 @@ def layout_of(buffers: Sequence[Interval], aliases: Aliases = NO_ALIASES) -> Lay
         begins[old] |= {piece.first for piece in pieces[new]}
     places = _common_places(len(buffers), (*aliases.pairs, *aliases.copies, *aliases.joined))
     copies = {alias.new for alias in aliases.copies}
-    intervals, owners, distances = list[Interval](), list[int](), list[int]()
+    layout = Layout([], [], [], places)
     for i in range(len(buffers)):
         for piece in pieces[i] if i not in copies else ():
             last = min([piece.last, *(begin - 1 for begin in begins[i] if piece.first <= begin <= piece.last)])
             if last >= piece.first:
-                intervals.append(Interval(piece.size, piece.first, last))
-                owners.append(i)
-                distances.append(piece.offset or 0)
-    return _grouped(intervals, owners, distances, places)
-
-
-def _grouped(
-    intervals: list[Interval], owners: list[int], distances: list[int], places: list[tuple[int, int]]
-) -> Layout:
-    """The layout, with the intervals that share a place grouped at fixed distances."""
-    members: dict[int, dict[int, int]] = defaultdict(dict)
-    for number, (owner, distance) in enumerate(zip(owners, distances, strict=True)):
-        place, height = places[owner]
-        members[place][number] = height + distance
-    lowest = ((group, min(group.values())) for group in members.values() if len(group) > 1)
-    groups = [{i: above - base for i, above in group.items()} for group, base in lowest]
-    return Layout(intervals, owners, distances, groups, places)
+                layout.add(Interval(piece.size, piece.first, last), i, piece.offset or 0)
+    return layout
 
 
 def with_room_for_scratch(layout: Layout, buffers: Sequence[Interval], scratch: Collection[int]) -> Layout:
@@ -4222,11 +4191,11 @@ def with_room_for_scratch(layout: Layout, buffers: Sequence[Interval], scratch: 
         members[place].append(i)
     for number, owner in enumerate(layout.owners):
         numbers[layout.places[owner][0]].append(number)
-    intervals, owners, distances = list(layout.intervals), list(layout.owners), list(layout.above)
+    roomy = Layout([*layout.intervals], [*layout.owners], [*layout.above], layout.places)
     for place, group in members.items():
         if len(group) == len(numbers[place]) == 1:
             continue
-        taken = [(intervals[n], layout.places[owners[n]][1] + distances[n]) for n in numbers[place]]
+        taken = [(layout.intervals[n], layout.places[layout.owners[n]][1] + layout.above[n]) for n in numbers[place]]
         first, last = min(buffers[i].first for i in group), max(buffers[i].last for i in group)
         for begin, end in times[bisect.bisect_left(times, (first, -1)) : bisect.bisect_right(times, (last, last))]:
             blocks = [(at, at + b.size) for b, at in taken if b.first <= end and begin <= b.last]
@@ -4234,11 +4203,9 @@ def with_room_for_scratch(layout: Layout, buffers: Sequence[Interval], scratch: 
                 at = layout.places[i][1]
                 is_there = buffers[i].first <= begin and end <= buffers[i].last
                 for start, stop in list(_gaps(at, at + buffers[i].size, blocks)) if is_there else ():
-                    intervals.append(Interval(stop - start, begin, end))
-                    owners.append(i)
-                    distances.append(start - at)
+                    roomy.add(Interval(stop - start, begin, end), i, start - at)
                     blocks.append((start, stop))
-    return _grouped(intervals, owners, distances, layout.places)
+    return roomy
 
 
 def _gaps(start: int, stop: int, blocks: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
@@ -4487,17 +4454,11 @@ def port_pieces(tensor: Tensor, target: Target) -> list[tuple[int, int]]:
     return pieces
 
 
-class Tail:
-    """The persistent part of the arena, which grows piece by piece. Bytes."""
-
-    def __init__(self, size: int) -> None:
-        self.size = size
-
-    def add(self, pieces: Iterable[tuple[int, int]]) -> None:
-        """Append pieces of (bytes, alignment)."""
-        for size, alignment in pieces:
-            if size:
-                self.size = align(self.size + size, alignment)
+def _stacked(size: int, pieces: Iterable[tuple[int, int]]) -> int:
+    """Bytes of the tail with further pieces of (bytes, alignment)."""
+    for more, alignment in pieces:
+        size = align(size + more, alignment) if more else size
+    return size
 
 
 class TailBytes(NamedTuple):
@@ -4513,31 +4474,31 @@ def persistent_bytes(graph: ModelGraph, target: Target = BITS_32, before: int = 
     """The tail of TFLM's arena, piece by piece in TFLM's order, after ``before`` bytes of other models. Matches
     measurements to the byte: tflite-micro of August 2026 with 32 bits, the package of October 2026 with 64. Raises
     ArenaError as :func:`scratch_requests`."""
-    tail, pointer, first = Tail(before), target.pointer, graph.subgraphs[0]
+    pointer, first = target.pointer, graph.subgraphs[0]
     nodes = [(node_of(s, operator, target), len(scratch_requests(s, operator))) for s, operator in graph.operators]
     kept = [kernel_bytes(node) for node, _ in nodes]
     variables = resource_variables(graph)
-    tail.add((size, pointer) for size in target.interpreter[:-1] if not before)
+    pieces = [(size, pointer) for size in target.interpreter[:-1] if not before]
     if variables:
-        tail.add([(pointer + 8, ARENA_ALIGNMENT), (target.variable * len(variables), ARENA_ALIGNMENT)])
-    tail.add([(target.interpreter[-1], pointer), (target.subgraph * len(graph.subgraphs), pointer)])
-    tail.add((target.tensor * len(s.tensors), pointer) for s in graph.subgraphs)
-    tail.add((target.operator * len(s.operators), pointer) for s in graph.subgraphs)
-    tail.add((size, _options_alignment(node)) for (node, _), (size, *_) in zip(nodes, kept, strict=True))
-    tail.add((data, ARENA_ALIGNMENT) for _, data, _ in kept)
+        pieces += [(pointer + 8, ARENA_ALIGNMENT), (target.variable * len(variables), ARENA_ALIGNMENT)]
+    pieces += [(target.interpreter[-1], pointer), (target.subgraph * len(graph.subgraphs), pointer)]
+    pieces += [(target.tensor * len(s.tensors), pointer) for s in graph.subgraphs]
+    pieces += [(target.operator * len(s.operators), pointer) for s in graph.subgraphs]
+    pieces += [(size, _options_alignment(node)) for (node, _), (size, *_) in zip(nodes, kept, strict=True)]
+    pieces += [(data, ARENA_ALIGNMENT) for _, data, _ in kept]
+    tail = _stacked(before, pieces)
     most = requests = 0
     for (node, count), (_, _, arrays) in zip(nodes, kept, strict=True):
-        tail.add((size, ARENA_ALIGNMENT) for size in arrays)
-        most = max(most, tail.size + target.request * (REQUEST_SLOTS + requests) + _prepare_temp_bytes(node))
+        tail = _stacked(tail, [(size, ARENA_ALIGNMENT) for size in arrays])
+        most = max(most, tail + target.request * (REQUEST_SLOTS + requests) + _prepare_temp_bytes(node))
         requests += count
-    tail.add((size, ARENA_ALIGNMENT) for size in variables.values())
-    tail.add([(pointer * requests, pointer)])
-    tail.add((t.bytes or 0, ARENA_ALIGNMENT) for t in variable_tensors(graph))
-    while_planning = tail.size
+    pieces = [(size, ARENA_ALIGNMENT) for size in variables.values()] + [(pointer * requests, pointer)]
+    pieces += [(t.bytes or 0, ARENA_ALIGNMENT) for t in variable_tensors(graph)]
+    total = while_planning = _stacked(tail, pieces)
     for ports in (first.inputs, first.outputs):
-        tail.add([(pointer * len(ports), ARENA_ALIGNMENT)])
-        tail.add(piece for i in ports for piece in port_pieces(first.tensors[i], target))
-    return TailBytes(tail.size, while_planning, most, requests)
+        structures = (piece for i in ports for piece in port_pieces(first.tensors[i], target))
+        total = _stacked(total, [(pointer * len(ports), ARENA_ALIGNMENT), *structures])
+    return TailBytes(total, while_planning, most, requests)
 
 
 def _options_alignment(node: Node) -> int:
@@ -4856,42 +4817,37 @@ def traffic(graph: ModelGraph, buffers: Sequence[ArenaBuffer]) -> list[int]:
 
 
 class Claim(NamedTuple):
-    """The memory that a buffer takes for an interval, unless the alias of this number is used."""
+    """The memory that a buffer takes for an interval, unless this alias is used."""
 
     interval: Interval
     owner: int
-    unless: int | None = None
+    unless: Alias | None = None
 
 
-def claims_of(buffers: Sequence[Interval], aliases: Aliases) -> tuple[list[Claim], list[Alias]]:
-    """(What the buffers take of the memories that they are in; the aliases to which the claims refer by number)."""
-    pairs = [*aliases.pairs, *aliases.alternatives, *aliases.copies]
-    copy: dict[int, int] = {}  # by buffer, the alias with which it takes no memory
-    takers: dict[int, list[int]] = defaultdict(list)  # by buffer, the aliases that end it early
-    for number, alias in enumerate(pairs):
-        if alias in aliases.copies:
-            copy[alias.new] = number
-        else:
-            takers[alias.old].append(number)
+def claims_of(buffers: Sequence[Interval], aliases: Aliases) -> list[Claim]:
+    """What the buffers take of the memories that they are in."""
+    copies = {alias.new: alias for alias in aliases.copies}
+    takers: dict[int, list[Alias]] = defaultdict(list)  # by buffer, the aliases that end it early
+    for alias in (*aliases.pairs, *aliases.alternatives):
+        takers[alias.old].append(alias)
     claims = []
     for i, buffer in enumerate(buffers):
         for piece in aliases.pieces.get(i, (buffer,)):
-            if i in copy:
-                claims.append(Claim(piece, i, copy[i]))
+            if i in copies:
+                claims.append(Claim(piece, i, copies[i]))
                 continue
-            size, first, last, _ = piece
             begins = [
-                (begin, number)
-                for number in takers[i]
-                for _, begin, *_ in aliases.pieces.get(pairs[number].new, (buffers[pairs[number].new],))
-                if first <= begin <= last
+                (begin, alias)
+                for alias in takers[i]
+                for _, begin, *_ in aliases.pieces.get(alias.new, (buffers[alias.new],))
+                if piece.first <= begin <= piece.last
             ]
-            begin, number = min(begins, default=(last + 1, -1))
-            if first < begin:
-                claims.append(Claim(Interval(size, first, begin - 1), i))
-            if begin <= last:
-                claims.append(Claim(Interval(size, begin, last), i, number))
-    return claims, pairs
+            begin, taker = min(begins, key=itemgetter(0), default=(piece.last + 1, None))
+            if piece.first < begin:
+                claims.append(Claim(piece._replace(last=begin - 1), i))
+            if taker:
+                claims.append(Claim(piece._replace(first=begin), i, taker))
+    return claims
 
 
 class Choice(NamedTuple):
@@ -4909,7 +4865,6 @@ class DivisionProblem:
     values: Sequence[int]
     pinned: Mapping[int, bool]  # True: must be in the fast memory, False: must not be
     claims: Sequence[Claim]
-    pairs: Sequence[Alias]
     aliases: Aliases
 
     @classmethod
@@ -4918,17 +4873,12 @@ class DivisionProblem:
     ) -> DivisionProblem:
         """The problem for the buffers of an arena; ``values`` are their bytes of traffic."""
         aliases = arena.aliases if in_place else NO_ALIASES
-        return cls(values, pinned, *claims_of(arena.intervals, aliases), aliases)
+        return cls(values, pinned, claims_of(arena.intervals, aliases), aliases)
 
     @property
     def required(self) -> int:
         """The least bytes of fast memory, needed by buffers pinned to it."""
         return Profile(c.interval for c in self.claims if c.unless is None and self.pinned.get(c.owner)).peak
-
-    def without_copies(self, copies: Collection[Alias]) -> DivisionProblem:
-        """The problem in which these copies take no memory."""
-        claims = [claim for claim in self.claims if claim.unless is None or self.pairs[claim.unless] not in copies]
-        return dataclasses.replace(self, claims=claims)
 
     def solve(
         self, limits: tuple[int, int], apart: Sequence[Collection[int]], time_limit: float
@@ -4945,13 +4895,14 @@ class DivisionProblem:
             return None, sum(self.values)
         model = cp_model.CpModel()
         is_fast: list[Any] = [model.new_bool_var("") for _ in self.values]
-        is_used: list[Any] = [model.new_bool_var("") for _ in self.pairs]
+        pairs = (*self.aliases.pairs, *self.aliases.alternatives, *self.aliases.copies)
+        is_used: dict[Alias, Any] = {alias: model.new_bool_var("") for alias in pairs}
         for i, where in self.pinned.items():
             model.add(is_fast[i] == where)
         for together in apart:
             model.add(sum(is_fast[i] for i in together) < len(together))
         rivals: dict[int, list[Any]] = {alias.new: [] for alias in self.aliases.alternatives}
-        for used, alias in zip(is_used, self.pairs, strict=True):
+        for alias, used in is_used.items():
             for other in (alias.new, alias.new if alias.beside is None else alias.beside):
                 model.add(is_fast[alias.old] == is_fast[other]).only_enforce_if(used)
             if alias.new in rivals:
@@ -4966,10 +4917,10 @@ class DivisionProblem:
         if status not in (cp_model.OPTIMAL, cp_model.FEASIBLE):
             return None, sum(self.values)
         fast = frozenset(i for i, literal in enumerate(is_fast) if solver.value(literal))
-        used = frozenset(alias for alias, literal in zip(self.pairs, is_used, strict=True) if solver.value(literal))
+        used = frozenset(alias for alias, literal in is_used.items() if solver.value(literal))
         return Choice(fast, used), min(int(solver.best_objective_bound + 0.5), sum(self.values))
 
-    def _keep_within(self, model: Any, limit: int, is_here: Sequence[Any], is_used: Sequence[Any]) -> None:
+    def _keep_within(self, model: Any, limit: int, is_here: Sequence[Any], is_used: Mapping[Alias, Any]) -> None:
         begins = sorted({claim.interval.first for claim in self.claims})
         taken: dict[int, list[Any]] = defaultdict(list)  # by time, when something begins
         for claim in self.claims:
@@ -5007,7 +4958,8 @@ def plan_memories(
     budget, room, most, is_proven = Budget(time_limit), limits, sum(problem.values), True
     apart: list[frozenset[int]] = []
     if aliases.copies:  # they may alias each other if the original is in the other memory
-        _, most = problem.without_copies(aliases.copies).solve(room, apart, budget.share(0.2).left)
+        claims = [claim for claim in problem.claims if claim.unless not in aliases.copies]
+        _, most = dataclasses.replace(problem, claims=claims).solve(room, apart, budget.share(0.2).left)
         is_proven = False
     for attempt in range(MAX_DIVISIONS):
         choice, bound = problem.solve(room, apart, budget.share(0.5).left)
@@ -5118,19 +5070,6 @@ def with_metadata(file: File, name: str, content: bytes = b"") -> File:
         entries.append(Table("Metadata", Name=name.encode(), Buffer=len(buffers)))
         buffers.append(Table("Buffer", Data=np.frombuffer(content, np.uint8)))
     return file.but(Metadata=entries, Buffers=buffers)
-
-
-def with_orders(file: File, orders: Sequence[Sequence[int]]) -> File:
-    """The file with the operators of each subgraph in a new order, and without the memory plan for the old one."""
-    pairs = zip(file.model["Subgraphs"], orders, strict=True)
-    subgraphs = [s.but(Operators=[s["Operators"][i] for i in order]) if len(order) else s for s, order in pairs]
-    return with_metadata(file.but(Subgraphs=subgraphs), OFFLINE_PLAN)
-
-
-def with_contents(file: File, contents: Mapping[int, np.ndarray]) -> File:
-    """The file with other data (uint8) in some buffers."""
-    new = {i: Table("Buffer", Data=content) for i, content in contents.items()}
-    return file.but(Buffers=[new.get(i, buffer) for i, buffer in enumerate(file.model["Buffers"])])
 
 
 # The versions that LiteRT requires in the operator codes of new operators; of all others, 2 for int8 and else 1.
@@ -5328,8 +5267,10 @@ class Snapshot:
         return refusals(self.graph)
 
     def reordered(self, orders: Sequence[Sequence[int]]) -> Snapshot:
-        """The model with the operators of every subgraph in another order, given as their old numbers."""
-        return self.changed(with_orders(self.file, orders))
+        """The model with the operators of each subgraph in another order, given as old numbers, and no plan."""
+        pairs = zip(self.file.model["Subgraphs"], orders, strict=True)
+        subgraphs = [s.but(Operators=[s["Operators"][i] for i in order]) if len(order) else s for s, order in pairs]
+        return self.changed(with_metadata(self.file.but(Subgraphs=subgraphs), OFFLINE_PLAN))
 
     def with_offsets(self, offsets: Mapping[tuple[int, int], int]) -> Snapshot:
         """The model with a memory plan of these offsets, by (subgraph, tensor); TFLM places all other tensors."""
@@ -5374,7 +5315,11 @@ class Snapshot:
 
     def with_contents(self, contents: Mapping[int, np.ndarray]) -> Snapshot:
         """The model with other data (uint8) in some buffers."""
-        return self.changed(with_contents(self.file, contents)) if contents else self
+        buffers = [
+            Table("Buffer", Data=contents[i]) if i in contents else buffer
+            for i, buffer in enumerate(self.file.model["Buffers"])
+        ]
+        return self.changed(self.file.but(Buffers=buffers)) if contents else self
 
 
 ####################################################################################################
@@ -6366,14 +6311,14 @@ def is_mover(subgraph: Subgraph, operator: Operator) -> bool:
     return is_plain and (source.bytes, source.dtype, source.affine) == (output.bytes, output.dtype, output.affine)
 
 
-def is_pure(operator: Operator) -> bool:
-    """True if it does nothing but write its outputs."""
-    return kind_of(operator).effect is None and not operator.callees and not operator.variable
+PLAIN_WINDOW = dict.fromkeys(_CONV[1:5], 1) | {"Padding": tflite.Padding.VALID}  # options of convolutions
 
 
 class Substitution:
-    """A new schedule of subgraph 0: an operator is replaced by what the first of ``rules`` that serves it emits, and
+    """A new schedule of subgraph 0: an operator that ``serves`` is replaced by what the first of ``rules`` emits, and
     operators whose outputs are no longer read go."""
+
+    rules: ClassVar[Sequence[Callable[[Any, Operator, Node], bool]]]  # each emits operators and returns True, or none
 
     def __init__(self, graph: ModelGraph) -> None:
         self.graph, self.subgraph = graph, (subgraph := graph.subgraphs[0])
@@ -6384,23 +6329,22 @@ class Substitution:
         self.constants: dict[int, NewTensor] = {}  # in place of tensors that operators computed
         for operator in subgraph.operators:
             before = len(self.emitter.operators)
-            for rule in self.rules if operator.writes else ():
+            for rule in self.rules if operator.writes and self.serves(operator) else ():
                 with contextlib.suppress(LookupError):  # an input is missing
-                    if rule(operator, node_of(subgraph, operator)):
+                    if rule(self, operator, node_of(subgraph, operator)):
                         self.changed[operator.index] = self.emitter.operators[before:]
                         break
 
-    @property
-    def rules(self) -> Sequence[Callable[[Operator, Node], bool]]:
-        """Each emits the operators that replace one, and returns True; or emits none."""
-        raise NotImplementedError
+    def serves(self, operator: Operator) -> bool:
+        return True
 
     def rewrite(self) -> Rewrite:
         needed = set(self.subgraph.outputs)
         schedule: list[int | NewOperator] = []
         for operator in reversed(self.subgraph.operators):
+            is_pure = kind_of(operator).effect is None and not operator.callees and not operator.variable
             was_read = any(self.read[t] for t in operator.writes)
-            if was_read and is_pure(operator) and needed.isdisjoint(operator.writes):
+            if was_read and is_pure and needed.isdisjoint(operator.writes):
                 continue
             new = self.changed.get(operator.index, [operator.index])
             needed.update(*(operator.inputs if isinstance(one, int) else one.inputs for one in new))
@@ -6414,9 +6358,8 @@ class Substitution:
         is_only = self.read[source] == 1 and source not in self.subgraph.outputs
         return maker if maker and maker.kind in kinds and is_only and len(maker.writes) == 1 else None
 
-    def reading(self, operator: Operator, source: int, **options: Any) -> bool:
-        """Emit a copy of the operator with another first input and other options."""
-        inputs = source, *operator.inputs[1:]
+    def change(self, operator: Operator, inputs: Sequence[int], **options: Any) -> bool:
+        """Emit a copy of the operator with other inputs and options."""
         self.emitter.emit(operator.kind, inputs, *operator.outputs, like=operator.index, **options)
         return True
 
@@ -6431,10 +6374,6 @@ class Lightening(Substitution):
       operators before them that only move bytes, if these restore a shape.
     """
 
-    @property
-    def rules(self) -> Sequence[Callable[[Operator, Node], bool]]:
-        return self.dilated, self.without_padding, self.without_reshaping, self.past_movers, self.as_dense
-
     def dilated(self, operator: Operator, node: Node) -> bool:
         """In place of a BATCH_TO_SPACE_ND: a dilated convolution, after a PAD."""
         made = self.maker(operator, "CONV_2D", "DEPTHWISE_CONV_2D") if "crops" in node.kind.roles else None
@@ -6446,9 +6385,7 @@ class Lightening(Substitution):
         blocks, pads, crops = first["block"].values, first["paddings"].values, node["crops"].values
         if blocks is None or pads is None or crops is None or blocks != node["block"].values or len(blocks) != 2:
             return False
-        is_plain = inner.options["Padding"] == tflite.Padding.VALID and all(
-            inner.options[name] == 1 for name in ("StrideH", "StrideW", "DilationHFactor", "DilationWFactor")
-        )
+        is_plain = all(inner.options[name] == value for name, value in PLAIN_WINDOW.items())
         scales = (source.affine, inner["output"].affine) == (inner["input"].affine, output.affine)
         if any(pads) and source.affine and source.affine[1]:
             return False  # TFLM (August 2026) pads with 0 instead of the zero point, and LiteRT with that
@@ -6456,9 +6393,8 @@ class Lightening(Substitution):
             return False
         outer = []
         for axis, (size, first_pad, crop) in enumerate(zip(blocks, pads[::2], crops[::2], strict=True), start=1):
-            window = (weights.shape[axis] - 1) * size + 1
-            before, after = source.shape[axis], output.shape[axis]
-            outer.append(Pads(first_pad - crop, after + window - 1 - before - first_pad + crop))
+            before, padded = first_pad - crop, output.shape[axis] + (weights.shape[axis] - 1) * size
+            outer.append(Pads(before, padded - source.shape[axis] - before))
         if min(map(min, outer)) < 0:
             return False
         read, (batch, height, width, channels) = source.index, source.shape
@@ -6472,10 +6408,7 @@ class Lightening(Substitution):
 
     def past_movers(self, operator: Operator, node: Node) -> bool:
         inputs = tuple(map(self.origin, operator.inputs))
-        if inputs == operator.inputs or operator.kind in MOVERS:
-            return False
-        self.emitter.emit(operator.kind, inputs, *operator.outputs, like=operator.index)
-        return True
+        return inputs != operator.inputs and operator.kind not in MOVERS and self.change(operator, inputs)
 
     def origin(self, tensor: int) -> int:
         """The first tensor with the same shape and bytes."""
@@ -6489,8 +6422,9 @@ class Lightening(Substitution):
         if operator.kind != "FULLY_CONNECTED" or operator.options.get("KeepNumDims", True):
             return False
         made = self.maker(operator, "RESHAPE")
-        is_moved = made is not None and is_mover(self.subgraph, made)
-        return made is not None and is_moved and bool(node.get("weights")) and self.reading(operator, made.inputs[0])
+        if made is None or not is_mover(self.subgraph, made) or not node.get("weights"):
+            return False
+        return self.change(operator, (made.inputs[0], *operator.inputs[1:]))
 
     def without_padding(self, operator: Operator, node: Node) -> bool:
         made = self.maker(operator, "PAD") if node.kind.rows is convolution_rows else None
@@ -6510,7 +6444,7 @@ class Lightening(Substitution):
             same = same_pads(before, after, step, window)
             if after != -(-before // step) or same.before != pads[axis].before or same.after > pads[axis].after:
                 return False
-        return self.reading(operator, source.index, Padding=tflite.Padding.SAME)
+        return self.change(operator, (source.index, *operator.inputs[1:]), Padding=tflite.Padding.SAME)
 
     def as_dense(self, operator: Operator, node: Node) -> bool:
         if operator.kind != "CONV_2D" or isinstance(row_rule(self.subgraph, operator), str):
@@ -6524,6 +6458,8 @@ class Lightening(Substitution):
         matrix = self.emitter.reshaped(weights.index, (weights.shape[0], weights.shape[3]))
         self.emitter.emit("FULLY_CONNECTED", (source.index, matrix, *operator.inputs[2:]), output.index, **options)
         return True
+
+    rules = dilated, without_padding, without_reshaping, past_movers, as_dense
 
 
 class Repair(Substitution):
@@ -6542,13 +6478,8 @@ class Repair(Substitution):
         self.floats: list[str] = []  # operators with float weights now
         super().__init__(graph)
 
-    @property
-    def rules(self) -> Sequence[Callable[[Operator, Node], bool]]:
-        rules = self.in_steps, self.as_copies, self.with_bias, self.folded, self.as_convolution, self.in_floats
-        return [partial(self.if_rejected, rule) for rule in rules]
-
-    def if_rejected(self, rule: Callable[[Operator, Node], bool], operator: Operator, node: Node) -> bool:
-        return bool(operator_refusal(self.subgraph, operator)) and rule(operator, node)
+    def serves(self, operator: Operator) -> bool:
+        return bool(operator_refusal(self.subgraph, operator))
 
     def in_steps(self, operator: Operator, node: Node) -> bool:
         if operator.kind != "CONCATENATION" or len(operator.inputs) <= MAX_CONCATENATED or not all(node.inputs):
@@ -6571,9 +6502,7 @@ class Repair(Substitution):
     def with_bias(self, operator: Operator, node: Node) -> bool:
         if node.kind.rows is not convolution_rows or operator.inputs[2:] != (-1,):
             return False
-        inputs = *operator.inputs[:2], self.zeros(node)
-        self.emitter.emit(operator.kind, inputs, *operator.outputs, like=operator.index)
-        return True
+        return self.change(operator, (*operator.inputs[:2], self.zeros(node)))
 
     def zeros(self, node: Node) -> int:
         """A bias of zeros."""
@@ -6602,9 +6531,8 @@ class Repair(Substitution):
         pixels = emitter.reshape(source.index, emitter.tensor(source.index, (rows, 1, 1, read), "pixels"))
         bias = node.get("bias")
         inputs = pixels, emitter.reshaped(weights.index, (made, 1, 1, read)), bias.index if bias else self.zeros(node)
-        result, options = emitter.tensor(output.index, (rows, 1, 1, made), "pixels"), dict.fromkeys(_CONV[1:5], 1)
-        activation = operator.options["FusedActivationFunction"]
-        options |= {"Padding": tflite.Padding.VALID, "FusedActivationFunction": activation}
+        result = emitter.tensor(output.index, (rows, 1, 1, made), "pixels")
+        options = PLAIN_WINDOW | {"FusedActivationFunction": operator.options["FusedActivationFunction"]}
         emitter.reshape(emitter.emit("CONV_2D", inputs, result, **options), output.index)
         return True
 
@@ -6619,8 +6547,9 @@ class Repair(Substitution):
         if inputs == [*operator.inputs]:
             return False
         self.floats.append(operator.kind)
-        self.emitter.emit(operator.kind, inputs, *operator.outputs, like=operator.index)
-        return True
+        return self.change(operator, inputs)
+
+    rules = in_steps, as_copies, with_bias, folded, as_convolution, in_floats
 
     def in_float32(self, tensor: Tensor) -> bytes | None:
         """A constant as float32 values; None if it is not one of floats, or of integers with scales."""
@@ -6838,19 +6767,15 @@ def convertible_ports(subgraph: Subgraph) -> list[Port]:
 
 def is_exact(port: Port) -> bool:
     """True if every value of the inner tensor converts to the outer type and back without loss."""
-    outer, inner = port.outer, port.inner
-    has_one = inner.quantization is not None and len(inner.quantization.scales) == 1
-    if not has_one or not inner.affine or inner.dtype not in PORT_DTYPES:
+    outer, inner, known = port.outer, port.inner, port.inner.quantization
+    if known is None or len(known.scales) != 1 or not inner.affine or inner.dtype not in PORT_DTYPES:
         return False
     if (inner.shape, inner.dynamic) != (outer.shape, outer.dynamic) or not MIN_SCALE < inner.affine[0] < math.inf:
         return False
     if any(tensor.storage is not Storage.ACTIVATION for tensor in (outer, inner)):
         return False
-    if outer.dtype == "FLOAT32":
-        return True
-    both = outer.dtype, inner.dtype
-    is_shift = outer.affine and outer.affine[0] == inner.affine[0] and outer.affine[1] - inner.affine[1] == 128
-    return both == ("UINT8", "INT8") and bool(is_shift)
+    is_shift = outer.affine == (inner.affine[0], inner.affine[1] + 128)
+    return outer.dtype == "FLOAT32" or (is_shift and (outer.dtype, inner.dtype) == ("UINT8", "INT8"))
 
 
 def without_conversions(subgraph: Subgraph, ports: Sequence[Port]) -> Rewrite:
