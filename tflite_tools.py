@@ -3042,6 +3042,26 @@ class OrderingProblem:
     def peak(self, order: Sequence[int]) -> int:
         return max(self.needs(order), default=0)
 
+    def renumbered(self, number: Mapping[int, int], demand: Sequence[int]) -> OrderingProblem:
+        """The problem whose tasks, with a demand each, consist of the tasks with their number. What has a number below
+        0 has run before, and what has one above all runs later."""
+        transient, buffers, passing = [*demand], [], 0  # bytes that are alive all the time
+        for size, producer, readers, kept in self.buffers:
+            first = -1 if producer is None else number[producer]
+            users = {number[t] for t in readers}
+            kept |= max(users, default=-1) >= len(demand)
+            inside = tuple(sorted(t for t in users if first < t < len(demand)))
+            if 0 <= first < len(demand) and (inside or kept):  # else it is alive only in its task, and in its demand
+                buffers.append(Buffer(size, first, inside, kept))
+                transient[first] -= size
+            elif first < 0 and inside:
+                buffers.append(Buffer(size, None, inside, kept))
+            elif first < 0 and kept:
+                passing += size
+        pairs = {(number[a], number[b]) for a, b in self.precedence}
+        inner = sorted((a, b) for a, b in pairs if 0 <= a < b < len(demand))
+        return OrderingProblem(tuple(t + passing for t in transient), tuple(buffers), tuple(inner))
+
 
 ####################################################################################################
 # Ordering, merging: tasks that some optimal order runs back to back are one
@@ -3059,28 +3079,20 @@ class OrderingProblem:
 
 def merge_tasks(problem: OrderingProblem) -> tuple[OrderingProblem, list[list[int]]]:
     """Fuse tasks that some optimal order runs back to back; returns the smaller problem and the parts of its tasks."""
-    transient = list(problem.transient)
-    for b in problem.buffers:  # a buffer that is not read or kept is alive only while its producer runs
-        if b.producer is not None and not (b.readers or b.kept):
-            transient[b.producer] += b.size
-    buffers = tuple(b for b in problem.buffers if b.readers or b.kept)
-    problem = dataclasses.replace(problem, transient=tuple(transient), buffers=buffers)
-    groups = [[t] for t in range(problem.n)]
-    while pairs := _pairs(problem):
-        problem, merged = _contract(problem, pairs)
-        groups = [[task for part in parts for task in groups[part]] for parts in merged]
+    groups, size = [[t] for t in range(problem.n)], None
+    fused = {t: ([t], need) for t, need in enumerate(problem.demand)}  # the first round only drops unread buffers
+    while len(fused) != size:
+        size = len(fused)
+        parts, demand = zip(*(fused[place] for place in sorted(fused)), strict=True)
+        problem = problem.renumbered({task: i for i, tasks in enumerate(parts) for task in tasks}, demand)
+        groups = [[task for part in tasks for task in groups[part]] for tasks in parts]
+        fused = _fusions(problem)
     return problem, groups
 
 
-class Fusion(NamedTuple):
-    """Two tasks that become one; it gets the number of one of them, so that the numbers remain a valid order."""
-
-    place: int
-    tasks: tuple[int, int]
-    need: int  # on top of what is alive before
-
-
-def _pairs(problem: OrderingProblem) -> list[Fusion]:
+def _fusions(problem: OrderingProblem) -> dict[int, tuple[list[int], int]]:
+    """The tasks after one round of fusions in pairs, as (their old tasks, demand); a pair gets the number of one of its
+    tasks, so that the numbers remain a valid order."""
     ancestors, descendants, produced, demand = problem.ancestors, problem.descendants, problem.produced, problem.demand
     surely, possibly = [0] * problem.n, [0] * problem.n  # bytes that a task frees
     for t, inputs in enumerate(problem.inputs):
@@ -3088,40 +3100,22 @@ def _pairs(problem: OrderingProblem) -> list[Fusion]:
             if not buffer.kept:
                 surely[t] += buffer.size if not others & ~ancestors[t] else 0
                 possibly[t] += buffer.size if not others & descendants[t] else 0
-    pairs, taken = [], 0
+    fused, taken = {t: ([t], need) for t, need in enumerate(demand)}, 0
     for b in range(problem.n):
         for a in members(problem.predecessors[b] & ~taken):
             follows = not problem.predecessors[b] & ~(ancestors[a] | 1 << a)
             waits = not problem.successors[a] & ~(descendants[b] | 1 << b)
             if follows and produced[b] <= surely[b] and demand[b] <= problem.transient[a] + surely[a]:
-                pairs.append(Fusion(a, (a, b), demand[a]))
+                fused[a] = [a, b], demand[a]
+                del fused[b]
             elif waits and produced[a] >= surely[a] == possibly[a] and problem.transient[a] + surely[a] <= demand[b]:
-                pairs.append(Fusion(b, (a, b), demand[b] + produced[a] - surely[a]))
+                fused[b] = [a, b], demand[b] + produced[a] - surely[a]
+                del fused[a]
             else:
                 continue
             taken |= 1 << a | 1 << b
             break
-    return pairs
-
-
-def _contract(problem: OrderingProblem, pairs: Iterable[Fusion]) -> tuple[OrderingProblem, list[list[int]]]:
-    """(the problem with each pair fused into one task, the old tasks of each of its tasks)."""
-    groups = {t: ([t], need) for t, need in enumerate(problem.demand)}
-    for place, tasks, need in pairs:
-        del groups[tasks[0]], groups[tasks[1]]
-        groups[place] = list(tasks), need
-    parts, demand = zip(*(groups[place] for place in sorted(groups)), strict=True)
-    number = {task: i for i, tasks in enumerate(parts) for task in tasks}
-    buffers = []
-    for size, producer, readers, kept in problem.buffers:
-        producer = None if producer is None else number[producer]
-        readers = tuple(dict.fromkeys(number[t] for t in readers if number[t] != producer))
-        if readers or kept:  # else it lives and dies inside of a fused task
-            buffers.append(Buffer(size, producer, readers, kept))
-    edges = {(number[a], number[b]) for a, b in problem.precedence if number[a] != number[b]}
-    merged = OrderingProblem((0,) * len(parts), tuple(buffers), tuple(sorted(edges)))
-    transient = (need - made for need, made in zip(demand, merged.produced, strict=True))
-    return dataclasses.replace(merged, transient=tuple(transient)), list(parts)
+    return fused
 
 
 ####################################################################################################
@@ -3144,34 +3138,28 @@ class CutNetwork:
     """Minimum cuts of a problem: the cheapest down-set under constraints, by maximum flow."""
 
     def __init__(self, problem: OrderingProblem) -> None:
-        from ortools.graph.python import max_flow
-
-        n = problem.n
-        self.problem, self.source, self.sink = problem, n, n + 1
+        self.problem, self.source, self.sink = problem, problem.n, problem.n + 1
         self.work = CUT_WORK + ARC_WORK * sum(2 + len(b.readers) for b in problem.buffers)  # per cut
         self.infinite = sum(b.size for b in problem.buffers) + 1
         arcs = [(task, before, self.infinite) for before, task in problem.edges]
-        for node, b in enumerate(problem.buffers, n + 2):
+        for node, b in enumerate(problem.buffers, problem.n + 2):
             arcs.append((self.source if b.producer is None else b.producer, node, b.size))
             arcs += [(node, end, self.infinite) for end in ([self.sink] if b.kept else b.readers)]
-        self.flow = max_flow.SimpleMaxFlow()
-        if arcs:
-            self.flow.add_arcs_with_capacity(*np.array(arcs, dtype=np.int64).T)
-        tasks, zeros = np.arange(n), np.zeros(n, dtype=np.int64)
-        self.force_in = self.flow.add_arcs_with_capacity(np.full(n, self.source), tasks, zeros)
-        self.force_out = self.flow.add_arcs_with_capacity(tasks, np.full(n, self.sink), zeros)
+        self.arcs = np.array(arcs, dtype=np.int64).reshape(-1, 3)
 
     def bound(self, task: int) -> tuple[int, int]:
         """(least bytes in use while ``task`` runs, in any order; the set that has run before it in that case)."""
+        from ortools.graph.python import max_flow
+
         Budget.spend(self.work)
-        for arcs, chosen in ((self.force_in, self.problem.predecessors[task]), (self.force_out, 1 << task)):
-            capacities = np.zeros(self.problem.n, dtype=np.int64)
-            capacities[list(members(chosen))] = self.infinite
-            self.flow.set_arcs_capacity(arcs, capacities)
-        if self.flow.solve(self.source, self.sink) != self.flow.OPTIMAL:
+        forced = [(self.source, before, self.infinite) for before in members(self.problem.predecessors[task])]
+        flow = max_flow.SimpleMaxFlow()
+        flow.add_arcs_with_capacity(*np.array([*forced, (task, self.sink, self.infinite)]).T)
+        flow.add_arcs_with_capacity(*self.arcs.T)
+        if flow.solve(self.source, self.sink) != flow.OPTIMAL:
             raise ArithmeticError("the sizes of the tensors overflow the flow solver")
-        executed = sum(1 << node for node in self.flow.get_source_side_min_cut() if node < self.problem.n)
-        return self.flow.optimal_flow() + self.problem.demand[task], executed
+        executed = sum(1 << node for node in flow.get_source_side_min_cut() if node < self.problem.n)
+        return flow.optimal_flow() + self.problem.demand[task], executed
 
 
 def largest_bound(
@@ -3193,44 +3181,30 @@ def largest_bound(
 def series_cuts(problem: OrderingProblem) -> list[int]:
     """Numbers of tasks: every order runs the first so many tasks before all others, so that the parts between are
     problems of their own. Begins with 0 and ends with all."""
-    everything = (1 << problem.n) - 1
-    later, cuts = everything, {problem.n}  # tasks that all later ones wait for
-    for done, task in enumerate(sorted(range(problem.n), key=lambda t: -problem.ancestors[t].bit_count()), start=1):
-        later &= problem.ancestors[task]
-        everything ^= 1 << task
-        if not everything & ~later:
-            cuts.add(problem.n - done)
-    return sorted(cuts)
+    cuts, before = [problem.n], -1
+    for task in reversed(range(problem.n)):
+        before &= problem.ancestors[task]  # what all from this task on wait for
+        if before == (1 << task) - 1:
+            cuts.append(task)
+    return cuts[::-1]
 
 
 def restrict(problem: OrderingProblem, start: int, end: int) -> tuple[OrderingProblem, list[int]]:
     """(the part of a problem between two down-sets, the numbers of its tasks in the whole)."""
     tasks = list(members(end & ~start))
-    number = {task: i for i, task in enumerate(tasks)}
-    buffers, passing = [], 0  # bytes that are alive all the time
-    for b in problem.buffers:
-        is_there = b.producer is None or start >> b.producer & 1
-        readers = tuple(sorted(number[t] for t in {*b.readers} & number.keys()))
-        kept = b.kept or not all(end >> t & 1 for t in b.readers)
-        if b.producer in number or (is_there and readers):
-            producer = None if b.producer is None else number.get(b.producer)
-            buffers.append(Buffer(b.size, producer, readers, kept))
-        elif is_there and kept:
-            passing += b.size
-    buffers += [Buffer(passing, None, (), kept=True)] if passing else []
-    pairs = tuple((number[a], number[b]) for a, b in problem.precedence if a in number and b in number)
-    return OrderingProblem(tuple(problem.transient[t] for t in tasks), tuple(buffers), pairs), tasks
+    number = {t: -1 if start >> t & 1 else len(tasks) for t in range(problem.n)} | {t: i for i, t in enumerate(tasks)}
+    return problem.renumbered(number, [problem.demand[t] for t in tasks]), tasks
 
 
-def pieces_of(problem: OrderingProblem, cuts: Sequence[int], first: int = 0) -> list[tuple[OrderingProblem, int]]:
-    """The parts of a problem between series cuts, each with the number of its first task; halves first, which takes no
-    more than a logarithm of the cuts times the size of the problem."""
+def pieces_of(problem: OrderingProblem, cuts: Sequence[int]) -> list[OrderingProblem]:
+    """The parts of a problem between series cuts; halves first, which takes no more than a logarithm of the cuts times
+    the size of the problem."""
     if len(cuts) <= 2:
-        return [(problem, first)]
+        return [problem]
     middle, found = len(cuts) // 2, []
     for some in (cuts[: middle + 1], cuts[middle:]):
         part, _ = restrict(problem, (1 << some[0]) - 1, (1 << some[-1]) - 1)
-        found += pieces_of(part, [cut - some[0] for cut in some], first + some[0])
+        found += pieces_of(part, [cut - some[0] for cut in some])
     return found
 
 
@@ -3245,7 +3219,7 @@ def order_by_cuts(problem: OrderingProblem, budget: Budget) -> list[int] | None:
             order += numbers
             continue
         _, task, before = largest_bound(CutNetwork(part), range(part.n), -1, budget)
-        if task < 0 or budget.is_over:
+        if budget.is_over:
             return None
         cuts = (1 << part.n) - 1, before | 1 << task, before, 0
         for end, start in itertools.pairwise(cuts):
@@ -3500,16 +3474,17 @@ def order_tasks(problem: OrderingProblem, time_limit: float = TIME_LIMIT) -> Ord
     if peak > problem.floor:
         budget = Budget(time_limit)
         merged, groups = merge_tasks(problem)
-        parts = pieces_of(merged, series_cuts(merged))
-        for part, _ in parts:
+        for part in pieces_of(merged, series_cuts(merged)):
             pieces.append(Search(part, budget, pieces))
         for stage in STAGES:
             proven = max(piece.lower for piece in pieces)
             for piece in sorted((p for p in pieces if p.upper > proven), key=lambda piece: -piece.upper):
                 if not piece.is_done:
                     stage(piece)
-        for piece, (_, first) in zip(pieces, parts, strict=True):
+        first = 0
+        for piece in pieces:
             order += [task for t in piece.order for task in groups[first + t]]
+            first += piece.problem.n
     bound = max([problem.floor, *(piece.lower for piece in pieces)])
     states = sum(piece.states for piece in pieces)
     if order and (found := problem.peak(order)) < peak:

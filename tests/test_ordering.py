@@ -227,7 +227,7 @@ def test_the_parts_of_a_problem_between_down_sets_need_what_the_whole_needs_ther
 @given(problems(most_tasks=9))
 def test_series_cuts_split_a_problem_into_independent_parts(problem: OrderingProblem):
     cuts = series_cuts(problem)
-    parts = [part for part, _ in pieces_of(problem, cuts)]
+    parts = pieces_of(problem, cuts)
     assert sum(part.n for part in parts) == problem.n
     assert max(smallest_peak(part) for part in parts) == smallest_peak(problem)
 
