@@ -5706,8 +5706,6 @@ class Bill:
 # the arena, and all steps of the loop update it in place (see "Aliases").
 
 LOOP_DTYPES = ("FLOAT32", "INT8")  # types that GATHER supports in TFLM
-# Approximate persistent bytes: of a line buffer, of a mask, and extra for a mask or source that is not aligned.
-LINE_BUFFER_BYTES, MASK_BYTES, UNEVEN_BYTES = 400, 120, 60
 MAX_ITERATIONS, MAX_LOOP_ROWS = 1024, 1 << 14  # each takes room in the tables of a loop
 POSITION = 4  # minimum of table entries per iteration: one for each axis of a position
 
@@ -6044,25 +6042,14 @@ class BodyEmitter:
         return self.body.shape(t, self.loop.tracks[t].rows)
 
     def new_rows(self, t: int, shape: tuple[int, ...] | None = None) -> int:
-        """A tensor for the new rows of ``t``, in the line buffer itself if operators read only that."""
-        shape = self.new_shape(t) if shape is None else shape
-        return self.body.carried(t, shape) if self.is_made_in_line_buffer(t) else self.body.tensor(t, shape, "rows")
+        """A tensor for the new rows of ``t``."""
+        return self.body.tensor(t, self.new_shape(t) if shape is None else shape, "rows")
 
     def in_place_of(self, rows: int, t: int, shape: tuple[int, ...]) -> int:
         """A tensor for what an operator makes of new rows, computed in place."""
         target = self.new_rows(t, shape)
         self.handed[rows] = target
         return target
-
-    def is_made_in_line_buffer(self, t: int) -> bool:
-        track, tensor = self.loop.tracks[t], self.subgraph.tensors[t]
-        if not track.has_line_buffer or track.columns != NO_PADS:
-            return False
-        firsts = [self.loop.read_by(number).first for number in self.readers[t]]
-        firsts += [self.loop.written[t]] if t in self.loop.written else []
-        is_read_new = any(first >= track.first for first in firsts)
-        above = track.halo * math.prod(self.line_buffer_shape(t)[2:]) * (tensor.element.tflm_bytes or 0)
-        return above % ARENA_ALIGNMENT == 0 and not is_read_new
 
     def arrive(self, t: int, rows: int, last: Mapping[int, int]) -> None:
         """Mask new rows of a tensor, add them to its line buffer, and write them to the output."""
@@ -6823,12 +6810,6 @@ class SplitStep:
     need: int  # bytes while it runs unsplit
     time: int
     persistent: int
-    copy: int  # persistent bytes of a copy, with its outputs and the padding that it always needs
-
-    @property
-    def may_vanish(self) -> bool:
-        """True for a PAD: stripes inside of the feature map need none."""
-        return isinstance(self.rule, RowRule) and self.rule.constants == ROWS_OF_PADDING
 
     @property
     def with_outputs(self) -> int:
@@ -6842,9 +6823,7 @@ class Range(NamedTuple):
     start: int
     end: int
     unsplit: int  # bytes that they need unsplit
-    bound: int  # lower bound in unrolled stripes, in bytes
-    loop_bound: int  # lower bound as a loop, in bytes
-    copies: int  # persistent bytes of a second stripe
+    bound: int  # lower bound in stripes, in bytes
 
 
 class Forms(NamedTuple):
@@ -6864,7 +6843,6 @@ FORM_SHARES = (0.6, 0.5, 1.0)  # of the work left, for three searches; fewer tak
 MAX_REGION = 100  # operators
 # Seconds per operator that is emitted (in a loop or not), looked at for a loop, and per label of a step.
 EMIT_WORK, LOOP_WORK, FAMILY_WORK, STEP_WORK = 1.5e-5, 2.3e-5, 1e-5, 1e-6
-MIN_LOOP_BYTES = 500  # of persistent memory, of a loop without line buffers
 LOOP_NUMBERS = 4 * ARENA_ALIGNMENT  # bytes for the counter of a loop and its table entries
 STRIPES = (2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32)
 NO_LIMIT = 1 << 80
@@ -6909,7 +6887,6 @@ class SplitProblem:
     def all_steps(self, graph: ModelGraph) -> list[SplitStep]:
         subgraph = self.subgraph
         needs = operator_needs(graph, subgraph)
-        pad = node_persistent_bytes(Node(KINDS["PAD"], (None, None))) + BITS_32.tensor
         steps = []
         for operator, need in zip(subgraph.operators, needs, strict=True):
             rule = row_rule(subgraph, operator)
@@ -6917,9 +6894,7 @@ class SplitProblem:
                 rule = "its output is also written elsewhere, or read before"
             persistent = operator_persistent_bytes(subgraph, operator)
             time = operator_instructions(graph, subgraph, operator)
-            copy = persistent + BITS_32.tensor * len(operator.writes)
-            copy += pad if isinstance(rule, RowRule) and any(rule.columns) else 0
-            steps.append(SplitStep(operator, rule, need, time, persistent, copy))
+            steps.append(SplitStep(operator, rule, need, time, persistent))
         return steps
 
     def is_only_producer(self, operator: Operator) -> bool:
@@ -6948,13 +6923,10 @@ class SplitProblem:
         return Composition((), Cost(max((step.need for step in self.steps), default=0)))
 
     def possible_ranges(self) -> Iterator[Range]:
-        """All ranges of operators that could be a region, by rising end. Bounds hold for any stripes: all that it reads
-        is alive at the start, and all outputs with their pieces at the end. A loop has room for its outputs besides,
-        unless the only one may overwrite an input, and keeps the rows that two iterations read."""
+        """All ranges of operators that could be a region, by rising end. Their bounds hold for any stripes: all that a
+        region reads is alive at its start, and all that is read later at its end."""
         for end in range(1, len(self.steps) + 1):
-            earliest = unsplit = live_out = copies = lines = 0
-            outputs: list[int] = []
-            halos: dict[int, int] = defaultdict(int)  # by tensor, rows that two iterations read
+            earliest = unsplit = 0
             for start in reversed(range(max(end - MAX_REGION, 0), end)):
                 step = self.steps[start]
                 if isinstance(step.rule, str):
@@ -6965,19 +6937,9 @@ class SplitProblem:
                 if start < earliest:
                     break
                 unsplit = max(unsplit, step.need)
-                outputs += [t for t in step.operator.writes if self.is_live_out(t, end)]
-                live_out = sum(self.sizes[t] for t in outputs)
-                copies += (0 if step.may_vanish else 2 * step.copy) - step.with_outputs
-                for t in step.rule.sources:
-                    rows = max(step.rule.window - step.rule.stride, halos[t])
-                    lines += (rows - halos[t]) * self.row_bytes[t]
-                    halos[t] = rows
-                before, after = self.entering[start], self.entering[end]
-                is_over_input = len(outputs) == 1 and before >= after  # an input of that size may end in the loop
-                loop_bound = max(before + lines + (0 if is_over_input else live_out), after)
-                bound = max(before, after + live_out)
-                if min(bound, loop_bound) < unsplit:
-                    yield Range(start, end, unsplit, bound, loop_bound, copies)
+                bound = max(self.entering[start], self.entering[end])
+                if bound < unsplit:
+                    yield Range(start, end, unsplit, bound)
 
     def is_live_out(self, output: int, end: int) -> bool:
         """True if an output made before ``end`` is needed whole there, or has no readers."""
@@ -7068,7 +7030,7 @@ class LoopCosts:
         return "" if self.family(start, end) else str(self.families[start, end])
 
     def loop(self, family: Loops, start: int, end: int, pace: int) -> Loop:
-        """The loop with the lowest price."""
+        """The loop that carries the fewest bytes."""
         key, problem = (start, end, pace), self.problem
         if key not in self.loops:
             Budget.spend(FAMILY_WORK * (end - start))
@@ -7076,16 +7038,8 @@ class LoopCosts:
             source = problem.intervals.get(loops[0].sources[0])
             if source and source.last < end:
                 loops = [loop.overwriting(problem.subgraph.tensors) for loop in loops]
-            self.loops[key] = min(loops, key=lambda loop: (self.price(loop), loop.iterations))
+            self.loops[key] = min(loops, key=lambda loop: (self.carried_bytes(loop), loop.iterations))
         return self.loops[key]
-
-    def price(self, loop: Loop) -> int:
-        """Approximate bytes, to compare loops over the same operators."""
-        masks = [t for t, track in loop.tracks.items() if track.is_masked]
-        buffers = sum(track.has_line_buffer for track in loop.tracks.values())
-        uneven = sum(not loop.is_aligned(t) for t in (*masks, *loop.sources))
-        estimate = LINE_BUFFER_BYTES * buffers + MASK_BYTES * len(masks) + UNEVEN_BYTES * uneven
-        return self.carried_bytes(loop) + estimate
 
     def carried_bytes(self, loop: Loop) -> int:
         """Bytes that a loop carries, without its inputs."""
@@ -7233,13 +7187,14 @@ class SplitSearch:
                 if self.budget.is_over:
                     return
                 goal = min(limit, best - 1)
-                is_unrolled, is_loop = self.forms.unrolled and found.bound <= goal, self.forms.loops
-                if is_unrolled and inside[found.end] > price(Cost(0, 0, found.copies)):
-                    within = Cost(limit, max_time, best - found.bound)
+                if found.bound > goal or inside[found.end] <= 0:
+                    continue
+                within = Cost(limit, max_time, best - found.bound)
+                if self.forms.unrolled:
                     for is_cached in (False, True):
                         self.try_range(found, is_cached, within, inside[found.end], price)
-                if is_loop and found.loop_bound <= goal and inside[found.end] > price(Cost(0, 0, MIN_LOOP_BYTES)):
-                    self.try_loop(found, Cost(limit, max_time, best - found.loop_bound), inside[found.end], price)
+                if self.forms.loops:
+                    self.try_loop(found, within, inside[found.end], price)
                 cheapest[start] = self.cheapest(start, limits, price)
                 inside[found.end] = min(inside[found.end], cheapest[start].get(found.end, NO_LIMIT))
 
@@ -11375,6 +11330,9 @@ def _memories(text: str) -> dict[str, int]:
 
 def _names(text: str) -> tuple[str, ...]:
     return tuple(filter(None, text.split(",")))
+
+
+T = TypeVar("T")
 
 
 def _matching(pattern: str, why: str, read: Callable[[str], T]) -> Callable[[str], T]:
