@@ -10123,7 +10123,7 @@ def decide_clustering(
 
 
 ####################################################################################################
-# Two models side by side
+# Reports: two models side by side; an analysis -> tables, CSV, JSON
 ####################################################################################################
 
 COMPARED = {
@@ -10182,11 +10182,6 @@ class ComparisonDecision(Decision):
                 rows.append([shorten(kind), before, after, ""])
         table = text_table(["", shorten(self.other_name, 30), "This model", "Difference"], rows, left=("",))
         return ["", "Compared with another model:", table]
-
-
-####################################################################################################
-# Reports: an analysis -> tables, CSV, JSON
-####################################################################################################
 
 
 def is_stream(path: Path) -> bool:
@@ -10356,7 +10351,7 @@ def analysis_text(model: Snapshot, columns: Mapping[str, str], is_full: bool = F
     return "\n".join(lines)
 
 
-def verdict(model: Snapshot, is_divided: bool = False) -> list[str]:
+def verdict(model: Snapshot, is_divided: bool) -> list[str]:
     """What to reserve, the bottleneck, whether TFLM runs the model, and what would help."""
     try:
         lines = [] if is_divided else arena_lines(model)
@@ -10405,8 +10400,7 @@ def arena_lines(model: Snapshot) -> list[str]:
 
 
 def arena_json(model: Snapshot) -> dict[str, Any]:
-    arena = model.arena
-    plan = plan_arena(arena, time_limit=0)
+    arena, plan = model.arena, plan_arena(model.arena, time_limit=0)
     keys = "reserve_bytes=reserve head_bytes=head persistent_estimate_bytes=persistent planning_estimate_bytes=planning"
     place = "offset=interval.offset first=interval.first last=interval.last"
     return picked(arena, f"{keys} has_plan problems missing_operators") | {
@@ -10465,8 +10459,7 @@ def write_csv(folder: Path, model: Snapshot, columns: Mapping[str, str]) -> None
     for schedule in model.schedules:
         subgraph = schedule.subgraph
         for t in shown_tensors(schedule):
-            size, shape = "" if t.bytes is None else t.ram_bytes, " ".join(map(str, t.shape))
-            tensors.append([t.index, _cell(t.name), shape, size, t.dtype, subgraph.index])
+            tensors.append([t.index, _cell(t.name), " ".join(map(str, t.shape)), t.bytes, t.dtype, subgraph.index])
         for step in schedule.steps:
             name, kind = _cell(subgraph.output_name(step.operator)), _cell(step.operator.kind)
             figures = step_json(model.graph, subgraph, step) if columns else {}
@@ -10982,8 +10975,7 @@ def new_figure(width: float, height: float, rows: Sequence[float] = (1,), column
 
 def plot_schedules(file: Path, schedules: Sequence[Schedule], other: Schedule | None = None) -> None:
     """Draw stacked bars per operator (inputs, outputs, other tensors; 1 KB = 1,024 B) and the peak. A panel for each
-    subgraph that no operator runs, since bars include what their operator runs, and for ``other``. The extension sets
-    the format."""
+    subgraph that no operator runs, since bars include what their operator runs, and for ``other``."""
     run = {callee for s in schedules for step in s.steps for callee in step.operator.callees}
     shown = [s for s in schedules if s.subgraph.index not in run and (s.steps or s is schedules[0])]
     drawn = [(subgraph_title(s.subgraph) if len(shown) > 1 else "", s) for s in shown]
@@ -11055,7 +11047,7 @@ def _parts(schedule: Schedule) -> list[list[int]]:
 def plot_arenas(file: Path, models: Sequence[tuple[str, Snapshot]], memories: MemoriesDecision | None = None) -> None:
     """Draw arenas side by side: time across, address up, a rectangle per buffer with its tensor's id, the largest with
     names ("s": scratch memory; ids outside subgraph 0 start with its number; grey: reserved but unused). ``memories``
-    apply to the last model. The extension selects the format."""
+    apply to the last model."""
     top = max(1, *(model.arena.head for _, model in models)) / 1024
     spans = [max((b.interval.last for b in model.arena.buffers), default=0) + 2 for _, model in models]
     width = min(max(max(spans) / 6, 7), 13)
@@ -11121,15 +11113,11 @@ def _fitting(across: float, up: float, label: str, name: str) -> tuple[str, bool
 def _buffer_titles(graph: ModelGraph, arena: Arena) -> dict[tuple[int, int], tuple[str, str]]:
     """(name, number) by (subgraph, tensor); numbers of tensors with the same content are joined."""
     keys = [(b.subgraph, -1 if b.tensor is None else b.tensor) for b in arena.buffers]
-    same: dict[tuple[int, int], list[tuple[int, int]]] = defaultdict(list)
-    for place in arena.used.copies:
-        same[keys[place.old]].append(keys[place.new])
     names = {(s, t): graph.subgraphs[s].tensors[t].name for s, t in keys if t >= 0}
-    plain, titles = plain_names(names.values()), {}
-    for (s, t), name in names.items():
-        numbers = [tensor_number(*key) for key in ((s, t), *same[s, t])]
-        titles[s, t] = plain[name], "=".join(numbers)
-    return titles
+    plain, numbers = plain_names(names.values()), {key: tensor_number(*key) for key in names}
+    for place in arena.used.copies:
+        numbers[keys[place.old]] += f"={tensor_number(*keys[place.new])}"
+    return {key: (plain[name], numbers[key]) for key, name in names.items()}
 
 
 ####################################################################################################
@@ -11661,7 +11649,7 @@ def _did_you_mean(text: str, names: Iterable[str]) -> str:
     return f"; did you mean {near[0]}?" if near else f"; known are {', '.join(names)}"
 
 
-NUMBER = r"(\d+\.?\d*|\.\d+)(e[+-]?\d\d?)?"
+NUMBER = r"(\d+\.?\d*|\.\d+)([eE][+-]?\d\d?)?"
 _number = partial(_matching, NUMBER, read=float)
 _percent = _matching(NUMBER + "%?", "is not a percentage of 0 or more", lambda text: float(text.removesuffix("%")))
 _count = _matching(r"\d*[1-9]\d*", "is not a whole number above 0", int)
@@ -11803,14 +11791,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def given_options(arguments: argparse.Namespace) -> dict[str, Option]:
-    """The options that are given or implied, by flag."""
-    values = vars(arguments)
-    return {o.flag: o for o in ALL_OPTIONS if values[o.name] is not None and values[o.name] is not False}  # 0 is given
-
-
-def check_options(arguments: argparse.Namespace) -> None:
-    """Set implied options. Raises UsageError for options that do nothing or conflict."""
+def check_options(arguments: argparse.Namespace) -> dict[str, Option]:
+    """Set implied options; the given and implied ones by flag. Raises UsageError if some do nothing or conflict."""
     if arguments.model and arguments.input:
         raise UsageError(f"two models are given, {arguments.model} and {arguments.input}: give one")
     arguments.input = arguments.input or arguments.model
@@ -11825,13 +11807,14 @@ def check_options(arguments: argparse.Namespace) -> None:
         elif getattr(arguments, name) is OF_BOARD and name != "fit":
             raise UsageError(f"--{name.replace('_', '-')} needs a size, or --board NAME")
     arguments.plan |= arguments.memories is not None
-    given = given_options(arguments)
+    values = vars(arguments)
+    given = {o.flag: o for o in ALL_OPTIONS if values[o.name] is not None and values[o.name] is not False}  # 0 is given
     for flag, option in given.items():
         if option.needs and not given.keys() & set(option.needs.split()):
             raise UsageError(f"{flag} does nothing on its own: add {option.needs.replace(' ', ' or ')}")
-    pins = dict(arguments.pin or ())
-    for name in [name for name, where in arguments.pin or () if where != pins[name]]:
-        raise UsageError(f"--pin: {name} is pinned to both memories")
+    for name, where in arguments.pin or ():
+        if where != dict(arguments.pin)[name]:
+            raise UsageError(f"--pin: {name} is pinned to both memories")
     if arguments.memories and "--max-arena" in given:
         raise UsageError("--memories has limits of its own: leave out --max-arena")
     for flag in [flag for flag in ("--stages", "--fit") if flag in given]:
@@ -11845,6 +11828,7 @@ def check_options(arguments: argparse.Namespace) -> None:
         raise UsageError("the tensors of a loop share memory: leave out --no-sharing, or give --stripes unrolled")
     if arguments.clusters and arguments.min_sqnr is not None:
         raise UsageError("--clusters and --min-sqnr both say how many values: give one of them")
+    return given
 
 
 def output_of(arguments: argparse.Namespace) -> Path | None:
@@ -11903,12 +11887,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     name = "the command line"
     try:
         arguments = _parser().parse_args(argv)
-        check_options(arguments)
+        given = check_options(arguments)
         name = "standard input" if arguments.input == STREAM else str(arguments.input)
         with keeping_the_best(BRAKE * (math.inf if arguments.time_limit is None else arguments.time_limit)):
             if arguments.board == "list":
                 return show_boards(arguments)
-            given = given_options(arguments)
             return Command(arguments).run([given[flag] for flag in STEPS if flag in given])
     except SystemExit as stop:  # of the parser
         return int(stop.code or DONE)
