@@ -100,9 +100,6 @@ else:
             setattr(self, attribute, value)
             return value
 
-        def __dir__(self) -> Iterable[str]:
-            return dir(importlib.import_module(self._name))
-
     flatbuffers, np, tflite = map(_Lazy, ("flatbuffers", "numpy", "tflite"))
 
 __version__ = "0.4.0"
@@ -529,7 +526,8 @@ def layout(kind: str) -> dict[str, Field]:
     if not hasattr(tflite, kind):
         return {}
     fields, table = {}, getattr(tflite, kind)()
-    for name in (name.removeprefix(f"{kind}Add") for name in dir(tflite) if name.startswith(f"{kind}Add")):
+    bindings = dir(importlib.import_module("tflite"))
+    for name in (name.removeprefix(f"{kind}Add") for name in bindings if name.startswith(f"{kind}Add")):
         table._tab = probe = _Probe()
         getattr(tflite, f"{kind}Add{name}")(probe, 1)
         ((method, (slot, _, default)),) = probe.asked.items()
@@ -9811,7 +9809,7 @@ def decide_clustering(
 
 
 ####################################################################################################
-# Two models side by side
+# Reports: two models side by side; an analysis -> tables, CSV, JSON
 ####################################################################################################
 
 COMPARED = {
@@ -9856,24 +9854,20 @@ class ComparisonDecision(Decision):
     key, json_keys = "comparison", "name=other_name this other"
 
     def message(self) -> list[str]:
-        this, other, rows = self.this, self.other, []
+        sides, rows = (self.other, self.this), []
         for key, title in COMPARED.items():
-            before, after = other[key], this[key]
+            before, after = (side[key] for side in sides)
             percent = f"{100 * (after / before - 1):+.1f} %" if before and after is not None else ""
             rows.append([title, *("unknown" if n is None else f"{n:,}" for n in (before, after)), percent])
         for key in ("inputs", "outputs"):
-            same = "the same" if this[key] == other[key] else "different"
-            rows.append([key.capitalize(), ", ".join(other[key]), ", ".join(this[key]), same])
-        for kind in sorted(this["kinds"].keys() | other["kinds"].keys()):
-            if (count := this["kinds"][kind]) != other["kinds"][kind]:
-                rows.append([shorten(kind), str(other["kinds"][kind]), str(count), ""])
+            before, after = (", ".join(side[key]) for side in sides)
+            rows.append([key.capitalize(), before, after, "the same" if before == after else "different"])
+        for kind in sorted(self.this["kinds"].keys() | self.other["kinds"].keys()):
+            before, after = (str(side["kinds"][kind]) for side in sides)
+            if before != after:
+                rows.append([shorten(kind), before, after, ""])
         table = text_table(["", shorten(self.other_name, 30), "This model", "Difference"], rows, left=("",))
         return ["", "Compared with another model:", table]
-
-
-####################################################################################################
-# Reports: an analysis -> tables, CSV, JSON
-####################################################################################################
 
 
 def is_stream(path: Path) -> bool:
@@ -9922,21 +9916,21 @@ def shown_tensors(schedule: Schedule) -> list[Tensor]:
     return [t for t in tensors if t.storage is Storage.ACTIVATION and t.bytes != 0]
 
 
-@dataclass(frozen=True)
-class Columns:
-    """The optional columns of a schedule."""
+FIGURES = {"macs": "MACs", "parameter_bytes": "Size", "instructions": "Instructions"}  # of an operator: key, title
 
-    macs: bool = False
-    size: bool = False
 
-    @property
-    def headers(self) -> list[str]:
-        return ["MACs"] * self.macs + ["Size"] * self.size + ["Instructions"] * self.macs
+def chosen_figures(macs: bool, size: bool) -> dict[str, str]:
+    """Those of FIGURES that a schedule shows."""
+    return {key: title for key, title in FIGURES.items() if (size if key == "parameter_bytes" else macs)}
 
-    def figures(self, graph: ModelGraph, subgraph: Subgraph, operator: Operator) -> list[int]:
-        macs = [multiply_accumulates(subgraph, operator)] if self.macs else []
-        size = [parameter_bytes(graph, [(subgraph, operator)])] if self.size else []
-        return macs + size + ([operator_instructions(graph, subgraph, operator)] if self.macs else [])
+
+def step_json(graph: ModelGraph, subgraph: Subgraph, step: Step) -> dict[str, Any]:
+    keys = "kind=operator.kind inputs=operator.inputs outputs=operator.outputs in_memory=live bytes callee_bytes"
+    return picked(step, keys) | {
+        "macs": multiply_accumulates(subgraph, step.operator),
+        "instructions": operator_instructions(graph, subgraph, step.operator),
+        "parameter_bytes": parameter_bytes(graph, [(subgraph, step.operator)]),
+    }
 
 
 MAX_ROWS, MAX_IDS = 200, 16  # in a text table without --full
@@ -9967,26 +9961,25 @@ def fitted(table: Callable[[int], str]) -> str:
     return text
 
 
-def tensor_table(schedule: Schedule, is_full: bool = False) -> str:
+def tensor_table(schedule: Schedule, is_full: bool) -> str:
     """The tensors; only the MAX_ROWS largest unless ``is_full``."""
     tensors = shown_tensors(schedule)
     shown = tensors if is_full else sorted(tensors, key=lambda t: -t.ram_bytes)[:MAX_ROWS]
-    shown = sorted(shown, key=lambda tensor: tensor.index)
-
-    def rows(limit: int) -> Iterator[list[Any]]:
-        for t in shown:
-            size = "unknown" if t.bytes is None else f"{t.ram_bytes:,}"
-            yield [t.index, shorten(t.name, limit), str(t.shape), size]
-
-    titles = ["Id", "Tensor", "Shape", "Size in RAM (B)"]
-    table = fitted(lambda limit: text_table(titles, rows(limit), left=("Tensor", "Shape")))
     left_out = len(tensors) - len(shown)
-    return table + (f"\n({left_out:,} smaller ones are left out; --full shows all)" if left_out else "")
+
+    def table(limit: int) -> str:
+        rows = [
+            [t.index, shorten(t.name, limit), str(t.shape), "unknown" if t.bytes is None else f"{t.ram_bytes:,}"]
+            for t in sorted(shown, key=lambda tensor: tensor.index)
+        ]
+        return text_table(["Id", "Tensor", "Shape", "Size in RAM (B)"], rows, left=("Tensor", "Shape"))
+
+    return fitted(table) + (f"\n({left_out:,} smaller ones are left out; --full shows all)" if left_out else "")
 
 
-def schedule_table(graph: ModelGraph, schedule: Schedule, columns: Columns, is_full: bool = False) -> str:
+def schedule_table(graph: ModelGraph, schedule: Schedule, columns: Mapping[str, str], is_full: bool) -> str:
     """The operators; of more than MAX_ROWS only those at both ends and around the peak, unless ``is_full``."""
-    headers = ["Operator (output name)", "Tensors in memory (IDs)", "Memory use (B)", *columns.headers]
+    headers = ["Operator (output name)", "Tensors in memory (IDs)", "Memory use (B)", *columns.values()]
     steps, part = schedule.steps, MAX_ROWS // 4
     top = max(range(len(steps)), key=lambda i: steps[i].bytes, default=0)
     shown: list[Step | None] = []
@@ -10005,8 +9998,9 @@ def schedule_table(graph: ModelGraph, schedule: Schedule, columns: Columns, is_f
         kind, name = step.operator.kind, schedule.subgraph.output_name(step.operator)
         room = limit if limit == MAX_NAME else max(limit - len(kind) // 2, 5)  # narrow: less beside long kinds
         title = f"{shorten(kind, limit)} ({shorten(name, room)})"
-        figures = [f"{figure:,}" for figure in columns.figures(graph, schedule.subgraph, step.operator)]
-        return [title, f"[{', '.join([*map(str, live), *more])}]", f"{step.bytes:,}", *figures]
+        figures = step_json(graph, schedule.subgraph, step) if columns else {}
+        shown_figures = (f"{figures[key]:,}" for key in columns)
+        return [title, f"[{', '.join([*map(str, live), *more])}]", f"{step.bytes:,}", *shown_figures]
 
     table = fitted(lambda limit: text_table(headers, (row(step, limit) for step in shown), left=headers[:2]))
     return table + ("\n(operators are left out; --full shows all)" if None in shown else "")
@@ -10015,7 +10009,7 @@ def schedule_table(graph: ModelGraph, schedule: Schedule, columns: Columns, is_f
 WORTH_TELLING = 0.02  # fraction of the arena
 
 
-def analysis_text(model: Snapshot, columns: Columns, is_full: bool = False, is_divided: bool = False) -> str:
+def analysis_text(model: Snapshot, columns: Mapping[str, str], is_full: bool = False, is_divided: bool = False) -> str:
     """The text report: the verdict, without the arena if ``is_divided``; two tables per subgraph, totals, the peak."""
     graph, schedules = model.graph, model.schedules
     lines = [*verdict(model, is_divided), ""]
@@ -10029,12 +10023,12 @@ def analysis_text(model: Snapshot, columns: Columns, is_full: bool = False, is_d
             lines += [f"Peak of this subgraph: {schedule.peak:,} B", ""]
         if any(step.callee_bytes for step in schedule.steps):
             lines += ["(memory use includes the peak of the subgraphs that an operator runs)", ""]
-    if columns.macs:
+    if "macs" in columns:
         once = f" ({COUNTED_ONCE})" if has_unknown_loops(graph) else ""
         lines += [f"Total MACs: {model_macs(graph):,}{once}"]
         core = TIMED_AS[TIMED_CORES.get(graph.kernels.core, "")]
         lines += [f"Total instructions: {model_instructions(graph):,}{once}, estimated for a {core}"]
-    if columns.size:
+    if "parameter_bytes" in columns:
         lines += [f"Total weight size: {parameter_bytes(graph, graph.operators):,} B"]
     lines += [f"Current peak memory usage: {model.peak:,} B"]
     if looped_operators(graph):
@@ -10043,18 +10037,16 @@ def analysis_text(model: Snapshot, columns: Columns, is_full: bool = False, is_d
     return "\n".join(lines)
 
 
-def verdict(model: Snapshot, is_divided: bool = False) -> list[str]:
+def verdict(model: Snapshot, is_divided: bool) -> list[str]:
     """What to reserve, the bottleneck, whether TFLM runs the model, and what would help."""
-    lines = []
     try:
-        lines += [] if is_divided else arena_lines(model)
+        lines = [] if is_divided else arena_lines(model)
     except ArenaError as error:
-        lines += [f"Arena: unknown ({shorten(str(error), 200)})"]
+        lines = [f"Arena: unknown ({shorten(str(error), 200)})"]
     steps = [(schedule, step) for schedule in model.schedules for step in schedule.steps]
     if steps:
         schedule, step = max(steps, key=lambda pair: pair[1].bytes)
-        number = tensor_number(schedule.subgraph.index, step.operator.index)
-        kind = shorten(step.operator.kind)
+        number, kind = tensor_number(schedule.subgraph.index, step.operator.index), shorten(step.operator.kind)
         lines += [f"Bottleneck: operator {number} ({kind}), counted from 0: {step.bytes:,} B of tensors"]
     if state := state_bytes(model.graph):
         lines += [f"State kept between inferences: {state:,} B (in the persistent structures, not in the peak)"]
@@ -10093,23 +10085,17 @@ def arena_lines(model: Snapshot) -> list[str]:
     return lines + ([f"{optimal}To need less: {'; '.join(helps)}"] if helps else [])
 
 
-def arena_json(arena: Arena) -> dict[str, Any]:
-    plan = plan_arena(arena, time_limit=0)
+def arena_json(model: Snapshot) -> dict[str, Any]:
+    arena, plan = model.arena, plan_arena(model.arena, time_limit=0)
     keys = "reserve_bytes=reserve head_bytes=head persistent_estimate_bytes=persistent planning_estimate_bytes=planning"
     place = "offset=interval.offset first=interval.first last=interval.last"
     return picked(arena, f"{keys} has_plan problems missing_operators") | {
         "bound_bytes": plan.bound,
         "planned_bytes": min(plan.height, arena.head),
         "buffers": [picked(b, f"subgraph tensor scratch_of_operator=operator bytes {place}") for b in arena.buffers],
-    }
-
-
-def step_json(graph: ModelGraph, subgraph: Subgraph, step: Step) -> dict[str, Any]:
-    operator = "kind=operator.kind inputs=operator.inputs outputs=operator.outputs"
-    return picked(step, f"{operator} in_memory=live bytes callee_bytes") | {
-        "macs": multiply_accumulates(subgraph, step.operator),
-        "instructions": operator_instructions(graph, subgraph, step.operator),
-        "parameter_bytes": parameter_bytes(graph, [(subgraph, step.operator)]),
+        "saved_by_integer_io": saved_by_integer_ports(model) or 0,
+        "kernels": model.graph.kernels.name,
+        "reserve_bytes_elsewhere": model.reserve_by_library,
     }
 
 
@@ -10124,29 +10110,24 @@ def schedule_json(graph: ModelGraph, schedule: Schedule) -> dict[str, Any]:
 
 def analysis_json(model: Snapshot) -> dict[str, Any]:
     """The analysis as JSON-ready data: sizes in bytes, ids as indices in the subgraph. README lists the keys."""
-    graph = model.graph
-    document: dict[str, Any] = {
+    graph, notes, arena = model.graph, list(model.graph.notes), None
+    try:
+        arena = arena_json(model)
+    except ArenaError as error:
+        notes.append(f"the arena is not known, since {error}")
+    return {
         "tflite_tools_version": __version__,
         "peak_bytes": model.peak,
         "state_bytes": state_bytes(graph),
         "macs": model_macs(graph),
         "instructions": model_instructions(graph),
         "parameter_bytes": parameter_bytes(graph, graph.operators),
-        "notes": list(graph.notes),
+        "notes": notes,
         "refusals": list(model.refusals),
         "requires_tflm": required_tflm(graph)[0] or None,
         "subgraphs": [schedule_json(graph, schedule) for schedule in model.schedules],
-        "arena": None,
+        "arena": arena,
     }
-    try:
-        document["arena"] = arena_json(model.arena) | {
-            "saved_by_integer_io": saved_by_integer_ports(model) or 0,
-            "kernels": graph.kernels.name,
-            "reserve_bytes_elsewhere": model.reserve_by_library,
-        }
-    except ArenaError as error:
-        document["notes"].append(f"the arena is not known, since {error}")
-    return document
 
 
 def _cell(text: str) -> str:
@@ -10157,19 +10138,19 @@ def _cell(text: str) -> str:
 CSV_FILES = "tensor_details.csv", "execution_schedule_info.csv"
 
 
-def write_csv(folder: Path, model: Snapshot, columns: Columns) -> None:
+def write_csv(folder: Path, model: Snapshot, columns: Mapping[str, str]) -> None:
     """Write ``tensor_details.csv`` and ``execution_schedule_info.csv``: whole names, a row per tensor or operator."""
     tensors: list[list[Any]] = [["Id", "Name", "Shape", "Size", "Type", "Subgraph"]]
-    operators: list[list[Any]] = [["Operator", "Working set", "Memory use", *columns.headers, "Kind", "Subgraph"]]
+    operators: list[list[Any]] = [["Operator", "Working set", "Memory use", *columns.values(), "Kind", "Subgraph"]]
     for schedule in model.schedules:
         subgraph = schedule.subgraph
         for t in shown_tensors(schedule):
-            size, shape = "" if t.bytes is None else t.ram_bytes, " ".join(map(str, t.shape))
-            tensors.append([t.index, _cell(t.name), shape, size, t.dtype, subgraph.index])
+            tensors.append([t.index, _cell(t.name), " ".join(map(str, t.shape)), t.bytes, t.dtype, subgraph.index])
         for step in schedule.steps:
-            live, figures = " ".join(map(str, step.live)), columns.figures(model.graph, subgraph, step.operator)
             name, kind = _cell(subgraph.output_name(step.operator)), _cell(step.operator.kind)
-            operators.append([name, live, step.bytes, *figures, kind, subgraph.index])
+            figures = step_json(model.graph, subgraph, step) if columns else {}
+            live, shown = " ".join(map(str, step.live)), (figures[key] for key in columns)
+            operators.append([name, live, step.bytes, *shown, kind, subgraph.index])
     files = {}
     for name, rows in zip(CSV_FILES, (tensors, operators), strict=True):
         csv.writer(file := io.StringIO(newline="")).writerows(rows)
@@ -10611,19 +10592,18 @@ def stages_firmware(decision: StagesDecision, original: Snapshot, title: str) ->
 # Plots: bars per operator, the memory map of the arena
 ####################################################################################################
 
-INPUT_COLOUR, OUTPUT_COLOUR, OTHER_COLOUR, CALLEE_COLOUR = "#D95319", "#EDB120", "#0072BD", "#7E2F8E"
 PARTS = {
-    "Operator inputs": INPUT_COLOUR,
-    "Operator outputs": OUTPUT_COLOUR,
-    "Other tensors": OTHER_COLOUR,
-    "Subgraphs it runs": CALLEE_COLOUR,
+    "Operator inputs": "#D95319",
+    "Operator outputs": "#EDB120",
+    "Other tensors": "#0072BD",
+    "Subgraphs it runs": "#7E2F8E",
 }
 MAX_LABELLED_BARS = 80  # more operators than this are numbered, not named
 CHARACTER, LINE = 0.064, 0.13  # inches, for text of 7 points
 MIN_LETTERS = 8  # fewest characters worth writing
 MAX_NAMED_TENSORS = 25  # in a memory map
 MAX_TICKS = 14
-BOX = {"facecolor": "white", "alpha": 0.8, "linewidth": 0, "pad": 1}
+NOTE = {"textcoords": "offset points", "bbox": {"facecolor": "white", "alpha": 0.8, "linewidth": 0, "pad": 1}}
 
 
 def new_figure(width: float, height: float, rows: Sequence[float] = (1,), columns: int = 1) -> tuple[Any, Any]:
@@ -10635,8 +10615,7 @@ def new_figure(width: float, height: float, rows: Sequence[float] = (1,), column
 
 def plot_schedules(file: Path, schedules: Sequence[Schedule], other: Schedule | None = None) -> None:
     """Draw stacked bars per operator (inputs, outputs, other tensors; 1 KB = 1,024 B) and the peak. A panel for each
-    subgraph that no operator runs, since bars include what their operator runs, and for ``other``. The extension sets
-    the format."""
+    subgraph that no operator runs, since bars include what their operator runs, and for ``other``."""
     run = {callee for s in schedules for step in s.steps for callee in step.operator.callees}
     shown = [s for s in schedules if s.subgraph.index not in run and (s.steps or s is schedules[0])]
     drawn = [(subgraph_title(s.subgraph) if len(shown) > 1 else "", s) for s in shown]
@@ -10645,52 +10624,45 @@ def plot_schedules(file: Path, schedules: Sequence[Schedule], other: Schedule | 
     heights = [4.2 if len(s.steps) > MAX_LABELLED_BARS else 6.6 for _, s in drawn]
     width = min(max(max(len(s.steps) for _, s in drawn) / 4, 8), 24)
     figure, (*panels,) = new_figure(width, sum(heights), heights)
-    for (title, schedule), axes in zip(drawn, panels, strict=False):
+    for (title, schedule), axes in zip(drawn, panels, strict=True):
         _plot_schedule(axes, schedule, title)
-    if other:
-        highest = max(axes.get_ylim()[1] for axes in panels[: len(drawn)])
-        for axes in panels[: len(drawn)]:
-            axes.set_ylim(0, highest)
+    highest = max(axes.get_ylim()[1] for axes in panels)
+    for axes in panels if other else ():
+        axes.set_ylim(0, highest)
     _save(figure, file)
 
 
 def _save(figure: Any, file: Path) -> None:
+    for text in figure.findobj(lambda artist: hasattr(artist, "set_parse_math")):
+        text.set_parse_math(False)  # dollars do not enclose formulas
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # missing glyphs and very long names are harmless here
         figure.savefig(picture := io.BytesIO(), format=file.suffix[1:].lower(), dpi=150)
     write_files({file: picture.getvalue()})
 
 
-def escape_dollars(text: str) -> str:
-    """Escape dollar signs, between which matplotlib would typeset a formula."""
-    return text.replace("$", r"\$")
-
-
 def _plot_schedule(axes: Any, schedule: Schedule, title: str) -> None:
     steps, count = schedule.steps, len(schedule.steps)
     axes.set_xlim(-0.6, max(count - 0.4, 0.6))
     axes.set_ylabel("Memory use (KB)")
-    axes.set_title(escape_dollars(title), loc="left", pad=20 if title else 6)
+    axes.set_title(title, loc="left", pad=20 if title else 6)
     bottom = np.zeros(count)
     for (name, colour), amounts in zip(PARTS.items(), _parts(schedule), strict=True):
-        if count and (any(amounts) or colour != CALLEE_COLOUR):
+        if count and (any(amounts) or name != "Subgraphs it runs"):
             top = bottom + np.array(amounts) / 1024
             axes.stairs(top, np.arange(count + 1) - 0.5, baseline=bottom, fill=True, color=colour, label=name)
             bottom = top
-    outputs = [schedule.subgraph.output_name(step.operator) for step in steps]
-    plain = plain_names(outputs)
-    titles = [
-        escape_dollars(f"{shorten(step.operator.kind, 20)} ({shorten(plain[name], 30)})")
-        for step, name in zip(steps, outputs, strict=True)
-    ]
+    name_of = schedule.subgraph.output_name
+    plain = plain_names(name_of(step.operator) for step in steps)
+    titles = [f"{shorten(step.operator.kind, 20)} ({shorten(plain[name_of(step.operator)], 30)})" for step in steps]
     if steps:
         at = max(range(count), key=lambda i: steps[i].bytes)
         text, peak, to_left = f"peak {steps[at].bytes:,} B at operator {at}: ", bottom[at], at > count / 2
         share, inches = (at if to_left else count - at) / count, 0.85 * axes.figure.get_size_inches()[0]
         text += shorten(titles[at], max(int(share * inches / CHARACTER * 7 / 9) - len(text), MIN_LETTERS))
         axes.axhline(peak, color="black", linewidth=0.8, linestyle="--")
-        how = {"textcoords": "offset points", "ha": "right" if to_left else "left", "fontsize": 9, "bbox": BOX}
-        label = axes.annotate(text, (at, peak), (-4 if to_left else 4, 5), **how)
+        side, shift = ("right", -4) if to_left else ("left", 4)
+        label = axes.annotate(text, (at, peak), (shift, 5), ha=side, fontsize=9, **NOTE)
         label.set_in_layout(False)  # a long name must not squeeze the bars
         axes.plot([at], [peak], marker="v", color="black", markersize=6)
         axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=4, fontsize=8, frameon=False)
@@ -10712,14 +10684,10 @@ def _parts(schedule: Schedule) -> list[list[int]]:
     return [[row[k] for row in parts] for k in range(4)]
 
 
-def plot_arenas(
-    file: Path,
-    models: Sequence[tuple[str, Snapshot]],
-    memories: MemoriesDecision | None = None,
-) -> None:
+def plot_arenas(file: Path, models: Sequence[tuple[str, Snapshot]], memories: MemoriesDecision | None = None) -> None:
     """Draw arenas side by side: time across, address up, a rectangle per buffer with its tensor's id, the largest with
     names ("s": scratch memory; ids outside subgraph 0 start with its number; grey: reserved but unused). ``memories``
-    apply to the last model. The extension selects the format."""
+    apply to the last model."""
     top = max(1, *(model.arena.head for _, model in models)) / 1024
     spans = [max((b.interval.last for b in model.arena.buffers), default=0) + 2 for _, model in models]
     width = min(max(max(spans) / 6, 7), 13)
@@ -10729,14 +10697,13 @@ def plot_arenas(
         axes.set_ylim(0, top * 1.05)
         _plot_arena(axes, model, inches=(width / steps, 6.2 / top / 1.05))
         head, reserve = model.arena.head, model.arena.reserve
-        axes.set_title(f"{escape_dollars(shorten(title))}: {head:,} B (to reserve in all: {reserve:,} B)", loc="left")
+        axes.set_title(f"{shorten(title)}: {head:,} B (to reserve in all: {reserve:,} B)", loc="left")
     if memories and memories.is_divided:
         sizes = f"fast {memories.fast_head:,} B, slow {memories.slow_head:,} B"
         axes.set_title(f"{models[-1][0]}: {sizes} (to reserve: {memories.reserve:,} B)", loc="left")
         axes.axhline(memories.fast_head / 1024, color="black", linewidth=0.9, linestyle=":")
         where = axes.get_xlim()[1], memories.fast_head / 1024
-        how = {"textcoords": "offset points", "ha": "right", "fontsize": 8, "bbox": BOX}
-        axes.annotate("slow memory, from here up", where, (-4, 4), **how)
+        axes.annotate("slow memory, from here up", where, (-4, 4), ha="right", fontsize=8, **NOTE)
     panels[0].set_ylabel("Address in the arena (KB)")
     _save(figure, file)
 
@@ -10766,7 +10733,12 @@ def _plot_arena(axes: Any, model: Snapshot, inches: tuple[float, float]) -> None
     for hatch, patches in rectangles.items():
         axes.add_collection(PatchCollection(patches, match_original=True, hatch=hatch))
     axes.axhline(arena.head / 1024, color="black", linewidth=0.8, linestyle="--")
-    _number_operators(axes, graph)
+    # mark where each operator of subgraph 0 starts, numbered as in the bars
+    runs = {o: begin for (s, o), (begin, _) in _times_on_the_clock(graph)[1].items() if s == 0}
+    rough = max(len(runs) / MAX_TICKS, 1)
+    step = next(n for k in range(10) for n in (10**k, 2 * 10**k, 5 * 10**k) if n >= rough)
+    axes.set_xticks([runs[o] - 1 for o in range(0, len(runs), step)], range(0, len(runs), step))
+    axes.set_xlabel("Operator number, in execution order (before 0, the inputs are there)")
 
 
 def _fitting(across: float, up: float, label: str, name: str) -> tuple[str, bool]:
@@ -10774,31 +10746,18 @@ def _fitting(across: float, up: float, label: str, name: str) -> tuple[str, bool
     is_upright = across < up and across < CHARACTER * (len(label) + MIN_LETTERS)
     room = int((up if is_upright else across) / CHARACTER) - len(label) - 2
     if name and room >= MIN_LETTERS and min(across, up) > LINE:
-        return f"{label} {escape_dollars(shorten(name, room))}", is_upright
+        return f"{label} {shorten(name, room)}", is_upright
     return label if across >= CHARACTER * len(label) and up >= LINE else "", False
 
 
 def _buffer_titles(graph: ModelGraph, arena: Arena) -> dict[tuple[int, int], tuple[str, str]]:
     """(name, number) by (subgraph, tensor); numbers of tensors with the same content are joined."""
     keys = [(b.subgraph, -1 if b.tensor is None else b.tensor) for b in arena.buffers]
-    same: dict[tuple[int, int], list[tuple[int, int]]] = defaultdict(list)
-    for place in arena.used.copies:
-        same[keys[place.old]].append(keys[place.new])
     names = {(s, t): graph.subgraphs[s].tensors[t].name for s, t in keys if t >= 0}
-    plain, titles = plain_names(names.values()), {}
-    for (s, t), name in names.items():
-        numbers = [tensor_number(*key) for key in ((s, t), *same[s, t])]
-        titles[s, t] = plain[name], "=".join(numbers)
-    return titles
-
-
-def _number_operators(axes: Any, graph: ModelGraph) -> None:
-    """Mark where each operator of subgraph 0 starts, numbered as in the bars."""
-    runs = {o: begin for (s, o), (begin, _) in _times_on_the_clock(graph)[1].items() if s == 0}
-    rough = max(len(runs) / MAX_TICKS, 1)
-    step = next(n for k in range(10) for n in (10**k, 2 * 10**k, 5 * 10**k) if n >= rough)
-    axes.set_xticks([runs[o] - 1 for o in range(0, len(runs), step)], range(0, len(runs), step))
-    axes.set_xlabel("Operator number, in execution order (before 0, the inputs are there)")
+    plain, numbers = plain_names(names.values()), {key: tensor_number(*key) for key in names}
+    for place in arena.used.copies:
+        numbers[keys[place.old]] += f"={tensor_number(*keys[place.new])}"
+    return {key: (plain[name], numbers[key]) for key, name in names.items()}
 
 
 ####################################################################################################
@@ -10823,7 +10782,8 @@ def step(function: StepFunction[P, D]) -> Callable[Concatenate[TFLiteModel, P], 
 
 class TFLiteModel:
     """A .tflite model in memory: analyse it, change it, write it back. Methods see all changes made so far; one that
-    raises leaves the model unchanged. Time limits are seconds for the whole call."""
+    raises leaves the model unchanged: OSError if a file cannot be read or written, ArenaError as :attr:`arena`. Time
+    limits are seconds for the whole call. Pictures are png, svg or pdf, by the extension."""
 
     def __init__(
         self,
@@ -10851,15 +10811,14 @@ class TFLiteModel:
 
     @classmethod
     def load_from_file(cls, path: FilePath, *target: Any, **options: Any) -> TFLiteModel:
-        """Read a model from a file, for the ``kernels``, ``assumed`` and ``tflm`` of :class:`TFLiteModel`. Raises
-        OSError if reading fails, and as the class if the model is invalid."""
+        """Read a model from a file; the other arguments, and what it raises, are those of :class:`TFLiteModel`."""
         with open(path, "rb") as file:
             if os.fstat(file.fileno()).st_size > MAPPED_FROM:
                 return cls(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), *target, **options)
             return cls(file.read(), *target, **options)
 
     def write_to_file(self, path: FilePath) -> None:
-        """Write the model, replacing an existing file only when complete. Raises OSError if writing fails."""
+        """Write the model, replacing an existing file only when complete."""
         write_files({Path(path): self.snapshot.with_data_inside().data})
 
     def to_bytes(self) -> bytes:
@@ -10887,17 +10846,15 @@ class TFLiteModel:
 
     def print_model_analysis(self, calc_macs: bool = False, calc_size: bool = False, is_full: bool = False) -> None:
         """Print tensors, schedule, peak and arena to stdout; long tables are shortened unless ``is_full``."""
-        print(analysis_text(self.snapshot, Columns(calc_macs, calc_size), is_full))
+        print(analysis_text(self.snapshot, chosen_figures(calc_macs, calc_size), is_full))
 
     def output_model_analysis_to_csv(self, folder: FilePath, calc_macs: bool = False, calc_size: bool = False) -> None:
-        """Write ``tensor_details.csv`` and ``execution_schedule_info.csv`` into a folder, created if missing. Raises
-        OSError if the folder or a file cannot be written."""
-        write_csv(Path(folder), self.snapshot, Columns(calc_macs, calc_size))
+        """Write ``tensor_details.csv`` and ``execution_schedule_info.csv`` into a folder, created if missing."""
+        write_csv(Path(folder), self.snapshot, chosen_figures(calc_macs, calc_size))
 
     def write_firmware(self, folder: FilePath, name: str = "model", memories: MemoriesDecision | None = None) -> None:
         """Write ``NAME_model.h``, ``NAME_model.cc`` and ``example.cc``: C++17 for a TFLM application. ``memories``,
-        from :meth:`plan_two_memories`, adds the planner class. Raises ArenaError as :attr:`arena` does, ValueError if
-        TFLM has no kernel for an operator, and OSError if a file cannot be written."""
+        from :meth:`plan_two_memories`, adds the planner class. Raises ValueError if TFLM lacks a kernel."""
         write_texts(Path(folder), firmware_files(self.snapshot.with_data_inside(), name, memories))
 
     def analysis(self) -> dict[str, Any]:
@@ -10905,15 +10862,13 @@ class TFLiteModel:
         return analysis_json(self.snapshot)
 
     def plot_memory_usage(self, file: FilePath, other: TFLiteModel | None = None) -> None:
-        """Draw every operator's working set as png, svg or pdf, by the extension, and subgraph 0 of ``other`` below.
-        Raises OSError if writing fails."""
+        """Draw every operator's working set, and subgraph 0 of ``other`` below."""
         plot_schedules(Path(file), self.schedules, other.schedules[0] if other else None)
 
     def plot_memory_map(
         self, file: FilePath, before: TFLiteModel | None = None, memories: MemoriesDecision | None = None
     ) -> None:
-        """Draw TFLM's arena (time across, address up) beside that of ``before``, with a line for ``memories``, from
-        :meth:`plan_two_memories`. Raises ArenaError as :attr:`arena` does, and OSError if writing fails."""
+        """Draw TFLM's arena beside that of ``before``, with a line for ``memories``, from :meth:`plan_two_memories`."""
         models = [("before", before.snapshot), ("after", self.snapshot)] if before else [("arena", self.snapshot)]
         plot_arenas(Path(file), models, memories)
 
@@ -10969,14 +10924,18 @@ class Option:
     type: Callable[[str], Any] | None = None  # parses the value; None: a switch
     metavar: str | None = None
     needs: str = ""  # flags, at least one of which must be given too
-    step: Callable[[Command, float], Decision | None] | None = None  # runs the step, within seconds
+    step: Any = None  # runs the step: (command, seconds) -> decision
     weight: int = 0  # of the step, when time is divided among steps
     more: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # for argparse
     alias: str = ""  # an older name, which still works
 
     @property
+    def flag(self) -> str:
+        return self.flags.split()[-1]
+
+    @property
     def name(self) -> str:
-        return self.flags.split()[-1].lstrip("-").replace("-", "_")
+        return self.flag.lstrip("-").replace("-", "_")
 
 
 class Command:
@@ -10999,18 +10958,14 @@ class Command:
         self.original = self.baseline = self.model.snapshot  # --verify compares with the baseline
         if arguments.verify and len(missing := missing_runtimes()) == len(PACKAGES):
             raise VerificationError("; ".join(missing.values()))
-        self.other = self.model_to_compare()
         self.results: list[Decision] = []
-
-    def model_to_compare(self) -> TFLiteModel | None:
-        if self.arguments.compare is None:
-            return None
-        try:
-            other = TFLiteModel.load_from_file(self.arguments.compare, self.arguments.kernels)
-            _ = other.arena if self.arguments.memory_map else other.schedules
-        except (ModelError, ArenaError) as error:
-            raise UsageError(f"{self.arguments.compare}: {error}") from None
-        return other
+        self.other = None
+        if arguments.compare:
+            try:
+                self.other = TFLiteModel.load_from_file(arguments.compare, arguments.kernels)
+                _ = self.other.arena if arguments.memory_map else self.other.schedules
+            except (ModelError, ArenaError) as error:
+                raise UsageError(f"{arguments.compare}: {error}") from None
 
     def run(self, steps: Sequence[Option]) -> int:
         arguments, model = self.arguments, self.model
@@ -11019,8 +10974,7 @@ class Command:
         for number, option in enumerate(steps):
             still = sum(later.weight for later in steps[number:])
             with _elapsed_time(option.flags):
-                decision = option.step(self, budget.share(option.weight / (still or 1)).left) if option.step else None
-            self.results += [decision] if decision else []
+                self.results.append(option.step(self, budget.share(option.weight / (still or 1)).left))
         is_limited = arguments.max_arena is not None
         if arguments.memory_map or is_limited:
             _ = model.arena  # an unknown arena fails here, before any output is written
@@ -11062,8 +11016,7 @@ class Command:
         return self.model.fit(limit, seconds, self.max_time, self.in_place, can_loop, board is None or board.psram > 0)
 
     def stages(self, seconds: float) -> Decision:
-        most = self.arguments.stages
-        return self.model.stages(None if most is OF_BOARD else most, seconds, self.max_time, self.in_place)
+        return self.model.stages(self.arguments.stages, seconds, self.max_time, self.in_place)
 
     def split(self, seconds: float) -> Decision:
         a, can_loop = self.arguments, self.arguments.plan and self.in_place
@@ -11092,13 +11045,9 @@ class Command:
     def verify(self, seconds: float) -> Decision:
         """Bit by bit against the model whose weights are those of this one; if they were clustered, also the distance
         to the input."""
-        limit, model, stages = self.arguments.time_limit, self.model.snapshot, self.result(StagesDecision)
-        model, *more = (stages.models if stages else ()) or (model,)
-
-        def compared(other: Snapshot, what: str) -> VerificationDecision:
-            timeout = RUN_SECONDS if limit is None else limit
-            return decide_verification(model, other, what, timeout=timeout, more=more)
-
+        limit, stages = self.arguments.time_limit, self.result(StagesDecision)
+        model, *more = (stages.models if stages else ()) or (self.model.snapshot,)
+        compared = partial(decide_verification, model, timeout=RUN_SECONDS if limit is None else limit, more=more)
         distance = compared(self.original, "the input")
         if self.baseline is self.original:
             return distance
@@ -11142,17 +11091,14 @@ class Command:
         with contextlib.suppress(ArenaError):
             for problem in model.arena.problems[:1]:
                 _log(f"warning: the memory plan in the file is wrong: {problem}")
-        others = [] if self.other is None else [model.compare_with(self.other, a.compare.name)]
-        if a.json != "-":
-            print_text(self.text([*self.results, *others]))
+        compared = [] if self.other is None else [model.compare_with(self.other, a.compare.name)]
+        results = [*self.results, *compared]
+        if a.json != STREAM:
+            print_text(self.text(results))
         if a.json:
             document = model.analysis() | {"cut_short": Budget.is_interrupted or Budget.was_cut}
-            text = json.dumps(reduce(lambda d, r: d | r.entry(), [*self.results, *others], document), indent=2)
-            if a.json == "-":
-                print(text)
-            else:
-                write_files({Path(a.json): f"{text}\n".encode()})
-                _log(f"wrote {a.json}")
+            text = json.dumps(reduce(lambda d, result: d | result.entry(), results, document), indent=2)
+            _write(a.json, f"{text}\n".encode())
         if a.csv:
             model.output_model_analysis_to_csv(a.csv, a.calc_macs, a.calc_size)
             _log(f"wrote {a.csv}")
@@ -11175,7 +11121,7 @@ class Command:
                 if size > (before := original.reserve_by_library[name]):
                     way = f"--kernels {name} changes the model for these"
                     lines += [f"Larger with {LIBRARIES[name].title}: {saving(before, size)}; {way}."]
-        analysis = analysis_text(model, Columns(a.calc_macs, a.calc_size), a.full, self.memories is not None)
+        analysis = analysis_text(model, chosen_figures(a.calc_macs, a.calc_size), a.full, self.memories is not None)
         return "\n".join([*lines, *[""] * bool(lines), analysis]).lstrip("\n")
 
     def maps(self) -> list[tuple[str, Snapshot]]:
@@ -11202,23 +11148,15 @@ class Command:
 
     def write(self, sources: Mapping[str, str]) -> None:
         """Write the C++ firmware and the model."""
-        folder, output, model = self.arguments.firmware, self.output, self.model
-        decision = self.result(StagesDecision)
-        stages = decision.models if decision else ()
+        folder, output, stages = self.arguments.firmware, self.output, self.result(StagesDecision)
         if folder:
             write_texts(folder, sources)
             _log(f"wrote {folder}")
-        if output and stages:
-            for number, stage in enumerate(stages, start=1):
-                path = output.with_suffix(f".{number}.tflite")
-                TFLiteModel(bytes(stage.data)).write_to_file(path)
-                _log(f"wrote {path}")
-        elif output == STREAM:
-            sys.stdout.buffer.write(model.to_bytes())
-            sys.stdout.flush()
+        if output and stages and stages.models:
+            for number, stage in enumerate(stages.models, start=1):
+                _write(output.with_suffix(f".{number}.tflite"), stage.with_data_inside().data)
         elif output:
-            model.write_to_file(output)
-            _log(f"wrote {output}")
+            _write(output, self.model.to_bytes())
         elif self.results and not folder:
             _log("nothing was written: give -o FILE to save this model")
 
@@ -11226,27 +11164,34 @@ class Command:
 def show_boards(arguments: argparse.Namespace) -> int:
     """Print the boards and, with a model, if it runs there as it is and fitted."""
     titles, path = ["Name", "Board", "Kernels", "SRAM (KB)", "PSRAM (KB)", "Flash (KB)"], arguments.input
-    sizes: dict[str, tuple[int, int]] = {}  # by kernels: bytes to reserve as it is, and fitted
-    libraries = dict.fromkeys(board.kernels for board in BOARDS.values())
-    for kernels in libraries if path else ():
-        with _elapsed_time(kernels):
-            decision = TFLiteModel.load_from_file(path, kernels).fit(time_limit=TIME_LIMIT / len(libraries))
-        if decision.before is None or decision.after is None or decision.rejection:
-            raise UsageError(f"{path}: {decision.refusal or f'TFLM rejects this model: {decision.rejection}'}")
-        sizes[kernels] = decision.before, decision.after
-    rows = []
-    for name, board in BOARDS.items():
-        row = [name, board.title, board.kernels, *(f"{n:,}" for n in (board.sram, board.psram, board.flash))]
-        if path:
-            before, after = sizes[board.kernels]
-            runs = "as it is" if before <= board.sram * 1024 else "with --fit" if after <= board.sram * 1024 else "no"
-            row = [name, board.title, f"{board.sram * 1024:,}", f"{before:,}", f"{after:,}", runs]
-        rows.append(row)
-    titles = [*titles[:2], "SRAM (B)", "As it is (B)", "--fit (B)", "Runs"] if path else titles
+    rows = [[key, b.title, b.kernels, *(f"{n:,}" for n in (b.sram, b.psram, b.flash))] for key, b in BOARDS.items()]
+    if path:
+        titles[2:] = ["SRAM (B)", "As it is (B)", "--fit (B)", "Runs"]
+        sizes = {}  # by kernels: bytes to reserve as it is, and fitted
+        libraries = dict.fromkeys(board.kernels for board in BOARDS.values())
+        for kernels in libraries:
+            with _elapsed_time(kernels):
+                decision = TFLiteModel.load_from_file(path, kernels).fit(time_limit=TIME_LIMIT / len(libraries))
+            if decision.before is None or decision.after is None or decision.rejection:
+                raise UsageError(f"{path}: {decision.refusal or f'TFLM rejects this model: {decision.rejection}'}")
+            sizes[kernels] = decision.before, decision.after
+        for row, board in zip(rows, BOARDS.values(), strict=True):
+            sram, (before, after) = board.sram * 1024, sizes[board.kernels]
+            runs = "as it is" if before <= sram else "with --fit" if after <= sram else "no"
+            row[2:] = [f"{sram:,}", f"{before:,}", f"{after:,}", runs]
     with _standard_output():
         print(text_table(titles, rows, left=("Name", "Board", "Kernels", "Runs")))
         print("SRAM: the largest contiguous bank by the data sheet; stack and application share it")
     return DONE
+
+
+def _write(path: Path, data: Bytes) -> None:
+    if path == STREAM:
+        sys.stdout.buffer.write(data)
+        sys.stdout.flush()
+    else:
+        write_files({path: data})
+        _log(f"wrote {path}")
 
 
 @contextlib.contextmanager
@@ -11292,33 +11237,20 @@ def _log(text: str) -> None:
 
 
 ####################################################################################################
-# Command line: the values of options
+# Command line: the options; one row each, with the step it runs
 ####################################################################################################
 
-UNITS = {"": 1, "K": 1024, "M": 1024**2, "G": 1024**3}
 NEEDS_UNIT = 1024  # bytes below which a number without a unit is taken for a mistake
-
-
-def _number(what: str, unit: str = "", most: float = math.inf) -> Callable[[str], float]:
-    """A parser of numbers from 0 up to, but excluding, ``most``."""
-
-    def read(text: str) -> float:
-        with contextlib.suppress(ValueError):
-            if 0 <= (number := float(text.removesuffix(unit))) < most:
-                return number
-        raise argparse.ArgumentTypeError(f"{text!r} is not {what}")
-
-    return read
 
 
 def _size(text: str) -> int:
     found = re.fullmatch(r"(\d+|\d*\.\d+)\s*([KMG]?)(I?B)?", text.strip().upper())
-    if not found or float(found[1]) * UNITS[found[2]] > sys.maxsize:
+    size = float(found[1]) * 1024 ** ["", "K", "M", "G"].index(found[2]) if found else math.inf
+    if not found or size > sys.maxsize:
         raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 65536, 64KB or 0.5MB (KB: 1,024 bytes)")
-    size = int(float(found[1]) * UNITS[found[2]])
     if 0 < size < NEEDS_UNIT and not (found[2] or found[3]):
         raise argparse.ArgumentTypeError(f"{text} means {text} bytes: write {text}KB, or {text}B if you mean that")
-    return size
+    return int(size)
 
 
 def _memories(text: str) -> dict[str, int]:
@@ -11326,10 +11258,6 @@ def _memories(text: str) -> dict[str, int]:
     if not sizes or sizes.keys() - {"fast", "slow"} or "fast" not in sizes or len(sizes) != text.count(",") + 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not like fast=256KB,slow=8MB")
     return {name: _size(size) for name, size in sizes.items()}
-
-
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(filter(None, text.split(",")))
 
 
 T = TypeVar("T")
@@ -11365,6 +11293,9 @@ def _did_you_mean(text: str, names: Iterable[str]) -> str:
     return f"; did you mean {near[0]}?" if near else f"; known are {', '.join(names)}"
 
 
+NUMBER = r"(\d+\.?\d*|\.\d+)([eE][+-]?\d\d?)?"
+_number = partial(_matching, NUMBER, read=float)
+_percent = _matching(NUMBER + "%?", "is not a percentage of 0 or more", lambda text: float(text.removesuffix("%")))
 _count = _matching(r"\d*[1-9]\d*", "is not a whole number above 0", int)
 _month = _matching(r"20\d\d-(0[1-9]|1[0-2])", "is not a month such as 2024-06", str)
 _pin = _matching(".+=(fast|slow)", "is not like NAME=fast or NAME=slow", lambda text: tuple(text.rsplit("=", 1)))
@@ -11373,10 +11304,6 @@ _folder = _matching(r"(?i)(?!.*[^/]\.(csv|png|svg|pdf)$).*", "looks like a file:
 _picture = _matching(r"(?i).*[^/]\.(png|svg|pdf)", "must end in .png, .svg, .pdf", Path)
 
 
-####################################################################################################
-# Command line: the options, one row each, with the step it runs
-####################################################################################################
-
 OPTIONS = {
     "": [
         Option("-i --input", "the same as MODEL; '-' is stdin", Path, "FILE"),
@@ -11384,7 +11311,8 @@ OPTIONS = {
     "does it fit": [
         Option("--max-arena", "exit with 1 if the arena to reserve exceeds this, or TFLM rejects the model; without "
                "SIZE, the SRAM of the board", _size, "SIZE", more=OPTIONAL),
-        Option("--assume-kernels", "operators for which your firmware links kernels of its own", _names, "NAME,..."),
+        Option("--assume-kernels", "operators for which your firmware links kernels of its own",
+               lambda text: tuple(filter(None, text.split(","))), "NAME,..."),
         Option("--verify", "compare the outputs with the input model's, bit by bit, in TFLM and LiteRT",
                step=Command.verify),
     ],
@@ -11396,7 +11324,7 @@ OPTIONS = {
                more={"nargs": "?", "const": "exact"}),
         Option("--stages", "cut the model into at most K parts that run one after the other in one arena (default: "
                f"{MAX_STAGES}); writes NAME.1.tflite, NAME.2.tflite, ...", _count, "K", step=Command.stages, weight=8,
-               more=OPTIONAL),
+               more={"nargs": "?", "const": MAX_STAGES}),
         Option("--lighten", "cheaper equivalents: operators with the same results that keep less memory in TFLM",
                step=lambda command, _: command.model.lighten_operators(command.arguments.plan, command.in_place)),
         Option("--split", "run regions of the model stripe by stripe where that needs less memory",
@@ -11404,7 +11332,7 @@ OPTIONS = {
         Option("--stripes", f"their form: {', '.join(STRIPES_AS)} (default: auto with --plan or --fit)",
                _one_of(STRIPES_AS), "FORM", needs="--split --fit"),
         Option("--max-time", f"how many more instructions stripes may take (estimated; default: {DEFAULT_MAX_TIME:g})",
-               _number("a percentage of 0 or more", "%"), "PERCENT", needs="--split --fit --stages",
+               _percent, "PERCENT", needs="--split --fit --stages",
                alias="--max-macs"),
         Option("--optimize", "reorder the operators for the smallest peak memory use", step=Command.optimize, weight=2),
         Option("--plan", "fix the smallest arena layout in the file, for TensorFlow Lite Micro",
@@ -11414,7 +11342,7 @@ OPTIONS = {
         Option("--integer-io", "remove the conversions of floats at inputs and outputs, which your code does instead",
                step=lambda command, _: command.model.use_integer_ports(command.arguments.plan, command.in_place)),
         Option("--time-limit", f"effort of all searches together, in seconds of work (default: {TIME_LIMIT:g})",
-               _number("a number of seconds"), "SECONDS"),
+               _number("is not a number of seconds"), "SECONDS"),
     ],
     "my device": [
         Option("--board", "a board, which sets --kernels and sizes; 'list' shows all of them and, with a model, which "
@@ -11433,7 +11361,7 @@ OPTIONS = {
     "weights": [
         Option("--clusters", "give every weight matrix at most N distinct values", _count, "N", step=Command.cluster),
         Option("--min-sqnr", "the fewest distinct values per matrix that keep this quality",
-               _number("a number of decibels"), "DB", step=Command.cluster),
+               _number("is not a number of decibels"), "DB", step=Command.cluster),
         Option("--per-channel", "cluster per output channel where the quantisation is per channel",
                needs="--clusters --min-sqnr"),
         Option("--compress", "weights with few values as code-books that TFLM decodes (smaller file)",
@@ -11451,7 +11379,7 @@ OPTIONS = {
         Option("--calc-size", "add the parameter bytes of every operator"),
         Option("--full", "show all rows of the tables, however many they are"),
         Option("--csv", "write the tables as CSV files into this folder", _folder, "FOLDER"),
-        Option("--json", "write the analysis as JSON; '-' prints it instead of the tables", str, "FILE"),
+        Option("--json", "write the analysis as JSON; '-' prints it instead of the tables", Path, "FILE"),
         Option("--compare", "show the resulting model beside another (.tflite)", Path, "OTHER"),
         Option("--plot", "draw the memory use of every operator (png, svg or pdf)", _picture, "FILE"),
         Option("--memory-map", "draw TFLM's arena (png, svg or pdf)", _picture, "FILE"),
@@ -11459,9 +11387,8 @@ OPTIONS = {
     ],
 }  # fmt: skip
 ALL_OPTIONS = [option for options in OPTIONS.values() for option in options]
-STEPS = (
-    "repair clusters min_sqnr integer_io stages fit lighten split optimize compress plan verify".split()
-)  # in their order
+STEPS = """--repair --clusters --min-sqnr --integer-io --stages --fit --lighten --split --optimize --compress --plan
+    --verify""".split()  # in their order
 EXAMPLES = """\
 examples:
   tflite-tools model.tflite                               how much RAM, and why
@@ -11475,7 +11402,7 @@ class _Once(argparse.Action):
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
         if getattr(namespace, self.dest) is not None:
-            parser.error(f"{option_string or 'the model'} is given twice")
+            parser.error(f"{option_string} is given twice")
         setattr(namespace, self.dest, values)
 
 
@@ -11483,7 +11410,7 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> Any:
         """Exit with one line, as for all other errors; --help shows the usage."""
         if found := re.match(r"unrecognized arguments: (--\S+)", message):
-            message += _did_you_mean(found[1], [o.flags.split()[-1] for o in ALL_OPTIONS]).partition("; known")[0]
+            message += _did_you_mean(found[1], [o.flag for o in ALL_OPTIONS]).partition("; known")[0]
         self.exit(BAD_INPUT, f"{self.prog}: error: {message}\n")
 
 
@@ -11508,13 +11435,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def is_given(arguments: argparse.Namespace, option: Option) -> bool:
-    value = getattr(arguments, option.name)
-    return value is not None and value is not False  # a number may be 0
-
-
-def check_options(arguments: argparse.Namespace) -> None:
-    """Set implied options. Raises UsageError for options that do nothing or conflict."""
+def check_options(arguments: argparse.Namespace) -> dict[str, Option]:
+    """Set implied options; the given and implied ones by flag. Raises UsageError if some do nothing or conflict."""
     if arguments.model and arguments.input:
         raise UsageError(f"two models are given, {arguments.model} and {arguments.input}: give one")
     arguments.input = arguments.input or arguments.model
@@ -11522,29 +11444,26 @@ def check_options(arguments: argparse.Namespace) -> None:
         raise UsageError("no model is given: tflite-tools MODEL; --help shows all options")
     board = BOARDS.get(arguments.board or "")
     arguments.kernels = arguments.kernels or (board.kernels if board else REFERENCE.name)
-    for name in ("max_arena", "memories"):
-        if getattr(arguments, name) is OF_BOARD and board is None:
+    for name in ("max_arena", "memories", "fit"):
+        if getattr(arguments, name) is OF_BOARD and board:
+            sizes = {"fast": board.sram * 1024} | ({"slow": board.psram * 1024} if board.psram else {})
+            setattr(arguments, name, sizes if name == "memories" else sizes["fast"])
+        elif getattr(arguments, name) is OF_BOARD and name != "fit":
             raise UsageError(f"--{name.replace('_', '-')} needs a size, or --board NAME")
-    if board:
-        sram, psram = board.sram * 1024, {"slow": board.psram * 1024} if board.psram else {}
-        arguments.max_arena = sram if arguments.max_arena is OF_BOARD else arguments.max_arena
-        arguments.fit = sram if arguments.fit is OF_BOARD else arguments.fit
-        arguments.memories = {"fast": sram, **psram} if arguments.memories is OF_BOARD else arguments.memories
     arguments.plan |= arguments.memories is not None
-    given = {option.flags.split()[-1]: option for option in ALL_OPTIONS if is_given(arguments, option)}
+    values = vars(arguments)
+    given = {o.flag: o for o in ALL_OPTIONS if values[o.name] is not None and values[o.name] is not False}  # 0 is given
     for flag, option in given.items():
         if option.needs and not given.keys() & set(option.needs.split()):
             raise UsageError(f"{flag} does nothing on its own: add {option.needs.replace(' ', ' or ')}")
-    pins = dict(arguments.pin or ())
-    for name in [name for name, where in arguments.pin or () if where != pins[name]]:
-        raise UsageError(f"--pin: {name} is pinned to both memories")
+    for name, where in arguments.pin or ():
+        if where != dict(arguments.pin)[name]:
+            raise UsageError(f"--pin: {name} is pinned to both memories")
     if arguments.memories and "--max-arena" in given:
         raise UsageError("--memories has limits of its own: leave out --max-arena")
-    chosen = given.keys() & {"--lighten", "--split", "--optimize", "--plan", "--compress"}
-    for flag in given.keys() & {"--fit", "--stages"}:
-        if chosen or {"--fit", "--stages"} <= given.keys():
-            others = ", ".join(sorted(chosen or {"--fit"}))
-            raise UsageError(f"{flag} chooses the steps itself: leave out {others}")
+    for flag in [flag for flag in ("--stages", "--fit") if flag in given]:
+        if others := given.keys() & {"--fit", "--lighten", "--split", "--optimize", "--plan", "--compress"} - {flag}:
+            raise UsageError(f"{flag} chooses the steps itself: leave out {', '.join(sorted(others))}")
     if "--stages" in given and arguments.output == STREAM:
         raise UsageError("stages are several files: give -o a name")
     if arguments.stripes == "loop" and not (arguments.plan or "--fit" in given):
@@ -11553,6 +11472,7 @@ def check_options(arguments: argparse.Namespace) -> None:
         raise UsageError("the tensors of a loop share memory: leave out --no-sharing, or give --stripes unrolled")
     if arguments.clusters and arguments.min_sqnr is not None:
         raise UsageError("--clusters and --min-sqnr both say how many values: give one of them")
+    return given
 
 
 def output_of(arguments: argparse.Namespace) -> Path | None:
@@ -11565,17 +11485,15 @@ def output_of(arguments: argparse.Namespace) -> Path | None:
         raise UsageError(f"{a.input}: --overwrite needs a file")
     if not a.overwrite and output and _same_file(output, a.input):
         raise UsageError(f"{output}: the output is the input; add --overwrite to replace it")
-    if output == STREAM and a.json == "-":
+    if output == a.json == STREAM:
         raise UsageError("the model and the JSON cannot both go to standard output")
     for option, folder in (("--csv", a.csv), ("--firmware", a.firmware)):
         if folder and folder.exists() and not folder.is_dir():
             raise UsageError(f"{folder}: {option} needs a folder, and this is a file")
-    json_file = None if a.json in (None, "-") else Path(a.json)
-    files = [f for f in (output, a.plot, a.memory_map, json_file) if f not in (None, STREAM)]
+    files = [file for file in (output, a.plot, a.memory_map, a.json) if file not in (None, STREAM)]
     inside = [a.csv / name for name in CSV_FILES] if a.csv else []
     inside += [a.firmware / name for name in firmware_names(title_of(a))] if a.firmware else []
-    inputs = [a.compare] if a.compare else []
-    inputs += [] if a.input in (STREAM, output) else [a.input]
+    inputs = [file for file in (a.compare, None if a.overwrite else a.input) if file]
     written = [*files, *inside]
     for i, file in enumerate(written):
         if any(_same_file(file, other) for other in (*inputs, *written[:i])):
@@ -11604,33 +11522,26 @@ def _same_file(a: Path, b: Path) -> bool:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns its exit code: 0 done, 1 a check failed, 2 bad input or usage, 130 interrupted."""
     gc.set_threshold(50_000, 20, 100)  # models are many small objects without cycles: this saves a quarter of the time
-    try:
-        return _run_command_line(argv)
-    except KeyboardInterrupt:
-        _log("tflite-tools: interrupted; nothing was written")
-        return INTERRUPTED
-
-
-def _run_command_line(argv: Sequence[str] | None) -> int:
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError, OSError):
             stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # names may hold characters it cannot show
     if sys.stdout is None:
         _log("tflite-tools: error: standard output is closed; to see nothing, send it to the null device")
         return BAD_INPUT
-    try:
-        arguments = _parser().parse_args(argv)
-    except SystemExit as stop:
-        return stop.code if isinstance(stop.code, int) else BAD_INPUT
     name = "the command line"
     try:
-        check_options(arguments)
+        arguments = _parser().parse_args(argv)
+        given = check_options(arguments)
         name = "standard input" if arguments.input == STREAM else str(arguments.input)
         with keeping_the_best(BRAKE * (math.inf if arguments.time_limit is None else arguments.time_limit)):
             if arguments.board == "list":
                 return show_boards(arguments)
-            steps = {o.name: o for o in ALL_OPTIONS if o.step and is_given(arguments, o)}
-            return Command(arguments).run([steps[name] for name in STEPS if name in steps])
+            return Command(arguments).run([given[flag] for flag in STEPS if flag in given])
+    except SystemExit as stop:  # of the parser
+        return int(stop.code or DONE)
+    except KeyboardInterrupt:
+        _log("tflite-tools: interrupted; nothing was written")
+        return INTERRUPTED
     except UsageError as error:
         message = str(error)
     except (ModelError, ArithmeticError) as error:
