@@ -10744,7 +10744,6 @@ STAGES_CLASS = """
 class Model {
  public:
   explicit Model(uint8_t* arena) : arena_(arena) {}
-  ~Model() { Drop(); }
   Model(const Model&) = delete;
   Model& operator=(const Model&) = delete;
 
@@ -10755,18 +10754,15 @@ class Model {
 
  private:
   TfLiteStatus Make(int stage);
-  void Drop();
 
   uint8_t* arena_;
   OpResolver resolver_;
-  tflite::MicroInterpreter* interpreter_ = nullptr;
-  alignas(tflite::MicroInterpreter) unsigned char place_[sizeof(tflite::MicroInterpreter)];
+  std::optional<tflite::MicroInterpreter> interpreter_;
   bool is_registered_ = false;
 };
 """
 STAGES_INCLUDES = """
 #include <cstring>
-#include <new>
 
 #include "tensorflow/lite/schema/schema_generated.h"
 """
@@ -10781,16 +10777,9 @@ constexpr size_t kWaiting[] = {{{waiting}}};
 
 }}  // namespace
 
-void Model::Drop() {{
-  if (interpreter_ != nullptr) interpreter_->~MicroInterpreter();
-  interpreter_ = nullptr;
-}}
-
 TfLiteStatus Model::Make(int stage) {{
-  Drop();
   const size_t waiting = kWaiting[stage];
-  interpreter_ = new (place_) tflite::MicroInterpreter(tflite::GetModel(kModels[stage]), resolver_, arena_ + waiting,
-                                                       kTensorArenaSize - waiting);
+  interpreter_.emplace(tflite::GetModel(kModels[stage]), resolver_, arena_ + waiting, kTensorArenaSize - waiting);
   return interpreter_->AllocateTensors();
 }}
 
@@ -10865,7 +10854,7 @@ def stages_firmware(decision: StagesDecision, original: Snapshot, title: str) ->
         title,
         original,
         models,
-        header_includes='#include "tensorflow/lite/micro/micro_interpreter.h"\n',
+        header_includes='#include <optional>\n\n#include "tensorflow/lite/micro/micro_interpreter.h"\n',
         arena=STAGES_ARENA.format(stages=count, kernels=original.graph.kernels.title, reserve=decision.after),
         classes=STAGES_CLASS,
         source_includes=STAGES_INCLUDES,
