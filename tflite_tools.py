@@ -10452,7 +10452,6 @@ STAGES_CLASS = """
 class Model {
  public:
   explicit Model(uint8_t* arena) : arena_(arena) {}
-  ~Model() { Drop(); }
   Model(const Model&) = delete;
   Model& operator=(const Model&) = delete;
 
@@ -10462,19 +10461,15 @@ class Model {
   const void* output(size_t number);
 
  private:
-  TfLiteStatus Make(int stage);
-  void Drop();
+  TfLiteStatus Make(const unsigned char* stage, size_t waiting);  // above so many bytes that wait
 
   uint8_t* arena_;
   OpResolver resolver_;
-  tflite::MicroInterpreter* interpreter_ = nullptr;
-  alignas(tflite::MicroInterpreter) unsigned char place_[sizeof(tflite::MicroInterpreter)];
-  bool is_registered_ = false;
+  std::optional<tflite::MicroInterpreter> interpreter_;
 };
 """
 STAGES_INCLUDES = """
 #include <cstring>
-#include <new>
 
 #include "tensorflow/lite/schema/schema_generated.h"
 """
@@ -10483,31 +10478,16 @@ namespace {{
 
 {arrays}
 
-const unsigned char* const kModels[] = {{{models}}};
-// What waits below the arena of each stage, in bytes.
-constexpr size_t kWaiting[] = {{{waiting}}};
-
 }}  // namespace
 
-void Model::Drop() {{
-  if (interpreter_ != nullptr) interpreter_->~MicroInterpreter();
-  interpreter_ = nullptr;
-}}
-
-TfLiteStatus Model::Make(int stage) {{
-  Drop();
-  const size_t waiting = kWaiting[stage];
-  interpreter_ = new (place_) tflite::MicroInterpreter(tflite::GetModel(kModels[stage]), resolver_, arena_ + waiting,
-                                                       kTensorArenaSize - waiting);
+TfLiteStatus Model::Make(const unsigned char* stage, size_t waiting) {{
+  interpreter_.emplace(tflite::GetModel(stage), resolver_, arena_ + waiting, kTensorArenaSize - waiting);
   return interpreter_->AllocateTensors();
 }}
 
 TfLiteStatus Model::Begin() {{
-  if (!is_registered_) {{
-    TF_LITE_ENSURE_STATUS(RegisterOperators(resolver_));
-    is_registered_ = true;
-  }}
-  return Make(0);
+  if (!interpreter_) TF_LITE_ENSURE_STATUS(RegisterOperators(resolver_));
+  return Make(kStage0, {waiting});
 }}
 
 TfLiteStatus Model::Invoke() {{
@@ -10542,14 +10522,14 @@ def stage_statements(decision: StagesDecision, original: Subgraph) -> tuple[list
         return [f"std::memmove({place}, {old}, {sizes[name]});" for name, place, old in pairs if place != old]
 
     statements, waiting = list[str](), dict[str, str]()  # the places of what waits, in rising order
-    for stage, model in enumerate(decision.models):
+    for stage, (model, row) in enumerate(zip(decision.models, decision.stages, strict=True)):
         part = model.graph.subgraphs[0]
         inputs, outputs = (
             {part.tensors[t].name: f"interpreter_->{port}({i})->data.data" for i, t in enumerate(ids)}
             for port, ids in (("input", part.inputs), ("output", part.outputs))
         )
         if stage:
-            statements += [f"TF_LITE_ENSURE_STATUS(Make({stage}));", *copies(inputs, waiting)]
+            statements += [f"TF_LITE_ENSURE_STATUS(Make(kStage{stage}, {row.waiting}));", *copies(inputs, waiting)]
         else:
             waiting = packed([name for name in inputs if name in sizes])
             statements += copies(waiting, inputs)
@@ -10567,20 +10547,19 @@ def stage_statements(decision: StagesDecision, original: Subgraph) -> tuple[list
 def stages_firmware(decision: StagesDecision, original: Snapshot, title: str) -> dict[str, str]:
     """C++17 sources by file name: the stages as arrays, a class that runs them, and an example. Raises as
     :func:`cpp_files`."""
-    models, count = decision.models, len(decision.models)
+    models = decision.models
     statements, places = stage_statements(decision, original.graph.subgraphs[0])
     return cpp_files(
         title,
         original,
         models,
-        header_includes='#include "tensorflow/lite/micro/micro_interpreter.h"\n',
-        arena=STAGES_ARENA.format(stages=count, kernels=original.graph.kernels.title, reserve=decision.after),
+        header_includes='#include <optional>\n\n#include "tensorflow/lite/micro/micro_interpreter.h"\n',
+        arena=STAGES_ARENA.format(stages=len(models), kernels=original.graph.kernels.title, reserve=decision.after),
         classes=STAGES_CLASS,
         source_includes=STAGES_INCLUDES,
         source=STAGES_SOURCE.format(
             arrays="\n".join(_array(f"kStage{i}", bytes(model.data)) for i, model in enumerate(models)),
-            models=", ".join(f"kStage{i}" for i in range(count)),
-            waiting=", ".join(str(row.waiting) for row in decision.stages),
+            waiting=decision.stages[0].waiting,
             steps="\n".join(f"  {statement}" for statement in statements),
             outputs="\n".join(f"  if (number == {i}) return {place};" for i, place in enumerate(places)),
         ),

@@ -124,7 +124,7 @@ class Machine:
             for (at, size), array in zip(self.ports[1], made, strict=True):
                 self.memory[at : at + size] = array.tobytes()
             if number < len(self.decision.models) - 1:
-                self.copy_until(f"Make({number + 1})")
+                self.copy_until(f"Make(kStage{number + 1}, {self.decision.stages[number + 1].waiting})")
         assert not self.statements
         results = []
         for t, where in zip(self.first.outputs, self.wheres, strict=True):
