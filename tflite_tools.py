@@ -7379,22 +7379,19 @@ def reasons_for_whole(search: SplitSearch, composition: Composition) -> list[str
 # Clustering an array: the same array with few distinct values
 ####################################################################################################
 
-# Few values: one-dimensional k-means has an exact solution, since clusters are intervals of the sorted values. Many
-# values: the exact solution for cells of them, polished by KMeans.
+# One-dimensional k-means has an exact solution, since clusters are intervals of the sorted values.
 
 EXACT_UP_TO = 1 << 12  # distinct values for which the result is exact
 TABLE_UP_TO = 1 << 9  # positions for which a table holds the gains of all intervals
 CELLS, CELLS_PER_CLUSTER = 1 << 10, 32  # number of cells for more distinct values: the larger of both
-POLISH_ROUNDS, REACH = 20, 32  # rounds, and how far a border may move in the last ones, in values
+REACH = 32  # how far a border may move when the result for cells is refined, in strides
 
 
-@dataclass(frozen=True)
-class Clustering:
+class Clustering(NamedTuple):
     """An array whose values are replaced by those of a code-book."""
 
     values: np.ndarray  # of the shape and type of the original
     codebook: np.ndarray  # ascending, of the type of the original
-    counts: np.ndarray  # elements per entry of the code-book
     squared_error: float  # sum over all elements
     distinct_before: int
 
@@ -7403,117 +7400,47 @@ def cluster_values(values: np.ndarray, clusters: int) -> Clustering:
     """Replace an array's values by at most ``clusters`` distinct ones, with the least possible squared error.
 
     Up to EXACT_UP_TO distinct values the result is optimal, to double precision, by dynamic programming over the
-    borders of clusters (Wang and Song 2011); centroids of integers are integers. More values are grouped into cells of
-    nearly equal count and width, denser where borders are likely, whose optimum is where scikit-learn's KMeans starts.
-    On random arrays of 12 kinds, some heavy-tailed or mixed, the result was within 0.1 % of the optimum for up to 128
-    clusters (``tests/benchmarks/clustering.py --exact``).
+    borders of clusters (Wang and Song 2011); centroids of integers are integers. For more values, borders are chosen
+    among those of cells, then moved, all of them together, by ever smaller strides. On random arrays of 12 kinds, some
+    heavy-tailed or mixed, the result was within 0.1 % of the optimum for up to 128 clusters
+    (``tests/benchmarks/clustering.py --exact``).
     """
     flat = values.reshape(-1)
     if values.dtype == np.float16:
         flat = flat.astype(np.float32)  # lossless and faster, and numpy 2.4 sorts float16 wrongly on AVX-512
-    distinct, counts = _counted(flat)
-    ranked = Ranked.of(distinct, counts, is_integer=flat.dtype.kind != "f")
-    if len(distinct) <= EXACT_UP_TO:
-        codebook = ranked.centroids(ranked.best_borders(clusters))
-    else:
-        codebook = _polished(ranked, clusters)
-    codebook = np.unique(codebook.astype(values.dtype).astype(flat.dtype))
-    below = _thresholds(codebook)
-    borders = np.concatenate(([0], np.searchsorted(distinct, below, side="right"), [len(distinct)]))
-    members = np.diff(ranked.prefix[0][borders]).astype(np.int64)
-    distance = ranked.values - np.repeat(codebook.astype(np.float64), np.diff(borders))
+    distinct, ranks, counts = _ranked(flat)
+    ranked = Ranked(distinct, counts, is_integer=flat.dtype.kind != "f")
+    centroids = ranked.centroids(ranked.best_borders(clusters))
+    codebook = np.unique(centroids.astype(values.dtype).astype(flat.dtype)).astype(np.float64)
+    borders = np.searchsorted(ranked.values, (codebook[1:] + codebook[:-1]) / 2, side="right")
+    sizes = np.diff(borders, prepend=0, append=len(distinct))
+    clustered = np.repeat(codebook, sizes)
+    distance = ranked.values - clustered
     error = float(np.einsum("i,i,i", ranked.counts, distance, distance))  # np.dot would wait for threads
-    if flat.dtype.kind == "f" or flat.dtype.itemsize > 2:
-        clustered = codebook[np.searchsorted(below, flat)]
-    else:  # a table is many times faster
-        least = int(distinct[0])
-        table = codebook[np.searchsorted(below, np.arange(least, int(distinct[-1]) + 1))]
-        clustered = table[flat.astype(np.int64) - least]
-    clustered = clustered.astype(values.dtype, copy=False).reshape(values.shape)
-    used = members > 0
-    return Clustering(clustered, codebook[used].astype(values.dtype), members[used], error, len(distinct))
+    replaced = clustered.astype(values.dtype)[ranks].reshape(values.shape)
+    return Clustering(replaced, codebook[sizes > 0].astype(values.dtype), error, len(distinct))
 
 
-def _counted(flat: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The distinct values, ascending, and how often each occurs."""
+def _ranked(flat: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The distinct values, ascending, which of them each element has, and how often each occurs."""
     if flat.dtype.kind == "f" or flat.dtype.itemsize > 2:
-        return np.unique(flat, return_counts=True)
+        return np.unique(flat, return_inverse=True, return_counts=True)
     least = int(flat.min())
-    counts = np.bincount(flat.astype(np.int64) - least)
+    places = flat.astype(np.int64) - least
+    counts = np.bincount(places)  # many times faster than sorting
     present = np.flatnonzero(counts)
-    return (present + least).astype(flat.dtype), counts[present]
+    return (present + least).astype(flat.dtype), (np.cumsum(counts > 0) - 1)[places], counts[present]
 
 
-def _thresholds(codebook: np.ndarray) -> np.ndarray:
-    """The largest values, in the type of the elements, that are still nearer to one entry than to the next."""
-    middles = (codebook[1:].astype(np.float64) + codebook[:-1]) / 2
-    if codebook.dtype.kind != "f":
-        return np.floor(middles).astype(codebook.dtype)
-    rounded = middles.astype(codebook.dtype)
-    return np.where(rounded > middles, np.nextafter(rounded, codebook.dtype.type(-np.inf)), rounded)
-
-
-def _polished(ranked: Ranked, clusters: int) -> np.ndarray:
-    """A code-book for many values: the optimum for large cells, refined on small cells (KMeans), then on values."""
-    from sklearn.cluster import KMeans
-
-    points = ranked.grouped(EXACT_UP_TO)
-    cells = points.grouped(max(CELLS, CELLS_PER_CLUSTER * clusters))
-    codebook = cells.centroids(cells.best_borders(clusters))
-    kmeans = KMeans(len(codebook), init=codebook[:, None], n_init=1, max_iter=POLISH_ROUNDS, tol=0)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about missing convergence, or close values taken for equal
-        kmeans.fit(points.values[:, None], sample_weight=points.counts)
-    reached = np.sort(kmeans.cluster_centers_[:, 0])
-    inner = np.unique(np.searchsorted(ranked.values, (reached[1:] + reached[:-1]) / 2, side="right"))
-    borders = np.concatenate(([0], inner, [len(ranked.values)]))
-    for _ in range(POLISH_ROUNDS):
-        before, borders = borders, ranked.moved(borders)
-        if np.array_equal(before, borders):
-            break
-    return ranked.centroids(borders)
-
-
-@dataclass(frozen=True)
 class Ranked:
-    """Ascending values, or means of cells of them, with counts; prefix sums make intervals cost constant time."""
+    """Ascending values with counts; prefix sums make the cost of an interval of them constant time."""
 
-    values: np.ndarray  # float64
-    counts: np.ndarray  # float64
-    sums: np.ndarray  # of values - centre, so that differences of prefix sums stay precise
-    centre: float  # the middle of the distinct values: outliers do not move it
-    is_integer: bool  # True if centroids must be integers
-
-    @classmethod
-    def of(cls, values: np.ndarray, counts: np.ndarray, is_integer: bool) -> Ranked:
-        exact, weights = values.astype(np.float64), counts.astype(np.float64)
-        centre = float(exact[len(exact) // 2])
-        return cls(exact, weights, (exact - centre) * weights, centre, is_integer)
-
-    def grouped(self, most: int) -> Ranked:
-        """About ``most`` cells of nearly equal count and width, denser where borders of a good code-book are likely: as
-        the cube root of the density of the values (Panter and Dite 1951)."""
-        rank, values = self.prefix[0], self.values
-        shares = np.arange(most // 4) / (most // 4)
-        by_count = np.searchsorted(rank[1:], shares * rank[-1], side="right")
-        by_width = np.searchsorted(values, values[0] + shares * (values[-1] - values[0]))
-        cuts = np.union1d(by_count, by_width)
-        ends = np.append(cuts[1:], len(values))
-        sizes = ends - cuts
-        spread = np.cbrt((rank[ends] - rank[cuts]) * (values[ends - 1] - values[cuts]) ** 2)
-        pieces = np.minimum(1 + spread / max(spread.sum(), 1e-300) * most // 2, sizes).astype(np.int64)
-        number = np.arange(pieces.sum()) - np.repeat(np.cumsum(pieces) - pieces, pieces)
-        starts = np.repeat(cuts, pieces) + number * np.repeat(sizes, pieces) // np.repeat(pieces, pieces)
-        counts, sums = np.add.reduceat(self.counts, starts), np.add.reduceat(self.sums, starts)
-        return Ranked(sums / counts + self.centre, counts, sums, self.centre, self.is_integer)
-
-    @cached_property
-    def prefix(self) -> tuple[np.ndarray, np.ndarray]:
-        """Counts and sums of the values before each position."""
-        sums = np.zeros((2, len(self.counts) + 1))
-        np.cumsum(self.counts, out=sums[0, 1:])
-        np.cumsum(self.sums, out=sums[1, 1:])
-        return sums[0], sums[1]
+    def __init__(self, values: np.ndarray, counts: np.ndarray, is_integer: bool) -> None:
+        self.values, self.counts = values.astype(np.float64), counts.astype(np.float64)
+        self.is_integer = is_integer  # True if centroids must be integers
+        self.centre = float(self.values[len(values) // 2])  # outliers do not move it; sums relative to it stay precise
+        sums = np.cumsum((self.counts, self.counts * (self.values - self.centre)), axis=1)
+        self.prefix = np.pad(sums, ((0, 0), (1, 0)))  # counts and sums of the values before each position
 
     def gain(self, start: np.ndarray, end: np.ndarray) -> np.ndarray:
         """How much a centroid for values[start:end] lowers the sum of squares; minus infinity if there are none."""
@@ -7527,45 +7454,57 @@ class Ranked:
         return gain
 
     def centroids(self, borders: np.ndarray) -> np.ndarray:
-        counts, sums = (prefix[borders] for prefix in self.prefix)
-        means = np.diff(sums) / np.diff(counts) + self.centre
+        counts, sums = np.diff(self.prefix[:, borders])
+        means = sums / counts + self.centre
         return np.rint(means) if self.is_integer else means
 
     def best_borders(self, clusters: int) -> np.ndarray:
         """The borders of the best intervals: positions 0 = b0 < b1 < ... < bk = number of values."""
         size = len(self.values)
-        return np.arange(size + 1) if clusters >= size else self._chosen([np.arange(size + 1)] * (clusters - 1))
+        cells = np.arange(size + 1)
+        if size > EXACT_UP_TO:
+            cells = self.cells(min(max(CELLS, CELLS_PER_CLUSTER * clusters), EXACT_UP_TO))
+        if clusters >= len(cells) - 1:
+            return cells
+        borders, stride = self._chosen([cells] * (clusters - 1)), size // EXACT_UP_TO
+        while stride:
+            near = borders[1:-1, None] + stride * np.arange(-REACH, REACH + 1)
+            borders = self._chosen([*np.clip(near, 1, size - 1)])
+            stride //= 2
+        return borders
 
-    def moved(self, borders: np.ndarray) -> np.ndarray:
-        """The best borders within REACH values of the given ones, all of them moved together."""
-        near = borders[1:-1, None] + np.arange(-REACH, REACH + 1)
-        return self._chosen([*np.clip(near, 1, len(self.values) - 1)])
+    def cells(self, most: int) -> np.ndarray:
+        """The borders of at most ``most`` cells, denser where borders of a good code-book are likely: as the cube root
+        of the density of the values (Panter and Dite 1951)."""
+        likely = np.cumsum(np.cbrt(self.counts[1:]) * np.diff(self.values) ** (2 / 3))
+        inner = 1 + np.searchsorted(likely, likely[-1] * np.arange(1, most) / most)
+        return np.unique([0, *inner, len(self.values)])
 
     def _chosen(self, columns: Sequence[np.ndarray]) -> np.ndarray:
-        """The best borders, one from every column; a long column must hold all positions. Per column, ``best[e]`` is
-        the gain of the best intervals up to border ``e``, and ``choices`` holds the start of the last of them."""
+        """The best borders, one from every column; long columns must be the same. Per column, ``best[e]`` is the gain
+        of the best intervals up to border ``e``, and ``choices`` holds the start of the last of them."""
         ends = [np.array([0]), *columns, np.array([len(self.values)])]
         best, table, choices = np.zeros(1), np.zeros(0), []
         for before, column in itertools.pairwise(ends):
             if min(len(before), len(column)) > TABLE_UP_TO:
-                choice, best = self.best_starts(best)
+                choice, best = self.best_starts(best, column)
             else:
                 if column is not before or table.size != len(column) ** 2:  # equal columns share a table
                     table = self.gain(before, column[:, None])
                 choice = np.argmax(best + table, axis=1)
                 best = best[choice] + table[np.arange(len(column)), choice]
             choices.append(choice)
-        at, borders = 0, []
-        for column, choice in zip(reversed(ends), reversed([choices[0], *choices]), strict=True):
-            borders.append(int(column[at]))
+        at, borders = 0, [len(self.values)]
+        for before, choice in zip(reversed(ends[:-1]), reversed(choices), strict=True):
             at = int(choice[at])
+            borders.append(int(before[at]))
         return np.array(borders[::-1])
 
-    def best_starts(self, best: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """For every end, the start that maximises best[start] + gain(start, end), and that maximum. The gain has the
-        Monge property, so a later end never has an earlier best start: each round halves the distance of the ends and
-        looks for each new one between the answers of its neighbours."""
-        size = len(best)
+    def best_starts(self, best: np.ndarray, column: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """For every end in the column, the start in it that maximises best[start] + gain(start, end), and that maximum.
+        The gain has the Monge property, so a later end never has an earlier best start: each round halves the distance
+        of the ends and looks for each new one between the answers of its neighbours."""
+        size = len(column)
         choice, total = np.zeros(size + 1, dtype=np.int64), np.empty(size)
         step = 1 << (size - 1).bit_length()
         choice[size] = size - 1  # after the last end
@@ -7576,7 +7515,7 @@ class Ranked:
             lengths = high - low + 1
             offsets = np.cumsum(lengths) - lengths
             options = np.arange(lengths.sum()) + np.repeat(low - offsets, lengths)
-            totals = best[options] + self.gain(options, np.repeat(ends, lengths))
+            totals = best[options] + self.gain(column[options], np.repeat(column[ends], lengths))
             total[ends] = np.maximum.reduceat(totals, offsets)
             hits = np.flatnonzero(totals == np.repeat(total[ends], lengths))
             choice[ends] = options[hits[np.searchsorted(hits, offsets)]]
@@ -7685,7 +7624,7 @@ def cluster_tensor(
         squared_error=error,
         bytes_before=tensor.bytes or 0,
         codebook_bytes=sum((len(r.codebook) * bits + 7) // 8 for r in results),
-        index_bytes=(sum(int(r.counts.sum()) * (len(r.codebook) - 1).bit_length() for r in results) + 7) // 8,
+        index_bytes=(sum(r.values.size * (len(r.codebook) - 1).bit_length() for r in results) + 7) // 8,
     )
     return clustered, account
 
