@@ -409,10 +409,6 @@ def printable(text: str) -> str:
     return text if text.isprintable() else "".join(c if c.isprintable() else "\ufffd" for c in text)
 
 
-def printable_text(value: Bytes) -> str:
-    return printable(str(value, "utf-8", "replace"))
-
-
 def shorten(name: str, limit: int = MAX_NAME) -> str:
     """The name on one line, with its middle left out if it is too long: both ends tell names apart."""
     name = printable(name)
@@ -686,11 +682,8 @@ class _Packer:
         return int(self.builder.EndVector())
 
     def numbers(self, values: np.ndarray, alignment: int) -> int:
-        builder, size = self.builder, values.dtype.itemsize
-        builder.StartVector(size, len(values), max(size, alignment))
-        builder.head -= values.nbytes
-        builder.Bytes[builder.head : builder.head + values.nbytes] = values.tobytes()
-        return int(builder.EndVector())
+        self.builder.Prep(alignment, values.nbytes)
+        return int(self.builder.CreateNumpyVector(values))
 
 
 def is_same(a: Any, b: Any) -> bool:
@@ -1074,19 +1067,17 @@ def _if_quantized(size: int, wider: int = 0) -> Sizes:
 # and esp_nn_get_*_scratch_size of ESP-NN 1.2.3 (April 2026). Structures and buffers are those of 32 bits; where a
 # library has no kernel, the reference kernel runs.
 
-LIBRARIES = {
-    kernels.name: kernels
-    for kernels in (
-        REFERENCE,
-        Kernels("cmsis-nn", "CMSIS-NN on Cortex-M4, M7 or M33", "cmsis-nn", "dsp"),
-        Kernels("cmsis-nn:plain", "CMSIS-NN on Cortex-M0 or M3", "cmsis-nn", "plain"),
-        Kernels("cmsis-nn:mve", "CMSIS-NN on Cortex-M52, M55 or M85", "cmsis-nn", "mve"),
-        Kernels("esp-nn", "ESP-NN on ESP32-S3", "esp-nn", "esp32s3"),
-        Kernels("esp-nn:esp32p4", "ESP-NN on ESP32-P4", "esp-nn", "esp32p4"),
-        Kernels("esp-nn:esp32", "ESP-NN on all other ESP32", "esp-nn", "generic"),
-        Kernels("esp-nn:ansi", "ESP-NN in plain C", "esp-nn", "ansi"),
-    )
-}
+_LIBRARIES = (
+    REFERENCE,
+    Kernels("cmsis-nn", "CMSIS-NN on Cortex-M4, M7 or M33", "cmsis-nn", "dsp"),
+    Kernels("cmsis-nn:plain", "CMSIS-NN on Cortex-M0 or M3", "cmsis-nn", "plain"),
+    Kernels("cmsis-nn:mve", "CMSIS-NN on Cortex-M52, M55 or M85", "cmsis-nn", "mve"),
+    Kernels("esp-nn", "ESP-NN on ESP32-S3", "esp-nn", "esp32s3"),
+    Kernels("esp-nn:esp32p4", "ESP-NN on ESP32-P4", "esp-nn", "esp32p4"),
+    Kernels("esp-nn:esp32", "ESP-NN on all other ESP32", "esp-nn", "generic"),
+    Kernels("esp-nn:ansi", "ESP-NN in plain C", "esp-nn", "ansi"),
+)
+LIBRARIES = {kernels.name: kernels for kernels in _LIBRARIES}
 USUAL_LIBRARIES = ("cmsis-nn", "esp-nn")  # what most devices run
 
 
@@ -2540,7 +2531,7 @@ def read_graph(file: File, kernels: Kernels = REFERENCE) -> ModelGraph:
 
 def custom_kind(code: Table) -> str:
     """The name of a custom operator, by its code in the file."""
-    return printable_text(code["CustomCode"][:MAX_KIND]) or "CUSTOM"
+    return printable(str(code["CustomCode"][:MAX_KIND], "utf-8", "replace")) or "CUSTOM"
 
 
 class _Reader:
@@ -2571,7 +2562,7 @@ class _Reader:
         if len(value) > self.letters:
             return ""
         self.letters -= len(value)
-        return printable_text(value)
+        return printable(str(value, "utf-8", "replace"))
 
     def vector(self, table: Table, field: str) -> tuple[Any, ...]:
         values = table[field]
@@ -2606,9 +2597,8 @@ class _Reader:
         groups = [("input", inputs, 0), ("output", outputs, 0)]
         groups += [(op.kind, op.inputs + op.outputs + op.intermediates, -1) for op in operators]
         for what, group, lowest in groups:
-            if group and not (lowest <= min(group) and max(group) < len(tables)):
-                wrong = next(i for i in group if not lowest <= i < len(tables))
-                place = f"tensor {wrong} of {len(tables)} in subgraph {index}"
+            for i in (i for i in group if not lowest <= i < len(tables)):
+                place = f"tensor {i} of {len(tables)} in subgraph {index}"
                 raise ModelError(f"the file is damaged: {what} refers to {place}")
         handles = {i for op in operators if op.variable for i in op.outputs}
         given = set(inputs)
