@@ -156,6 +156,11 @@ Bytes = bytes | bytearray | memoryview | mmap.mmap
 MAX_ELEMENTS = 1 << 40  # elements; a larger claim means a damaged file, and keeps all sums far below 64 bits
 CONTROL_DEPENDENCIES = "model_control_dependencies"  # metadata that numbers operators
 OFFLINE_PLAN = "OfflineMemoryAllocation"  # metadata that fixes offsets (tflite-micro, docs/memory_management.md)
+MAX_NAME = 60  # characters of a name in a table or message; CSV and JSON have the full name
+MIN_NAME = 12  # characters of a name in a table for a narrow terminal
+MAX_LISTED = 5  # sentences or names of one kind in a report
+TIME_LIMIT = 60.0  # default in seconds of work for all searches of one command or call together
+NANO = 10**9
 
 
 class ElementType(NamedTuple):
@@ -399,11 +404,6 @@ def plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-MAX_NAME = 60  # characters of a name in a table or message; CSV and JSON have the full name
-MIN_NAME = 12  # characters of a name in a table for a narrow terminal
-MAX_LISTED = 5  # sentences or names of one kind in a report
-
-
 def printable(text: str) -> str:
     """The text on one line; each character that is unsafe in a terminal or spreadsheet becomes U+FFFD."""
     return text if text.isprintable() else "".join(c if c.isprintable() else "\ufffd" for c in text)
@@ -416,10 +416,6 @@ def shorten(name: str, limit: int = MAX_NAME) -> str:
         return name
     left = (limit - 3) // 2
     return name[:left] + "..." + name[left + 3 - limit :]
-
-
-TIME_LIMIT = 60.0  # default in seconds of work for all searches of one command or call together
-NANO = 10**9
 
 
 class Budget:
@@ -491,6 +487,7 @@ def keeping_the_best(seconds: float = math.inf) -> Iterator[None]:
 
 FILE_IDENTIFIER = b"TFL3"
 DATA_ALIGNMENT = 16  # bytes, of the data of constants, which TFLM uses in place
+TOO_MANY_ITEMS = "the file is damaged: it refers to more items than its size can hold"
 INT32, UINT32, UINT16 = struct.Struct("<i"), struct.Struct("<I"), struct.Struct("<H")
 
 
@@ -571,9 +568,6 @@ def union_kind(field: str, number: int) -> str:
     """The kind of table that a union field holds; empty if the bindings do not know it."""
     union = getattr(tflite, UNIONS.get(field, field))
     return next((kind for kind, known in vars(union).items() if known == number and hasattr(tflite, kind)), "")
-
-
-TOO_MANY_ITEMS = "the file is damaged: it refers to more items than its size can hold"
 
 
 class _Unpacker:
@@ -806,6 +800,7 @@ def with_archive(data: bytes, source: Bytes) -> bytes:
 
 HEIGHT = 1  # axis of the rows of a feature map
 ARENA_ALIGNMENT = 16  # bytes, of every buffer that TFLM plans
+MAX_CONCATENATED = 10  # inputs of CONCATENATION that TFLM's kernel takes
 
 
 def align(size: int, multiple: int = ARENA_ALIGNMENT) -> int:
@@ -857,10 +852,8 @@ class Node:
         return self.outputs[0] if self.outputs else None
 
     def get(self, role: str) -> Tensor | None:
-        if role == "output":
-            return self.output
-        position = self.kind.roles.index(role) if role in self.kind.roles else len(self.inputs)
-        return self.inputs[position] if position < len(self.inputs) else None
+        inputs = zip(self.kind.roles, self.inputs, strict=False)
+        return self.output if role == "output" else next((tensor for name, tensor in inputs if name == role), None)
 
     def __getitem__(self, role: str) -> Tensor:
         if (tensor := self.get(role)) is None:
@@ -946,7 +939,6 @@ class Kind:
 
 EVERYTHING = "every side effect"  # the effect of operators that may touch any state
 VARIABLE = "a variable"  # the one whose handle is the first input
-CUSTOM_OPERATORS, HASH_TABLES, RANDOM_NUMBERS = "custom operators", "hash tables", "random numbers"
 
 # Formulas longer than a line; the others are in the table.
 
@@ -1079,6 +1071,8 @@ _LIBRARIES = (
 )
 LIBRARIES = {kernels.name: kernels for kernels in _LIBRARIES}
 USUAL_LIBRARIES = ("cmsis-nn", "esp-nn")  # what most devices run
+ESP32P4_CACHE = 32768  # bytes above which a feature map is cut into tiles
+ESP32S3_TILE, ESP32S3_WORDS = 40960, 49152  # bytes up to which a depthwise convolution copies a whole feature map
 
 
 class Pads(NamedTuple):
@@ -1245,9 +1239,6 @@ def _esp_conv_s3(w: Window) -> int:
     return padded + filters + wider + 64 + 4 * made
 
 
-ESP32P4_CACHE = 32768  # bytes above which a feature map is cut into tiles
-
-
 def _esp_conv_p4(w: Window) -> int:
     (height, width, channels), (rows, columns), (made_height, _, made), (down, _), *_ = w
     (above, _), (left, _) = w.pads
@@ -1270,9 +1261,6 @@ def _esp_conv_p4(w: Window) -> int:
     if 0 < rows * row <= left_over:
         tiles = min((left_over - rows * row) // (down * row) + 1, made_height)
     return ((tiles - 1) * down + rows + 2 * above) * row + filters + 32 + 4 * made
-
-
-ESP32S3_TILE, ESP32S3_WORDS = 40960, 49152  # bytes up to which a depthwise convolution copies a whole feature map
 
 
 def _esp_depthwise_s3(w: Window) -> int:
@@ -1381,9 +1369,6 @@ def accepts(types: str, node: Node) -> bool:
     return False
 
 
-MAX_CONCATENATED = 10  # inputs that TFLM's kernel takes
-
-
 def need(what: Callable[..., str]) -> Callable[..., Need]:
     """Decorator that turns ``what(node, *args)`` into ``what(*args)``, which returns a Need."""
     return lambda *args, **options: lambda node: what(node, *args, **options)
@@ -1483,6 +1468,7 @@ SPLIT_DTYPES = ("FLOAT32", "INT8", "INT16", "INT32")  # supported by the kernels
 UPSAMPLING = (2, 4, 8, 16, 32)  # factors with an exact reciprocal, so that each row of a stripe keeps its source row
 WRONG_SIZE = "its output does not have the size that its options make"
 NO_PADS = Pads(0, 0)
+ROWS_OF_PADDING = ((1, 2, "above"), (1, 3, "below"))
 
 
 class Rows(NamedTuple):
@@ -1622,20 +1608,13 @@ def joined_rows(node: Node) -> RowRule | str:
     return _across(node, node.inputs, [node.options.get("Axis", 0)])
 
 
-def parted_rows(node: Node) -> RowRule | str:
-    return _across(node, [node["input"]], node["axis"].values)
-
-
 def gathered_rows(node: Node) -> RowRule | str:
     is_plain = node.options and not node.options["BatchDims"] and len(node["indices"].shape) == 1
     return _across(node, [node["table"]], [node.options["Axis"]] if is_plain else None)
 
 
-def reduced_rows(node: Node) -> RowRule | str:
+def axes_rows(node: Node) -> RowRule | str:
     return _across(node, [node["input"]], (node.get("axes") or node["axis"]).values)
-
-
-ROWS_OF_PADDING = ((1, 2, "above"), (1, 3, "below"))
 
 
 def padded_rows(node: Node) -> RowRule | str:
@@ -1819,8 +1798,6 @@ _CONV = (*_WINDOW, "DilationHFactor", "DilationWFactor", "FusedActivationFunctio
 DENSE = Options("FullyConnectedOptions", ("FusedActivationFunction", "KeepNumDims"))
 CONV, DEPTHWISE = Options("Conv2DOptions", _CONV), Options("DepthwiseConv2DOptions", _CONV)
 POOL = Options("Pool2DOptions", (*_WINDOW, "FilterHeight", "FilterWidth"))
-RESHAPED = Options("ReshapeOptions")
-UPSAMPLE = Options("ResizeNearestNeighborOptions", ("AlignCorners",))
 INTERPOLATE = Options("ResizeBilinearOptions", ("AlignCorners", "HalfPixelCenters"))
 _MASKS = ("BeginMask", "EndMask", "EllipsisMask", "NewAxisMask", "ShrinkAxisMask", "Offset")
 FILTER, UNARY, BINARY, REDUCED = "input *weights bias", "input", "a b", "input axes"
@@ -1936,11 +1913,11 @@ KINDS: dict[str, Kind] = {name: kind for names, kind in {
         tflm=Tflm("bool/f32/f32 bool/i8/i8 bool/i16/i16", data=1)),
     "ZEROS_LIKE": Kind(tflm=Tflm("f32 i8 i32 i64")),
     # along axes
-    "MEAN": Kind(REDUCED, macs=lambda n: n["input"].elements, rows=reduced_rows,
+    "MEAN": Kind(REDUCED, macs=lambda n: n["input"].elements, rows=axes_rows,
         tflm=Tflm(REDUCIBLE, 1, 44, (0, 0), _sum_scratch)),
-    "SUM": Kind(REDUCED, rows=reduced_rows, tflm=Tflm(REDUCIBLE, 1, 44, (0, 0), _sum_scratch)),
-    "REDUCE_MAX": Kind(REDUCED, rows=reduced_rows, tflm=_EXTREME),
-    "REDUCE_MIN": Kind(REDUCED, rows=reduced_rows, tflm=_EXTREME._replace(since=_since("2025-08"))),
+    "SUM": Kind(REDUCED, rows=axes_rows, tflm=Tflm(REDUCIBLE, 1, 44, (0, 0), _sum_scratch)),
+    "REDUCE_MAX": Kind(REDUCED, rows=axes_rows, tflm=_EXTREME),
+    "REDUCE_MIN": Kind(REDUCED, rows=axes_rows, tflm=_EXTREME._replace(since=_since("2025-08"))),
     "REDUCE_ALL": Kind(REDUCED, tflm=Tflm("bool/i32", 1, 44, (0, 0), _reduce_scratch, since=_since("2026-01"))),
     "SOFTMAX": Kind(UNARY, Options("SoftmaxOptions", ("Beta",)), rows=elementwise_rows,
         tflm=Tflm("f32>f32 i8>i8|i16 i16>i16", 4, 56, (0, 24),
@@ -1949,7 +1926,7 @@ KINDS: dict[str, Kind] = {name: kind for names, kind in {
         "cmsis-nn": {"data": 64}, "esp-nn": {"data": 64, "scratch": _esp_softmax}}),
     "LOG_SOFTMAX": Kind(UNARY, rows=elementwise_rows,
         tflm=Tflm(SMALL, arrays=_if_quantized(28, 12), needs=(_quantized(INT8=(2**-4, 127)),))),
-    "ARG_MAX ARG_MIN": Kind("input axis", rows=reduced_rows, tflm=Tflm("f32/i32>i32 i8/i32>i32", 4)),
+    "ARG_MAX ARG_MIN": Kind("input axis", rows=axes_rows, tflm=Tflm("f32/i32>i32 i8/i32>i32", 4)),
     "CUMSUM": Kind(tflm=Tflm("f32/i32 i8/i32", 2, arrays=_if_quantized(36)), registered="CumSum"),
     "L2_NORMALIZATION": Kind(UNARY, rows=elementwise_rows, tflm=Tflm(SMALL, 4, 4, needs=(_rank(0, 4),))),
     # moving data
@@ -1964,14 +1941,14 @@ KINDS: dict[str, Kind] = {name: kind for names, kind in {
     "STRIDED_SLICE": Kind("input begin end strides", Options("StridedSliceOptions", _MASKS), rows=strided_rows,
         tflm=Tflm("f32|i8|i16|i32|bool/i32/i32/i32", 24, 84,
         needs=(_rank(0, 4), _constant("begin", "end", "strides")))),
-    "SPLIT": Kind("axis input", rows=parted_rows, tflm=Tflm("_/f32|i8|i16|i32", 4, needs=(_constant("axis"),))),
-    "SPLIT_V": Kind("input sizes axis", rows=parted_rows, tflm=Tflm(NUMBER, 4, needs=(_constant("axis"),))),
+    "SPLIT": Kind("axis input", rows=axes_rows, tflm=Tflm("_/f32|i8|i16|i32", 4, needs=(_constant("axis"),))),
+    "SPLIT_V": Kind("input sizes axis", rows=axes_rows, tflm=Tflm(NUMBER, 4, needs=(_constant("axis"),))),
     "PACK": Kind(tflm=Tflm("f32 i8 i16 i32 i64", 8, since=_since(INT16="2025-08"))),
-    "RESHAPE": Kind("input shape", RESHAPED, in_place=over_input,
+    "RESHAPE": Kind("input shape", Options("ReshapeOptions"), in_place=over_input,
         tflm=Tflm("*", 36, arrays=lambda n: _output_shape(n) if n["output"].is_completed else [],
         needs=(_same_elements,))),
-    "RESIZE_NEAREST_NEIGHBOR": Kind("input size", UPSAMPLE, rows=upsampled_rows,
-        tflm=Tflm("f32|i8|i16/i32", 2, needs=RESIZED)),
+    "RESIZE_NEAREST_NEIGHBOR": Kind("input size", Options("ResizeNearestNeighborOptions", ("AlignCorners",)),
+        rows=upsampled_rows, tflm=Tflm("f32|i8|i16/i32", 2, needs=RESIZED)),
     "RESIZE_BILINEAR": Kind("input size", INTERPOLATE, rows=interpolated_rows, tflm=Tflm(EXTREME, 2, needs=RESIZED)),
     "TRANSPOSE": Kind("input perm",
         tflm=Tflm("f32|i8|i16", needs=(_constant("perm"), _rank(1, 5)), since=_since(INT16="2025-03"))),
@@ -1998,9 +1975,9 @@ KINDS: dict[str, Kind] = {name: kind for names, kind in {
         tflm=Tflm(options=8, data=4, wider=(8, 0))),
     "READ_VARIABLE": Kind("handle", tflm=Tflm("resource"), effect=(VARIABLE, False)),
     "ASSIGN_VARIABLE": Kind("handle value", tflm=Tflm("resource|i32", wider=(0, 4)), effect=(VARIABLE, True)),
-    "HASHTABLE HASHTABLE_IMPORT": Kind(effect=(HASH_TABLES, True), tflm=None),
-    "HASHTABLE_FIND HASHTABLE_SIZE": Kind(effect=(HASH_TABLES, False), tflm=None),
-    "RANDOM_UNIFORM RANDOM_STANDARD_NORMAL MULTINOMIAL": Kind(effect=(RANDOM_NUMBERS, True), tflm=None),
+    "HASHTABLE HASHTABLE_IMPORT": Kind(effect=("hash tables", True), tflm=None),
+    "HASHTABLE_FIND HASHTABLE_SIZE": Kind(effect=("hash tables", False), tflm=None),
+    "RANDOM_UNIFORM RANDOM_STANDARD_NORMAL MULTINOMIAL": Kind(effect=("random numbers", True), tflm=None),
     "CALL": Kind(options=Options("CallOptions"), tflm=None),
     "STABLEHLO_COMPOSITE": Kind(options=Options("StableHLOCompositeOptions"), tflm=None),
     "STABLEHLO_WHILE": Kind(options=Options("StablehloWhileOptions"), tflm=None),
@@ -2014,7 +1991,7 @@ UNKNOWN_KIND = Kind(tflm=None)
 DECODE = "TFLM_DECODE"  # custom operator that decodes weights from codebooks and indices
 
 # What custom operators share is unknown, so all have this effect.
-_custom = partial(Kind, inputs=UNARY, effect=(CUSTOM_OPERATORS, True))
+_custom = partial(Kind, inputs=UNARY, effect=("custom operators", True))
 ACCELERATORS = ("ethos-u",)  # their operators address the memory of their scratch tensors as the compiler planned it
 CUSTOM_KINDS = {
     "ethos-u": _custom(registered="EthosU",
@@ -2381,10 +2358,7 @@ def operator_refusal(subgraph: Subgraph, operator: Operator) -> str:
 
 def month_text(month: str) -> str:
     """``November 2025`` for ``2025-11``."""
-    import calendar
-
-    year, number = month.split("-")
-    return f"{calendar.month_name[int(number)]} {year}"
+    return time.strftime("%B %Y", time.strptime(month, "%Y-%m"))
 
 
 def required_tflm(graph: ModelGraph) -> tuple[str, list[str]]:
@@ -2442,6 +2416,9 @@ MAX_KIND = 1000  # bytes of the name of a custom operator
 SMALL_CONSTANT = 1024  # bytes of the largest constant of integers whose values are kept
 DTYPES = tuple(ELEMENT_TYPES)
 EXTERNAL_BUFFER = 10  # slot of a tensor, newer than the bindings: its data is in another file
+COUNTED_ONCE = "what a loop runs counted once"
+COMPILED = "an accelerator depends on its memory plan"
+LOOPED = "the model's loops depend on its memory plan"
 
 
 def planned_offsets(graph: ModelGraph) -> dict[tuple[int, int], int]:
@@ -2469,14 +2446,8 @@ def is_compiled(graph: ModelGraph) -> bool:
     return graph.plan is not None and any(operator.kind in ACCELERATORS for _, operator in graph.operators)
 
 
-COMPILED = "an accelerator depends on its memory plan"
-
-
 def is_loop(operator: Operator) -> bool:
     return operator.kind == "WHILE" and len(operator.callees) == 2
-
-
-COUNTED_ONCE = "what a loop runs counted once"
 
 
 def looped_operators(graph: ModelGraph) -> int:
@@ -2492,9 +2463,6 @@ def looped_operators(graph: ModelGraph) -> int:
         return any(offsets.get((caller.index, a), -1) == offsets.get((body.index, b), -2) for a, b in pairs)
 
     return sum(is_looped(*where) for where in graph.operators if is_loop(where[1]))
-
-
-LOOPED = "the model's loops depend on its memory plan"
 
 
 def why_not_rewritten(graph: ModelGraph) -> str:
@@ -5379,7 +5347,7 @@ def row_rule(subgraph: Subgraph, operator: Operator) -> RowRule | str:
         return f"{operator.kind} does not work row by row"
     if node.output is None or len(node.outputs) != len(operator.outputs):
         return "an output is missing"
-    if len(node.outputs) > 1 and node.kind.rows is not parted_rows:
+    if len(node.outputs) > 1 and node.kind.rows is not axes_rows:
         return "it has several outputs"
     for output in node.outputs:
         if why := why_no_rows(output):
