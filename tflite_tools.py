@@ -1457,7 +1457,7 @@ def _svdf_output(node: Node) -> str:
 
 
 ####################################################################################################
-# Operators, the rows: which rows of its inputs does an operator need for some rows of its output? One rule per way
+# Operators, the rows: which rows of its inputs does an operator need for some of its output? Which may it overwrite?
 ####################################################################################################
 
 # A region is a range of the schedule whose operators all work along the height of NHWC tensors. Run stripe by stripe,
@@ -1468,6 +1468,7 @@ SPLIT_DTYPES = ("FLOAT32", "INT8", "INT16", "INT32")  # supported by the kernels
 UPSAMPLING = (2, 4, 8, 16, 32)  # factors with an exact reciprocal, so that each row of a stripe keeps its source row
 WRONG_SIZE = "its output does not have the size that its options make"
 NO_PADS = Pads(0, 0)
+UPDATE = 1  # position of the input of DYNAMIC_UPDATE_SLICE that is written into the other
 ROWS_OF_PADDING = ((1, 2, "above"), (1, 3, "below"))
 
 
@@ -1723,10 +1724,6 @@ def interpolated_rows(node: Node) -> RowRule | str:
     return CutRule((node["input"].index,), 1, above + 2, above, factor, constants=rows, pace=factor, last=last)
 
 
-####################################################################################################
-# Operators, in place: which inputs may the output overwrite as they are read?
-####################################################################################################
-
 # Each returns True if the output may overwrite the input at that position; it gets both tensors. They hold for the
 # reference kernels, CMSIS-NN and ESP-NN, which read an element before they write it.
 
@@ -1757,9 +1754,6 @@ def over_later_rows(node: Node, position: int, source: Tensor, output: Tensor) -
     rows = node["indices"].values
     is_plain = node.options.get("Axis") == HEIGHT and not node.options["BatchDims"] and source.shape == output.shape
     return is_plain and rows is not None and all(row >= i for i, row in enumerate(rows))
-
-
-UPDATE = 1  # position of the input of DYNAMIC_UPDATE_SLICE that is written into the other
 
 
 def updated_block(node: Node) -> tuple[int, int] | None:
@@ -2056,10 +2050,9 @@ def multiply_accumulates(subgraph: Subgraph, operator: Operator) -> int:
     used = [subgraph.tensors[i] for i in (*operator.reads, *operator.writes)]
     if not node.inputs or any(d < 0 for tensor in used for d in tensor.shape):
         return 0
-    try:
+    with contextlib.suppress(LookupError):  # an input that it needs is missing
         return node.kind.macs(node)
-    except LookupError:  # an input that it needs is missing
-        return 0
+    return 0
 
 
 def scratch_requests(subgraph: Subgraph, operator: Operator, target: Target = BITS_32) -> list[int]:
@@ -2589,10 +2582,13 @@ class _Reader:
             storage = Storage.CONSTANT
         else:
             storage = Storage.STATE if table["IsVariable"] or is_handle else Storage.ACTIVATION
-        size = self.tensor_bytes(index, dtype, shape)
+        elements = math.prod(map(abs, shape)) if len(shape) <= MAX_RANK else MAX_ELEMENTS + 1
+        if elements > MAX_ELEMENTS:
+            raise ModelError(f"the file is damaged: tensor {index} claims an impossible shape")
+        bits = ELEMENT_TYPES.get(dtype, UNKNOWN_TYPE).bits
+        size = None if bits is None or min(shape, default=0) < 0 else (elements * bits + 7) // 8
         if storage is Storage.ACTIVATION and size is None:
-            is_sized = ELEMENT_TYPES.get(dtype, UNKNOWN_TYPE).bits is not None
-            why = "its shape is only known at run time" if is_sized else f"its type is {dtype}"
+            why = f"its type is {dtype}" if bits is None else "its shape is only known at run time"
             self.notes[f"the size of tensor {index} ({shorten(name)}) is unknown, since {why}; it counts as 0 B"] = None
         elif storage is Storage.ACTIVATION and dynamic:
             self.notes["dimensions that are only known at run time (-1) are counted as stored in the file"] = None
@@ -2607,13 +2603,6 @@ class _Reader:
         return Tensor(
             index, name, dtype, shape, storage, buffer, size, dynamic, is_sparse, completed, quantization, values
         )
-
-    def tensor_bytes(self, index: int, dtype: str, shape: tuple[int, ...]) -> int | None:
-        elements = math.prod(abs(d) for d in shape) if len(shape) <= MAX_RANK else MAX_ELEMENTS + 1
-        if elements > MAX_ELEMENTS:
-            raise ModelError(f"the file is damaged: tensor {index} claims an impossible shape")
-        bits = ELEMENT_TYPES.get(dtype, UNKNOWN_TYPE).bits
-        return None if bits is None or any(d < 0 for d in shape) else (elements * bits + 7) // 8
 
     def operator(self, table: Table, index: int) -> Operator:
         if not 0 <= table["OpcodeIndex"] < len(self.kinds):
