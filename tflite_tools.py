@@ -331,11 +331,6 @@ class Subgraph:
         """Names of the variables by resource handle, but for handles that the caller passes."""
         return {i: name for op in reversed(self.operators) if (name := op.variable) for i in op.writes}
 
-    def reordered(self, order: Sequence[int]) -> Subgraph:
-        """The subgraph with its operators in ``order``, given as their old numbers."""
-        operators = (dataclasses.replace(self.operators[old], index=new) for new, old in enumerate(order))
-        return dataclasses.replace(self, operators=tuple(operators))
-
 
 @dataclass(frozen=True, eq=False)
 class Content:
