@@ -1177,28 +1177,16 @@ def _is_constant(tensor: Tensor | None) -> bool:
     return tensor is None or tensor.storage is Storage.CONSTANT
 
 
-def _is_by_rows(node: Node) -> bool:
-    """True if a matrix product runs as a 1 x 1 convolution."""
-    is_int8 = node["input"].dtype == node["weights"].dtype == "INT8"
-    return is_int8 and len(node["output"].shape) > 2 and node["weights"].shape[-1] % 4 == 0
-
-
-def _cmsis_sums(node: Node, is_kept: bool) -> list[int]:
-    """Bytes for MVE's sums over the weights of each output: kept if weights and bias are constant, else scratch."""
-    is_used = node.kernels.core == "mve" and node["input"].dtype == node["weights"].dtype == "INT8"
+def _cmsis_dense(node: Node) -> tuple[list[int], list[int]]:
+    """(scratch, arrays) of a matrix product: with MVE, sums over the weights of each output, which are kept if weights
+    and bias are constant. One of several rows runs as a 1 x 1 convolution."""
+    made, is_int8 = sum(node["output"].shape[-1:]), node["input"].dtype == node["weights"].dtype == "INT8"
+    kept = _per_scale(node) if node["input"].dtype == "INT8" else []
+    if is_int8 and len(node["output"].shape) > 2 and node["weights"].shape[-1] % 4 == 0:
+        return [] if kept else [8 * made], kept
+    sums = _requests(4 * made) if is_int8 and node.kernels.core == "mve" else []
     is_constant = _is_constant(node["weights"]) and _is_constant(node.get("bias"))
-    is_here = is_used and not _is_by_rows(node) and is_kept == is_constant
-    return _requests(4 * node["output"].shape[-1]) if is_here else []
-
-
-def _cmsis_dense(node: Node) -> list[int]:
-    if _is_by_rows(node):
-        return [] if _per_scale(node) else [8 * node["output"].shape[-1]]
-    return _cmsis_sums(node, is_kept=False)
-
-
-def _cmsis_dense_arrays(node: Node) -> list[int]:
-    return (_per_scale(node) if node["input"].dtype == "INT8" else []) + _cmsis_sums(node, is_kept=True)
+    return ([], kept + sums) if is_constant else (sums, kept)
 
 
 def _esp_int8(size_on: Mapping[str, Callable[[Window], int]]) -> Sizes:
@@ -1833,7 +1821,7 @@ KINDS: dict[str, Kind] = {name: kind for names, kind in {
     "FULLY_CONNECTED": Kind(FILTER, DENSE, lambda n: n.elements * n["weights"].shape[-1], dense_rows,
         Tflm(CONVOLVED, 16, 48, (16, 24), _int4_scratch, _per_scale,
         since=lambda n: "2024-09" if _per_scale(n) else ""), libraries={
-        "cmsis-nn": {"data": 72, "scratch": _cmsis_dense, "arrays": _cmsis_dense_arrays}}),
+        "cmsis-nn": {"data": 72, "scratch": lambda n: _cmsis_dense(n)[0], "arrays": lambda n: _cmsis_dense(n)[1]}}),
     "BATCH_MATMUL": Kind("*a *b", Options("BatchMatMulOptions", ("AdjX", "AdjY")), _matmul_macs,
         tflm=Tflm("f32/f32 i8/i8 i16/i16", options=3, data=16, wider=(0, 16), arrays=_matmul_arrays, needs=(_rank(2, 5),
         _symmetric), since=_since(INT16="2024-09")),
