@@ -1823,11 +1823,9 @@ KINDS: dict[str, Kind] = {name: kind for names, kind in {
         since=lambda n: "2024-09" if _per_scale(n) else ""), libraries={
         "cmsis-nn": {"data": 72, "scratch": lambda n: _cmsis_dense(n)[0], "arrays": lambda n: _cmsis_dense(n)[1]}}),
     "BATCH_MATMUL": Kind("*a *b", Options("BatchMatMulOptions", ("AdjX", "AdjY")), _matmul_macs,
-        tflm=Tflm("f32/f32 i8/i8 i16/i16", options=3, data=16, wider=(0, 16), arrays=_matmul_arrays, needs=(_rank(2, 5),
-        _symmetric), since=_since(INT16="2024-09")),
-        libraries={
-        "cmsis-nn": {"data": 36, "scratch": _only_for("INT8", lambda n: [4 * n["output"].shape[-1]], "mve")}},
-        registered="BatchMatMul"),
+        registered="BatchMatMul", tflm=Tflm("f32/f32 i8/i8 i16/i16", options=3, data=16, wider=(0, 16),
+        arrays=_matmul_arrays, needs=(_rank(2, 5), _symmetric), since=_since(INT16="2024-09")), libraries={
+        "cmsis-nn": {"data": 36, "scratch": _only_for("INT8", lambda n: [4 * n["output"].shape[-1]], "mve")}}),
     "MAX_POOL_2D": Kind(UNARY, POOL, _pool_macs, maximum_rows, Tflm(REAL, 40, 32, needs=POOLED),
         libraries={"cmsis-nn": {"data": 36}}),
     "AVERAGE_POOL_2D": Kind(UNARY, POOL, _pool_macs, average_rows, Tflm(REAL, 40, 32, needs=POOLED), libraries={
