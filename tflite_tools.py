@@ -484,6 +484,22 @@ FILE_IDENTIFIER = b"TFL3"
 DATA_ALIGNMENT = 16  # bytes, of the data of constants, which TFLM uses in place
 TOO_MANY_ITEMS = "the file is damaged: it refers to more items than its size can hold"
 INT32, UINT32, UINT16 = struct.Struct("<i"), struct.Struct("<I"), struct.Struct("<H")
+# Unions whose name differs from that of their field.
+UNIONS = {"Details": "QuantizationDetails"} | dict.fromkeys(("ArraySegments", "ArrayIndices"), "SparseIndexVector")
+OTHER_FORMATS = (  # pattern of the first bytes, what the file is, what to do
+    (rb"version https://git-lfs", "a Git LFS pointer instead of the model: git lfs pull fetches it"),
+    (rb"PK\x03\x04", "a zip archive (a .keras, .pt or .task file is one): unpack or convert it first"),
+    (rb"\x1f\x8b", "a gzip archive: unpack it first"),
+    (rb"\x89HDF", "a Keras model in HDF5: convert it to TensorFlow Lite first"),
+    (rb"\x08[\x01-\x20][\x12:B]", "an ONNX model or another protocol buffer: convert it to TensorFlow Lite first"),
+    (rb"\n[\x01-\xff]{1,3}\n", "a TensorFlow graph or another protocol buffer: convert it to TensorFlow Lite first"),
+    (rb"\x80\x02", "a pickle, as of PyTorch: convert it to TensorFlow Lite first"),
+    (rb"\s*<", "a web page or XML: the download failed"),
+    (
+        rb"\s*(#(include|ifndef|pragma|define)|//|/\*|alignas|(static |extern )?(const |unsigned )|0x)",
+        "a C array: pass the .tflite that it was made from",
+    ),
+)
 
 
 class Field(NamedTuple):
@@ -552,10 +568,6 @@ class Table(dict[str, Any]):
     def but(self, **changes: Any) -> Table:
         """A copy with these fields changed."""
         return Table(self.kind, self, **changes)
-
-
-# Unions whose name differs from that of their field.
-UNIONS = {"Details": "QuantizationDetails"} | dict.fromkeys(("ArraySegments", "ArrayIndices"), "SparseIndexVector")
 
 
 @cache
@@ -686,22 +698,6 @@ def is_same(a: Any, b: Any) -> bool:
     return bool(a == b or (a != a and b != b))  # NaN
 
 
-OTHER_FORMATS = (  # pattern of the first bytes, what the file is, what to do
-    (rb"version https://git-lfs", "a Git LFS pointer instead of the model: git lfs pull fetches it"),
-    (rb"PK\x03\x04", "a zip archive (a .keras, .pt or .task file is one): unpack or convert it first"),
-    (rb"\x1f\x8b", "a gzip archive: unpack it first"),
-    (rb"\x89HDF", "a Keras model in HDF5: convert it to TensorFlow Lite first"),
-    (rb"\x08[\x01-\x20][\x12:B]", "an ONNX model or another protocol buffer: convert it to TensorFlow Lite first"),
-    (rb"\n[\x01-\xff]{1,3}\n", "a TensorFlow graph or another protocol buffer: convert it to TensorFlow Lite first"),
-    (rb"\x80\x02", "a pickle, as of PyTorch: convert it to TensorFlow Lite first"),
-    (rb"\s*<", "a web page or XML: the download failed"),
-    (
-        rb"\s*(#(include|ifndef|pragma|define)|//|/\*|alignas|(static |extern )?(const |unsigned )|0x)",
-        "a C array: pass the .tflite that it was made from",
-    ),
-)
-
-
 @dataclass(frozen=True, eq=False)
 class File:
     """A .tflite file: its tables and the bytes that they were read from. Immutable; a change makes a new File."""
@@ -792,10 +788,13 @@ def with_archive(data: bytes, source: Bytes) -> bytes:
 
 # Sizes of TFLM's own structures are those of a 32-bit target, in bytes, and scratch is what its reference kernels ask
 # for: tensorflow/lite/micro/kernels of tflite-micro at 90b983c (August 2026), measured on the runtime by the tests.
+# Formulas longer than a line are here, the others in the table.
 
 HEIGHT = 1  # axis of the rows of a feature map
 ARENA_ALIGNMENT = 16  # bytes, of every buffer that TFLM plans
 MAX_CONCATENATED = 10  # inputs of CONCATENATION that TFLM's kernel takes
+EVERYTHING = "every side effect"  # the effect of operators that may touch any state
+VARIABLE = "a variable"  # the effect of those whose first input is its handle
 
 
 def align(size: int, multiple: int = ARENA_ALIGNMENT) -> int:
@@ -884,8 +883,7 @@ def _since(month: str = "", **dtypes: str) -> Callable[[Node], str]:
 
 
 class Options(NamedTuple):
-    """The table in the bindings that holds an operator's options, and the fields of it, besides indices of subgraphs,
-    that this module uses."""
+    """The table in the bindings that holds an operator's options, and its fields that are read, besides callees."""
 
     table: str = ""
     fields: tuple[str, ...] = ()
@@ -930,12 +928,6 @@ class Kind:
     def weights(self) -> tuple[int, ...]:
         """Positions of inputs that are weight matrices: not biases, peepholes or normalisation vectors."""
         return tuple(i for i, role in enumerate(self.inputs.split()) if role.startswith("*"))
-
-
-EVERYTHING = "every side effect"  # the effect of operators that may touch any state
-VARIABLE = "a variable"  # the one whose handle is the first input
-
-# Formulas longer than a line; the others are in the table.
 
 
 def _by_weights(rank: int, first: int, behind: int) -> Callable[[Node], int]:
@@ -2197,11 +2189,10 @@ def instructions(kind: str, node: Node) -> int:
     """Estimated instructions of one execution of an operator, by the nearest kernels that were measured; for WHILE,
     what is neither in its condition nor in its body, without its iterations."""
     core = TIMED_CORES.get(node.kernels.core, "")
-    try:
+    with contextlib.suppress(LookupError, ValueError, TypeError, ZeroDivisionError):  # it is damaged
         row, work = work_of(kind, node, core)
-    except (LookupError, ValueError, TypeError, ZeroDivisionError):  # it is damaged
-        return 0
-    return int(sum(value * work.get(name, 0) for name, value in _coefficients(row, core)))
+        return int(sum(value * work.get(name, 0) for name, value in _coefficients(row, core)))
+    return 0
 
 
 @cache
