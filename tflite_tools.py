@@ -2477,10 +2477,9 @@ class _Reader:
         self.left = self.letters = math.inf if file.is_changed else len(file.source)
         self.buffers = tuple(map(self.content, self.model["Buffers"]))
         self.kinds = list(map(self.operator_kind, self.model["OperatorCodes"]))
-        self.subgraph_count = len(self.model["Subgraphs"])
 
     def read(self) -> ModelGraph:
-        if self.subgraph_count == 0:
+        if not self.model["Subgraphs"]:
             raise ModelError("the model has no subgraph, so there is nothing to run")
         subgraphs = tuple(self.subgraph(table, i) for i, table in enumerate(self.model["Subgraphs"]))
         metadata = tuple(map(self.metadata_entry, self.model["Metadata"]))
@@ -2590,7 +2589,7 @@ class _Reader:
             return operator
         callees = tuple(options[field] for field in layout(name) if "Subgraph" in field)
         for callee in callees:
-            if not 0 <= callee < self.subgraph_count:
+            if not 0 <= callee < len(self.model["Subgraphs"]):
                 raise ModelError(f"the file is damaged: {kind} runs subgraph {callee}, which is not there")
         given = {field: options[field] for field in fields}
         plain = {field: bytes(value) if isinstance(value, memoryview) else value for field, value in given.items()}
