@@ -153,6 +153,11 @@ Bytes = bytes | bytearray | memoryview | mmap.mmap
 MAX_ELEMENTS = 1 << 40  # elements; a larger claim means a damaged file, and keeps all sums far below 64 bits
 CONTROL_DEPENDENCIES = "model_control_dependencies"  # metadata that numbers operators
 OFFLINE_PLAN = "OfflineMemoryAllocation"  # metadata that fixes offsets (tflite-micro, docs/memory_management.md)
+MAX_NAME = 60  # characters of a name in a table or message; CSV and JSON have the full name
+MIN_NAME = 12  # characters of a name in a table for a narrow terminal
+MAX_LISTED = 5  # sentences or names of one kind in a report
+TIME_LIMIT = 60.0  # default in seconds of work for all searches of one command or call together
+NANO = 10**9
 
 
 class ElementType(NamedTuple):
@@ -323,11 +328,6 @@ class Subgraph:
         """Names of the variables by resource handle, but for handles that the caller passes."""
         return {i: name for op in reversed(self.operators) if (name := op.variable) for i in op.writes}
 
-    def reordered(self, order: Sequence[int]) -> Subgraph:
-        """The subgraph with its operators in ``order``, given as their old numbers."""
-        operators = (dataclasses.replace(self.operators[old], index=new) for new, old in enumerate(order))
-        return dataclasses.replace(self, operators=tuple(operators))
-
 
 @dataclass(frozen=True, eq=False)
 class Content:
@@ -396,18 +396,9 @@ def plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-MAX_NAME = 60  # characters of a name in a table or message; CSV and JSON have the full name
-MIN_NAME = 12  # characters of a name in a table for a narrow terminal
-MAX_LISTED = 5  # sentences or names of one kind in a report
-
-
 def printable(text: str) -> str:
     """The text on one line; each character that is unsafe in a terminal or spreadsheet becomes U+FFFD."""
     return text if text.isprintable() else "".join(c if c.isprintable() else "\ufffd" for c in text)
-
-
-def printable_text(value: Bytes) -> str:
-    return printable(str(value, "utf-8", "replace"))
 
 
 def shorten(name: str, limit: int = MAX_NAME) -> str:
@@ -417,10 +408,6 @@ def shorten(name: str, limit: int = MAX_NAME) -> str:
         return name
     left = (limit - 3) // 2
     return name[:left] + "..." + name[left + 3 - limit :]
-
-
-TIME_LIMIT = 60.0  # default in seconds of work for all searches of one command or call together
-NANO = 10**9
 
 
 class Budget:
@@ -492,7 +479,24 @@ def keeping_the_best(seconds: float = math.inf) -> Iterator[None]:
 
 FILE_IDENTIFIER = b"TFL3"
 DATA_ALIGNMENT = 16  # bytes, of the data of constants, which TFLM uses in place
+TOO_MANY_ITEMS = "the file is damaged: it refers to more items than its size can hold"
 INT32, UINT32, UINT16 = struct.Struct("<i"), struct.Struct("<I"), struct.Struct("<H")
+# Unions whose name differs from that of their field.
+UNIONS = {"Details": "QuantizationDetails"} | dict.fromkeys(("ArraySegments", "ArrayIndices"), "SparseIndexVector")
+OTHER_FORMATS = (  # pattern of the first bytes, what the file is, what to do
+    (rb"version https://git-lfs", "a Git LFS pointer instead of the model: git lfs pull fetches it"),
+    (rb"PK\x03\x04", "a zip archive (a .keras, .pt or .task file is one): unpack or convert it first"),
+    (rb"\x1f\x8b", "a gzip archive: unpack it first"),
+    (rb"\x89HDF", "a Keras model in HDF5: convert it to TensorFlow Lite first"),
+    (rb"\x08[\x01-\x20][\x12:B]", "an ONNX model or another protocol buffer: convert it to TensorFlow Lite first"),
+    (rb"\n[\x01-\xff]{1,3}\n", "a TensorFlow graph or another protocol buffer: convert it to TensorFlow Lite first"),
+    (rb"\x80\x02", "a pickle, as of PyTorch: convert it to TensorFlow Lite first"),
+    (rb"\s*<", "a web page or XML: the download failed"),
+    (
+        rb"\s*(#(include|ifndef|pragma|define)|//|/\*|alignas|(static |extern )?(const |unsigned )|0x)",
+        "a C array: pass the .tflite that it was made from",
+    ),
+)
 
 
 class Field(NamedTuple):
@@ -564,18 +568,11 @@ class Table(dict[str, Any]):
         return Table(self.kind, self, **changes)
 
 
-# Unions whose name differs from that of their field.
-UNIONS = {"Details": "QuantizationDetails"} | dict.fromkeys(("ArraySegments", "ArrayIndices"), "SparseIndexVector")
-
-
 @cache
 def union_kind(field: str, number: int) -> str:
     """The kind of table that a union field holds; empty if the bindings do not know it."""
     union = getattr(tflite, UNIONS.get(field, field))
     return next((kind for kind, known in vars(union).items() if known == number and hasattr(tflite, kind)), "")
-
-
-TOO_MANY_ITEMS = "the file is damaged: it refers to more items than its size can hold"
 
 
 class _Unpacker:
@@ -684,11 +681,8 @@ class _Packer:
         return int(self.builder.EndVector())
 
     def numbers(self, values: np.ndarray, alignment: int) -> int:
-        builder, size = self.builder, values.dtype.itemsize
-        builder.StartVector(size, len(values), max(size, alignment))
-        builder.head -= values.nbytes
-        builder.Bytes[builder.head : builder.head + values.nbytes] = values.tobytes()
-        return int(builder.EndVector())
+        self.builder.Prep(alignment, values.nbytes)
+        return int(self.builder.CreateNumpyVector(values))
 
 
 def is_same(a: Any, b: Any) -> bool:
@@ -700,22 +694,6 @@ def is_same(a: Any, b: Any) -> bool:
     if isinstance(a, list) and isinstance(b, list):
         return len(a) == len(b) and all(map(is_same, a, b))
     return bool(a == b or (a != a and b != b))  # NaN
-
-
-OTHER_FORMATS = (  # pattern of the first bytes, what the file is, what to do
-    (rb"version https://git-lfs", "a Git LFS pointer instead of the model: git lfs pull fetches it"),
-    (rb"PK\x03\x04", "a zip archive (a .keras, .pt or .task file is one): unpack or convert it first"),
-    (rb"\x1f\x8b", "a gzip archive: unpack it first"),
-    (rb"\x89HDF", "a Keras model in HDF5: convert it to TensorFlow Lite first"),
-    (rb"\x08[\x01-\x20][\x12:B]", "an ONNX model or another protocol buffer: convert it to TensorFlow Lite first"),
-    (rb"\n[\x01-\xff]{1,3}\n", "a TensorFlow graph or another protocol buffer: convert it to TensorFlow Lite first"),
-    (rb"\x80\x02", "a pickle, as of PyTorch: convert it to TensorFlow Lite first"),
-    (rb"\s*<", "a web page or XML: the download failed"),
-    (
-        rb"\s*(#(include|ifndef|pragma|define)|//|/\*|alignas|(static |extern )?(const |unsigned )|0x)",
-        "a C array: pass the .tflite that it was made from",
-    ),
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -808,9 +786,13 @@ def with_archive(data: bytes, source: Bytes) -> bytes:
 
 # Sizes of TFLM's own structures are those of a 32-bit target, in bytes, and scratch is what its reference kernels ask
 # for: tensorflow/lite/micro/kernels of tflite-micro at 90b983c (August 2026), measured on the runtime by the tests.
+# Formulas longer than a line are here, the others in the table.
 
 HEIGHT = 1  # axis of the rows of a feature map
 ARENA_ALIGNMENT = 16  # bytes, of every buffer that TFLM plans
+MAX_CONCATENATED = 10  # inputs of CONCATENATION that TFLM's kernel takes
+EVERYTHING = "every side effect"  # the effect of operators that may touch any state
+VARIABLE = "a variable"  # the effect of those whose first input is its handle
 
 
 def align(size: int, multiple: int = ARENA_ALIGNMENT) -> int:
@@ -862,10 +844,8 @@ class Node:
         return self.outputs[0] if self.outputs else None
 
     def get(self, role: str) -> Tensor | None:
-        if role == "output":
-            return self.output
-        position = self.kind.roles.index(role) if role in self.kind.roles else len(self.inputs)
-        return self.inputs[position] if position < len(self.inputs) else None
+        inputs = zip(self.kind.roles, self.inputs, strict=False)
+        return self.output if role == "output" else next((tensor for name, tensor in inputs if name == role), None)
 
     def __getitem__(self, role: str) -> Tensor:
         if (tensor := self.get(role)) is None:
@@ -901,8 +881,7 @@ def _since(month: str = "", **dtypes: str) -> Callable[[Node], str]:
 
 
 class Options(NamedTuple):
-    """The table in the bindings that holds an operator's options, and the fields of it, besides indices of subgraphs,
-    that this module uses."""
+    """The table in the bindings that holds an operator's options, and its fields that are read, besides callees."""
 
     table: str = ""
     fields: tuple[str, ...] = ()
@@ -947,13 +926,6 @@ class Kind:
     def weights(self) -> tuple[int, ...]:
         """Positions of inputs that are weight matrices: not biases, peepholes or normalisation vectors."""
         return tuple(i for i, role in enumerate(self.inputs.split()) if role.startswith("*"))
-
-
-EVERYTHING = "every side effect"  # the effect of operators that may touch any state
-VARIABLE = "a variable"  # the one whose handle is the first input
-CUSTOM_OPERATORS, HASH_TABLES, RANDOM_NUMBERS = "custom operators", "hash tables", "random numbers"
-
-# Formulas longer than a line; the others are in the table.
 
 
 def _by_weights(rank: int, first: int, behind: int) -> Callable[[Node], int]:
@@ -1072,20 +1044,20 @@ def _if_quantized(size: int, wider: int = 0) -> Sizes:
 # and esp_nn_get_*_scratch_size of ESP-NN 1.2.3 (April 2026). Structures and buffers are those of 32 bits; where a
 # library has no kernel, the reference kernel runs.
 
-LIBRARIES = {
-    kernels.name: kernels
-    for kernels in (
-        REFERENCE,
-        Kernels("cmsis-nn", "CMSIS-NN on Cortex-M4, M7 or M33", "cmsis-nn", "dsp"),
-        Kernels("cmsis-nn:plain", "CMSIS-NN on Cortex-M0 or M3", "cmsis-nn", "plain"),
-        Kernels("cmsis-nn:mve", "CMSIS-NN on Cortex-M52, M55 or M85", "cmsis-nn", "mve"),
-        Kernels("esp-nn", "ESP-NN on ESP32-S3", "esp-nn", "esp32s3"),
-        Kernels("esp-nn:esp32p4", "ESP-NN on ESP32-P4", "esp-nn", "esp32p4"),
-        Kernels("esp-nn:esp32", "ESP-NN on all other ESP32", "esp-nn", "generic"),
-        Kernels("esp-nn:ansi", "ESP-NN in plain C", "esp-nn", "ansi"),
-    )
-}
+_LIBRARIES = (
+    REFERENCE,
+    Kernels("cmsis-nn", "CMSIS-NN on Cortex-M4, M7 or M33", "cmsis-nn", "dsp"),
+    Kernels("cmsis-nn:plain", "CMSIS-NN on Cortex-M0 or M3", "cmsis-nn", "plain"),
+    Kernels("cmsis-nn:mve", "CMSIS-NN on Cortex-M52, M55 or M85", "cmsis-nn", "mve"),
+    Kernels("esp-nn", "ESP-NN on ESP32-S3", "esp-nn", "esp32s3"),
+    Kernels("esp-nn:esp32p4", "ESP-NN on ESP32-P4", "esp-nn", "esp32p4"),
+    Kernels("esp-nn:esp32", "ESP-NN on all other ESP32", "esp-nn", "generic"),
+    Kernels("esp-nn:ansi", "ESP-NN in plain C", "esp-nn", "ansi"),
+)
+LIBRARIES = {kernels.name: kernels for kernels in _LIBRARIES}
 USUAL_LIBRARIES = ("cmsis-nn", "esp-nn")  # what most devices run
+ESP32P4_CACHE = 32768  # bytes above which a feature map is cut into tiles
+ESP32S3_TILE, ESP32S3_WORDS = 40960, 49152  # bytes up to which a depthwise convolution copies a whole feature map
 
 
 class Pads(NamedTuple):
@@ -1195,28 +1167,16 @@ def _is_constant(tensor: Tensor | None) -> bool:
     return tensor is None or tensor.storage is Storage.CONSTANT
 
 
-def _is_by_rows(node: Node) -> bool:
-    """True if a matrix product runs as a 1 x 1 convolution."""
-    is_int8 = node["input"].dtype == node["weights"].dtype == "INT8"
-    return is_int8 and len(node["output"].shape) > 2 and node["weights"].shape[-1] % 4 == 0
-
-
-def _cmsis_sums(node: Node, is_kept: bool) -> list[int]:
-    """Bytes for MVE's sums over the weights of each output: kept if weights and bias are constant, else scratch."""
-    is_used = node.kernels.core == "mve" and node["input"].dtype == node["weights"].dtype == "INT8"
+def _cmsis_dense(node: Node) -> tuple[list[int], list[int]]:
+    """(scratch, arrays) of a matrix product: with MVE, sums over the weights of each output, which are kept if weights
+    and bias are constant. One of several rows runs as a 1 x 1 convolution."""
+    made, is_int8 = sum(node["output"].shape[-1:]), node["input"].dtype == node["weights"].dtype == "INT8"
+    kept = _per_scale(node) if node["input"].dtype == "INT8" else []
+    if is_int8 and len(node["output"].shape) > 2 and node["weights"].shape[-1] % 4 == 0:
+        return [] if kept else [8 * made], kept
+    sums = _requests(4 * made) if is_int8 and node.kernels.core == "mve" else []
     is_constant = _is_constant(node["weights"]) and _is_constant(node.get("bias"))
-    is_here = is_used and not _is_by_rows(node) and is_kept == is_constant
-    return _requests(4 * node["output"].shape[-1]) if is_here else []
-
-
-def _cmsis_dense(node: Node) -> list[int]:
-    if _is_by_rows(node):
-        return [] if _per_scale(node) else [8 * node["output"].shape[-1]]
-    return _cmsis_sums(node, is_kept=False)
-
-
-def _cmsis_dense_arrays(node: Node) -> list[int]:
-    return (_per_scale(node) if node["input"].dtype == "INT8" else []) + _cmsis_sums(node, is_kept=True)
+    return ([], kept + sums) if is_constant else (sums, kept)
 
 
 def _esp_int8(size_on: Mapping[str, Callable[[Window], int]]) -> Sizes:
@@ -1252,9 +1212,6 @@ def _esp_conv_s3(w: Window) -> int:
     return padded + filters + wider + 64 + 4 * made
 
 
-ESP32P4_CACHE = 32768  # bytes above which a feature map is cut into tiles
-
-
 def _esp_conv_p4(w: Window) -> int:
     (height, width, channels), (rows, columns), (made_height, _, made), (down, _), *_ = w
     (above, _), (left, _) = w.pads
@@ -1277,9 +1234,6 @@ def _esp_conv_p4(w: Window) -> int:
     if 0 < rows * row <= left_over:
         tiles = min((left_over - rows * row) // (down * row) + 1, made_height)
     return ((tiles - 1) * down + rows + 2 * above) * row + filters + 32 + 4 * made
-
-
-ESP32S3_TILE, ESP32S3_WORDS = 40960, 49152  # bytes up to which a depthwise convolution copies a whole feature map
 
 
 def _esp_depthwise_s3(w: Window) -> int:
@@ -1388,9 +1342,6 @@ def accepts(types: str, node: Node) -> bool:
     return False
 
 
-MAX_CONCATENATED = 10  # inputs that TFLM's kernel takes
-
-
 def need(what: Callable[..., str]) -> Callable[..., Need]:
     """Decorator that turns ``what(node, *args)`` into ``what(*args)``, which returns a Need."""
     return lambda *args, **options: lambda node: what(node, *args, **options)
@@ -1479,7 +1430,7 @@ def _svdf_output(node: Node) -> str:
 
 
 ####################################################################################################
-# Operators, the rows: which rows of its inputs does an operator need for some rows of its output? One rule per way
+# Operators, the rows: which rows of its inputs does an operator need for some of its output? Which may it overwrite?
 ####################################################################################################
 
 # A region is a range of the schedule whose operators all work along the height of NHWC tensors. Run stripe by stripe,
@@ -1490,6 +1441,8 @@ SPLIT_DTYPES = ("FLOAT32", "INT8", "INT16", "INT32")  # supported by the kernels
 UPSAMPLING = (2, 4, 8, 16, 32)  # factors with an exact reciprocal, so that each row of a stripe keeps its source row
 WRONG_SIZE = "its output does not have the size that its options make"
 NO_PADS = Pads(0, 0)
+UPDATE = 1  # position of the input of DYNAMIC_UPDATE_SLICE that is written into the other
+ROWS_OF_PADDING = ((1, 2, "above"), (1, 3, "below"))
 
 
 class Rows(NamedTuple):
@@ -1629,20 +1582,13 @@ def joined_rows(node: Node) -> RowRule | str:
     return _across(node, node.inputs, [node.options.get("Axis", 0)])
 
 
-def parted_rows(node: Node) -> RowRule | str:
-    return _across(node, [node["input"]], node["axis"].values)
-
-
 def gathered_rows(node: Node) -> RowRule | str:
     is_plain = node.options and not node.options["BatchDims"] and len(node["indices"].shape) == 1
     return _across(node, [node["table"]], [node.options["Axis"]] if is_plain else None)
 
 
-def reduced_rows(node: Node) -> RowRule | str:
+def axes_rows(node: Node) -> RowRule | str:
     return _across(node, [node["input"]], (node.get("axes") or node["axis"]).values)
-
-
-ROWS_OF_PADDING = ((1, 2, "above"), (1, 3, "below"))
 
 
 def padded_rows(node: Node) -> RowRule | str:
@@ -1751,10 +1697,6 @@ def interpolated_rows(node: Node) -> RowRule | str:
     return CutRule((node["input"].index,), 1, above + 2, above, factor, constants=rows, pace=factor, last=last)
 
 
-####################################################################################################
-# Operators, in place: which inputs may the output overwrite as they are read?
-####################################################################################################
-
 # Each returns True if the output may overwrite the input at that position; it gets both tensors. They hold for the
 # reference kernels, CMSIS-NN and ESP-NN, which read an element before they write it.
 
@@ -1785,9 +1727,6 @@ def over_later_rows(node: Node, position: int, source: Tensor, output: Tensor) -
     rows = node["indices"].values
     is_plain = node.options.get("Axis") == HEIGHT and not node.options["BatchDims"] and source.shape == output.shape
     return is_plain and rows is not None and all(row >= i for i, row in enumerate(rows))
-
-
-UPDATE = 1  # position of the input of DYNAMIC_UPDATE_SLICE that is written into the other
 
 
 def updated_block(node: Node) -> tuple[int, int] | None:
@@ -1826,8 +1765,6 @@ _CONV = (*_WINDOW, "DilationHFactor", "DilationWFactor", "FusedActivationFunctio
 DENSE = Options("FullyConnectedOptions", ("FusedActivationFunction", "KeepNumDims"))
 CONV, DEPTHWISE = Options("Conv2DOptions", _CONV), Options("DepthwiseConv2DOptions", _CONV)
 POOL = Options("Pool2DOptions", (*_WINDOW, "FilterHeight", "FilterWidth"))
-RESHAPED = Options("ReshapeOptions")
-UPSAMPLE = Options("ResizeNearestNeighborOptions", ("AlignCorners",))
 INTERPOLATE = Options("ResizeBilinearOptions", ("AlignCorners", "HalfPixelCenters"))
 _MASKS = ("BeginMask", "EndMask", "EllipsisMask", "NewAxisMask", "ShrinkAxisMask", "Offset")
 FILTER, UNARY, BINARY, REDUCED = "input *weights bias", "input", "a b", "input axes"
@@ -1874,13 +1811,11 @@ KINDS: dict[str, Kind] = {name: kind for names, kind in {
     "FULLY_CONNECTED": Kind(FILTER, DENSE, lambda n: n.elements * n["weights"].shape[-1], dense_rows,
         Tflm(CONVOLVED, 16, 48, (16, 24), _int4_scratch, _per_scale,
         since=lambda n: "2024-09" if _per_scale(n) else ""), libraries={
-        "cmsis-nn": {"data": 72, "scratch": _cmsis_dense, "arrays": _cmsis_dense_arrays}}),
+        "cmsis-nn": {"data": 72, "scratch": lambda n: _cmsis_dense(n)[0], "arrays": lambda n: _cmsis_dense(n)[1]}}),
     "BATCH_MATMUL": Kind("*a *b", Options("BatchMatMulOptions", ("AdjX", "AdjY")), _matmul_macs,
-        tflm=Tflm("f32/f32 i8/i8 i16/i16", options=3, data=16, wider=(0, 16), arrays=_matmul_arrays, needs=(_rank(2, 5),
-        _symmetric), since=_since(INT16="2024-09")),
-        libraries={
-        "cmsis-nn": {"data": 36, "scratch": _only_for("INT8", lambda n: [4 * n["output"].shape[-1]], "mve")}},
-        registered="BatchMatMul"),
+        registered="BatchMatMul", tflm=Tflm("f32/f32 i8/i8 i16/i16", options=3, data=16, wider=(0, 16),
+        arrays=_matmul_arrays, needs=(_rank(2, 5), _symmetric), since=_since(INT16="2024-09")), libraries={
+        "cmsis-nn": {"data": 36, "scratch": _only_for("INT8", lambda n: [4 * n["output"].shape[-1]], "mve")}}),
     "MAX_POOL_2D": Kind(UNARY, POOL, _pool_macs, maximum_rows, Tflm(REAL, 40, 32, needs=POOLED),
         libraries={"cmsis-nn": {"data": 36}}),
     "AVERAGE_POOL_2D": Kind(UNARY, POOL, _pool_macs, average_rows, Tflm(REAL, 40, 32, needs=POOLED), libraries={
@@ -1943,11 +1878,11 @@ KINDS: dict[str, Kind] = {name: kind for names, kind in {
         tflm=Tflm("bool/f32/f32 bool/i8/i8 bool/i16/i16", data=1)),
     "ZEROS_LIKE": Kind(tflm=Tflm("f32 i8 i32 i64")),
     # along axes
-    "MEAN": Kind(REDUCED, macs=lambda n: n["input"].elements, rows=reduced_rows,
+    "MEAN": Kind(REDUCED, macs=lambda n: n["input"].elements, rows=axes_rows,
         tflm=Tflm(REDUCIBLE, 1, 44, (0, 0), _sum_scratch)),
-    "SUM": Kind(REDUCED, rows=reduced_rows, tflm=Tflm(REDUCIBLE, 1, 44, (0, 0), _sum_scratch)),
-    "REDUCE_MAX": Kind(REDUCED, rows=reduced_rows, tflm=_EXTREME),
-    "REDUCE_MIN": Kind(REDUCED, rows=reduced_rows, tflm=_EXTREME._replace(since=_since("2025-08"))),
+    "SUM": Kind(REDUCED, rows=axes_rows, tflm=Tflm(REDUCIBLE, 1, 44, (0, 0), _sum_scratch)),
+    "REDUCE_MAX": Kind(REDUCED, rows=axes_rows, tflm=_EXTREME),
+    "REDUCE_MIN": Kind(REDUCED, rows=axes_rows, tflm=_EXTREME._replace(since=_since("2025-08"))),
     "REDUCE_ALL": Kind(REDUCED, tflm=Tflm("bool/i32", 1, 44, (0, 0), _reduce_scratch, since=_since("2026-01"))),
     "SOFTMAX": Kind(UNARY, Options("SoftmaxOptions", ("Beta",)), rows=elementwise_rows,
         tflm=Tflm("f32>f32 i8>i8|i16 i16>i16", 4, 56, (0, 24),
@@ -1956,7 +1891,7 @@ KINDS: dict[str, Kind] = {name: kind for names, kind in {
         "cmsis-nn": {"data": 64}, "esp-nn": {"data": 64, "scratch": _esp_softmax}}),
     "LOG_SOFTMAX": Kind(UNARY, rows=elementwise_rows,
         tflm=Tflm(SMALL, arrays=_if_quantized(28, 12), needs=(_quantized(INT8=(2**-4, 127)),))),
-    "ARG_MAX ARG_MIN": Kind("input axis", rows=reduced_rows, tflm=Tflm("f32/i32>i32 i8/i32>i32", 4)),
+    "ARG_MAX ARG_MIN": Kind("input axis", rows=axes_rows, tflm=Tflm("f32/i32>i32 i8/i32>i32", 4)),
     "CUMSUM": Kind(tflm=Tflm("f32/i32 i8/i32", 2, arrays=_if_quantized(36)), registered="CumSum"),
     "L2_NORMALIZATION": Kind(UNARY, rows=elementwise_rows, tflm=Tflm(SMALL, 4, 4, needs=(_rank(0, 4),))),
     # moving data
@@ -1971,14 +1906,14 @@ KINDS: dict[str, Kind] = {name: kind for names, kind in {
     "STRIDED_SLICE": Kind("input begin end strides", Options("StridedSliceOptions", _MASKS), rows=strided_rows,
         tflm=Tflm("f32|i8|i16|i32|bool/i32/i32/i32", 24, 84,
         needs=(_rank(0, 4), _constant("begin", "end", "strides")))),
-    "SPLIT": Kind("axis input", rows=parted_rows, tflm=Tflm("_/f32|i8|i16|i32", 4, needs=(_constant("axis"),))),
-    "SPLIT_V": Kind("input sizes axis", rows=parted_rows, tflm=Tflm(NUMBER, 4, needs=(_constant("axis"),))),
+    "SPLIT": Kind("axis input", rows=axes_rows, tflm=Tflm("_/f32|i8|i16|i32", 4, needs=(_constant("axis"),))),
+    "SPLIT_V": Kind("input sizes axis", rows=axes_rows, tflm=Tflm(NUMBER, 4, needs=(_constant("axis"),))),
     "PACK": Kind(tflm=Tflm("f32 i8 i16 i32 i64", 8, since=_since(INT16="2025-08"))),
-    "RESHAPE": Kind("input shape", RESHAPED, in_place=over_input,
+    "RESHAPE": Kind("input shape", Options("ReshapeOptions"), in_place=over_input,
         tflm=Tflm("*", 36, arrays=lambda n: _output_shape(n) if n["output"].is_completed else [],
         needs=(_same_elements,))),
-    "RESIZE_NEAREST_NEIGHBOR": Kind("input size", UPSAMPLE, rows=upsampled_rows,
-        tflm=Tflm("f32|i8|i16/i32", 2, needs=RESIZED)),
+    "RESIZE_NEAREST_NEIGHBOR": Kind("input size", Options("ResizeNearestNeighborOptions", ("AlignCorners",)),
+        rows=upsampled_rows, tflm=Tflm("f32|i8|i16/i32", 2, needs=RESIZED)),
     "RESIZE_BILINEAR": Kind("input size", INTERPOLATE, rows=interpolated_rows, tflm=Tflm(EXTREME, 2, needs=RESIZED)),
     "TRANSPOSE": Kind("input perm",
         tflm=Tflm("f32|i8|i16", needs=(_constant("perm"), _rank(1, 5)), since=_since(INT16="2025-03"))),
@@ -2005,9 +1940,9 @@ KINDS: dict[str, Kind] = {name: kind for names, kind in {
         tflm=Tflm(options=8, data=4, wider=(8, 0))),
     "READ_VARIABLE": Kind("handle", tflm=Tflm("resource"), effect=(VARIABLE, False)),
     "ASSIGN_VARIABLE": Kind("handle value", tflm=Tflm("resource|i32", wider=(0, 4)), effect=(VARIABLE, True)),
-    "HASHTABLE HASHTABLE_IMPORT": Kind(effect=(HASH_TABLES, True), tflm=None),
-    "HASHTABLE_FIND HASHTABLE_SIZE": Kind(effect=(HASH_TABLES, False), tflm=None),
-    "RANDOM_UNIFORM RANDOM_STANDARD_NORMAL MULTINOMIAL": Kind(effect=(RANDOM_NUMBERS, True), tflm=None),
+    "HASHTABLE HASHTABLE_IMPORT": Kind(effect=("hash tables", True), tflm=None),
+    "HASHTABLE_FIND HASHTABLE_SIZE": Kind(effect=("hash tables", False), tflm=None),
+    "RANDOM_UNIFORM RANDOM_STANDARD_NORMAL MULTINOMIAL": Kind(effect=("random numbers", True), tflm=None),
     "CALL": Kind(options=Options("CallOptions"), tflm=None),
     "STABLEHLO_COMPOSITE": Kind(options=Options("StableHLOCompositeOptions"), tflm=None),
     "STABLEHLO_WHILE": Kind(options=Options("StablehloWhileOptions"), tflm=None),
@@ -2021,7 +1956,7 @@ UNKNOWN_KIND = Kind(tflm=None)
 DECODE = "TFLM_DECODE"  # custom operator that decodes weights from codebooks and indices
 
 # What custom operators share is unknown, so all have this effect.
-_custom = partial(Kind, inputs=UNARY, effect=(CUSTOM_OPERATORS, True))
+_custom = partial(Kind, inputs=UNARY, effect=("custom operators", True))
 ACCELERATORS = ("ethos-u",)  # their operators address the memory of their scratch tensors as the compiler planned it
 CUSTOM_KINDS = {
     "ethos-u": _custom(registered="EthosU",
@@ -2086,10 +2021,9 @@ def multiply_accumulates(subgraph: Subgraph, operator: Operator) -> int:
     used = [subgraph.tensors[i] for i in (*operator.reads, *operator.writes)]
     if not node.inputs or any(d < 0 for tensor in used for d in tensor.shape):
         return 0
-    try:
+    with contextlib.suppress(LookupError):  # an input that it needs is missing
         return node.kind.macs(node)
-    except LookupError:  # an input that it needs is missing
-        return 0
+    return 0
 
 
 def scratch_requests(subgraph: Subgraph, operator: Operator, target: Target = BITS_32) -> list[int]:
@@ -2253,11 +2187,10 @@ def instructions(kind: str, node: Node) -> int:
     """Estimated instructions of one execution of an operator, by the nearest kernels that were measured; for WHILE,
     what is neither in its condition nor in its body, without its iterations."""
     core = TIMED_CORES.get(node.kernels.core, "")
-    try:
+    with contextlib.suppress(LookupError, ValueError, TypeError, ZeroDivisionError):  # it is damaged
         row, work = work_of(kind, node, core)
-    except (LookupError, ValueError, TypeError, ZeroDivisionError):  # it is damaged
-        return 0
-    return int(sum(value * work.get(name, 0) for name, value in _coefficients(row, core)))
+        return int(sum(value * work.get(name, 0) for name, value in _coefficients(row, core)))
+    return 0
 
 
 @cache
@@ -2388,10 +2321,7 @@ def operator_refusal(subgraph: Subgraph, operator: Operator) -> str:
 
 def month_text(month: str) -> str:
     """``November 2025`` for ``2025-11``."""
-    import calendar
-
-    year, number = month.split("-")
-    return f"{calendar.month_name[int(number)]} {year}"
+    return time.strftime("%B %Y", time.strptime(month, "%Y-%m"))
 
 
 def required_tflm(graph: ModelGraph) -> tuple[str, list[str]]:
@@ -2449,6 +2379,9 @@ MAX_KIND = 1000  # bytes of the name of a custom operator
 SMALL_CONSTANT = 1024  # bytes of the largest constant of integers whose values are kept
 DTYPES = tuple(ELEMENT_TYPES)
 EXTERNAL_BUFFER = 10  # slot of a tensor, newer than the bindings: its data is in another file
+COUNTED_ONCE = "what a loop runs counted once"
+COMPILED = "an accelerator depends on its memory plan"
+LOOPED = "the model's loops depend on its memory plan"
 
 
 def planned_offsets(graph: ModelGraph) -> dict[tuple[int, int], int]:
@@ -2476,14 +2409,8 @@ def is_compiled(graph: ModelGraph) -> bool:
     return graph.plan is not None and any(operator.kind in ACCELERATORS for _, operator in graph.operators)
 
 
-COMPILED = "an accelerator depends on its memory plan"
-
-
 def is_loop(operator: Operator) -> bool:
     return operator.kind == "WHILE" and len(operator.callees) == 2
-
-
-COUNTED_ONCE = "what a loop runs counted once"
 
 
 def looped_operators(graph: ModelGraph) -> int:
@@ -2499,9 +2426,6 @@ def looped_operators(graph: ModelGraph) -> int:
         return any(offsets.get((caller.index, a), -1) == offsets.get((body.index, b), -2) for a, b in pairs)
 
     return sum(is_looped(*where) for where in graph.operators if is_loop(where[1]))
-
-
-LOOPED = "the model's loops depend on its memory plan"
 
 
 def why_not_rewritten(graph: ModelGraph) -> str:
@@ -2538,7 +2462,7 @@ def read_graph(file: File, kernels: Kernels = REFERENCE) -> ModelGraph:
 
 def custom_kind(code: Table) -> str:
     """The name of a custom operator, by its code in the file."""
-    return printable_text(code["CustomCode"][:MAX_KIND]) or "CUSTOM"
+    return printable(str(code["CustomCode"][:MAX_KIND], "utf-8", "replace")) or "CUSTOM"
 
 
 class _Reader:
@@ -2551,10 +2475,9 @@ class _Reader:
         self.left = self.letters = math.inf if file.is_changed else len(file.source)
         self.buffers = tuple(map(self.content, self.model["Buffers"]))
         self.kinds = list(map(self.operator_kind, self.model["OperatorCodes"]))
-        self.subgraph_count = len(self.model["Subgraphs"])
 
     def read(self) -> ModelGraph:
-        if self.subgraph_count == 0:
+        if not self.model["Subgraphs"]:
             raise ModelError("the model has no subgraph, so there is nothing to run")
         subgraphs = tuple(self.subgraph(table, i) for i, table in enumerate(self.model["Subgraphs"]))
         metadata = tuple(map(self.metadata_entry, self.model["Metadata"]))
@@ -2569,7 +2492,7 @@ class _Reader:
         if len(value) > self.letters:
             return ""
         self.letters -= len(value)
-        return printable_text(value)
+        return printable(str(value, "utf-8", "replace"))
 
     def vector(self, table: Table, field: str) -> tuple[Any, ...]:
         values = table[field]
@@ -2604,9 +2527,8 @@ class _Reader:
         groups = [("input", inputs, 0), ("output", outputs, 0)]
         groups += [(op.kind, op.inputs + op.outputs + op.intermediates, -1) for op in operators]
         for what, group, lowest in groups:
-            if group and not (lowest <= min(group) and max(group) < len(tables)):
-                wrong = next(i for i in group if not lowest <= i < len(tables))
-                place = f"tensor {wrong} of {len(tables)} in subgraph {index}"
+            for i in (i for i in group if not lowest <= i < len(tables)):
+                place = f"tensor {i} of {len(tables)} in subgraph {index}"
                 raise ModelError(f"the file is damaged: {what} refers to {place}")
         handles = {i for op in operators if op.variable for i in op.outputs}
         given = set(inputs)
@@ -2629,10 +2551,13 @@ class _Reader:
             storage = Storage.CONSTANT
         else:
             storage = Storage.STATE if table["IsVariable"] or is_handle else Storage.ACTIVATION
-        size = self.tensor_bytes(index, dtype, shape)
+        elements = math.prod(map(abs, shape)) if len(shape) <= MAX_RANK else MAX_ELEMENTS + 1
+        if elements > MAX_ELEMENTS:
+            raise ModelError(f"the file is damaged: tensor {index} claims an impossible shape")
+        bits = ELEMENT_TYPES.get(dtype, UNKNOWN_TYPE).bits
+        size = None if bits is None or min(shape, default=0) < 0 else (elements * bits + 7) // 8
         if storage is Storage.ACTIVATION and size is None:
-            is_sized = ELEMENT_TYPES.get(dtype, UNKNOWN_TYPE).bits is not None
-            why = "its shape is only known at run time" if is_sized else f"its type is {dtype}"
+            why = f"its type is {dtype}" if bits is None else "its shape is only known at run time"
             self.notes[f"the size of tensor {index} ({shorten(name)}) is unknown, since {why}; it counts as 0 B"] = None
         elif storage is Storage.ACTIVATION and dynamic:
             self.notes["dimensions that are only known at run time (-1) are counted as stored in the file"] = None
@@ -2648,13 +2573,6 @@ class _Reader:
             index, name, dtype, shape, storage, buffer, size, dynamic, is_sparse, completed, quantization, values
         )
 
-    def tensor_bytes(self, index: int, dtype: str, shape: tuple[int, ...]) -> int | None:
-        elements = math.prod(abs(d) for d in shape) if len(shape) <= MAX_RANK else MAX_ELEMENTS + 1
-        if elements > MAX_ELEMENTS:
-            raise ModelError(f"the file is damaged: tensor {index} claims an impossible shape")
-        bits = ELEMENT_TYPES.get(dtype, UNKNOWN_TYPE).bits
-        return None if bits is None or any(d < 0 for d in shape) else (elements * bits + 7) // 8
-
     def operator(self, table: Table, index: int) -> Operator:
         if not 0 <= table["OpcodeIndex"] < len(self.kinds):
             raise ModelError(f"the file is damaged: operator {index} has an operator code that is not there")
@@ -2669,7 +2587,7 @@ class _Reader:
             return operator
         callees = tuple(options[field] for field in layout(name) if "Subgraph" in field)
         for callee in callees:
-            if not 0 <= callee < self.subgraph_count:
+            if not 0 <= callee < len(self.model["Subgraphs"]):
                 raise ModelError(f"the file is damaged: {kind} runs subgraph {callee}, which is not there")
         given = {field: options[field] for field in fields}
         plain = {field: bytes(value) if isinstance(value, memoryview) else value for field, value in given.items()}
@@ -5307,7 +5225,7 @@ def row_rule(subgraph: Subgraph, operator: Operator) -> RowRule | str:
         return f"{operator.kind} does not work row by row"
     if node.output is None or len(node.outputs) != len(operator.outputs):
         return "an output is missing"
-    if len(node.outputs) > 1 and node.kind.rows is not parted_rows:
+    if len(node.outputs) > 1 and node.kind.rows is not axes_rows:
         return "it has several outputs"
     for output in node.outputs:
         if why := why_no_rows(output):

@@ -98,7 +98,7 @@ def test_float_convolutions_of_cmsis_nn_keep_nothing_per_channel():
     shapes = [(1, 5, 5, 4), (8, 1, 1, 4), (1, 5, 5, 8)]
     for dtype, expected in (("FLOAT32", []), ("INT8", [32, 32])):
         case = {"kind": "CONV_2D", "dtypes": [dtype] * 2, "shapes": shapes, "options": {}, "scales": 1}
-        assert net(node_of_case(case, "cmsis-nn"), tflite_tools.BITS_32) == expected
+        assert net(node_of_case(case, "cmsis-nn")) == expected
 
 
 @settings(max_examples=8, deadline=None)
