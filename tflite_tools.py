@@ -3810,10 +3810,8 @@ class Obstacles:
     def __init__(self, intervals: Sequence[Interval]) -> None:
         lifetimes = sum(last - first + 1 for _, first, last, _ in intervals)
         self.period = max(MIN_PERIOD, lifetimes // max(len(intervals), 1))
-        room = Counter(period for interval in intervals for period in self.periods(interval))
         # Per period: offset, end, first and last time of each interval, sorted by offset.
-        self.rows = {period: np.empty((4, count), dtype=np.int64) for period, count in room.items()}
-        self.counts = dict.fromkeys(room, 0)
+        self.rows: dict[int, np.ndarray] = defaultdict(lambda: np.empty((4, 0), dtype=np.int64))
 
     def periods(self, interval: Interval) -> range:
         return range(interval.first // self.period, interval.last // self.period + 1)
@@ -3821,11 +3819,10 @@ class Obstacles:
     def add(self, interval: Interval) -> None:
         start = interval.offset or 0
         for period in self.periods(interval):
-            rows, count = self.rows[period], self.counts[period]
-            rank = int(rows[0, :count].searchsorted(start, side="right"))
-            rows[:, rank + 1 : count + 1] = rows[:, rank:count]
-            rows[:, rank] = start, start + interval.size, interval.first, interval.last
-            self.counts[period] += 1
+            rows = self.rows[period]
+            rank = rows[0].searchsorted(start, side="right")
+            row = np.array([[start], [start + interval.size], [interval.first], [interval.last]])
+            self.rows[period] = np.concatenate([rows[:, :rank], row, rows[:, rank:]], axis=1)
 
     def lowest_place(self, block: Sequence[Interval]) -> int:
         """The lowest free address for a block; the ``offset`` of each of its intervals is relative to it."""
@@ -3833,7 +3830,7 @@ class Obstacles:
         for interval in block:
             size, first, last, above = interval
             for period in self.periods(interval):
-                start, end, begins, ends = self.rows[period][:, : self.counts[period]]
+                start, end, begins, ends = self.rows[period]
                 together = (begins <= last) & (ends >= first)
                 lows.append(start[together] - (size + (above or 0)))
                 highs.append(end[together] - (above or 0))
@@ -4123,11 +4120,9 @@ def arena_buffers(graph: ModelGraph, target: Target = BITS_32) -> list[ArenaBuff
             if size := _tflm_bytes(tensor):
                 buffers.append(ArenaBuffer(Interval(align(size), *touched.get(key, never)), *key, bytes=size))
     for subgraph, operator in graph.operators:
-        for size in scratch_requests(subgraph, operator, target.pointer):
-            key = subgraph.index, operator.index
-            if size:
-                interval = Interval(align(size), *runs.get(key, never))
-                buffers.append(ArenaBuffer(interval, subgraph.index, None, operator.index, size))
+        times = runs.get((subgraph.index, operator.index), never)
+        for size in filter(None, scratch_requests(subgraph, operator, target.pointer)):
+            buffers.append(ArenaBuffer(Interval(align(size), *times), subgraph.index, None, operator.index, size))
     return buffers
 
 
@@ -4422,15 +4417,10 @@ class AliasSearch:
             output = here.get(operator.writes[0]) if len(operator.writes) == 1 else None
             if output is None:
                 continue
-            node = node_of(subgraph, operator)
-            ends = {
-                position: here[t]
-                for position, t in enumerate(operator.inputs)
-                if t in here and here[t] not in taken and t not in subgraph.outputs
-            }
-            start = self.interval(output).first
-            ends = {position: i for position, i in ends.items() if self.interval(i).last == start}
-            found = [Alias(i, output) for position, i in ends.items() if may_overwrite(node, position)]
+            node, start = node_of(subgraph, operator), self.interval(output).first
+            given = {at: here[t] for at, t in enumerate(operator.inputs) if t in here and t not in subgraph.outputs}
+            ends = {at: i for at, i in given.items() if i not in taken and self.interval(i).last == start}
+            found = [Alias(i, output) for at, i in ends.items() if may_overwrite(node, at)]
             pairs += found[:1]
             alternatives += [alias for alias in found[1:] if alias.old != found[0].old]
             # If the operand is at another offset, the kernel copies it first and would overwrite the update.
@@ -4678,10 +4668,10 @@ class Arena:
         """The buffers without offsets, with what the application keeps alive until the end."""
         kept, _ = self.promises
         end = max((buffer.interval.last for buffer in self.buffers), default=0)
-        last = {i: {"last": end} if i in kept else {} for i in range(len(self.buffers))}
+        last = [end if i in kept else buffer.interval.last for i, buffer in enumerate(self.buffers)]
         return [
-            dataclasses.replace(buffer, interval=buffer.interval._replace(offset=None, **last[i]))
-            for i, buffer in enumerate(self.buffers)
+            dataclasses.replace(buffer, interval=buffer.interval._replace(offset=None, last=until))
+            for buffer, until in zip(self.buffers, last, strict=True)
         ]
 
     @property
@@ -6701,11 +6691,8 @@ def tall_shape(tensor: Tensor) -> tuple[int, ...] | None:
 
 
 TURNABLE = (convolution_rows, maximum_rows, average_rows, padded_rows, joined_rows, elementwise_rows)
-TURNED_OPTIONS = {
-    one: other
-    for pair in (("StrideH", "StrideW"), ("DilationHFactor", "DilationWFactor"), ("FilterHeight", "FilterWidth"))
-    for one, other in (pair, pair[::-1])
-}
+TURNED_OPTIONS = {"StrideH": "StrideW", "DilationHFactor": "DilationWFactor", "FilterHeight": "FilterWidth"}
+TURNED_OPTIONS |= {other: one for one, other in TURNED_OPTIONS.items()}
 
 
 def is_series(subgraph: Subgraph) -> bool:
@@ -6724,7 +6711,6 @@ class Upright:
         self.tall: dict[int, int] = {}  # tensor -> its upright form
         self.missing: dict[int, Operator | None] = {}  # tensor that is not made -> the mover that would make it
         self.schedule: list[int | NewOperator] = []
-        self.has_windows = False  # True: windows over time are among what was turned
         for operator in subgraph.operators:
             if is_mover(subgraph, operator) and self.is_series(operator.inputs[0], operator.outputs[0]):
                 self.missing[operator.outputs[0]] = operator
@@ -6807,7 +6793,6 @@ class Upright:
                 return False
             changes = {name: options[other] for name, other in TURNED_OPTIONS.items() if name in options}
             constants = {1: self.emitter.reshaped(weights.index, itemgetter(0, 2, 1, 3)(shape))} if weights else {}
-            self.has_windows = True
         inputs = [constants.get(i, self.upright(t) if t in series else t) for i, t in enumerate(operator.inputs)]
         output = operator.outputs[0]
         self.tall[output] = self.emitter.add(NewTensor("", tall_shape(tensors[output]) or (), output))
@@ -6845,15 +6830,9 @@ class Port(NamedTuple):
 
     def json(self) -> dict[str, Any]:
         scale, zero_point = self.inner.affine or (1.0, 0)
-        return {
-            "port": "input" if self.is_input else "output",
-            "name": self.inner.name,
-            "type": self.inner.dtype,
-            "scale": scale,
-            "zero_point": zero_point,
-            "name_before": self.outer.name,
-            "type_before": self.outer.dtype,
-        }
+        known = {"port": "input" if self.is_input else "output", **picked(self, "name=inner.name type=inner.dtype")}
+        known |= {"scale": scale, "zero_point": zero_point}
+        return known | picked(self, "name_before=outer.name type_before=outer.dtype")
 
 
 CONVERSIONS = ("QUANTIZE", "DEQUANTIZE")
