@@ -4185,11 +4185,6 @@ class Aliases:
     def __bool__(self) -> bool:
         return bool(self.pairs or self.pieces or self.copies)
 
-    def __add__(self, other: Aliases) -> Aliases:
-        pairs, copies = self.pairs + other.pairs, self.copies + other.copies
-        alternatives, joined = self.alternatives + other.alternatives, self.joined + other.joined
-        return Aliases(pairs, {**self.pieces, **other.pieces}, copies, alternatives, joined)
-
     def used_by(self, placed: Sequence[Interval]) -> Aliases:
         """The aliases that the placed buffers use."""
 
@@ -4288,19 +4283,19 @@ def with_room_for_scratch(layout: Layout, buffers: Sequence[Interval], scratch: 
     itself, never inside a tensor that it takes for alive. This saves 18 % in loops with MVE kernels."""
     times = sorted({buffers[i][1:3] for i in scratch})
     members: dict[int, list[int]] = defaultdict(list)  # buffers of each place
-    numbers: dict[int, list[int]] = defaultdict(list)  # its intervals
+    taken: dict[int, list[tuple[Interval, int]]] = defaultdict(list)  # its intervals, and their offsets in it
     for i, (place, _) in enumerate(layout.places):
         members[place].append(i)
-    for number, owner in enumerate(layout.owners):
-        numbers[layout.places[owner][0]].append(number)
+    for interval, owner, above in zip(layout.intervals, layout.owners, layout.above, strict=True):
+        place, height = layout.places[owner]
+        taken[place].append((interval, height + above))
     roomy = Layout([*layout.intervals], [*layout.owners], [*layout.above], layout.places)
     for place, group in members.items():
-        if len(group) == len(numbers[place]) == 1:
+        if len(group) == len(taken[place]) == 1:
             continue
-        taken = [(layout.intervals[n], layout.places[layout.owners[n]][1] + layout.above[n]) for n in numbers[place]]
         first, last = min(buffers[i].first for i in group), max(buffers[i].last for i in group)
         for begin, end in times[bisect.bisect_left(times, (first, -1)) : bisect.bisect_right(times, (last, last))]:
-            blocks = [(at, at + b.size) for b, at in taken if b.first <= end and begin <= b.last]
+            blocks = [(at, at + b.size) for b, at in taken[place] if b.first <= end and begin <= b.last]
             for i in group:
                 at = layout.places[i][1]
                 is_there = buffers[i].first <= begin and end <= buffers[i].last
@@ -4362,28 +4357,11 @@ class LoopVariable(NamedTuple):
         return self.begin == self.end and self.operand is not None
 
     @property
-    def copies(self) -> list[int]:
+    def copies(self) -> list[Alias]:
         """The buffers that have the same content as another one."""
-        others = (self.output, self.begin, self.tested) if self.goes_through else (self.tested,)
-        return [i for i in others if i is not None]
-
-    def aliases(self, buffers: Sequence[ArenaBuffer], next_place: Mapping[int, int]) -> Aliases:
-        """All may share one offset if the body updates them in place (``next_place``: input -> output) or ``end``
-        begins after ``begin`` ends. While the body runs, its tensors hold the content; the output takes nothing."""
         if self.goes_through and self.operand is not None:
-            return Aliases(copies=tuple(Alias(self.operand, i) for i in self.copies))
-        copies = tuple(Alias(self.output, i) for i in self.copies)
-        (size, runs, until, _), begin, end = (buffers[i].interval for i in (self.output, self.begin, self.end))
-        pieces = Interval(size, runs, begin.first, 0), Interval(size, end.last, until, 0)
-        pairs = [Alias(self.output, self.begin)]
-        if self.is_consumed and self.operand is not None:
-            pairs.append(Alias(self.operand, self.output))
-        place: int | None = self.begin
-        while place is not None and place != self.end:
-            place = next_place.get(place)
-        if place == self.end or begin.last < end.first:
-            pairs.append(Alias(self.end, self.output))
-        return Aliases(tuple(pairs), {self.output: pieces}, copies)
+            return [Alias(self.operand, i) for i in (self.output, self.begin, self.tested) if i is not None]
+        return [] if self.tested is None else [Alias(self.output, self.tested)]
 
 
 class AliasSearch:
@@ -4391,45 +4369,45 @@ class AliasSearch:
 
     def __init__(self, graph: ModelGraph, buffers: Sequence[ArenaBuffer], joined: tuple[Alias, ...] = ()) -> None:
         self.graph, self.buffers, self.joined = graph, buffers, joined
+        self.intervals = [buffer.interval for buffer in buffers]
         self.number = {(b.subgraph, b.tensor): i for i, b in enumerate(buffers) if b.tensor is not None}
         _, self.times = _times_on_the_clock(graph)
+        self.pairs, self.copies, self.alternatives = list[Alias](), list[Alias](), list[Alias]()
+        self.pieces: dict[int, tuple[Interval, ...]] = {}
 
     def run(self) -> Aliases:
         if is_compiled(self.graph):
             return NO_ALIASES
         variables = list(self.loop_variables())
-        found, taken = Aliases(joined=self.joined), {i for variable in variables for i in variable.copies}
+        taken = {alias.new for variable in variables for alias in variable.copies}
         for subgraph in self.graph.subgraphs:
-            here = {t: i for (s, t), i in self.number.items() if s == subgraph.index and self.interval(i).last >= 0}
-            found += self.in_place(subgraph, here, taken)
-            found += Aliases(pieces=self.read_by_slices(subgraph, here) | self.overwritten(subgraph, here))
-        next_place = {alias.old: alias.new for alias in found.pairs if alias.above == 0}
-        found = reduce(Aliases.__add__, (variable.aliases(self.buffers, next_place) for variable in variables), found)
-        return found.consistent([buffer.interval for buffer in self.buffers])
+            here = {t: i for (s, t), i in self.number.items() if s == subgraph.index and self.intervals[i].last >= 0}
+            self.find_in_place(subgraph, here, taken)
+            self.pieces |= self.read_by_slices(subgraph, here) | self.overwritten(subgraph, here)
+        next_place = {alias.old: alias.new for alias in self.pairs if alias.above == 0}
+        for variable in variables:
+            self.carry(variable, next_place)
+        found = Aliases(tuple(self.pairs), self.pieces, tuple(self.copies), tuple(self.alternatives), self.joined)
+        return found.consistent(self.intervals)
 
-    def interval(self, number: int) -> Interval:
-        return self.buffers[number].interval
-
-    def in_place(self, subgraph: Subgraph, here: Mapping[int, int], taken: set[int]) -> Aliases:
+    def find_in_place(self, subgraph: Subgraph, here: Mapping[int, int], taken: set[int]) -> None:
         """Outputs that may overwrite an input that ends there (added to ``taken``), and the alternatives to it."""
-        pairs, alternatives = list[Alias](), list[Alias]()
         for operator in subgraph.operators:
             output = here.get(operator.writes[0]) if len(operator.writes) == 1 else None
             if output is None:
                 continue
-            node, start = node_of(subgraph, operator), self.interval(output).first
+            node, start = node_of(subgraph, operator), self.intervals[output].first
             given = {at: here[t] for at, t in enumerate(operator.inputs) if t in here and t not in subgraph.outputs}
-            ends = {at: i for at, i in given.items() if i not in taken and self.interval(i).last == start}
+            ends = {at: i for at, i in given.items() if i not in taken and self.intervals[i].last == start}
             found = [Alias(i, output) for at, i in ends.items() if may_overwrite(node, at)]
-            pairs += found[:1]
-            alternatives += [alias for alias in found[1:] if alias.old != found[0].old]
+            self.pairs += found[:1]
+            self.alternatives += [alias for alias in found[1:] if alias.old != found[0].old]
             # If the operand is at another offset, the kernel copies it first and would overwrite the update.
             is_update = found and operator.kind == "DYNAMIC_UPDATE_SLICE" and UPDATE in ends
             if is_update and (block := updated_block(node)):
-                pairs.append(Alias(ends[UPDATE], output, block[0], beside=found[0].old))
+                self.pairs.append(Alias(ends[UPDATE], output, block[0], beside=found[0].old))
                 taken.add(ends[UPDATE])
             taken.update(alias.old for alias in found[:1])
-        return Aliases(tuple(pairs), alternatives=tuple(alternatives))
 
     def overwritten(self, subgraph: Subgraph, here: Mapping[int, int]) -> dict[int, tuple[Interval, ...]]:
         """Tensors read by one DYNAMIC_UPDATE_SLICE only: the bytes that it overwrites are not needed once made."""
@@ -4441,7 +4419,7 @@ class AliasSearch:
                 continue
             t, block = operator.inputs[0], updated_block(node_of(subgraph, operator))
             if block and t in here and readers[t] == 1 and t not in subgraph.outputs:
-                size, first, last, _ = self.interval(here[t])
+                size, first, last, _ = self.intervals[here[t]]
                 until, (start, end) = max(ends.get(t, first), first), block
                 if last > self.times.get((subgraph.index, operator.index), (0, last))[1]:  # it is kept
                     continue
@@ -4460,7 +4438,7 @@ class AliasSearch:
         for t, i in here.items():
             if t in subgraph.outputs or all(operator.kind != "SLICE" for operator in readers[t]):
                 continue
-            size, first, last, _ = self.interval(i)
+            size, first, last, _ = self.intervals[i]
             reads = []
             for operator in readers[t]:
                 start, end = bytes_read(node_of(subgraph, operator), subgraph.tensors[t])
@@ -4477,6 +4455,25 @@ class AliasSearch:
             if len(groups) > 1:
                 pieces[i] = tuple(Interval(g[-1][2] - g[0][1], first, g[0][0], g[0][1]) for g in groups)
         return pieces
+
+    def carry(self, variable: LoopVariable, next_place: Mapping[int, int]) -> None:
+        """All buffers of a variable may share one offset if the body updates them in place (``next_place``: input ->
+        output) or ``end`` begins after ``begin`` ends. While the body runs, its tensors hold the content; the output
+        takes nothing."""
+        operand, output, _, begin, end, is_consumed = variable
+        self.copies += variable.copies
+        if variable.goes_through:
+            return
+        (size, runs, until, _), begins, ends = (self.intervals[i] for i in (output, begin, end))
+        self.pieces[output] = Interval(size, runs, begins.first, 0), Interval(size, ends.last, until, 0)
+        self.pairs.append(Alias(output, begin))
+        if is_consumed and operand is not None:
+            self.pairs.append(Alias(operand, output))
+        place: int | None = begin
+        while place is not None and place != end:
+            place = next_place.get(place)
+        if place == end or begins.last < ends.first:
+            self.pairs.append(Alias(end, output))
 
     def loop_variables(self) -> Iterator[LoopVariable]:
         """The variables of all WHILE operators; none if a subgraph is called more than once."""
@@ -4500,13 +4497,12 @@ class AliasSearch:
                 continue
             if len({self.buffers[i].bytes for i in found if i is not None}) != 1:
                 continue
-            over, is_consumed = self.interval(end).last, False
-            if operand is not None and ids[0] not in subgraph.outputs:
-                # Of several variables with the same operand, only one may take its memory; the others are copies.
-                is_consumed = self.interval(operand).last == over and met[ids[0]] == 1
+            # Of several variables with the same operand, only one may take its memory; the others are copies.
+            is_last = operand is not None and self.intervals[operand].last == self.intervals[end].last
+            is_consumed = is_last and ids[0] not in subgraph.outputs and met[ids[0]] == 1
             variable = LoopVariable(operand, output, tested, begin, end, is_consumed)
             if operand is not None and variable.goes_through:
-                outlives = self.interval(output).last > self.interval(operand).last
+                outlives = self.intervals[output].last > self.intervals[operand].last
                 if outlives or operator.inputs.count(ids[0]) > 1:
                     continue
             yield variable
