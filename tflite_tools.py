@@ -2807,8 +2807,7 @@ def encode_weights(tensor: Tensor, values: np.ndarray) -> np.ndarray:
 
 
 class Interval(NamedTuple):
-    """``size`` bytes of memory at times ``first`` to ``last`` inclusive, at address ``offset`` once that is known. The
-    only notion of lifetime in this module: for tensors of a schedule, buffers of an order, and what TFLM plans."""
+    """``size`` bytes of memory at times ``first`` to ``last`` inclusive, at address ``offset`` once that is known."""
 
     size: int
     first: int
@@ -4707,8 +4706,7 @@ class Arena:
         if plan is None or is_compiled(graph):
             return ()
         problems = self.lost or self.faults(self.placed)
-        if len(plan) < PLAN_HEADER:
-            problems.append("it is too short")
+        problems += ["it is too short"] if len(plan) < PLAN_HEADER else []
         problems += [
             f"tensor {t} is a variable and planned into the arena's head, where it can be overwritten"
             for s, t in planned_offsets(graph)
@@ -4917,32 +4915,6 @@ class Claim(NamedTuple):
     unless: Alias | None = None
 
 
-def claims_of(buffers: Sequence[Interval], aliases: Aliases) -> list[Claim]:
-    """What the buffers take of the memories that they are in."""
-    copies = {alias.new: alias for alias in aliases.copies}
-    takers: dict[int, list[Alias]] = defaultdict(list)  # by buffer, the aliases that end it early
-    for alias in (*aliases.pairs, *aliases.alternatives):
-        takers[alias.old].append(alias)
-    claims = []
-    for i, buffer in enumerate(buffers):
-        for piece in aliases.pieces.get(i, (buffer,)):
-            if i in copies:
-                claims.append(Claim(piece, i, copies[i]))
-                continue
-            begins = [
-                (begin, alias)
-                for alias in takers[i]
-                for _, begin, *_ in aliases.pieces.get(alias.new, (buffers[alias.new],))
-                if piece.first <= begin <= piece.last
-            ]
-            begin, taker = min(begins, key=itemgetter(0), default=(piece.last + 1, None))
-            if piece.first < begin:
-                claims.append(Claim(piece._replace(last=begin - 1), i))
-            if taker:
-                claims.append(Claim(piece._replace(first=begin), i, taker))
-    return claims
-
-
 class Choice(NamedTuple):
     """The buffers in the fast memory, and the aliases used in either memory."""
 
@@ -4952,21 +4924,40 @@ class Choice(NamedTuple):
 
 @dataclass(frozen=True)
 class DivisionProblem:
-    """The problem to find the buffers for the fast memory with the largest sum of values. Both memories must hold
-    theirs at all times; offsets are not part of it."""
+    """The problem to find the buffers of an arena for the fast memory with the largest sum of values. Both memories
+    must hold theirs at all times; offsets are not part of it."""
 
-    values: Sequence[int]
+    arena: Arena
+    values: Sequence[int]  # bytes of traffic
     pinned: Mapping[int, bool]  # True: must be in the fast memory, False: must not be
-    claims: Sequence[Claim]
-    aliases: Aliases
+    in_place: bool = True
 
-    @classmethod
-    def of(
-        cls, arena: Arena, values: Sequence[int], pinned: Mapping[int, bool], in_place: bool = True
-    ) -> DivisionProblem:
-        """The problem for the buffers of an arena; ``values`` are their bytes of traffic."""
-        aliases = arena.aliases if in_place else NO_ALIASES
-        return cls(values, pinned, claims_of(arena.intervals, aliases), aliases)
+    @cached_property
+    def aliases(self) -> Aliases:
+        return self.arena.aliases if self.in_place else NO_ALIASES
+
+    @cached_property
+    def claims(self) -> list[Claim]:
+        """What the buffers take of the memories that they are in."""
+        pieces = {i: self.aliases.pieces.get(i, (one,)) for i, one in enumerate(self.arena.intervals)}
+        copies = {alias.new: alias for alias in self.aliases.copies}
+        takers: dict[int, list[Alias]] = defaultdict(list)  # by buffer, the aliases that end it early
+        for alias in (*self.aliases.pairs, *self.aliases.alternatives):
+            takers[alias.old].append(alias)
+        claims = []
+        for i, own in pieces.items():
+            for piece in own:
+                if i in copies:
+                    claims.append(Claim(piece, i, copies[i]))
+                    continue
+                starts = ((begin, alias) for alias in takers[i] for _, begin, *_ in pieces[alias.new])
+                begins = [start for start in starts if piece.first <= start[0] <= piece.last]
+                begin, taker = min(begins, key=itemgetter(0), default=(piece.last + 1, None))
+                if piece.first < begin:
+                    claims.append(Claim(piece._replace(last=begin - 1), i))
+                if taker:
+                    claims.append(Claim(piece._replace(first=begin), i, taker))
+        return claims
 
     @property
     def required(self) -> int:
@@ -4974,13 +4965,14 @@ class DivisionProblem:
         return Profile(c.interval for c in self.claims if c.unless is None and self.pinned.get(c.owner)).peak
 
     def solve(
-        self, limits: tuple[int, int], apart: Sequence[Collection[int]], time_limit: float
+        self, limits: tuple[int, int], apart: Sequence[Collection[int]], time_limit: float, free: Sequence[Alias] = ()
     ) -> tuple[Choice | None, int]:
         """(The best choice found, or None; an upper bound on the sum of values of any choice).
 
         Args:
             limits: bytes of the fast memory and of the slow one.
             apart: sets of buffers that cannot all be in the fast one.
+            free: aliases whose new buffers take no memory.
         """
         from ortools.sat.python import cp_model
 
@@ -4994,17 +4986,25 @@ class DivisionProblem:
             model.add(is_fast[i] == where)
         for together in apart:
             model.add(sum(is_fast[i] for i in together) < len(together))
-        rivals: dict[int, list[Any]] = {alias.new: [] for alias in self.aliases.alternatives}
         for alias, used in is_used.items():
             for other in (alias.new, alias.new if alias.beside is None else alias.beside):
                 model.add(is_fast[alias.old] == is_fast[other]).only_enforce_if(used)
-            if alias.new in rivals:
-                rivals[alias.new].append(used)
-        for several in rivals.values():
-            model.add_at_most_one(several)
+        for new in dict.fromkeys(alias.new for alias in self.aliases.alternatives):
+            model.add_at_most_one(used for alias, used in is_used.items() if alias.new == new)
         is_slow: list[Any] = [literal.negated() for literal in is_fast]
+        claims = [claim for claim in self.claims if claim.unless not in free]
+        begins = sorted({claim.interval.first for claim in claims})
         for limit, is_here in zip(limits, (is_fast, is_slow), strict=True):
-            self._keep_within(model, limit, is_here, is_used)
+            taken: dict[int, list[Any]] = defaultdict(list)  # by time, when something begins
+            for (size, first, last, _), owner, unless in claims:
+                literal = is_here[owner]
+                if unless is not None:
+                    literal = model.new_bool_var("")
+                    model.add_bool_or(literal, is_here[owner].negated(), is_used[unless])
+                for begin in begins[bisect.bisect_left(begins, first) : bisect.bisect_right(begins, last)]:
+                    taken[begin].append(size // ARENA_ALIGNMENT * literal)
+            for sizes in taken.values():
+                model.add(sum(sizes) <= limit // ARENA_ALIGNMENT)
         model.maximize(sum(value * literal for value, literal in zip(self.values, is_fast, strict=True)))
         solver, status = solve_constraints(model, time_limit)
         if status not in (cp_model.OPTIMAL, cp_model.FEASIBLE):
@@ -5012,19 +5012,6 @@ class DivisionProblem:
         fast = frozenset(i for i, literal in enumerate(is_fast) if solver.value(literal))
         used = frozenset(alias for alias, literal in is_used.items() if solver.value(literal))
         return Choice(fast, used), min(int(solver.best_objective_bound + 0.5), sum(self.values))
-
-    def _keep_within(self, model: Any, limit: int, is_here: Sequence[Any], is_used: Mapping[Alias, Any]) -> None:
-        begins = sorted({claim.interval.first for claim in self.claims})
-        taken: dict[int, list[Any]] = defaultdict(list)  # by time, when something begins
-        for claim in self.claims:
-            (size, first, last, _), literal = claim.interval, is_here[claim.owner]
-            if claim.unless is not None:
-                literal = model.new_bool_var("")
-                model.add_bool_or(literal, is_here[claim.owner].negated(), is_used[claim.unless])
-            for begin in begins[bisect.bisect_left(begins, first) : bisect.bisect_right(begins, last)]:
-                taken[begin].append(size // ARENA_ALIGNMENT * literal)
-        for sizes in taken.values():
-            model.add(sum(sizes) <= limit // ARENA_ALIGNMENT)
 
 
 @dataclass(frozen=True)
@@ -5042,28 +5029,25 @@ class Division:
         return max(align(slow + persistent_apart(arena)), align(planning + PLANNER_INDEX * len(arena.buffers)))
 
 
-def plan_memories(
-    arena: Arena, problem: DivisionProblem, memories: Memories, time_limit: float = TIME_LIMIT
-) -> Division | None:
+def plan_memories(problem: DivisionProblem, memories: Memories, time_limit: float = TIME_LIMIT) -> Division | None:
     """The plan with the most traffic in the fast memory, or None if none was found. Divides the buffers such that both
     memories hold them at all times, then places them; if that fails, divides them again, finally with lower limits."""
-    aliases, limits = problem.aliases, memories.limits(persistent_apart(arena))
+    arena, limits = problem.arena, memories.limits(persistent_apart(problem.arena))
     budget, room, most, is_proven = Budget(time_limit), limits, sum(problem.values), True
     apart: list[frozenset[int]] = []
-    if aliases.copies:  # they may alias each other if the original is in the other memory
-        claims = [claim for claim in problem.claims if claim.unless not in aliases.copies]
-        _, most = dataclasses.replace(problem, claims=claims).solve(room, apart, budget.share(0.2).left)
+    if copies := problem.aliases.copies:  # they may alias each other if the original is in the other memory
+        _, most = problem.solve(room, apart, budget.share(0.2).left, copies)
         is_proven = False
     for attempt in range(MAX_DIVISIONS):
         choice, bound = problem.solve(room, apart, budget.share(0.5).left)
         if choice is None:
             break
         most = bound if is_proven else most
-        division, heads = _place_apart(arena, choice, aliases, limits, budget.share(0.5).left)
+        division, heads = _place_apart(problem, choice, limits, budget.share(0.5).left)
         over = [max(head.height - limit, 0) for head, limit in zip(heads, limits, strict=True)]
         if not any(over):
             break
-        is_proven &= heads[0].bound > limits[0] and not over[1] and not aliases
+        is_proven &= heads[0].bound > limits[0] and not over[1] and not problem.aliases
         apart += [choice.fast] if over[0] else []
         if over[1] or attempt >= EXACT_DIVISIONS:
             room = room[0] - over[0], room[1] - over[1]
@@ -5071,16 +5055,17 @@ def plan_memories(
         choice = None
     if choice is None:
         always = Choice(frozenset(i for i, is_fast in problem.pinned.items() if is_fast), frozenset())
-        division, heads = _place_apart(arena, always, aliases, limits, budget.left)
+        division, heads = _place_apart(problem, always, limits, budget.left)
     is_within = division.boundary <= limits[0] and heads[1].height <= limits[1]
     is_within &= memories.slow is None or division.reserve(arena) <= memories.slow
     return dataclasses.replace(division, most=most) if is_within else None
 
 
 def _place_apart(
-    arena: Arena, choice: Choice, aliases: Aliases, limits: tuple[int, int], time_limit: float
+    problem: DivisionProblem, choice: Choice, limits: tuple[int, int], time_limit: float
 ) -> tuple[Division, tuple[Plan, Plan]]:
     """(The plan for a choice; the plans of both memories, which may exceed the limits)."""
+    arena, aliases = problem.arena, problem.aliases
     chosen = [alias for alias in aliases.alternatives if alias in choice.used]
     taken = {alias.new for alias in chosen}
     pairs = [alias for alias in aliases.pairs if alias.new not in taken] + chosen
@@ -5213,10 +5198,10 @@ class Rewriter:
     def places(self) -> tuple[list[int], list[int]]:
         """(The numbers of the new tensors; those of unused tensors that are left over)."""
         old, rewrite = self.subgraph, self.rewrite
-        kept = [old.operators[new] for new in rewrite.operators if isinstance(new, int)]
-        new = [new for new in rewrite.operators if isinstance(new, NewOperator)]
+        chosen = [old.operators[new] if isinstance(new, int) else new for new in rewrite.operators]
         used = {rewrite.ports.get(i, i) for i in (*old.inputs, *old.outputs)}
-        used.update(*((*o.inputs, *o.outputs, *o.intermediates) for o in kept), *((*o.inputs, *o.outputs) for o in new))
+        used.update(*(o.inputs for o in chosen), *(o.outputs for o in chosen))
+        used.update(*(o.intermediates for o in chosen if isinstance(o, Operator)))
         before = {i for operator in old.operators for i in (*operator.inputs, *operator.outputs)}
         free, count = sorted(i for i in before - used if i >= 0), len(rewrite.tensors)
         return [*free, *range(len(old.tensors), len(old.tensors) + count)][:count], free[count:]
@@ -5288,16 +5273,12 @@ class Rewriter:
         is_custom = kind in CUSTOM_KINDS
         version = CODE_VERSIONS.get(kind, 2 if dtype == tflite.TensorType.INT8 else 1)
         builtin = tflite.BuiltinOperator.CUSTOM if is_custom else getattr(tflite.BuiltinOperator, kind)
-
-        def serves(code: Table) -> bool:
+        for i, code in enumerate(self.codes):
             # Older builds of TFLM read only the full code when they look for the subgraphs of an operator.
             short = 0 if kind == "WHILE" else code["DeprecatedBuiltinCode"]
             is_it = max(code["BuiltinCode"], short) == builtin and code["Version"] >= version
-            return bool(is_it and (not is_custom or code["CustomCode"] == kind.encode()))
-
-        found = next((i for i, code in enumerate(self.codes) if serves(code)), None)
-        if found is not None:
-            return found
+            if is_it and (not is_custom or code["CustomCode"] == kind.encode()):
+                return i
         code = Table("OperatorCode", DeprecatedBuiltinCode=min(builtin, LAST_SHORT_CODE), BuiltinCode=builtin)
         self.codes.append(code.but(Version=version, **({"CustomCode": kind.encode()} if is_custom else {})))
         return len(self.codes) - 1
@@ -8988,15 +8969,15 @@ def decide_memories(
         if size <= fast:
             known |= {"after": 0, "bound": 0, "fast_head": whole.arena.head, "reserve": size, "one_arena": size}
             return whole, MemoriesDecision(**known)
-    problem = DivisionProblem.of(arena, moved, pinned, in_place)
+    problem = DivisionProblem(arena, moved, pinned, in_place)
     required = known["required"] = problem.required
     if max(required, ARENA_ALIGNMENT) > fast:
         why = f"scratch memory and what is pinned take {required:,} B, more than the {fast:,} B of fast memory"
         raise Refusal(why if required else f"a fast memory of {fast:,} B holds nothing", **known)
-    found = plan_memories(arena, problem, memories, budget.left)
+    found = plan_memories(problem, memories, budget.left)
     if found is None or found.plan.height >= MAX_OFFSET:
         room = MAX_OFFSET if slow is None else slow
-        free = plan_memories(arena, problem, Memories(fast), 1.0)
+        free = plan_memories(problem, Memories(fast), 1.0)
         why = f"no plan was found for {fast:,} B of fast memory and {room:,} B of slow memory"
         raise Refusal(why + (f"; {free.reserve(arena):,} B of slow memory are enough" if free else ""), **known)
     after = model.planned(found.plan)
