@@ -2616,8 +2616,7 @@ def encode_weights(tensor: Tensor, values: np.ndarray) -> np.ndarray:
 
 
 class Interval(NamedTuple):
-    """``size`` bytes of memory at times ``first`` to ``last`` inclusive, at address ``offset`` once that is known. The
-    only notion of lifetime in this module: for tensors of a schedule, buffers of an order, and what TFLM plans."""
+    """``size`` bytes of memory at times ``first`` to ``last`` inclusive, at address ``offset`` once that is known."""
 
     size: int
     first: int
@@ -3594,10 +3593,8 @@ class Obstacles:
     def __init__(self, intervals: Sequence[Interval]) -> None:
         lifetimes = sum(last - first + 1 for _, first, last, _ in intervals)
         self.period = max(MIN_PERIOD, lifetimes // max(len(intervals), 1))
-        room = Counter(period for interval in intervals for period in self.periods(interval))
         # Per period: offset, end, first and last time of each interval, sorted by offset.
-        self.rows = {period: np.empty((4, count), dtype=np.int64) for period, count in room.items()}
-        self.counts = dict.fromkeys(room, 0)
+        self.rows: dict[int, np.ndarray] = defaultdict(lambda: np.empty((4, 0), dtype=np.int64))
 
     def periods(self, interval: Interval) -> range:
         return range(interval.first // self.period, interval.last // self.period + 1)
@@ -3605,11 +3602,10 @@ class Obstacles:
     def add(self, interval: Interval) -> None:
         start = interval.offset or 0
         for period in self.periods(interval):
-            rows, count = self.rows[period], self.counts[period]
-            rank = int(rows[0, :count].searchsorted(start, side="right"))
-            rows[:, rank + 1 : count + 1] = rows[:, rank:count]
-            rows[:, rank] = start, start + interval.size, interval.first, interval.last
-            self.counts[period] += 1
+            rows = self.rows[period]
+            rank = rows[0].searchsorted(start, side="right")
+            row = np.array([[start], [start + interval.size], [interval.first], [interval.last]])
+            self.rows[period] = np.concatenate([rows[:, :rank], row, rows[:, rank:]], axis=1)
 
     def lowest_place(self, block: Sequence[Interval]) -> int:
         """The lowest free address for a block; the ``offset`` of each of its intervals is relative to it."""
@@ -3617,7 +3613,7 @@ class Obstacles:
         for interval in block:
             size, first, last, above = interval
             for period in self.periods(interval):
-                start, end, begins, ends = self.rows[period][:, : self.counts[period]]
+                start, end, begins, ends = self.rows[period]
                 together = (begins <= last) & (ends >= first)
                 lows.append(start[together] - (size + (above or 0)))
                 highs.append(end[together] - (above or 0))
@@ -3907,11 +3903,9 @@ def arena_buffers(graph: ModelGraph, target: Target = BITS_32) -> list[ArenaBuff
             if size := _tflm_bytes(tensor):
                 buffers.append(ArenaBuffer(Interval(align(size), *touched.get(key, never)), *key, bytes=size))
     for subgraph, operator in graph.operators:
-        for size in scratch_requests(subgraph, operator, target):
-            key = subgraph.index, operator.index
-            if size:
-                interval = Interval(align(size), *runs.get(key, never))
-                buffers.append(ArenaBuffer(interval, subgraph.index, None, operator.index, size))
+        times = runs.get((subgraph.index, operator.index), never)
+        for size in filter(None, scratch_requests(subgraph, operator, target)):
+            buffers.append(ArenaBuffer(Interval(align(size), *times), subgraph.index, None, operator.index, size))
     return buffers
 
 
@@ -3973,11 +3967,6 @@ class Aliases:
 
     def __bool__(self) -> bool:
         return bool(self.pairs or self.pieces or self.copies)
-
-    def __add__(self, other: Aliases) -> Aliases:
-        pairs, copies = self.pairs + other.pairs, self.copies + other.copies
-        alternatives, joined = self.alternatives + other.alternatives, self.joined + other.joined
-        return Aliases(pairs, {**self.pieces, **other.pieces}, copies, alternatives, joined)
 
     def used_by(self, placed: Sequence[Interval]) -> Aliases:
         """The aliases that the placed buffers use."""
@@ -4077,19 +4066,19 @@ def with_room_for_scratch(layout: Layout, buffers: Sequence[Interval], scratch: 
     itself, never inside a tensor that it takes for alive. This saves 18 % in loops with MVE kernels."""
     times = sorted({buffers[i][1:3] for i in scratch})
     members: dict[int, list[int]] = defaultdict(list)  # buffers of each place
-    numbers: dict[int, list[int]] = defaultdict(list)  # its intervals
+    taken: dict[int, list[tuple[Interval, int]]] = defaultdict(list)  # its intervals, and their offsets in it
     for i, (place, _) in enumerate(layout.places):
         members[place].append(i)
-    for number, owner in enumerate(layout.owners):
-        numbers[layout.places[owner][0]].append(number)
+    for interval, owner, above in zip(layout.intervals, layout.owners, layout.above, strict=True):
+        place, height = layout.places[owner]
+        taken[place].append((interval, height + above))
     roomy = Layout([*layout.intervals], [*layout.owners], [*layout.above], layout.places)
     for place, group in members.items():
-        if len(group) == len(numbers[place]) == 1:
+        if len(group) == len(taken[place]) == 1:
             continue
-        taken = [(layout.intervals[n], layout.places[layout.owners[n]][1] + layout.above[n]) for n in numbers[place]]
         first, last = min(buffers[i].first for i in group), max(buffers[i].last for i in group)
         for begin, end in times[bisect.bisect_left(times, (first, -1)) : bisect.bisect_right(times, (last, last))]:
-            blocks = [(at, at + b.size) for b, at in taken if b.first <= end and begin <= b.last]
+            blocks = [(at, at + b.size) for b, at in taken[place] if b.first <= end and begin <= b.last]
             for i in group:
                 at = layout.places[i][1]
                 is_there = buffers[i].first <= begin and end <= buffers[i].last
@@ -4151,28 +4140,11 @@ class LoopVariable(NamedTuple):
         return self.begin == self.end and self.operand is not None
 
     @property
-    def copies(self) -> list[int]:
+    def copies(self) -> list[Alias]:
         """The buffers that have the same content as another one."""
-        others = (self.output, self.begin, self.tested) if self.goes_through else (self.tested,)
-        return [i for i in others if i is not None]
-
-    def aliases(self, buffers: Sequence[ArenaBuffer], next_place: Mapping[int, int]) -> Aliases:
-        """All may share one offset if the body updates them in place (``next_place``: input -> output) or ``end``
-        begins after ``begin`` ends. While the body runs, its tensors hold the content; the output takes nothing."""
         if self.goes_through and self.operand is not None:
-            return Aliases(copies=tuple(Alias(self.operand, i) for i in self.copies))
-        copies = tuple(Alias(self.output, i) for i in self.copies)
-        (size, runs, until, _), begin, end = (buffers[i].interval for i in (self.output, self.begin, self.end))
-        pieces = Interval(size, runs, begin.first, 0), Interval(size, end.last, until, 0)
-        pairs = [Alias(self.output, self.begin)]
-        if self.is_consumed and self.operand is not None:
-            pairs.append(Alias(self.operand, self.output))
-        place: int | None = self.begin
-        while place is not None and place != self.end:
-            place = next_place.get(place)
-        if place == self.end or begin.last < end.first:
-            pairs.append(Alias(self.end, self.output))
-        return Aliases(tuple(pairs), {self.output: pieces}, copies)
+            return [Alias(self.operand, i) for i in (self.output, self.begin, self.tested) if i is not None]
+        return [] if self.tested is None else [Alias(self.output, self.tested)]
 
 
 class AliasSearch:
@@ -4180,50 +4152,45 @@ class AliasSearch:
 
     def __init__(self, graph: ModelGraph, buffers: Sequence[ArenaBuffer], joined: tuple[Alias, ...] = ()) -> None:
         self.graph, self.buffers, self.joined = graph, buffers, joined
+        self.intervals = [buffer.interval for buffer in buffers]
         self.number = {(b.subgraph, b.tensor): i for i, b in enumerate(buffers) if b.tensor is not None}
         _, self.times = _times_on_the_clock(graph)
+        self.pairs, self.copies, self.alternatives = list[Alias](), list[Alias](), list[Alias]()
+        self.pieces: dict[int, tuple[Interval, ...]] = {}
 
     def run(self) -> Aliases:
         if is_compiled(self.graph):
             return NO_ALIASES
         variables = list(self.loop_variables())
-        found, taken = Aliases(joined=self.joined), {i for variable in variables for i in variable.copies}
+        taken = {alias.new for variable in variables for alias in variable.copies}
         for subgraph in self.graph.subgraphs:
-            here = {t: i for (s, t), i in self.number.items() if s == subgraph.index and self.interval(i).last >= 0}
-            found += self.in_place(subgraph, here, taken)
-            found += Aliases(pieces=self.read_by_slices(subgraph, here) | self.overwritten(subgraph, here))
-        next_place = {alias.old: alias.new for alias in found.pairs if alias.above == 0}
-        found = reduce(Aliases.__add__, (variable.aliases(self.buffers, next_place) for variable in variables), found)
-        return found.consistent([buffer.interval for buffer in self.buffers])
+            here = {t: i for (s, t), i in self.number.items() if s == subgraph.index and self.intervals[i].last >= 0}
+            self.find_in_place(subgraph, here, taken)
+            self.pieces |= self.read_by_slices(subgraph, here) | self.overwritten(subgraph, here)
+        next_place = {alias.old: alias.new for alias in self.pairs if alias.above == 0}
+        for variable in variables:
+            self.carry(variable, next_place)
+        found = Aliases(tuple(self.pairs), self.pieces, tuple(self.copies), tuple(self.alternatives), self.joined)
+        return found.consistent(self.intervals)
 
-    def interval(self, number: int) -> Interval:
-        return self.buffers[number].interval
-
-    def in_place(self, subgraph: Subgraph, here: Mapping[int, int], taken: set[int]) -> Aliases:
+    def find_in_place(self, subgraph: Subgraph, here: Mapping[int, int], taken: set[int]) -> None:
         """Outputs that may overwrite an input that ends there (added to ``taken``), and the alternatives to it."""
-        pairs, alternatives = list[Alias](), list[Alias]()
         for operator in subgraph.operators:
             output = here.get(operator.writes[0]) if len(operator.writes) == 1 else None
             if output is None:
                 continue
-            node = node_of(subgraph, operator)
-            ends = {
-                position: here[t]
-                for position, t in enumerate(operator.inputs)
-                if t in here and here[t] not in taken and t not in subgraph.outputs
-            }
-            start = self.interval(output).first
-            ends = {position: i for position, i in ends.items() if self.interval(i).last == start}
-            found = [Alias(i, output) for position, i in ends.items() if may_overwrite(node, position)]
-            pairs += found[:1]
-            alternatives += [alias for alias in found[1:] if alias.old != found[0].old]
+            node, start = node_of(subgraph, operator), self.intervals[output].first
+            given = {at: here[t] for at, t in enumerate(operator.inputs) if t in here and t not in subgraph.outputs}
+            ends = {at: i for at, i in given.items() if i not in taken and self.intervals[i].last == start}
+            found = [Alias(i, output) for at, i in ends.items() if may_overwrite(node, at)]
+            self.pairs += found[:1]
+            self.alternatives += [alias for alias in found[1:] if alias.old != found[0].old]
             # If the operand is at another offset, the kernel copies it first and would overwrite the update.
             is_update = found and operator.kind == "DYNAMIC_UPDATE_SLICE" and UPDATE in ends
             if is_update and (block := updated_block(node)):
-                pairs.append(Alias(ends[UPDATE], output, block[0], beside=found[0].old))
+                self.pairs.append(Alias(ends[UPDATE], output, block[0], beside=found[0].old))
                 taken.add(ends[UPDATE])
             taken.update(alias.old for alias in found[:1])
-        return Aliases(tuple(pairs), alternatives=tuple(alternatives))
 
     def overwritten(self, subgraph: Subgraph, here: Mapping[int, int]) -> dict[int, tuple[Interval, ...]]:
         """Tensors read by one DYNAMIC_UPDATE_SLICE only: the bytes that it overwrites are not needed once made."""
@@ -4235,7 +4202,7 @@ class AliasSearch:
                 continue
             t, block = operator.inputs[0], updated_block(node_of(subgraph, operator))
             if block and t in here and readers[t] == 1 and t not in subgraph.outputs:
-                size, first, last, _ = self.interval(here[t])
+                size, first, last, _ = self.intervals[here[t]]
                 until, (start, end) = max(ends.get(t, first), first), block
                 if last > self.times.get((subgraph.index, operator.index), (0, last))[1]:  # it is kept
                     continue
@@ -4254,7 +4221,7 @@ class AliasSearch:
         for t, i in here.items():
             if t in subgraph.outputs or all(operator.kind != "SLICE" for operator in readers[t]):
                 continue
-            size, first, last, _ = self.interval(i)
+            size, first, last, _ = self.intervals[i]
             reads = []
             for operator in readers[t]:
                 start, end = bytes_read(node_of(subgraph, operator), subgraph.tensors[t])
@@ -4271,6 +4238,25 @@ class AliasSearch:
             if len(groups) > 1:
                 pieces[i] = tuple(Interval(g[-1][2] - g[0][1], first, g[0][0], g[0][1]) for g in groups)
         return pieces
+
+    def carry(self, variable: LoopVariable, next_place: Mapping[int, int]) -> None:
+        """All buffers of a variable may share one offset if the body updates them in place (``next_place``: input ->
+        output) or ``end`` begins after ``begin`` ends. While the body runs, its tensors hold the content; the output
+        takes nothing."""
+        operand, output, _, begin, end, is_consumed = variable
+        self.copies += variable.copies
+        if variable.goes_through:
+            return
+        (size, runs, until, _), begins, ends = (self.intervals[i] for i in (output, begin, end))
+        self.pieces[output] = Interval(size, runs, begins.first, 0), Interval(size, ends.last, until, 0)
+        self.pairs.append(Alias(output, begin))
+        if is_consumed and operand is not None:
+            self.pairs.append(Alias(operand, output))
+        place: int | None = begin
+        while place is not None and place != end:
+            place = next_place.get(place)
+        if place == end or begins.last < ends.first:
+            self.pairs.append(Alias(end, output))
 
     def loop_variables(self) -> Iterator[LoopVariable]:
         """The variables of all WHILE operators; none if a subgraph is called more than once."""
@@ -4294,13 +4280,12 @@ class AliasSearch:
                 continue
             if len({self.buffers[i].bytes for i in found if i is not None}) != 1:
                 continue
-            over, is_consumed = self.interval(end).last, False
-            if operand is not None and ids[0] not in subgraph.outputs:
-                # Of several variables with the same operand, only one may take its memory; the others are copies.
-                is_consumed = self.interval(operand).last == over and met[ids[0]] == 1
+            # Of several variables with the same operand, only one may take its memory; the others are copies.
+            is_last = operand is not None and self.intervals[operand].last == self.intervals[end].last
+            is_consumed = is_last and ids[0] not in subgraph.outputs and met[ids[0]] == 1
             variable = LoopVariable(operand, output, tested, begin, end, is_consumed)
             if operand is not None and variable.goes_through:
-                outlives = self.interval(output).last > self.interval(operand).last
+                outlives = self.intervals[output].last > self.intervals[operand].last
                 if outlives or operator.inputs.count(ids[0]) > 1:
                     continue
             yield variable
@@ -4462,10 +4447,10 @@ class Arena:
         """The buffers without offsets, with what the application keeps alive until the end."""
         kept, _ = self.promises
         end = max((buffer.interval.last for buffer in self.buffers), default=0)
-        last = {i: {"last": end} if i in kept else {} for i in range(len(self.buffers))}
+        last = [end if i in kept else buffer.interval.last for i, buffer in enumerate(self.buffers)]
         return [
-            dataclasses.replace(buffer, interval=buffer.interval._replace(offset=None, **last[i]))
-            for i, buffer in enumerate(self.buffers)
+            dataclasses.replace(buffer, interval=buffer.interval._replace(offset=None, last=until))
+            for buffer, until in zip(self.buffers, last, strict=True)
         ]
 
     @property
@@ -4505,8 +4490,7 @@ class Arena:
         if plan is None or is_compiled(graph):
             return ()
         problems = self.lost or self.faults(self.placed)
-        if len(plan) < PLAN_HEADER:
-            problems.append("it is too short")
+        problems += ["it is too short"] if len(plan) < PLAN_HEADER else []
         problems += [
             f"tensor {t} is a variable and planned into the arena's head, where it can be overwritten"
             for s, t in planned_offsets(graph)
@@ -4715,32 +4699,6 @@ class Claim(NamedTuple):
     unless: Alias | None = None
 
 
-def claims_of(buffers: Sequence[Interval], aliases: Aliases) -> list[Claim]:
-    """What the buffers take of the memories that they are in."""
-    copies = {alias.new: alias for alias in aliases.copies}
-    takers: dict[int, list[Alias]] = defaultdict(list)  # by buffer, the aliases that end it early
-    for alias in (*aliases.pairs, *aliases.alternatives):
-        takers[alias.old].append(alias)
-    claims = []
-    for i, buffer in enumerate(buffers):
-        for piece in aliases.pieces.get(i, (buffer,)):
-            if i in copies:
-                claims.append(Claim(piece, i, copies[i]))
-                continue
-            begins = [
-                (begin, alias)
-                for alias in takers[i]
-                for _, begin, *_ in aliases.pieces.get(alias.new, (buffers[alias.new],))
-                if piece.first <= begin <= piece.last
-            ]
-            begin, taker = min(begins, key=itemgetter(0), default=(piece.last + 1, None))
-            if piece.first < begin:
-                claims.append(Claim(piece._replace(last=begin - 1), i))
-            if taker:
-                claims.append(Claim(piece._replace(first=begin), i, taker))
-    return claims
-
-
 class Choice(NamedTuple):
     """The buffers in the fast memory, and the aliases used in either memory."""
 
@@ -4750,21 +4708,40 @@ class Choice(NamedTuple):
 
 @dataclass(frozen=True)
 class DivisionProblem:
-    """The problem to find the buffers for the fast memory with the largest sum of values. Both memories must hold
-    theirs at all times; offsets are not part of it."""
+    """The problem to find the buffers of an arena for the fast memory with the largest sum of values. Both memories
+    must hold theirs at all times; offsets are not part of it."""
 
-    values: Sequence[int]
+    arena: Arena
+    values: Sequence[int]  # bytes of traffic
     pinned: Mapping[int, bool]  # True: must be in the fast memory, False: must not be
-    claims: Sequence[Claim]
-    aliases: Aliases
+    in_place: bool = True
 
-    @classmethod
-    def of(
-        cls, arena: Arena, values: Sequence[int], pinned: Mapping[int, bool], in_place: bool = True
-    ) -> DivisionProblem:
-        """The problem for the buffers of an arena; ``values`` are their bytes of traffic."""
-        aliases = arena.aliases if in_place else NO_ALIASES
-        return cls(values, pinned, claims_of(arena.intervals, aliases), aliases)
+    @cached_property
+    def aliases(self) -> Aliases:
+        return self.arena.aliases if self.in_place else NO_ALIASES
+
+    @cached_property
+    def claims(self) -> list[Claim]:
+        """What the buffers take of the memories that they are in."""
+        pieces = {i: self.aliases.pieces.get(i, (one,)) for i, one in enumerate(self.arena.intervals)}
+        copies = {alias.new: alias for alias in self.aliases.copies}
+        takers: dict[int, list[Alias]] = defaultdict(list)  # by buffer, the aliases that end it early
+        for alias in (*self.aliases.pairs, *self.aliases.alternatives):
+            takers[alias.old].append(alias)
+        claims = []
+        for i, own in pieces.items():
+            for piece in own:
+                if i in copies:
+                    claims.append(Claim(piece, i, copies[i]))
+                    continue
+                starts = ((begin, alias) for alias in takers[i] for _, begin, *_ in pieces[alias.new])
+                begins = [start for start in starts if piece.first <= start[0] <= piece.last]
+                begin, taker = min(begins, key=itemgetter(0), default=(piece.last + 1, None))
+                if piece.first < begin:
+                    claims.append(Claim(piece._replace(last=begin - 1), i))
+                if taker:
+                    claims.append(Claim(piece._replace(first=begin), i, taker))
+        return claims
 
     @property
     def required(self) -> int:
@@ -4772,13 +4749,14 @@ class DivisionProblem:
         return Profile(c.interval for c in self.claims if c.unless is None and self.pinned.get(c.owner)).peak
 
     def solve(
-        self, limits: tuple[int, int], apart: Sequence[Collection[int]], time_limit: float
+        self, limits: tuple[int, int], apart: Sequence[Collection[int]], time_limit: float, free: Sequence[Alias] = ()
     ) -> tuple[Choice | None, int]:
         """(The best choice found, or None; an upper bound on the sum of values of any choice).
 
         Args:
             limits: bytes of the fast memory and of the slow one.
             apart: sets of buffers that cannot all be in the fast one.
+            free: aliases whose new buffers take no memory.
         """
         from ortools.sat.python import cp_model
 
@@ -4792,17 +4770,25 @@ class DivisionProblem:
             model.add(is_fast[i] == where)
         for together in apart:
             model.add(sum(is_fast[i] for i in together) < len(together))
-        rivals: dict[int, list[Any]] = {alias.new: [] for alias in self.aliases.alternatives}
         for alias, used in is_used.items():
             for other in (alias.new, alias.new if alias.beside is None else alias.beside):
                 model.add(is_fast[alias.old] == is_fast[other]).only_enforce_if(used)
-            if alias.new in rivals:
-                rivals[alias.new].append(used)
-        for several in rivals.values():
-            model.add_at_most_one(several)
+        for new in dict.fromkeys(alias.new for alias in self.aliases.alternatives):
+            model.add_at_most_one(used for alias, used in is_used.items() if alias.new == new)
         is_slow: list[Any] = [literal.negated() for literal in is_fast]
+        claims = [claim for claim in self.claims if claim.unless not in free]
+        begins = sorted({claim.interval.first for claim in claims})
         for limit, is_here in zip(limits, (is_fast, is_slow), strict=True):
-            self._keep_within(model, limit, is_here, is_used)
+            taken: dict[int, list[Any]] = defaultdict(list)  # by time, when something begins
+            for (size, first, last, _), owner, unless in claims:
+                literal = is_here[owner]
+                if unless is not None:
+                    literal = model.new_bool_var("")
+                    model.add_bool_or(literal, is_here[owner].negated(), is_used[unless])
+                for begin in begins[bisect.bisect_left(begins, first) : bisect.bisect_right(begins, last)]:
+                    taken[begin].append(size // ARENA_ALIGNMENT * literal)
+            for sizes in taken.values():
+                model.add(sum(sizes) <= limit // ARENA_ALIGNMENT)
         model.maximize(sum(value * literal for value, literal in zip(self.values, is_fast, strict=True)))
         solver, status = solve_constraints(model, time_limit)
         if status not in (cp_model.OPTIMAL, cp_model.FEASIBLE):
@@ -4810,19 +4796,6 @@ class DivisionProblem:
         fast = frozenset(i for i, literal in enumerate(is_fast) if solver.value(literal))
         used = frozenset(alias for alias, literal in is_used.items() if solver.value(literal))
         return Choice(fast, used), min(int(solver.best_objective_bound + 0.5), sum(self.values))
-
-    def _keep_within(self, model: Any, limit: int, is_here: Sequence[Any], is_used: Mapping[Alias, Any]) -> None:
-        begins = sorted({claim.interval.first for claim in self.claims})
-        taken: dict[int, list[Any]] = defaultdict(list)  # by time, when something begins
-        for claim in self.claims:
-            (size, first, last, _), literal = claim.interval, is_here[claim.owner]
-            if claim.unless is not None:
-                literal = model.new_bool_var("")
-                model.add_bool_or(literal, is_here[claim.owner].negated(), is_used[claim.unless])
-            for begin in begins[bisect.bisect_left(begins, first) : bisect.bisect_right(begins, last)]:
-                taken[begin].append(size // ARENA_ALIGNMENT * literal)
-        for sizes in taken.values():
-            model.add(sum(sizes) <= limit // ARENA_ALIGNMENT)
 
 
 @dataclass(frozen=True)
@@ -4840,28 +4813,25 @@ class Division:
         return max(align(slow + persistent_apart(arena)), align(planning + PLANNER_INDEX * len(arena.buffers)))
 
 
-def plan_memories(
-    arena: Arena, problem: DivisionProblem, memories: Memories, time_limit: float = TIME_LIMIT
-) -> Division | None:
+def plan_memories(problem: DivisionProblem, memories: Memories, time_limit: float = TIME_LIMIT) -> Division | None:
     """The plan with the most traffic in the fast memory, or None if none was found. Divides the buffers such that both
     memories hold them at all times, then places them; if that fails, divides them again, finally with lower limits."""
-    aliases, limits = problem.aliases, memories.limits(persistent_apart(arena))
+    arena, limits = problem.arena, memories.limits(persistent_apart(problem.arena))
     budget, room, most, is_proven = Budget(time_limit), limits, sum(problem.values), True
     apart: list[frozenset[int]] = []
-    if aliases.copies:  # they may alias each other if the original is in the other memory
-        claims = [claim for claim in problem.claims if claim.unless not in aliases.copies]
-        _, most = dataclasses.replace(problem, claims=claims).solve(room, apart, budget.share(0.2).left)
+    if copies := problem.aliases.copies:  # they may alias each other if the original is in the other memory
+        _, most = problem.solve(room, apart, budget.share(0.2).left, copies)
         is_proven = False
     for attempt in range(MAX_DIVISIONS):
         choice, bound = problem.solve(room, apart, budget.share(0.5).left)
         if choice is None:
             break
         most = bound if is_proven else most
-        division, heads = _place_apart(arena, choice, aliases, limits, budget.share(0.5).left)
+        division, heads = _place_apart(problem, choice, limits, budget.share(0.5).left)
         over = [max(head.height - limit, 0) for head, limit in zip(heads, limits, strict=True)]
         if not any(over):
             break
-        is_proven &= heads[0].bound > limits[0] and not over[1] and not aliases
+        is_proven &= heads[0].bound > limits[0] and not over[1] and not problem.aliases
         apart += [choice.fast] if over[0] else []
         if over[1] or attempt >= EXACT_DIVISIONS:
             room = room[0] - over[0], room[1] - over[1]
@@ -4869,16 +4839,17 @@ def plan_memories(
         choice = None
     if choice is None:
         always = Choice(frozenset(i for i, is_fast in problem.pinned.items() if is_fast), frozenset())
-        division, heads = _place_apart(arena, always, aliases, limits, budget.left)
+        division, heads = _place_apart(problem, always, limits, budget.left)
     is_within = division.boundary <= limits[0] and heads[1].height <= limits[1]
     is_within &= memories.slow is None or division.reserve(arena) <= memories.slow
     return dataclasses.replace(division, most=most) if is_within else None
 
 
 def _place_apart(
-    arena: Arena, choice: Choice, aliases: Aliases, limits: tuple[int, int], time_limit: float
+    problem: DivisionProblem, choice: Choice, limits: tuple[int, int], time_limit: float
 ) -> tuple[Division, tuple[Plan, Plan]]:
     """(The plan for a choice; the plans of both memories, which may exceed the limits)."""
+    arena, aliases = problem.arena, problem.aliases
     chosen = [alias for alias in aliases.alternatives if alias in choice.used]
     taken = {alias.new for alias in chosen}
     pairs = [alias for alias in aliases.pairs if alias.new not in taken] + chosen
@@ -5011,10 +4982,10 @@ class Rewriter:
     def places(self) -> tuple[list[int], list[int]]:
         """(The numbers of the new tensors; those of unused tensors that are left over)."""
         old, rewrite = self.subgraph, self.rewrite
-        kept = [old.operators[new] for new in rewrite.operators if isinstance(new, int)]
-        new = [new for new in rewrite.operators if isinstance(new, NewOperator)]
+        chosen = [old.operators[new] if isinstance(new, int) else new for new in rewrite.operators]
         used = {rewrite.ports.get(i, i) for i in (*old.inputs, *old.outputs)}
-        used.update(*((*o.inputs, *o.outputs, *o.intermediates) for o in kept), *((*o.inputs, *o.outputs) for o in new))
+        used.update(*(o.inputs for o in chosen), *(o.outputs for o in chosen))
+        used.update(*(o.intermediates for o in chosen if isinstance(o, Operator)))
         before = {i for operator in old.operators for i in (*operator.inputs, *operator.outputs)}
         free, count = sorted(i for i in before - used if i >= 0), len(rewrite.tensors)
         return [*free, *range(len(old.tensors), len(old.tensors) + count)][:count], free[count:]
@@ -5086,16 +5057,12 @@ class Rewriter:
         is_custom = kind in CUSTOM_KINDS
         version = CODE_VERSIONS.get(kind, 2 if dtype == tflite.TensorType.INT8 else 1)
         builtin = tflite.BuiltinOperator.CUSTOM if is_custom else getattr(tflite.BuiltinOperator, kind)
-
-        def serves(code: Table) -> bool:
+        for i, code in enumerate(self.codes):
             # Older builds of TFLM read only the full code when they look for the subgraphs of an operator.
             short = 0 if kind == "WHILE" else code["DeprecatedBuiltinCode"]
             is_it = max(code["BuiltinCode"], short) == builtin and code["Version"] >= version
-            return bool(is_it and (not is_custom or code["CustomCode"] == kind.encode()))
-
-        found = next((i for i, code in enumerate(self.codes) if serves(code)), None)
-        if found is not None:
-            return found
+            if is_it and (not is_custom or code["CustomCode"] == kind.encode()):
+                return i
         code = Table("OperatorCode", DeprecatedBuiltinCode=min(builtin, LAST_SHORT_CODE), BuiltinCode=builtin)
         self.codes.append(code.but(Version=version, **({"CustomCode": kind.encode()} if is_custom else {})))
         return len(self.codes) - 1
@@ -6461,11 +6428,8 @@ def tall_shape(tensor: Tensor) -> tuple[int, ...] | None:
 
 
 TURNABLE = (convolution_rows, maximum_rows, average_rows, padded_rows, joined_rows, elementwise_rows)
-TURNED_OPTIONS = {
-    one: other
-    for pair in (("StrideH", "StrideW"), ("DilationHFactor", "DilationWFactor"), ("FilterHeight", "FilterWidth"))
-    for one, other in (pair, pair[::-1])
-}
+TURNED_OPTIONS = {"StrideH": "StrideW", "DilationHFactor": "DilationWFactor", "FilterHeight": "FilterWidth"}
+TURNED_OPTIONS |= {other: one for one, other in TURNED_OPTIONS.items()}
 
 
 def is_series(subgraph: Subgraph) -> bool:
@@ -6484,7 +6448,6 @@ class Upright:
         self.tall: dict[int, int] = {}  # tensor -> its upright form
         self.missing: dict[int, Operator | None] = {}  # tensor that is not made -> the mover that would make it
         self.schedule: list[int | NewOperator] = []
-        self.has_windows = False  # True: windows over time are among what was turned
         for operator in subgraph.operators:
             if is_mover(subgraph, operator) and self.is_series(operator.inputs[0], operator.outputs[0]):
                 self.missing[operator.outputs[0]] = operator
@@ -6567,7 +6530,6 @@ class Upright:
                 return False
             changes = {name: options[other] for name, other in TURNED_OPTIONS.items() if name in options}
             constants = {1: self.emitter.reshaped(weights.index, itemgetter(0, 2, 1, 3)(shape))} if weights else {}
-            self.has_windows = True
         inputs = [constants.get(i, self.upright(t) if t in series else t) for i, t in enumerate(operator.inputs)]
         output = operator.outputs[0]
         self.tall[output] = self.emitter.add(NewTensor("", tall_shape(tensors[output]) or (), output))
@@ -6605,15 +6567,9 @@ class Port(NamedTuple):
 
     def json(self) -> dict[str, Any]:
         scale, zero_point = self.inner.affine or (1.0, 0)
-        return {
-            "port": "input" if self.is_input else "output",
-            "name": self.inner.name,
-            "type": self.inner.dtype,
-            "scale": scale,
-            "zero_point": zero_point,
-            "name_before": self.outer.name,
-            "type_before": self.outer.dtype,
-        }
+        known = {"port": "input" if self.is_input else "output", **picked(self, "name=inner.name type=inner.dtype")}
+        known |= {"scale": scale, "zero_point": zero_point}
+        return known | picked(self, "name_before=outer.name type_before=outer.dtype")
 
 
 CONVERSIONS = ("QUANTIZE", "DEQUANTIZE")
@@ -8669,15 +8625,15 @@ def decide_memories(
         if size <= fast:
             known |= {"after": 0, "bound": 0, "fast_head": whole.arena.head, "reserve": size, "one_arena": size}
             return whole, MemoriesDecision(**known)
-    problem = DivisionProblem.of(arena, moved, pinned, in_place)
+    problem = DivisionProblem(arena, moved, pinned, in_place)
     required = known["required"] = problem.required
     if max(required, ARENA_ALIGNMENT) > fast:
         why = f"scratch memory and what is pinned take {required:,} B, more than the {fast:,} B of fast memory"
         raise Refusal(why if required else f"a fast memory of {fast:,} B holds nothing", **known)
-    found = plan_memories(arena, problem, memories, budget.left)
+    found = plan_memories(problem, memories, budget.left)
     if found is None or found.plan.height >= MAX_OFFSET:
         room = MAX_OFFSET if slow is None else slow
-        free = plan_memories(arena, problem, Memories(fast), 1.0)
+        free = plan_memories(problem, Memories(fast), 1.0)
         why = f"no plan was found for {fast:,} B of fast memory and {room:,} B of slow memory"
         raise Refusal(why + (f"; {free.reserve(arena):,} B of slow memory are enough" if free else ""), **known)
     after, graph = model.planned(found.plan), model.graph
