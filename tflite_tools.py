@@ -3363,8 +3363,6 @@ LEVEL_WORDS = 1 << 23  # the largest level: 64 MiB of states, a few times that w
 SWEEP_STATES = 1 << 26  # states of one sweep: 512 MiB of history
 MOVE_WORK, STATE_WORK = 1.5e-5, 3e-9  # seconds per task that may be next, and per word of a state for each
 
-Split = list[tuple[int, Any]]  # a set of tasks as its words that are not zero: (word, bits)
-
 
 class Sweep:
     """Advances all states of a level together; they are the columns of an array of uint64 words. A state is the
@@ -3372,11 +3370,11 @@ class Sweep:
     must be read or kept, as merge_tasks leaves it."""
 
     def __init__(self, problem: OrderingProblem, reverse: bool = False) -> None:
-        self.problem, self.reverse, n = problem, reverse, problem.n
-        self.words = (n + 63) // 64
+        self.problem, self.reverse = problem, reverse
+        self.words = (problem.n + 63) // 64
         before, after = problem.ancestors, problem.descendants
         # Per task, the buffers that it may be the last to read, as (other readers, bytes).
-        self.freeable: list[list[tuple[Split, int]]] = []
+        self.freeable: list[list[tuple[list[tuple[int, np.uint64]], int]]] = []
         for t, inputs in enumerate(problem.inputs):
             sizes: Counter[int] = Counter()
             for b, others in inputs:
@@ -3387,12 +3385,13 @@ class Sweep:
         self.required_words = [self.split(tasks) for tasks in self.required]
         before, after = (after, before) if reverse else (before, after)
         self.opens = np.array([s.bit_count() for s in before])  # the first level at which a task can be next
-        self.closes = n - 1 - np.array([s.bit_count() for s in after])  # and the last
-        self.start_live = problem.live((1 << n) - 1 if reverse else 0)
+        self.closes = problem.n - 1 - np.array([s.bit_count() for s in after])  # and the last
+        self.start_live = sum(b.size for b in problem.buffers if (b.kept if reverse else b.producer is None))
 
-    def split(self, tasks: int) -> Split:
-        words = ((w, tasks >> 64 * w & (1 << 64) - 1) for w in range(self.words))
-        return [(w, np.uint64(bits)) for w, bits in words if bits]
+    def split(self, tasks: int) -> list[tuple[int, np.uint64]]:
+        """A set of tasks as its words that are not zero: (word, bits)."""
+        words = np.frombuffer(tasks.to_bytes(8 * self.words, "little"), "<u8")
+        return [(w, bits) for w, bits in enumerate(words) if bits]
 
     def run(
         self, budget: int, width: int, is_over: Callable[[int], bool] = lambda states: False
@@ -3405,18 +3404,15 @@ class Sweep:
         for level in range(self.problem.n):
             if is_over(len(live)):
                 return None, False
-            moves = self.moves(states, live, budget, level)
-            if not moves:
+            task, parent, live = self.moves(states, live, budget, level)
+            if not len(live):
                 return None, is_proof
-            task = np.repeat(np.array([t for t, _, _ in moves], np.int32), [len(chosen) for _, chosen, _ in moves])
-            parent = np.concatenate([chosen for _, chosen, _ in moves]).astype(np.int32)
-            live = np.concatenate([after for _, _, after in moves])
-            keep: np.ndarray | slice = slice(None)
+            keep = np.arange(len(live))
             if live.min() <= committed:
-                keep, committed = np.array([live.argmin()]), int(live.min())
+                keep, committed = np.array([live.argmin()]), live.min()
             elif len(live) * self.words > LEVEL_WORDS:
                 keep, is_proof = np.argsort(live, kind="stable")[: LEVEL_WORDS // self.words], False
-            parent, task, live = parent[keep], task[keep], live[keep]
+            task, parent, live = task[keep], parent[keep], live[keep]
             states = states[:, parent]
             states[task >> 6, np.arange(len(task))] |= np.uint64(1) << (task & 63).astype(np.uint64)
             keep = distinct(states)
@@ -3430,15 +3426,11 @@ class Sweep:
             state = parent[state]
         return order if self.reverse else order[::-1], False
 
-    def moves(
-        self, states: np.ndarray, live: np.ndarray, budget: int, level: int
-    ) -> list[tuple[int, np.ndarray, np.ndarray]]:
-        """Possible next tasks: (task, states that can run it, bytes alive after it); a free move stands alone."""
-        everywhere, anywhere = (
-            int.from_bytes(reduce.reduce(states, axis=1).astype("<u8").tobytes(), "little")
-            for reduce in (np.bitwise_and, np.bitwise_or)
-        )
-        found = []
+    def moves(self, states: np.ndarray, live: np.ndarray, budget: int, level: int) -> tuple[np.ndarray, ...]:
+        """(tasks, states that can run them, bytes alive after that): the possible moves; a free move stands alone."""
+        reduced = (reduce.reduce(states, axis=1).astype("<u8").tobytes() for reduce in (np.bitwise_and, np.bitwise_or))
+        everywhere, anywhere = (int.from_bytes(words, "little") for words in reduced)
+        found = [(np.zeros(0, np.int32), np.zeros(0, np.int32), live[:0])]
         free_move = np.full(len(live), -1, dtype=np.int32)
         tasks = np.flatnonzero((self.opens <= level) & (level <= self.closes)).tolist()
         Budget.spend(len(tasks) * (MOVE_WORK + STATE_WORK * states.size))
@@ -3460,11 +3452,12 @@ class Sweep:
             fits = (after if self.reverse else now) + self.problem.demand[t] <= budget
             chosen, after, now = chosen[fits], after[fits], now[fits]
             if len(chosen):
-                found.append((t, chosen, after))
+                found.append((np.full(len(chosen), t, np.int32), chosen.astype(np.int32), after))
                 free = chosen[after <= now]
                 free_move[free[free_move[free] < 0]] = t
-        allowed = ((free_move[chosen] < 0) | (free_move[chosen] == t) for t, chosen, _ in found)
-        return [(t, chosen[ok], after[ok]) for (t, chosen, after), ok in zip(found, allowed, strict=True)]
+        task, parent, after = (np.concatenate(arrays) for arrays in zip(*found, strict=True))
+        allowed = (free_move[parent] < 0) | (free_move[parent] == task)
+        return task[allowed], parent[allowed], after[allowed]
 
 
 def distinct(states: np.ndarray) -> np.ndarray:
