@@ -3050,10 +3050,6 @@ class Buffer(NamedTuple):
     readers: tuple[int, ...]
     kept: bool = False
 
-    @property
-    def reader_set(self) -> int:
-        return sum(1 << task for task in set(self.readers))
-
 
 def members(task_set: int) -> Iterator[int]:
     """The tasks of a set, in ascending order."""
@@ -3115,9 +3111,9 @@ class OrderingProblem:
         """Per task, the buffers that it reads, each with the set of its other readers."""
         lists: list[list[tuple[Buffer, int]]] = [[] for _ in range(self.n)]
         for buffer in self.buffers:
-            readers = buffer.reader_set
-            for task in members(readers):
-                lists[task].append((buffer, readers & ~(1 << task)))
+            readers = sum(1 << task for task in buffer.readers)
+            for task in buffer.readers:
+                lists[task].append((buffer, readers ^ 1 << task))
         return lists
 
     @cached_property
@@ -3138,11 +3134,6 @@ class OrderingProblem:
     def floor(self) -> int:
         """Lower bound on the peak of any order: the most that one task needs for its inputs and demand, in bytes."""
         return max((self.demand[t] + sum(b.size for b, _ in self.inputs[t]) for t in range(self.n)), default=0)
-
-    def live(self, executed: int) -> int:
-        """Bytes alive after a down-set has run."""
-        made = (b for b in self.buffers if b.producer is None or executed >> b.producer & 1)
-        return sum(b.size for b in made if b.kept or b.reader_set & ~executed)
 
     def needs(self, order: Sequence[int]) -> list[int]:
         """Bytes in use while each task of the order runs; their maximum is the peak."""
@@ -3393,20 +3384,19 @@ class Sweep:
         words = np.frombuffer(tasks.to_bytes(8 * self.words, "little"), "<u8")
         return [(w, bits) for w, bits in enumerate(words) if bits]
 
-    def run(
-        self, budget: int, width: int, is_over: Callable[[int], bool] = lambda states: False
-    ) -> tuple[list[int] | None, bool]:
-        """(an order within the budget or None; True if there provably is none). ``width`` makes it a beam that keeps
-        the states with the fewest bytes alive; ``is_over`` gets the number of states per level and may stop it."""
+    def run(self, limit: int, width: int, budget: Budget) -> tuple[list[int] | None, bool, int]:
+        """(an order within ``limit`` bytes or None; True if there provably is none; how many states it visited).
+        ``width`` makes it a beam that keeps the states with the fewest bytes alive."""
         states, live = np.zeros((self.words, 1), dtype=np.uint64), np.array([self.start_live])
-        committed, is_proof = self.start_live, True
+        committed, is_proof, visited = self.start_live, True, 0
         history: list[tuple[np.ndarray, np.ndarray]] = []
         for level in range(self.problem.n):
-            if is_over(len(live)):
-                return None, False
-            task, parent, live = self.moves(states, live, budget, level)
+            visited += len(live)
+            if visited > SWEEP_STATES or budget.is_over:
+                return None, False, visited
+            task, parent, live = self.moves(states, live, limit, level)
             if not len(live):
-                return None, is_proof
+                return None, is_proof, visited
             keep = np.arange(len(live))
             if live.min() <= committed:
                 keep, committed = np.array([live.argmin()]), live.min()
@@ -3424,9 +3414,9 @@ class Sweep:
         for parent, task in reversed(history):
             order.append(int(task[state]))
             state = parent[state]
-        return order if self.reverse else order[::-1], False
+        return order if self.reverse else order[::-1], False, visited
 
-    def moves(self, states: np.ndarray, live: np.ndarray, budget: int, level: int) -> tuple[np.ndarray, ...]:
+    def moves(self, states: np.ndarray, live: np.ndarray, limit: int, level: int) -> tuple[np.ndarray, ...]:
         """(tasks, states that can run them, bytes alive after that): the possible moves; a free move stands alone."""
         reduced = (reduce.reduce(states, axis=1).astype("<u8").tobytes() for reduce in (np.bitwise_and, np.bitwise_or))
         everywhere, anywhere = (int.from_bytes(words, "little") for words in reduced)
@@ -3449,7 +3439,7 @@ class Sweep:
                 freed += size * gone
             now = live[chosen]
             after = now + (self.problem.produced[t] - freed) * (-1 if self.reverse else 1)
-            fits = (after if self.reverse else now) + self.problem.demand[t] <= budget
+            fits = (after if self.reverse else now) + self.problem.demand[t] <= limit
             chosen, after, now = chosen[fits], after[fits], now[fits]
             if len(chosen):
                 found.append((np.full(len(chosen), t, np.int32), chosen.astype(np.int32), after))
@@ -3488,28 +3478,20 @@ class Ordering:
     bound: int
     states: int = 0  # sets of executed tasks visited
 
-    @property
-    def optimal(self) -> bool:
-        return self.peak <= self.bound
-
 
 class Search:
     """Search between two series cuts: ``order`` needs ``upper`` bytes, and no order less than ``lower``. ``together``
     are the searches of all pieces of a problem; a piece need not get below the proven bound of another."""
 
-    def __init__(self, problem: OrderingProblem, budget: Budget, together: list[Search] | None = None) -> None:
-        self.problem, self.budget = problem, budget
-        self.together = [self] if together is None else together
+    def __init__(self, problem: OrderingProblem, budget: Budget, together: Sequence[Search] = ()) -> None:
+        self.problem, self.budget, self.together = problem, budget, together
+        self.network = CutNetwork(problem)
         self.order: list[int] = list(range(problem.n))
         self.upper, self.lower, self.states = problem.peak(self.order), problem.floor, 0
 
     @property
     def is_done(self) -> bool:
-        return self.upper <= max(search.lower for search in self.together) or self.budget.is_over
-
-    @cached_property
-    def network(self) -> CutNetwork:
-        return CutNetwork(self.problem)
+        return self.upper <= max([self.lower, *(other.lower for other in self.together)]) or self.budget.is_over
 
     @cached_property
     def sweeps(self) -> tuple[Sweep, Sweep]:
@@ -3539,13 +3521,8 @@ class Search:
 
     def attempt(self, sweep: Sweep, budget: int, width: int) -> bool:
         """Find an order within the budget, or prove that there is none; False if neither succeeds."""
-        most = self.states + SWEEP_STATES
-
-        def is_over(states: int) -> bool:
-            self.states += states
-            return self.states > most or self.budget.is_over
-
-        order, is_proof = sweep.run(budget, width, is_over)
+        order, is_proof, states = sweep.run(budget, width, self.budget)
+        self.states += states
         if is_proof:
             self.lower = max(self.lower, budget + 1)
         return self.adopt(order) or is_proof
@@ -3578,27 +3555,25 @@ def order_tasks(problem: OrderingProblem, time_limit: float = TIME_LIMIT) -> Ord
     """The order with the lowest peak and a proof, or the best in ``time_limit`` seconds with a proven bound; the given
     one if none is better. Fuses tasks at no cost and cuts the graph where every order passes. Minimum cuts bound each
     piece from below, ever wider sweeps from above; one that drops no state is a proof."""
-    given = tuple(range(problem.n))
-    peak, order, pieces = problem.peak(given), list[int](), list[Search]()
-    if peak > problem.floor:
-        budget = Budget(time_limit)
-        merged, groups = merge_tasks(problem)
-        for part in pieces_of(merged, series_cuts(merged)):
-            pieces.append(Search(part, budget, pieces))
-        for stage in STAGES:
-            proven = max(piece.lower for piece in pieces)
-            for piece in sorted((p for p in pieces if p.upper > proven), key=lambda piece: -piece.upper):
-                if not piece.is_done:
-                    stage(piece)
-        first = 0
-        for piece in pieces:
-            order += [task for t in piece.order for task in groups[first + t]]
-            first += piece.problem.n
-    bound = max([problem.floor, *(piece.lower for piece in pieces)])
-    states = sum(piece.states for piece in pieces)
-    if order and (found := problem.peak(order)) < peak:
-        return Ordering(tuple(order), found, bound, states)
-    return Ordering(given, peak, bound, states)
+    given, floor = tuple(range(problem.n)), problem.floor
+    peak, budget, pieces = problem.peak(given), Budget(time_limit), list[Search]()
+    if peak == floor:
+        return Ordering(given, peak, floor)
+    merged, groups = merge_tasks(problem)
+    for part in pieces_of(merged, series_cuts(merged)):
+        pieces.append(Search(part, budget, pieces))
+    for stage in STAGES:
+        proven = max(piece.lower for piece in pieces)
+        for piece in sorted((p for p in pieces if p.upper > proven), key=lambda piece: -piece.upper):
+            if not piece.is_done:
+                stage(piece)
+    order, left = list[int](), iter(groups)
+    for piece in pieces:
+        parts = list(itertools.islice(left, piece.problem.n))
+        order += [task for t in piece.order for task in parts[t]]
+    bound, states = max(floor, *(piece.lower for piece in pieces)), sum(piece.states for piece in pieces)
+    found = problem.peak(order)
+    return Ordering(tuple(order), found, bound, states) if found < peak else Ordering(given, peak, bound, states)
 
 
 ####################################################################################################
@@ -3623,53 +3598,42 @@ def effectful_subgraphs(graph: ModelGraph) -> set[int]:
     for index in callees_first(graph):
         subgraph = graph.subgraphs[index]
         has_state = any(tensor.is_updated_in_place for tensor in subgraph.tensors)
-        if has_state or any(side_effects(subgraph, operator, found) for operator in subgraph.operators):
+        if has_state or any(side_effect(subgraph, operator, found) for operator in subgraph.operators):
             found.add(index)
     return found
 
 
-def side_effects(subgraph: Subgraph, operator: Operator, effectful: Collection[int]) -> dict[str, bool]:
-    """Side effects of an operator: name -> True if it changes that; ``effectful`` are the subgraphs with any."""
-    if any(callee in effectful for callee in operator.callees):
-        return {EVERYTHING: True}
+def side_effect(subgraph: Subgraph, operator: Operator, effectful: Collection[int]) -> tuple[str, bool] | None:
+    """(what an operator accesses besides its tensors, True if it changes that); ``effectful`` are the subgraphs that
+    have side effects."""
     effect = kind_of(operator).effect
-    if effect is None:
-        return {}
-    name, changes = effect
-    if name == VARIABLE:
-        name = (subgraph.variables.get(operator.reads[0]) if operator.reads else None) or EVERYTHING
-    return {name: changes}
+    if any(callee in effectful for callee in operator.callees):
+        return EVERYTHING, True
+    if effect and effect[0] == VARIABLE:
+        name = subgraph.variables.get(operator.reads[0]) if operator.reads else None
+        return (name, effect[1]) if name else (EVERYTHING, True)
+    return effect
 
 
 def precedence_pairs(graph: ModelGraph, subgraph: Subgraph) -> list[tuple[int, int]]:
     """All (before, after) pairs of operators that must keep their order. One rule covers data flow, side effects and
     state: an operator that changes something runs after all earlier and before all later accesses to it. So files that
     write a tensor twice, or read it before it is written, keep their meaning too."""
-    touched: dict[int | str, list[tuple[int, bool]]] = dict(accesses(subgraph).items())
     effectful = effectful_subgraphs(graph) if any(operator.callees for operator in subgraph.operators) else ()
-    effects = [side_effects(subgraph, operator, effectful) for operator in subgraph.operators]
-    names = {name for effect in effects for name in effect}
-    for name in names - {EVERYTHING}:
-        touched[name] = [
-            (i, any(effect.get(n) for n in (name, EVERYTHING)))
-            for i, effect in enumerate(effects)
-            if name in effect or EVERYTHING in effect
-        ]
-    if EVERYTHING in names:
-        touched[EVERYTHING] = [(i, EVERYTHING in effect) for i, effect in enumerate(effects) if effect]
-    pairs: dict[tuple[int, int], None] = {}
-    for history in touched.values():
-        writer: int | None = None
-        readers: list[int] = []
+    effects = [(i, side_effect(subgraph, operator, effectful)) for i, operator in enumerate(subgraph.operators)]
+    histories = [*accesses(subgraph).values()]
+    for name in {effect[0] for _, effect in effects if effect}:
+        histories.append([(i, effect[1]) for i, effect in effects if effect and effect[0] in (name, EVERYTHING)])
+    pairs = set()
+    for history in histories:
+        writer, readers = list[int](), list[int]()
         for operator, changes in history:
-            before = [] if writer is None else [writer]
+            pairs |= {(before, operator) for before in (writer + readers if changes else writer) if before != operator}
             if changes:
-                before += readers
-                writer, readers = operator, []
+                writer, readers = [operator], []
             else:
                 readers.append(operator)
-            pairs.update(((b, operator), None) for b in before if b != operator)
-    return list(pairs)
+    return sorted(pairs)
 
 
 class Costs(NamedTuple):
@@ -3686,7 +3650,7 @@ PLAIN_COSTS = Costs(lambda tensor: tensor.ram_bytes, lambda subgraph, operator: 
 def _common_buffers(subgraph: Subgraph, touched: Mapping[int, list[tuple[int, bool]]], costs: Costs) -> list[list[int]]:
     """Groups of tensors that share one buffer in any order; most have one tensor. An output joins an input that it may
     overwrite if that has one origin and no other use, so that it ends there, and if the output begins there."""
-    root = {tensor.index: tensor.index for tensor in subgraph.tensors}
+    group = {tensor.index: [tensor.index] for tensor in subgraph.tensors}
 
     def ends_at(operator: Operator, source: int) -> bool:
         *made, last = touched[source]
@@ -3699,11 +3663,9 @@ def _common_buffers(subgraph: Subgraph, touched: Mapping[int, list[tuple[int, bo
     for operator in subgraph.operators:
         sources = [t for t in costs.in_place(subgraph, operator) if ends_at(operator, t)]
         if sources and begins_at(operator, operator.writes[0]):
-            root[operator.writes[0]] = root[sources[0]]
-    groups: dict[int, list[int]] = defaultdict(list)
-    for tensor, first in root.items():
-        groups[first].append(tensor)
-    return [[first, *(i for i in group if i != first)] for first, group in groups.items()]
+            group[sources[0]].append(operator.writes[0])
+            group[operator.writes[0]] = group[sources[0]]
+    return [tensors for first, tensors in group.items() if tensors[0] == first]
 
 
 def ordering_problem(
