@@ -3154,7 +3154,7 @@ class OrderingProblem:
         0 has run before, and what has one above all runs later."""
         transient, buffers, passing = [*demand], [], 0  # bytes that are alive all the time
         for size, producer, readers, kept in self.buffers:
-            first = -1 if producer is None else number[producer]
+            first = -1 if producer is None else max(number[producer], -1)
             users = {number[t] for t in readers}
             kept |= max(users, default=-1) >= len(demand)
             inside = tuple(sorted(t for t in users if first < t < len(demand)))
@@ -3168,6 +3168,11 @@ class OrderingProblem:
         pairs = {(number[a], number[b]) for a, b in self.precedence}
         inner = sorted((a, b) for a, b in pairs if 0 <= a < b < len(demand))
         return OrderingProblem(tuple(t + passing for t in transient), tuple(buffers), tuple(inner))
+
+    def part(self, order: Sequence[int], first: int, end: int) -> OrderingProblem:
+        """The problem of order[first:end], after the tasks before and before the tasks behind."""
+        demand = [self.demand[task] for task in order[first:end]]
+        return self.renumbered({task: place - first for place, task in enumerate(order)}, demand)
 
 
 ####################################################################################################
@@ -3268,21 +3273,20 @@ class CutNetwork:
         executed = sum(1 << node for node in flow.get_source_side_min_cut() if node < self.problem.n)
         return flow.optimal_flow() + self.problem.demand[task], executed
 
-
-def largest_bound(
-    network: CutNetwork, order: Sequence[int], floor: int, budget: Budget, most: int | None = None
-) -> tuple[int, int, int]:
-    """(bytes, task, set run before it) of the largest bound above ``floor`` among the ``most`` needy tasks. A bound is
-    at most what the task needs in any order, so the needs of ``order`` tell where to stop."""
-    needs = network.problem.needs(order)
-    best = floor, -1, 0
-    for place in sorted(range(len(order)), key=lambda i: -needs[i])[:most]:
-        if needs[place] <= best[0] or budget.is_over:
-            break
-        bound, executed = network.bound(order[place])
-        if bound > best[0]:
-            best = bound, order[place], executed
-    return best
+    def largest_bound(
+        self, order: Sequence[int], floor: int, budget: Budget, most: int | None = None
+    ) -> tuple[int, int, int]:
+        """(bytes, task, set run before it) of the largest bound above ``floor`` among the ``most`` needy tasks. A bound
+        is at most what the task needs in any order, so the needs of ``order`` tell where to stop."""
+        needs = self.problem.needs(order)
+        best = floor, -1, 0
+        for place in sorted(range(len(order)), key=lambda i: -needs[i])[:most]:
+            if needs[place] <= best[0] or budget.is_over:
+                break
+            bound, executed = self.bound(order[place])
+            if bound > best[0]:
+                best = bound, order[place], executed
+        return best
 
 
 def series_cuts(problem: OrderingProblem) -> list[int]:
@@ -3296,13 +3300,6 @@ def series_cuts(problem: OrderingProblem) -> list[int]:
     return cuts[::-1]
 
 
-def restrict(problem: OrderingProblem, start: int, end: int) -> tuple[OrderingProblem, list[int]]:
-    """(the part of a problem between two down-sets, the numbers of its tasks in the whole)."""
-    tasks = list(members(end & ~start))
-    number = {t: -1 if start >> t & 1 else len(tasks) for t in range(problem.n)} | {t: i for i, t in enumerate(tasks)}
-    return problem.renumbered(number, [problem.demand[t] for t in tasks]), tasks
-
-
 def pieces_of(problem: OrderingProblem, cuts: Sequence[int]) -> list[OrderingProblem]:
     """The parts of a problem between series cuts; halves first, which takes no more than a logarithm of the cuts times
     the size of the problem."""
@@ -3310,7 +3307,7 @@ def pieces_of(problem: OrderingProblem, cuts: Sequence[int]) -> list[OrderingPro
         return [problem]
     middle, found = len(cuts) // 2, []
     for some in (cuts[: middle + 1], cuts[middle:]):
-        part, _ = restrict(problem, (1 << some[0]) - 1, (1 << some[-1]) - 1)
+        part = problem.part(range(problem.n), some[0], some[-1])
         found += pieces_of(part, [cut - some[0] for cut in some])
     return found
 
@@ -3318,20 +3315,18 @@ def pieces_of(problem: OrderingProblem, cuts: Sequence[int]) -> list[OrderingPro
 def order_by_cuts(problem: OrderingProblem, budget: Budget) -> list[int] | None:
     """A good order for wide graphs: the minimum cut of the tightest task first, then that task, then the rest, each
     part by the same rule. None if the time runs out."""
-    order: list[int] = []
-    stack = [(problem, list(range(problem.n)))]
+    order, stack = list(range(problem.n)), [(problem, 0)]
     while stack:
-        part, numbers = stack.pop()
+        part, first = stack.pop()
         if part.n <= 1:
-            order += numbers
             continue
-        _, task, before = largest_bound(CutNetwork(part), range(part.n), -1, budget)
+        _, task, before = CutNetwork(part).largest_bound(range(part.n), -1, budget)
         if budget.is_over:
             return None
-        cuts = (1 << part.n) - 1, before | 1 << task, before, 0
-        for end, start in itertools.pairwise(cuts):
-            piece, tasks = restrict(part, start, end)
-            stack.append((piece, [numbers[t] for t in tasks]))
+        places = [*members(before), task, *members(~before & ~(1 << task) & (1 << part.n) - 1)]
+        order[first : first + part.n] = [order[first + t] for t in places]
+        cut = places.index(task)
+        stack += [(part.part(places, cut + 1, part.n), first + cut + 1), (part.part(places, 0, cut), first)]
     return order
 
 
@@ -3480,18 +3475,16 @@ class Ordering:
 
 
 class Search:
-    """Search between two series cuts: ``order`` needs ``upper`` bytes, and no order less than ``lower``. ``together``
-    are the searches of all pieces of a problem; a piece need not get below the proven bound of another."""
+    """Search between two series cuts: ``order`` needs ``upper`` bytes, and there is nothing to gain below ``lower``."""
 
-    def __init__(self, problem: OrderingProblem, budget: Budget, together: Sequence[Search] = ()) -> None:
-        self.problem, self.budget, self.together = problem, budget, together
-        self.network = CutNetwork(problem)
+    def __init__(self, problem: OrderingProblem, budget: Budget) -> None:
+        self.problem, self.budget, self.network = problem, budget, CutNetwork(problem)
         self.order: list[int] = list(range(problem.n))
         self.upper, self.lower, self.states = problem.peak(self.order), problem.floor, 0
 
     @property
     def is_done(self) -> bool:
-        return self.upper <= max([self.lower, *(other.lower for other in self.together)]) or self.budget.is_over
+        return self.upper <= self.lower or self.budget.is_over
 
     @cached_property
     def sweeps(self) -> tuple[Sweep, Sweep]:
@@ -3499,8 +3492,7 @@ class Search:
 
     def tighten(self, most: int | None = None) -> None:
         """Raise the lower bound by minimum cuts of at most ``most`` tasks, as far as that matters for this order."""
-        if self.lower < self.upper:
-            self.lower = largest_bound(self.network, self.order, self.lower, self.budget, most)[0]
+        self.lower, _, _ = self.network.largest_bound(self.order, self.lower, self.budget, most)
 
     def adopt(self, order: list[int] | None) -> bool:
         """Take an order if it is better than the best so far; returns True if it is."""
@@ -3556,22 +3548,22 @@ def order_tasks(problem: OrderingProblem, time_limit: float = TIME_LIMIT) -> Ord
     one if none is better. Fuses tasks at no cost and cuts the graph where every order passes. Minimum cuts bound each
     piece from below, ever wider sweeps from above; one that drops no state is a proof."""
     given, floor = tuple(range(problem.n)), problem.floor
-    peak, budget, pieces = problem.peak(given), Budget(time_limit), list[Search]()
+    peak, budget = problem.peak(given), Budget(time_limit)
     if peak == floor:
         return Ordering(given, peak, floor)
     merged, groups = merge_tasks(problem)
-    for part in pieces_of(merged, series_cuts(merged)):
-        pieces.append(Search(part, budget, pieces))
+    pieces = [Search(part, budget) for part in pieces_of(merged, series_cuts(merged))]
+    bound = max(floor, *(piece.lower for piece in pieces))
     for stage in STAGES:
-        proven = max(piece.lower for piece in pieces)
-        for piece in sorted((p for p in pieces if p.upper > proven), key=lambda piece: -piece.upper):
+        for piece in sorted(pieces, key=lambda piece: -piece.upper):
+            piece.lower = max(piece.lower, bound)  # nothing is gained below what another piece needs
             if not piece.is_done:
                 stage(piece)
-    order, left = list[int](), iter(groups)
+                bound = max(bound, piece.lower)
+    order, left, states = list[int](), iter(groups), sum(piece.states for piece in pieces)
     for piece in pieces:
         parts = list(itertools.islice(left, piece.problem.n))
         order += [task for t in piece.order for task in parts[t]]
-    bound, states = max(floor, *(piece.lower for piece in pieces)), sum(piece.states for piece in pieces)
     found = problem.peak(order)
     return Ordering(tuple(order), found, bound, states) if found < peak else Ordering(given, peak, bound, states)
 

@@ -31,7 +31,6 @@ from tflite_tools import (
     pieces_of,
     precedence_pairs,
     read_model,
-    restrict,
     series_cuts,
 )
 
@@ -224,13 +223,9 @@ def test_the_parts_of_a_problem_between_down_sets_need_what_the_whole_needs_ther
 ):
     order = range(problem.n)
     cut = data.draw(st.integers(0, problem.n))
-    inside = sum(1 << task for task in order[:cut])
-    parts = [restrict(problem, 0, inside), restrict(problem, inside, (1 << problem.n) - 1)]
-    assert [part.n for part, _ in parts] == [cut, problem.n - cut]
-    needs = []
-    for part, tasks in parts:
-        needs += part.needs([tasks.index(task) for task in order if task in tasks])
-    assert needs == problem.needs(order)
+    parts = [problem.part(order, 0, cut), problem.part(order, cut, problem.n)]
+    assert [part.n for part in parts] == [cut, problem.n - cut]
+    assert [need for part in parts for need in part.needs(range(part.n))] == problem.needs(order)
 
 
 @settings(max_examples=200, deadline=None)
