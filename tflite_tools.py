@@ -3030,7 +3030,7 @@ def parameter_bytes(graph: ModelGraph, operators: Iterable[tuple[Subgraph, Opera
 
 
 ####################################################################################################
-# Ordering, the problem: tasks that produce and read buffers
+# Ordering, the problem: tasks that produce and read buffers, and those that can be fused
 ####################################################################################################
 
 # A set of tasks is an int (bit t = task t) where there are few of them, and a column of numpy uint64 words in the
@@ -3175,10 +3175,6 @@ class OrderingProblem:
         return self.renumbered({task: place - first for place, task in enumerate(order)}, demand)
 
 
-####################################################################################################
-# Ordering, merging: tasks that some optimal order runs back to back are one
-####################################################################################################
-
 # By submodularity, whatever never raises live() may be done at once if it fits. So ``b`` follows ``a`` directly if it
 # becomes ready with ``a``, its net effect is never positive, and it never needs more than ``a`` did:
 #
@@ -3266,8 +3262,7 @@ class CutNetwork:
         Budget.spend(self.work)
         forced = [(self.source, before, self.infinite) for before in members(self.problem.predecessors[task])]
         flow = max_flow.SimpleMaxFlow()
-        flow.add_arcs_with_capacity(*np.array([*forced, (task, self.sink, self.infinite)]).T)
-        flow.add_arcs_with_capacity(*self.arcs.T)
+        flow.add_arcs_with_capacity(*np.vstack([self.arcs, *forced, (task, self.sink, self.infinite)]).T)
         if flow.solve(self.source, self.sink) != flow.OPTIMAL:
             raise ArithmeticError("the sizes of the tensors overflow the flow solver")
         executed = sum(1 << node for node in flow.get_source_side_min_cut() if node < self.problem.n)
@@ -3331,14 +3326,15 @@ def order_by_cuts(problem: OrderingProblem, budget: Budget) -> list[int] | None:
 
 
 ####################################################################################################
-# Ordering, the sweep: all orders within a budget, level by level
+# Ordering, the search: ever wider sweeps, level by level, until one drops no state
 ####################################################################################################
 
-# Level k holds every set of k executed tasks that some order within the budget reaches and that is worth keeping:
+# Level k of a sweep holds every set of k executed tasks that some order within the limit reaches and that is worth
+# keeping:
 #
 #     level 0        {}
 #     level 1     {a}   {b}            equal sets are one state, whatever led to them
-#     level 2   {a,b}  {a,c}  {b,d}    an empty level proves that no order fits into the budget
+#     level 2   {a,b}  {a,c}  {b,d}    an empty level proves that no order fits into the limit
 #       ...          :
 #     level n       {all}              an order, read back along the parents
 #
@@ -3459,11 +3455,6 @@ def distinct(states: np.ndarray) -> np.ndarray:
     return order[np.append(True, (ranked[:, 1:] != ranked[:, :-1]).any(axis=0))]
 
 
-####################################################################################################
-# Ordering, the search: ever wider sweeps, until one drops no state
-####################################################################################################
-
-
 @dataclass(frozen=True)
 class Ordering:
     """An order of the tasks, its peak in bytes, and ``bound``: no order has a lower peak than that."""
@@ -3511,16 +3502,16 @@ class Search:
                 if not self.is_done:
                     self.attempt(sweep, self.upper - 1, width)
 
-    def attempt(self, sweep: Sweep, budget: int, width: int) -> bool:
-        """Find an order within the budget, or prove that there is none; False if neither succeeds."""
-        order, is_proof, states = sweep.run(budget, width, self.budget)
+    def attempt(self, sweep: Sweep, limit: int, width: int) -> bool:
+        """Find an order within the limit, or prove that there is none; False if neither succeeds."""
+        order, is_proof, states = sweep.run(limit, width, self.budget)
         self.states += states
         if is_proof:
-            self.lower = max(self.lower, budget + 1)
+            self.lower = max(self.lower, limit + 1)
         return self.adopt(order) or is_proof
 
     def prove_less(self) -> None:
-        """Raise the lower bound while the optimum is open, by bisecting the budgets that sweeps can decide."""
+        """Raise the lower bound while the optimum is open, by bisecting the limits that sweeps can decide."""
         open_from = self.upper - 1
         while not self.is_done and self.lower < open_from:
             middle = (self.lower + open_from) // 2
@@ -3560,10 +3551,10 @@ def order_tasks(problem: OrderingProblem, time_limit: float = TIME_LIMIT) -> Ord
             if not piece.is_done:
                 stage(piece)
                 bound = max(bound, piece.lower)
-    order, left, states = list[int](), iter(groups), sum(piece.states for piece in pieces)
+    order, states = list[int](), sum(piece.states for piece in pieces)
     for piece in pieces:
-        parts = list(itertools.islice(left, piece.problem.n))
-        order += [task for t in piece.order for task in parts[t]]
+        order += [len(order) + t for t in piece.order]
+    order = [task for t in order for task in groups[t]]
     found = problem.peak(order)
     return Ordering(tuple(order), found, bound, states) if found < peak else Ordering(given, peak, bound, states)
 
@@ -3687,9 +3678,8 @@ def order_model(graph: ModelGraph, time_limit: float, costs: Costs = PLAIN_COSTS
     """The best order of each subgraph, by its index; callees first, since their peaks count in the caller."""
     budget = Budget(time_limit)
     orderings: dict[int, Ordering] = {}
-    peaks: dict[int, int] = {}
     for index in callees_first(graph):
-        subgraph = graph.subgraphs[index]
+        subgraph, peaks = graph.subgraphs[index], {i: ordering.peak for i, ordering in orderings.items()}
         found = order_tasks(ordering_problem(graph, subgraph, peaks, costs), budget.left)
         # The problem assumes the callees' peaks; if one of them can still fall, so can this bound.
         callees = {c for operator in subgraph.operators for c in operator.callees}
@@ -3698,7 +3688,6 @@ def order_model(graph: ModelGraph, time_limit: float, costs: Costs = PLAIN_COSTS
         entry = Profile(tensor_intervals(subgraph, costs.tensor).values()).at(BEFORE)
         peak, bound = (max(value, entry) for value in (found.peak, found.bound - unproven))
         orderings[index] = dataclasses.replace(found, peak=peak, bound=bound)
-        peaks[index] = peak
     return tuple(orderings[subgraph.index] for subgraph in graph.subgraphs)
 
 
