@@ -2829,7 +2829,7 @@ def parameter_bytes(graph: ModelGraph, operators: Iterable[tuple[Subgraph, Opera
 
 
 ####################################################################################################
-# Ordering, the problem: tasks that produce and read buffers
+# Ordering, the problem: tasks that produce and read buffers, and those that can be fused
 ####################################################################################################
 
 # A set of tasks is an int (bit t = task t) where there are few of them, and a column of numpy uint64 words in the
@@ -2848,10 +2848,6 @@ class Buffer(NamedTuple):
     producer: int | None
     readers: tuple[int, ...]
     kept: bool = False
-
-    @property
-    def reader_set(self) -> int:
-        return sum(1 << task for task in set(self.readers))
 
 
 def members(task_set: int) -> Iterator[int]:
@@ -2914,9 +2910,9 @@ class OrderingProblem:
         """Per task, the buffers that it reads, each with the set of its other readers."""
         lists: list[list[tuple[Buffer, int]]] = [[] for _ in range(self.n)]
         for buffer in self.buffers:
-            readers = buffer.reader_set
-            for task in members(readers):
-                lists[task].append((buffer, readers & ~(1 << task)))
+            readers = sum(1 << task for task in buffer.readers)
+            for task in buffer.readers:
+                lists[task].append((buffer, readers ^ 1 << task))
         return lists
 
     @cached_property
@@ -2938,11 +2934,6 @@ class OrderingProblem:
         """Lower bound on the peak of any order: the most that one task needs for its inputs and demand, in bytes."""
         return max((self.demand[t] + sum(b.size for b, _ in self.inputs[t]) for t in range(self.n)), default=0)
 
-    def live(self, executed: int) -> int:
-        """Bytes alive after a down-set has run."""
-        made = (b for b in self.buffers if b.producer is None or executed >> b.producer & 1)
-        return sum(b.size for b in made if b.kept or b.reader_set & ~executed)
-
     def needs(self, order: Sequence[int]) -> list[int]:
         """Bytes in use while each task of the order runs; their maximum is the peak."""
         place = {task: i for i, task in enumerate(order)}
@@ -2962,7 +2953,7 @@ class OrderingProblem:
         0 has run before, and what has one above all runs later."""
         transient, buffers, passing = [*demand], [], 0  # bytes that are alive all the time
         for size, producer, readers, kept in self.buffers:
-            first = -1 if producer is None else number[producer]
+            first = -1 if producer is None else max(number[producer], -1)
             users = {number[t] for t in readers}
             kept |= max(users, default=-1) >= len(demand)
             inside = tuple(sorted(t for t in users if first < t < len(demand)))
@@ -2977,10 +2968,11 @@ class OrderingProblem:
         inner = sorted((a, b) for a, b in pairs if 0 <= a < b < len(demand))
         return OrderingProblem(tuple(t + passing for t in transient), tuple(buffers), tuple(inner))
 
+    def part(self, order: Sequence[int], first: int, end: int) -> OrderingProblem:
+        """The problem of order[first:end], after the tasks before and before the tasks behind."""
+        demand = [self.demand[task] for task in order[first:end]]
+        return self.renumbered({task: place - first for place, task in enumerate(order)}, demand)
 
-####################################################################################################
-# Ordering, merging: tasks that some optimal order runs back to back are one
-####################################################################################################
 
 # By submodularity, whatever never raises live() may be done at once if it fits. So ``b`` follows ``a`` directly if it
 # becomes ready with ``a``, its net effect is never positive, and it never needs more than ``a`` did:
@@ -3069,28 +3061,26 @@ class CutNetwork:
         Budget.spend(self.work)
         forced = [(self.source, before, self.infinite) for before in members(self.problem.predecessors[task])]
         flow = max_flow.SimpleMaxFlow()
-        flow.add_arcs_with_capacity(*np.array([*forced, (task, self.sink, self.infinite)]).T)
-        flow.add_arcs_with_capacity(*self.arcs.T)
+        flow.add_arcs_with_capacity(*np.vstack([self.arcs, *forced, (task, self.sink, self.infinite)]).T)
         if flow.solve(self.source, self.sink) != flow.OPTIMAL:
             raise ArithmeticError("the sizes of the tensors overflow the flow solver")
         executed = sum(1 << node for node in flow.get_source_side_min_cut() if node < self.problem.n)
         return flow.optimal_flow() + self.problem.demand[task], executed
 
-
-def largest_bound(
-    network: CutNetwork, order: Sequence[int], floor: int, budget: Budget, most: int | None = None
-) -> tuple[int, int, int]:
-    """(bytes, task, set run before it) of the largest bound above ``floor`` among the ``most`` needy tasks. A bound is
-    at most what the task needs in any order, so the needs of ``order`` tell where to stop."""
-    needs = network.problem.needs(order)
-    best = floor, -1, 0
-    for place in sorted(range(len(order)), key=lambda i: -needs[i])[:most]:
-        if needs[place] <= best[0] or budget.is_over:
-            break
-        bound, executed = network.bound(order[place])
-        if bound > best[0]:
-            best = bound, order[place], executed
-    return best
+    def largest_bound(
+        self, order: Sequence[int], floor: int, budget: Budget, most: int | None = None
+    ) -> tuple[int, int, int]:
+        """(bytes, task, set run before it) of the largest bound above ``floor`` among the ``most`` needy tasks. A bound
+        is at most what the task needs in any order, so the needs of ``order`` tell where to stop."""
+        needs = self.problem.needs(order)
+        best = floor, -1, 0
+        for place in sorted(range(len(order)), key=lambda i: -needs[i])[:most]:
+            if needs[place] <= best[0] or budget.is_over:
+                break
+            bound, executed = self.bound(order[place])
+            if bound > best[0]:
+                best = bound, order[place], executed
+        return best
 
 
 def series_cuts(problem: OrderingProblem) -> list[int]:
@@ -3104,13 +3094,6 @@ def series_cuts(problem: OrderingProblem) -> list[int]:
     return cuts[::-1]
 
 
-def restrict(problem: OrderingProblem, start: int, end: int) -> tuple[OrderingProblem, list[int]]:
-    """(the part of a problem between two down-sets, the numbers of its tasks in the whole)."""
-    tasks = list(members(end & ~start))
-    number = {t: -1 if start >> t & 1 else len(tasks) for t in range(problem.n)} | {t: i for i, t in enumerate(tasks)}
-    return problem.renumbered(number, [problem.demand[t] for t in tasks]), tasks
-
-
 def pieces_of(problem: OrderingProblem, cuts: Sequence[int]) -> list[OrderingProblem]:
     """The parts of a problem between series cuts; halves first, which takes no more than a logarithm of the cuts times
     the size of the problem."""
@@ -3118,7 +3101,7 @@ def pieces_of(problem: OrderingProblem, cuts: Sequence[int]) -> list[OrderingPro
         return [problem]
     middle, found = len(cuts) // 2, []
     for some in (cuts[: middle + 1], cuts[middle:]):
-        part, _ = restrict(problem, (1 << some[0]) - 1, (1 << some[-1]) - 1)
+        part = problem.part(range(problem.n), some[0], some[-1])
         found += pieces_of(part, [cut - some[0] for cut in some])
     return found
 
@@ -3126,32 +3109,31 @@ def pieces_of(problem: OrderingProblem, cuts: Sequence[int]) -> list[OrderingPro
 def order_by_cuts(problem: OrderingProblem, budget: Budget) -> list[int] | None:
     """A good order for wide graphs: the minimum cut of the tightest task first, then that task, then the rest, each
     part by the same rule. None if the time runs out."""
-    order: list[int] = []
-    stack = [(problem, list(range(problem.n)))]
+    order, stack = list(range(problem.n)), [(problem, 0)]
     while stack:
-        part, numbers = stack.pop()
+        part, first = stack.pop()
         if part.n <= 1:
-            order += numbers
             continue
-        _, task, before = largest_bound(CutNetwork(part), range(part.n), -1, budget)
+        _, task, before = CutNetwork(part).largest_bound(range(part.n), -1, budget)
         if budget.is_over:
             return None
-        cuts = (1 << part.n) - 1, before | 1 << task, before, 0
-        for end, start in itertools.pairwise(cuts):
-            piece, tasks = restrict(part, start, end)
-            stack.append((piece, [numbers[t] for t in tasks]))
+        places = [*members(before), task, *members(~before & ~(1 << task) & (1 << part.n) - 1)]
+        order[first : first + part.n] = [order[first + t] for t in places]
+        cut = places.index(task)
+        stack += [(part.part(places, cut + 1, part.n), first + cut + 1), (part.part(places, 0, cut), first)]
     return order
 
 
 ####################################################################################################
-# Ordering, the sweep: all orders within a budget, level by level
+# Ordering, the search: ever wider sweeps, level by level, until one drops no state
 ####################################################################################################
 
-# Level k holds every set of k executed tasks that some order within the budget reaches and that is worth keeping:
+# Level k of a sweep holds every set of k executed tasks that some order within the limit reaches and that is worth
+# keeping:
 #
 #     level 0        {}
 #     level 1     {a}   {b}            equal sets are one state, whatever led to them
-#     level 2   {a,b}  {a,c}  {b,d}    an empty level proves that no order fits into the budget
+#     level 2   {a,b}  {a,c}  {b,d}    an empty level proves that no order fits into the limit
 #       ...          :
 #     level n       {all}              an order, read back along the parents
 #
@@ -3162,8 +3144,6 @@ LEVEL_WORDS = 1 << 23  # the largest level: 64 MiB of states, a few times that w
 SWEEP_STATES = 1 << 26  # states of one sweep: 512 MiB of history
 MOVE_WORK, STATE_WORK = 1.5e-5, 3e-9  # seconds per task that may be next, and per word of a state for each
 
-Split = list[tuple[int, Any]]  # a set of tasks as its words that are not zero: (word, bits)
-
 
 class Sweep:
     """Advances all states of a level together; they are the columns of an array of uint64 words. A state is the
@@ -3171,11 +3151,11 @@ class Sweep:
     must be read or kept, as merge_tasks leaves it."""
 
     def __init__(self, problem: OrderingProblem, reverse: bool = False) -> None:
-        self.problem, self.reverse, n = problem, reverse, problem.n
-        self.words = (n + 63) // 64
+        self.problem, self.reverse = problem, reverse
+        self.words = (problem.n + 63) // 64
         before, after = problem.ancestors, problem.descendants
         # Per task, the buffers that it may be the last to read, as (other readers, bytes).
-        self.freeable: list[list[tuple[Split, int]]] = []
+        self.freeable: list[list[tuple[list[tuple[int, np.uint64]], int]]] = []
         for t, inputs in enumerate(problem.inputs):
             sizes: Counter[int] = Counter()
             for b, others in inputs:
@@ -3186,36 +3166,33 @@ class Sweep:
         self.required_words = [self.split(tasks) for tasks in self.required]
         before, after = (after, before) if reverse else (before, after)
         self.opens = np.array([s.bit_count() for s in before])  # the first level at which a task can be next
-        self.closes = n - 1 - np.array([s.bit_count() for s in after])  # and the last
-        self.start_live = problem.live((1 << n) - 1 if reverse else 0)
+        self.closes = problem.n - 1 - np.array([s.bit_count() for s in after])  # and the last
+        self.start_live = sum(b.size for b in problem.buffers if (b.kept if reverse else b.producer is None))
 
-    def split(self, tasks: int) -> Split:
-        words = ((w, tasks >> 64 * w & (1 << 64) - 1) for w in range(self.words))
-        return [(w, np.uint64(bits)) for w, bits in words if bits]
+    def split(self, tasks: int) -> list[tuple[int, np.uint64]]:
+        """A set of tasks as its words that are not zero: (word, bits)."""
+        words = np.frombuffer(tasks.to_bytes(8 * self.words, "little"), "<u8")
+        return [(w, bits) for w, bits in enumerate(words) if bits]
 
-    def run(
-        self, budget: int, width: int, is_over: Callable[[int], bool] = lambda states: False
-    ) -> tuple[list[int] | None, bool]:
-        """(an order within the budget or None; True if there provably is none). ``width`` makes it a beam that keeps
-        the states with the fewest bytes alive; ``is_over`` gets the number of states per level and may stop it."""
+    def run(self, limit: int, width: int, budget: Budget) -> tuple[list[int] | None, bool, int]:
+        """(an order within ``limit`` bytes or None; True if there provably is none; how many states it visited).
+        ``width`` makes it a beam that keeps the states with the fewest bytes alive."""
         states, live = np.zeros((self.words, 1), dtype=np.uint64), np.array([self.start_live])
-        committed, is_proof = self.start_live, True
+        committed, is_proof, visited = self.start_live, True, 0
         history: list[tuple[np.ndarray, np.ndarray]] = []
         for level in range(self.problem.n):
-            if is_over(len(live)):
-                return None, False
-            moves = self.moves(states, live, budget, level)
-            if not moves:
-                return None, is_proof
-            task = np.repeat(np.array([t for t, _, _ in moves], np.int32), [len(chosen) for _, chosen, _ in moves])
-            parent = np.concatenate([chosen for _, chosen, _ in moves]).astype(np.int32)
-            live = np.concatenate([after for _, _, after in moves])
-            keep: np.ndarray | slice = slice(None)
+            visited += len(live)
+            if visited > SWEEP_STATES or budget.is_over:
+                return None, False, visited
+            task, parent, live = self.moves(states, live, limit, level)
+            if not len(live):
+                return None, is_proof, visited
+            keep = np.arange(len(live))
             if live.min() <= committed:
-                keep, committed = np.array([live.argmin()]), int(live.min())
+                keep, committed = np.array([live.argmin()]), live.min()
             elif len(live) * self.words > LEVEL_WORDS:
                 keep, is_proof = np.argsort(live, kind="stable")[: LEVEL_WORDS // self.words], False
-            parent, task, live = parent[keep], task[keep], live[keep]
+            task, parent, live = task[keep], parent[keep], live[keep]
             states = states[:, parent]
             states[task >> 6, np.arange(len(task))] |= np.uint64(1) << (task & 63).astype(np.uint64)
             keep = distinct(states)
@@ -3227,17 +3204,13 @@ class Sweep:
         for parent, task in reversed(history):
             order.append(int(task[state]))
             state = parent[state]
-        return order if self.reverse else order[::-1], False
+        return order if self.reverse else order[::-1], False, visited
 
-    def moves(
-        self, states: np.ndarray, live: np.ndarray, budget: int, level: int
-    ) -> list[tuple[int, np.ndarray, np.ndarray]]:
-        """Possible next tasks: (task, states that can run it, bytes alive after it); a free move stands alone."""
-        everywhere, anywhere = (
-            int.from_bytes(reduce.reduce(states, axis=1).astype("<u8").tobytes(), "little")
-            for reduce in (np.bitwise_and, np.bitwise_or)
-        )
-        found = []
+    def moves(self, states: np.ndarray, live: np.ndarray, limit: int, level: int) -> tuple[np.ndarray, ...]:
+        """(tasks, states that can run them, bytes alive after that): the possible moves; a free move stands alone."""
+        reduced = (reduce.reduce(states, axis=1).astype("<u8").tobytes() for reduce in (np.bitwise_and, np.bitwise_or))
+        everywhere, anywhere = (int.from_bytes(words, "little") for words in reduced)
+        found = [(np.zeros(0, np.int32), np.zeros(0, np.int32), live[:0])]
         free_move = np.full(len(live), -1, dtype=np.int32)
         tasks = np.flatnonzero((self.opens <= level) & (level <= self.closes)).tolist()
         Budget.spend(len(tasks) * (MOVE_WORK + STATE_WORK * states.size))
@@ -3256,14 +3229,15 @@ class Sweep:
                 freed += size * gone
             now = live[chosen]
             after = now + (self.problem.produced[t] - freed) * (-1 if self.reverse else 1)
-            fits = (after if self.reverse else now) + self.problem.demand[t] <= budget
+            fits = (after if self.reverse else now) + self.problem.demand[t] <= limit
             chosen, after, now = chosen[fits], after[fits], now[fits]
             if len(chosen):
-                found.append((t, chosen, after))
+                found.append((np.full(len(chosen), t, np.int32), chosen.astype(np.int32), after))
                 free = chosen[after <= now]
                 free_move[free[free_move[free] < 0]] = t
-        allowed = ((free_move[chosen] < 0) | (free_move[chosen] == t) for t, chosen, _ in found)
-        return [(t, chosen[ok], after[ok]) for (t, chosen, after), ok in zip(found, allowed, strict=True)]
+        task, parent, after = (np.concatenate(arrays) for arrays in zip(*found, strict=True))
+        allowed = (free_move[parent] < 0) | (free_move[parent] == task)
+        return task[allowed], parent[allowed], after[allowed]
 
 
 def distinct(states: np.ndarray) -> np.ndarray:
@@ -3280,11 +3254,6 @@ def distinct(states: np.ndarray) -> np.ndarray:
     return order[np.append(True, (ranked[:, 1:] != ranked[:, :-1]).any(axis=0))]
 
 
-####################################################################################################
-# Ordering, the search: ever wider sweeps, until one drops no state
-####################################################################################################
-
-
 @dataclass(frozen=True)
 class Ordering:
     """An order of the tasks, its peak in bytes, and ``bound``: no order has a lower peak than that."""
@@ -3294,28 +3263,18 @@ class Ordering:
     bound: int
     states: int = 0  # sets of executed tasks visited
 
-    @property
-    def optimal(self) -> bool:
-        return self.peak <= self.bound
-
 
 class Search:
-    """Search between two series cuts: ``order`` needs ``upper`` bytes, and no order less than ``lower``. ``together``
-    are the searches of all pieces of a problem; a piece need not get below the proven bound of another."""
+    """Search between two series cuts: ``order`` needs ``upper`` bytes, and there is nothing to gain below ``lower``."""
 
-    def __init__(self, problem: OrderingProblem, budget: Budget, together: list[Search] | None = None) -> None:
-        self.problem, self.budget = problem, budget
-        self.together = [self] if together is None else together
+    def __init__(self, problem: OrderingProblem, budget: Budget) -> None:
+        self.problem, self.budget, self.network = problem, budget, CutNetwork(problem)
         self.order: list[int] = list(range(problem.n))
         self.upper, self.lower, self.states = problem.peak(self.order), problem.floor, 0
 
     @property
     def is_done(self) -> bool:
-        return self.upper <= max(search.lower for search in self.together) or self.budget.is_over
-
-    @cached_property
-    def network(self) -> CutNetwork:
-        return CutNetwork(self.problem)
+        return self.upper <= self.lower or self.budget.is_over
 
     @cached_property
     def sweeps(self) -> tuple[Sweep, Sweep]:
@@ -3323,8 +3282,7 @@ class Search:
 
     def tighten(self, most: int | None = None) -> None:
         """Raise the lower bound by minimum cuts of at most ``most`` tasks, as far as that matters for this order."""
-        if self.lower < self.upper:
-            self.lower = largest_bound(self.network, self.order, self.lower, self.budget, most)[0]
+        self.lower, _, _ = self.network.largest_bound(self.order, self.lower, self.budget, most)
 
     def adopt(self, order: list[int] | None) -> bool:
         """Take an order if it is better than the best so far; returns True if it is."""
@@ -3343,21 +3301,16 @@ class Search:
                 if not self.is_done:
                     self.attempt(sweep, self.upper - 1, width)
 
-    def attempt(self, sweep: Sweep, budget: int, width: int) -> bool:
-        """Find an order within the budget, or prove that there is none; False if neither succeeds."""
-        most = self.states + SWEEP_STATES
-
-        def is_over(states: int) -> bool:
-            self.states += states
-            return self.states > most or self.budget.is_over
-
-        order, is_proof = sweep.run(budget, width, is_over)
+    def attempt(self, sweep: Sweep, limit: int, width: int) -> bool:
+        """Find an order within the limit, or prove that there is none; False if neither succeeds."""
+        order, is_proof, states = sweep.run(limit, width, self.budget)
+        self.states += states
         if is_proof:
-            self.lower = max(self.lower, budget + 1)
+            self.lower = max(self.lower, limit + 1)
         return self.adopt(order) or is_proof
 
     def prove_less(self) -> None:
-        """Raise the lower bound while the optimum is open, by bisecting the budgets that sweeps can decide."""
+        """Raise the lower bound while the optimum is open, by bisecting the limits that sweeps can decide."""
         open_from = self.upper - 1
         while not self.is_done and self.lower < open_from:
             middle = (self.lower + open_from) // 2
@@ -3384,27 +3337,25 @@ def order_tasks(problem: OrderingProblem, time_limit: float = TIME_LIMIT) -> Ord
     """The order with the lowest peak and a proof, or the best in ``time_limit`` seconds with a proven bound; the given
     one if none is better. Fuses tasks at no cost and cuts the graph where every order passes. Minimum cuts bound each
     piece from below, ever wider sweeps from above; one that drops no state is a proof."""
-    given = tuple(range(problem.n))
-    peak, order, pieces = problem.peak(given), list[int](), list[Search]()
-    if peak > problem.floor:
-        budget = Budget(time_limit)
-        merged, groups = merge_tasks(problem)
-        for part in pieces_of(merged, series_cuts(merged)):
-            pieces.append(Search(part, budget, pieces))
-        for stage in STAGES:
-            proven = max(piece.lower for piece in pieces)
-            for piece in sorted((p for p in pieces if p.upper > proven), key=lambda piece: -piece.upper):
-                if not piece.is_done:
-                    stage(piece)
-        first = 0
-        for piece in pieces:
-            order += [task for t in piece.order for task in groups[first + t]]
-            first += piece.problem.n
-    bound = max([problem.floor, *(piece.lower for piece in pieces)])
-    states = sum(piece.states for piece in pieces)
-    if order and (found := problem.peak(order)) < peak:
-        return Ordering(tuple(order), found, bound, states)
-    return Ordering(given, peak, bound, states)
+    given, floor = tuple(range(problem.n)), problem.floor
+    peak, budget = problem.peak(given), Budget(time_limit)
+    if peak == floor:
+        return Ordering(given, peak, floor)
+    merged, groups = merge_tasks(problem)
+    pieces = [Search(part, budget) for part in pieces_of(merged, series_cuts(merged))]
+    bound = max(floor, *(piece.lower for piece in pieces))
+    for stage in STAGES:
+        for piece in sorted(pieces, key=lambda piece: -piece.upper):
+            piece.lower = max(piece.lower, bound)  # nothing is gained below what another piece needs
+            if not piece.is_done:
+                stage(piece)
+                bound = max(bound, piece.lower)
+    order, states = list[int](), sum(piece.states for piece in pieces)
+    for piece in pieces:
+        order += [len(order) + t for t in piece.order]
+    order = [task for t in order for task in groups[t]]
+    found = problem.peak(order)
+    return Ordering(tuple(order), found, bound, states) if found < peak else Ordering(given, peak, bound, states)
 
 
 ####################################################################################################
@@ -3429,53 +3380,42 @@ def effectful_subgraphs(graph: ModelGraph) -> set[int]:
     for index in callees_first(graph):
         subgraph = graph.subgraphs[index]
         has_state = any(tensor.is_updated_in_place for tensor in subgraph.tensors)
-        if has_state or any(side_effects(subgraph, operator, found) for operator in subgraph.operators):
+        if has_state or any(side_effect(subgraph, operator, found) for operator in subgraph.operators):
             found.add(index)
     return found
 
 
-def side_effects(subgraph: Subgraph, operator: Operator, effectful: Collection[int]) -> dict[str, bool]:
-    """Side effects of an operator: name -> True if it changes that; ``effectful`` are the subgraphs with any."""
-    if any(callee in effectful for callee in operator.callees):
-        return {EVERYTHING: True}
+def side_effect(subgraph: Subgraph, operator: Operator, effectful: Collection[int]) -> tuple[str, bool] | None:
+    """(what an operator accesses besides its tensors, True if it changes that); ``effectful`` are the subgraphs that
+    have side effects."""
     effect = kind_of(operator).effect
-    if effect is None:
-        return {}
-    name, changes = effect
-    if name == VARIABLE:
-        name = (subgraph.variables.get(operator.reads[0]) if operator.reads else None) or EVERYTHING
-    return {name: changes}
+    if any(callee in effectful for callee in operator.callees):
+        return EVERYTHING, True
+    if effect and effect[0] == VARIABLE:
+        name = subgraph.variables.get(operator.reads[0]) if operator.reads else None
+        return (name, effect[1]) if name else (EVERYTHING, True)
+    return effect
 
 
 def precedence_pairs(graph: ModelGraph, subgraph: Subgraph) -> list[tuple[int, int]]:
     """All (before, after) pairs of operators that must keep their order. One rule covers data flow, side effects and
     state: an operator that changes something runs after all earlier and before all later accesses to it. So files that
     write a tensor twice, or read it before it is written, keep their meaning too."""
-    touched: dict[int | str, list[tuple[int, bool]]] = dict(accesses(subgraph).items())
     effectful = effectful_subgraphs(graph) if any(operator.callees for operator in subgraph.operators) else ()
-    effects = [side_effects(subgraph, operator, effectful) for operator in subgraph.operators]
-    names = {name for effect in effects for name in effect}
-    for name in names - {EVERYTHING}:
-        touched[name] = [
-            (i, any(effect.get(n) for n in (name, EVERYTHING)))
-            for i, effect in enumerate(effects)
-            if name in effect or EVERYTHING in effect
-        ]
-    if EVERYTHING in names:
-        touched[EVERYTHING] = [(i, EVERYTHING in effect) for i, effect in enumerate(effects) if effect]
-    pairs: dict[tuple[int, int], None] = {}
-    for history in touched.values():
-        writer: int | None = None
-        readers: list[int] = []
+    effects = [(i, side_effect(subgraph, operator, effectful)) for i, operator in enumerate(subgraph.operators)]
+    histories = [*accesses(subgraph).values()]
+    for name in {effect[0] for _, effect in effects if effect}:
+        histories.append([(i, effect[1]) for i, effect in effects if effect and effect[0] in (name, EVERYTHING)])
+    pairs = set()
+    for history in histories:
+        writer, readers = list[int](), list[int]()
         for operator, changes in history:
-            before = [] if writer is None else [writer]
+            pairs |= {(before, operator) for before in (writer + readers if changes else writer) if before != operator}
             if changes:
-                before += readers
-                writer, readers = operator, []
+                writer, readers = [operator], []
             else:
                 readers.append(operator)
-            pairs.update(((b, operator), None) for b in before if b != operator)
-    return list(pairs)
+    return sorted(pairs)
 
 
 class Costs(NamedTuple):
@@ -3492,7 +3432,7 @@ PLAIN_COSTS = Costs(lambda tensor: tensor.ram_bytes, lambda subgraph, operator: 
 def _common_buffers(subgraph: Subgraph, touched: Mapping[int, list[tuple[int, bool]]], costs: Costs) -> list[list[int]]:
     """Groups of tensors that share one buffer in any order; most have one tensor. An output joins an input that it may
     overwrite if that has one origin and no other use, so that it ends there, and if the output begins there."""
-    root = {tensor.index: tensor.index for tensor in subgraph.tensors}
+    group = {tensor.index: [tensor.index] for tensor in subgraph.tensors}
 
     def ends_at(operator: Operator, source: int) -> bool:
         *made, last = touched[source]
@@ -3505,11 +3445,9 @@ def _common_buffers(subgraph: Subgraph, touched: Mapping[int, list[tuple[int, bo
     for operator in subgraph.operators:
         sources = [t for t in costs.in_place(subgraph, operator) if ends_at(operator, t)]
         if sources and begins_at(operator, operator.writes[0]):
-            root[operator.writes[0]] = root[sources[0]]
-    groups: dict[int, list[int]] = defaultdict(list)
-    for tensor, first in root.items():
-        groups[first].append(tensor)
-    return [[first, *(i for i in group if i != first)] for first, group in groups.items()]
+            group[sources[0]].append(operator.writes[0])
+            group[operator.writes[0]] = group[sources[0]]
+    return [tensors for first, tensors in group.items() if tensors[0] == first]
 
 
 def ordering_problem(
@@ -3539,9 +3477,8 @@ def order_model(graph: ModelGraph, time_limit: float, costs: Costs = PLAIN_COSTS
     """The best order of each subgraph, by its index; callees first, since their peaks count in the caller."""
     budget = Budget(time_limit)
     orderings: dict[int, Ordering] = {}
-    peaks: dict[int, int] = {}
     for index in callees_first(graph):
-        subgraph = graph.subgraphs[index]
+        subgraph, peaks = graph.subgraphs[index], {i: ordering.peak for i, ordering in orderings.items()}
         found = order_tasks(ordering_problem(graph, subgraph, peaks, costs), budget.left)
         # The problem assumes the callees' peaks; if one of them can still fall, so can this bound.
         callees = {c for operator in subgraph.operators for c in operator.callees}
@@ -3550,7 +3487,6 @@ def order_model(graph: ModelGraph, time_limit: float, costs: Costs = PLAIN_COSTS
         entry = Profile(tensor_intervals(subgraph, costs.tensor).values()).at(BEFORE)
         peak, bound = (max(value, entry) for value in (found.peak, found.bound - unproven))
         orderings[index] = dataclasses.replace(found, peak=peak, bound=bound)
-        peaks[index] = peak
     return tuple(orderings[subgraph.index] for subgraph in graph.subgraphs)
 
 
