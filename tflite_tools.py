@@ -7798,8 +7798,7 @@ def decibels(signal: float, noise: float) -> float:
     return 10 * math.log10(signal / noise) if signal and noise else math.inf
 
 
-@dataclass(frozen=True)
-class ClusteredWeights:
+class ClusteredWeights(NamedTuple):
     """The effect of clustering on one weight matrix. Sizes in bytes; index sizes exclude code-books."""
 
     name: str
@@ -7811,17 +7810,10 @@ class ClusteredWeights:
     distinct_after: int  # over all code-books
     signal: float  # sum of squared weights
     squared_error: float
+    sqnr_db: float
     bytes_before: int
     codebook_bytes: int
     index_bytes: int  # every element as a packed index into its code-book
-
-    @property
-    def sqnr_db(self) -> float:
-        return decibels(self.signal, self.squared_error)
-
-    def json(self) -> dict[str, Any]:
-        keys = "name operator dtype shape codebooks distinct_before distinct_after signal squared_error sqnr_db"
-        return picked(self, f"{keys} bytes_before codebook_bytes index_bytes")
 
 
 def weight_tensors(graph: ModelGraph) -> tuple[list[tuple[str, Tensor]], list[str]]:
@@ -7861,21 +7853,16 @@ def cluster_tensor(
     kind: str, tensor: Tensor, weights: np.ndarray, clusters: int, per_channel: bool = False
 ) -> tuple[np.ndarray, ClusteredWeights]:
     """Cluster one weight matrix, whole or per quantised channel. Returns the new weights and their statistics."""
-    channels: list[Any] = [np.s_[:]]
-    quantization = tensor.quantization
+    axis, quantization = None, tensor.quantization
     if per_channel and quantization is not None and len(quantization.scales) > 1:
         axis = quantization.dimension
         if not 0 <= axis < weights.ndim or weights.shape[axis] != len(quantization.scales):
             raise ModelError(f"the file is damaged: {shorten(tensor.name)} has no such axis as its scales have")
-        channels = [(*[np.s_[:]] * axis, c) for c in range(weights.shape[axis])]
-    clustered = weights.copy()
-    results = []
-    for channel in channels:
-        result = cluster_values(weights[channel], clusters)
-        clustered[channel] = result.values
-        results.append(result)
-    error = sum(result.squared_error for result in results)
+    rows = weights[np.newaxis] if axis is None else np.moveaxis(weights, axis, 0)
+    results = [cluster_values(row, clusters) for row in rows]
+    clustered = np.moveaxis(np.stack([r.values for r in results]), 0, axis or 0).reshape(weights.shape)
     signal = float(np.sum(np.square(weights, dtype=np.float64)))
+    error = sum(r.squared_error for r in results)
     bits = tensor.element.bits or 0
     account = ClusteredWeights(
         name=tensor.name,
@@ -7887,6 +7874,7 @@ def cluster_tensor(
         distinct_after=len(np.unique(np.concatenate([r.codebook for r in results]))),
         signal=signal,
         squared_error=error,
+        sqnr_db=decibels(signal, error),
         bytes_before=tensor.bytes or 0,
         codebook_bytes=sum((len(r.codebook) * bits + 7) // 8 for r in results),
         index_bytes=(sum(r.values.size * (len(r.codebook) - 1).bit_length() for r in results) + 7) // 8,
