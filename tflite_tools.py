@@ -7343,8 +7343,7 @@ def decibels(signal: float, noise: float) -> float:
     return 10 * math.log10(signal / noise) if signal and noise else math.inf
 
 
-@dataclass(frozen=True)
-class ClusteredWeights:
+class ClusteredWeights(NamedTuple):
     """The effect of clustering on one weight matrix. Sizes in bytes; index sizes exclude code-books."""
 
     name: str
@@ -7356,17 +7355,10 @@ class ClusteredWeights:
     distinct_after: int  # over all code-books
     signal: float  # sum of squared weights
     squared_error: float
+    sqnr_db: float
     bytes_before: int
     codebook_bytes: int
     index_bytes: int  # every element as a packed index into its code-book
-
-    @property
-    def sqnr_db(self) -> float:
-        return decibels(self.signal, self.squared_error)
-
-    def json(self) -> dict[str, Any]:
-        keys = "name operator dtype shape codebooks distinct_before distinct_after signal squared_error sqnr_db"
-        return picked(self, f"{keys} bytes_before codebook_bytes index_bytes")
 
 
 def weight_tensors(graph: ModelGraph) -> tuple[list[tuple[str, Tensor]], list[str]]:
@@ -7406,21 +7398,16 @@ def cluster_tensor(
     kind: str, tensor: Tensor, weights: np.ndarray, clusters: int, per_channel: bool = False
 ) -> tuple[np.ndarray, ClusteredWeights]:
     """Cluster one weight matrix, whole or per quantised channel. Returns the new weights and their statistics."""
-    channels: list[Any] = [np.s_[:]]
-    quantization = tensor.quantization
+    axis, quantization = None, tensor.quantization
     if per_channel and quantization is not None and len(quantization.scales) > 1:
         axis = quantization.dimension
         if not 0 <= axis < weights.ndim or weights.shape[axis] != len(quantization.scales):
             raise ModelError(f"the file is damaged: {shorten(tensor.name)} has no such axis as its scales have")
-        channels = [(*[np.s_[:]] * axis, c) for c in range(weights.shape[axis])]
-    clustered = weights.copy()
-    results = []
-    for channel in channels:
-        result = cluster_values(weights[channel], clusters)
-        clustered[channel] = result.values
-        results.append(result)
-    error = sum(result.squared_error for result in results)
+    rows = weights[np.newaxis] if axis is None else np.moveaxis(weights, axis, 0)
+    results = [cluster_values(row, clusters) for row in rows]
+    clustered = np.moveaxis(np.stack([r.values for r in results]), 0, axis or 0).reshape(weights.shape)
     signal = float(np.sum(np.square(weights, dtype=np.float64)))
+    error = sum(r.squared_error for r in results)
     bits = tensor.element.bits or 0
     account = ClusteredWeights(
         name=tensor.name,
@@ -7432,6 +7419,7 @@ def cluster_tensor(
         distinct_after=len(np.unique(np.concatenate([r.codebook for r in results]))),
         signal=signal,
         squared_error=error,
+        sqnr_db=decibels(signal, error),
         bytes_before=tensor.bytes or 0,
         codebook_bytes=sum((len(r.codebook) * bits + 7) // 8 for r in results),
         index_bytes=(sum(r.values.size * (len(r.codebook) - 1).bit_length() for r in results) + 7) // 8,
@@ -7443,11 +7431,7 @@ def cluster_to_quality(
     kind: str, tensor: Tensor, weights: np.ndarray, most: int, per_channel: bool, min_sqnr: float
 ) -> tuple[np.ndarray, ClusteredWeights]:
     """As :func:`cluster_tensor`, with the fewest clusters that reach ``min_sqnr`` decibels, or ``most`` if none do."""
-
-    @cache
-    def clustered(count: int) -> tuple[np.ndarray, ClusteredWeights]:
-        return cluster_tensor(kind, tensor, weights, count, per_channel)
-
+    clustered = cache(partial(cluster_tensor, kind, tensor, weights, per_channel=per_channel))
     fewer = range(2, most)
     place = bisect.bisect_left(fewer, min_sqnr, key=lambda count: clustered(count)[1].sqnr_db)
     return clustered(fewer[place] if place < len(fewer) else most)
@@ -7538,7 +7522,7 @@ class Compression:
                 self.readers[t].append((operator.index, position))
         self.users = Counter(t.buffer for s in self.graph.subgraphs for t in s.tensors)
         self.left_out: dict[str, list[str]] = defaultdict(list)  # reason -> names of weights
-        self.in_slices: dict[tuple[int, int], Compressible | None] = {}  # by (tensor, number of slices)
+        self.cut = cache(self._cut)
         self.found = [c for tensor in self.subgraph.tensors if (c := self.compressible(tensor))]
 
     @property
@@ -7607,13 +7591,10 @@ class Compression:
         for count in range(2, MAX_CONCATENATED + 1):
             level = need + align((tensor.bytes or 0) // count) + count * ARENA_ALIGNMENT
             if tensor.shape[0] % count == 0 and level <= limit:
-                key = tensor.index, count
-                if key not in self.in_slices:
-                    self.in_slices[key] = self.cut(whole, count, level)
-                return self.in_slices[key]
+                return self.cut(whole, count, level)
         return None
 
-    def cut(self, whole: Compressible, count: int, level: int) -> Compressible | None:
+    def _cut(self, whole: Compressible, count: int, level: int) -> Compressible | None:
         """The weights in ``count`` slices, or None if that does not shrink the file."""
         tensor = self.subgraph.tensors[whole.tensor]
         parts = np.split(self.values(tensor), count)
@@ -7659,16 +7640,13 @@ class Compression:
             before, part = len(emitter.operators), first.get(operator.index)
             if part is not None and len(part.payloads) > 1:
                 self.emit_slices(emitter, operator, part)
-                schedule += emitter.operators[before:]
-                continue
-            if part is not None:
-                place[part.tensor] = self.emit_decode(emitter, part.tensor, part.payloads[0])
-            if place.keys() & set(operator.inputs):
-                inputs = [place.get(t, t) for t in operator.inputs]
-                emitter.emit(operator.kind, inputs, *operator.outputs, like=operator.index)
-                schedule += emitter.operators[before:]
             else:
-                schedule.append(operator.index)
+                if part is not None:
+                    place[part.tensor] = self.emit_decode(emitter, part.tensor, part.payloads[0])
+                if place.keys() & set(operator.inputs):
+                    inputs = [place.get(t, t) for t in operator.inputs]
+                    emitter.emit(operator.kind, inputs, *operator.outputs, like=operator.index)
+            schedule += [*emitter.operators[before:]] or [operator.index]
         return Rewrite(tuple(schedule), tuple(emitter.tensors))
 
     def emit_decode(
@@ -7847,10 +7825,6 @@ class Decision:
         """The properties named in ``json_keys`` as JSON-ready data."""
         return picked(self, self.json_keys)
 
-    def entry(self) -> dict[str, Any]:
-        """The entry of this step in the JSON document."""
-        return {self.key: self.json()}
-
 
 NO_PLAN = ", as TFLM itself lays it out (--plan may do better)"
 
@@ -7976,9 +7950,7 @@ def random_inputs(graph: ModelGraph, seed: int) -> list[list[np.ndarray]]:
     ]
 
 
-def _random(
-    rng: np.random.Generator, shape: Sequence[int], dtype: str, scale: float = 1.0, behind: int = SURE_TO_EXIST
-) -> np.ndarray:
+def _random(rng: np.random.Generator, shape: Sequence[int], dtype: str, scale: float, behind: int) -> np.ndarray:
     """Integers of 32+ bits stay below ``behind`` unless it is 0. Raises VerificationError for unsupported types."""
     try:
         kind = np.dtype(dtype)
@@ -8061,40 +8033,30 @@ def run_model(runtime: str, folder: str, arena: str, kernels: str) -> None:
     """Entry point of the worker process: run one model and write its outputs to a file."""
     import pickle
 
-    inputs = pickle.loads(Path(folder, "inputs").read_bytes())
-    model = Path(folder, "model.tflite")
-    made = run_in_tflm(model, inputs, int(arena)) if runtime == TFLM else run_in_litert(model, inputs, kernels)
+    path, is_tflm, made = Path(folder, "model.tflite"), runtime == TFLM, []
+    if is_tflm:
+        from tflite_micro.python.tflite_micro.runtime import Interpreter
+
+        data = path.read_bytes()
+        interpreter, subgraph = Interpreter.from_bytes(data, arena_size=int(arena)), read_model(data).subgraphs[0]
+        inputs, outputs = ([*range(len(ports))] for ports in (subgraph.inputs, subgraph.outputs))
+    else:
+        from ai_edge_litert.interpreter import Interpreter, OpResolverType
+
+        resolver = OpResolverType[kernels]
+        interpreter = Interpreter(model_path=str(path), num_threads=1, experimental_op_resolver_type=resolver)
+        interpreter.allocate_tensors()
+        ports = interpreter.get_input_details(), interpreter.get_output_details()
+        inputs, outputs = ([detail["index"] for detail in details] for details in ports)
+    for arrays in pickle.loads(Path(folder, "inputs").read_bytes()):
+        for place, array in zip(inputs, arrays, strict=True):
+            if is_tflm:
+                interpreter.set_input(array, place)
+            else:
+                interpreter.set_tensor(place, array)
+        interpreter.invoke()
+        made.append([np.array(interpreter.get_output(i) if is_tflm else interpreter.get_tensor(i)) for i in outputs])
     Path(folder, "outputs").write_bytes(pickle.dumps(made))
-
-
-def run_in_tflm(model: Path, inputs: Sequence[Sequence[np.ndarray]], arena: int) -> Outputs:
-    from tflite_micro.python.tflite_micro import runtime
-
-    data = model.read_bytes()
-    interpreter = runtime.Interpreter.from_bytes(data, arena_size=arena)
-    count = len(read_model(data).subgraphs[0].outputs)
-    outputs = []
-    for arrays in inputs:
-        for i, array in enumerate(arrays):
-            interpreter.set_input(array, i)
-        interpreter.invoke()
-        outputs.append([np.array(interpreter.get_output(i)) for i in range(count)])
-    return outputs
-
-
-def run_in_litert(model: Path, inputs: Sequence[Sequence[np.ndarray]], kernels: str) -> Outputs:
-    from ai_edge_litert.interpreter import Interpreter, OpResolverType
-
-    resolver = OpResolverType[kernels]
-    interpreter = Interpreter(model_path=str(model), num_threads=1, experimental_op_resolver_type=resolver)
-    interpreter.allocate_tensors()
-    outputs = []
-    for arrays in inputs:
-        for detail, array in zip(interpreter.get_input_details(), arrays, strict=True):
-            interpreter.set_tensor(detail["index"], array)
-        interpreter.invoke()
-        outputs.append([interpreter.get_tensor(detail["index"]) for detail in interpreter.get_output_details()])
-    return outputs
 
 
 ####################################################################################################
@@ -10825,8 +10787,9 @@ class Command:
             print_text(self.text(results))
         if a.json:
             document = model.analysis() | {"cut_short": Budget.is_interrupted or Budget.was_cut}
-            text = json.dumps(reduce(lambda d, result: d | result.entry(), results, document), indent=2)
-            _write(a.json, f"{text}\n".encode())
+            text = json.dumps(document | {result.key: result.json() for result in results}, indent=2)
+            _write(a.json, f"{text}
+".encode())
         if a.csv:
             model.output_model_analysis_to_csv(a.csv, a.calc_macs, a.calc_size)
             _log(f"wrote {a.csv}")

@@ -81,7 +81,7 @@ def test_every_weight_type_in_a_model(dtype: type):
     clustered = stored[0].view(dtype).reshape(weights.shape)
     assert len(np.unique(clustered)) <= 8
     noise = squared_error(weights, clustered)
-    assert np.isclose(account.json()["sqnr_db"], 10 * np.log10(np.sum(weights.astype(np.float64) ** 2) / noise))
+    assert np.isclose(account.sqnr_db, 10 * np.log10(np.sum(weights.astype(np.float64) ** 2) / noise))
     assert np.array_equal(stored[1].view(bias.dtype), bias)
 
 
