@@ -10788,8 +10788,7 @@ class Command:
         if a.json:
             document = model.analysis() | {"cut_short": Budget.is_interrupted or Budget.was_cut}
             text = json.dumps(document | {result.key: result.json() for result in results}, indent=2)
-            _write(a.json, f"{text}
-".encode())
+            _write(a.json, f"{text}\n".encode())
         if a.csv:
             model.output_model_analysis_to_csv(a.csv, a.calc_macs, a.calc_size)
             _log(f"wrote {a.csv}")
