@@ -6,7 +6,6 @@
 #     "numpy>=1.26",
 #     "ortools>=9.10",
 #     "prettytable>=3.10",
-#     "scikit-learn>=1.4",
 #     "tflite>=2.18",
 # ]
 # ///
@@ -77,7 +76,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import cache, cached_property, partial, reduce, wraps
+from functools import cache, cached_property, partial, wraps
 from operator import attrgetter, itemgetter
 from pathlib import Path
 from types import MappingProxyType
