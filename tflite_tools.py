@@ -10036,10 +10036,9 @@ class Planner : public tflite::MicroMemoryPlanner {
   Planner(uint8_t* fast, uint8_t* arena) : away_(fast - arena) {}
 
   TfLiteStatus Init(unsigned char* scratch, int size) override {
-    const int most = size / static_cast<int>(sizeof(int) + tflite::GreedyMemoryPlanner::per_buffer_size());
-    const int own = most * static_cast<int>(sizeof(int));
+    most_ = size / static_cast<int>(sizeof(int) + tflite::GreedyMemoryPlanner::per_buffer_size());
+    const int own = most_ * static_cast<int>(sizeof(int));
     places_ = reinterpret_cast<int*>(scratch);
-    most_ = most;
     count_ = slow_ = 0;
     return fast_.Init(scratch + own, size - own);
   }
