@@ -7475,9 +7475,7 @@ def payload_of(values: np.ndarray, axis: int | None) -> Payload | None:
     codes = np.stack(indices).astype(np.uint8).reshape(rows.shape)
     codes = np.moveaxis(codes, 0, axis or 0)
     packed = np.packbits(np.unpackbits(codes.reshape(-1, 1), axis=1)[:, 8 - bits :])
-    tables = np.zeros((len(books), stride), dtype=words.dtype)
-    for row, book in zip(tables, books, strict=True):
-        row[: len(book)] = book
+    tables = np.stack([np.pad(book, (0, stride - len(book))) for book in books])
     which = HAS_ONE_CODEBOOK if axis is None else axis
     header = bytes((0, 1, 0, 0, 1, which << 4 | bits, stride)).ljust(16, b"\0")
     return Payload(packed.tobytes(), header + tables.astype(words.dtype.newbyteorder("<")).tobytes())
@@ -7536,9 +7534,7 @@ class Compression:
         """The whole tensor as a candidate, or None if compressing it does not shrink the file."""
         readers, operators = self.readers[tensor.index], self.subgraph.operators
         is_weight = tensor.storage is Storage.CONSTANT and readers and len(tensor.shape) >= 2
-        if not is_weight or any(position not in kind_of(operators[o]).weights for o, position in readers):
-            return None
-        if not all(operators[o].outputs for o, _ in readers):  # a damaged file
+        if not is_weight or not all(p in kind_of(operators[o]).weights and operators[o].outputs for o, p in readers):
             return None
         if why := self.why_not(tensor, {operators[o].kind for o, _ in readers}):
             self.left_out[why].append(tensor.name)
@@ -7607,11 +7603,8 @@ class Compression:
 
     def within(self, limit: int, budget: int) -> list[Compressible]:
         """The best choice for ``limit`` bytes and ``budget`` more persistent ones; exact if weights are not shared."""
-        fitting = []
-        for whole in self.found:
-            part = whole if whole.level <= limit else self.sliced(whole, limit)
-            if part is not None:
-                fitting.append(part)
+        parts = [whole if whole.level <= limit else self.sliced(whole, limit) for whole in self.found]
+        fitting = [part for part in parts if part is not None]
         needs, chosen = list(self.needs), []
         for part in sorted(most_saved(fitting, budget), key=lambda c: -c.saved):
             span = range(part.readers[0], part.readers[-1] + 1)
@@ -8160,10 +8153,9 @@ def verify_models(
             return _run_chain([changed, *more], first, given, once) if more else once(changed, given)
         return once(original, meant)
 
-    missing, comparisons = missing_runtimes(), {}
-    notes = list(missing.values())
-    for runtime in [name for name in PACKAGES if name not in missing]:
-        if why := _why_not_run(runtime, *graphs):
+    missing, notes, comparisons = missing_runtimes(), [], {}
+    for runtime in PACKAGES:
+        if why := missing.get(runtime) or _why_not_run(runtime, *graphs):
             notes.append(why)
             continue
         try:
