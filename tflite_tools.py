@@ -128,6 +128,8 @@ __all__ = [
     "VerificationError",
     "keeping_the_best",
     "main",
+    "share_arena",
+    "write_shared_firmware",
 ]
 
 ####################################################################################################
@@ -4489,6 +4491,26 @@ def analyse_arena(graph: ModelGraph, target: Target = BITS_32) -> Arena:
     placed = zip(buffers, place_greedily(given), strict=True)
     buffers = [dataclasses.replace(buffer, interval=interval) for buffer, interval in placed]
     return Arena(graph, tuple(buffers), tail.total, planning_bytes(graph, buffers, target, tail))
+
+
+class SharedArena(NamedTuple):
+    """Bytes to reserve for several models on a 32-bit target."""
+
+    resident: int  # one arena; each model is ready to run at any time
+    in_turn: int  # one arena; each model is set up anew before it runs
+    apart: int  # an arena for each, in all
+
+
+def share_arena(arenas: Sequence[Arena]) -> SharedArena:
+    """The arena of several models, of which one runs at a time. Those that are resident have one MicroAllocator: the
+    largest head serves all of them, and their tails add up, in this order. Raises ArenaError as :func:`analyse_arena`.
+    """
+    tail = planning = 0
+    for arena in arenas:
+        pieces = persistent_bytes(arena.graph, before=tail)
+        planning, tail = max(planning, planning_bytes(arena.graph, arena.buffers, BITS_32, pieces)), pieces.total
+    head, alone = max(arena.head for arena in arenas), [arena.reserve for arena in arenas]
+    return SharedArena(max(align(head + tail), planning), max(alone), sum(alone))
 
 
 def shared_in_loops(graph: ModelGraph, arena: Arena) -> Shared:
@@ -9988,8 +10010,7 @@ CPP_EXAMPLE = """\
 #include "{name}_model.h"
 {example_includes}
 int main() {{
-{main}
-  return 0;
+{main}  return 0;
 }}
 """
 
@@ -10002,16 +10023,19 @@ FAST_MAIN = """\
   alignas(16) static uint8_t fast[{name}::kFastMemorySize];
   // Move this one to the slow memory, with an attribute such as EXT_RAM_BSS_ATTR or a section of your linker script.
 """
-MAIN = """\
-  alignas(16) static uint8_t arena[{name}::kTensorArenaSize];
-  static {name}::OpResolver resolver;
-  if ({name}::RegisterOperators(resolver) != kTfLiteOk) return 1;
-  const tflite::Model* model = tflite::GetModel({name}::kModel);
-{made}  static tflite::MicroInterpreter interpreter(model, resolver, {memory});
-  if (interpreter.AllocateTensors() != kTfLiteOk) return 2;
-  // Fill interpreter.input(0) here, then:
-  if (interpreter.Invoke() != kTfLiteOk) return 3;
-  // Read interpreter.output(0) here."""
+ARENA_ARRAY = "  alignas(16) static uint8_t arena[{size}];\n"
+SET_UP = """\
+  static {name}::OpResolver {prefix}resolver;
+  if ({name}::RegisterOperators({prefix}resolver) != kTfLiteOk) return 1;
+  const tflite::Model* {prefix}model = tflite::GetModel({name}::kModel);
+{made}  static tflite::MicroInterpreter {prefix}interpreter({prefix}model, {prefix}resolver, {memory});
+  if ({prefix}interpreter.AllocateTensors() != kTfLiteOk) return 2;
+"""
+RUN = """\
+  // Fill {prefix}interpreter.input(0) here, then:
+  if ({prefix}interpreter.Invoke() != kTfLiteOk) return 3;
+  // Read {prefix}interpreter.output(0) here{when}.
+"""
 ALLOCATOR = """\
   tflite::MicroAllocator* allocator = tflite::MicroAllocator::Create({memory});
   if (allocator == nullptr) return 2;
@@ -10101,13 +10125,24 @@ def cpp_files(title: str, model: Snapshot, models: Sequence[Snapshot], **texts: 
     return {file: template.format_map(slots) for file, template in templates}
 
 
+def _set_up(name: str, model: Snapshot, memory: str, made: str = "", prefix: str = "") -> str:
+    """C++ that makes the interpreter of a model in some memory."""
+    if variables := len(resource_variables(model.graph)):
+        memory += f", {prefix}variables"
+        made += f"  auto* {prefix}variables = tflite::MicroResourceVariables::Create(allocator, {variables});\n"
+    return SET_UP.format(name=name, memory=memory, made=made, prefix=prefix)
+
+
+def _kernels_of(models: Sequence[Snapshot]) -> str:
+    month = max(required_tflm(model.graph)[0] for model in models)
+    return models[0].graph.kernels.title + (f"; requires TFLM of {month_text(month)} or later" if month else "")
+
+
 def firmware_files(model: Snapshot, title: str, memories: MemoriesDecision | None = None) -> dict[str, str]:
     """C++17 sources by file name: the model as an array with arena and operators, and an example; ``memories`` adds a
     planner. Raises as :func:`cpp_files`."""
-    name, data, variables = cpp_name(title), bytes(model.data), len(resource_variables(model.graph))
-    divided, arena = memories if memories and memories.is_divided else None, model.arena
-    month = required_tflm(model.graph)[0]
-    kernels = model.graph.kernels.title + (f"; requires TFLM of {month_text(month)} or later" if month else "")
+    name, data, arena, kernels = cpp_name(title), bytes(model.data), model.arena, _kernels_of([model])
+    divided = memories if memories and memories.is_divided else None
     tail = f"persistent structures {arena.persistent:,} B"
     sizes = [f"// Tensors and scratch {arena.head:,} B, {tail}: a MicroInterpreter of 32 bits", f"// with {kernels}."]
     memory, made = f"arena, {name}::kTensorArenaSize", ""  # a planner and resource variables need an allocator
@@ -10119,13 +10154,12 @@ def firmware_files(model: Snapshot, title: str, memories: MemoriesDecision | Non
             "// or what planning takes for a moment, where that is more.",
         ]
         memory, made = f"{memory}, &planner", f"  static {name}::Planner planner(fast, arena);\n"
-    if divided or variables:
+    has_variables = bool(resource_variables(model.graph))
+    if divided or has_variables:
         memory, made = "allocator", made + ALLOCATOR.format(memory=memory)
-    if variables:
-        memory += ", variables"
-        made += f"  auto* variables = tflite::MicroResourceVariables::Create(allocator, {variables});\n"
     array = ["extern const unsigned char kModel[];", f"constexpr size_t kModelSize = {len(data)};", ""]
-    main = MAIN.format(name=name, made=made, memory=memory)
+    main = ARENA_ARRAY.format(size=f"{name}::kTensorArenaSize") + _set_up(name, model, memory, made)
+    main += RUN.format(prefix="", when="")
     return cpp_files(
         title,
         model,
@@ -10135,13 +10169,13 @@ def firmware_files(model: Snapshot, title: str, memories: MemoriesDecision | Non
         remark="// The operators of the model, and no others.\n",
         classes=PLANNER if divided else "",
         source=_array("kModel", data),
-        example_includes=EXAMPLE_INCLUDES.format(variables=VARIABLES_INCLUDE if variables else ""),
+        example_includes=EXAMPLE_INCLUDES.format(variables=VARIABLES_INCLUDE if has_variables else ""),
         main=FAST_MAIN.format(name=name) + main if divided else main,
     )
 
 
 ####################################################################################################
-# Firmware: stages -> C++ that runs them in one arena
+# Firmware: stages, or several models -> C++ that runs them in one arena
 ####################################################################################################
 
 STAGES_ARENA = """\
@@ -10206,7 +10240,8 @@ STAGES_MAIN = """\
   if (model.Begin() != kTfLiteOk) return 1;
   // Fill model.input(0) here, then:
   if (model.Invoke() != kTfLiteOk) return 2;
-  // Read model.output(0) here."""
+  // Read model.output(0) here.
+"""
 
 
 def stage_statements(decision: StagesDecision, original: Subgraph) -> tuple[list[str], list[str]]:
@@ -10255,7 +10290,7 @@ def stages_firmware(decision: StagesDecision, original: Snapshot, title: str) ->
         original,
         models,
         header_includes='#include <optional>\n\n#include "tensorflow/lite/micro/micro_interpreter.h"\n',
-        arena=STAGES_ARENA.format(stages=len(models), kernels=original.graph.kernels.title, reserve=decision.after),
+        arena=STAGES_ARENA.format(stages=len(models), kernels=_kernels_of(models), reserve=decision.after),
         classes=STAGES_CLASS,
         source_includes=STAGES_INCLUDES,
         source=STAGES_SOURCE.format(
@@ -10266,6 +10301,41 @@ def stages_firmware(decision: StagesDecision, original: Snapshot, title: str) ->
         ),
         main=STAGES_MAIN.format(name=cpp_name(title)),
     )
+
+
+def models_firmware(models: Mapping[str, Snapshot]) -> dict[str, str]:
+    """C++17 sources by file name: each model, by its title, and two examples, which run all of them in one arena:
+    ``resident.cc`` and ``in_turn.cc``. Raises as :func:`cpp_files`, and ValueError if two titles are one C++ name."""
+    names = {cpp_name(title): model for title, model in models.items()}
+    if len(names) < len(models):
+        raise ValueError(f"two models would be {next(iter(names))} in C++: rename a file")
+    files: dict[str, str] = {}
+    for title, model in models.items():
+        files |= firmware_files(model, title)
+    shared = share_arena([model.arena for model in models.values()])
+    variables = VARIABLES_INCLUDE if any(resource_variables(model.graph) for model in models.values()) else ""
+    includes = "".join(f'#include "{name}_model.h"\n' for name in [*names][1:])
+    first, includes = next(iter(names)), f"{includes}\n{EXAMPLE_INCLUDES.format(variables=variables)}"
+    allocator = ALLOCATOR.format(memory="arena, sizeof(arena)")
+
+    def example(size: int, remark: str, main: str) -> str:
+        main = f"  // {remark}\n{ARENA_ARRAY.format(size=size)}{main}"
+        return CPP_EXAMPLE.format(name=first, version=__version__, example_includes=includes, main=main)
+
+    resident = "".join(_set_up(name, model, "allocator", prefix=f"{name}_") for name, model in names.items())
+    when = ", before another model runs"
+    resident += "".join(RUN.format(prefix=f"{name}_", when=when) for name in names)
+    remark = "All models are ready to run at any time, one at a time; their tensors share memory."
+    files["resident.cc"] = example(shared.resident, remark, allocator + resident)
+    blocks = []
+    for name, model in names.items():
+        has_variables = bool(resource_variables(model.graph))
+        memory, made = ("allocator", allocator) if has_variables else ("arena, sizeof(arena)", "")
+        block = _set_up(name, model, memory, made).replace("  static ", "  ") + RUN.format(prefix="", when="")
+        blocks.append("  {\n" + re.sub("(?m)^", "  ", block.rstrip("\n")) + "\n  }\n")
+    files["in_turn.cc"] = example(shared.in_turn, "Each model is set up anew before it runs.", "".join(blocks))
+    del files["example.cc"]
+    return files
 
 
 ####################################################################################################
@@ -10578,6 +10648,13 @@ class TFLiteModel:
         return ComparisonDecision(other_name=name, this=figures_of(self.snapshot), other=figures_of(other.snapshot))
 
 
+def write_shared_firmware(folder: FilePath, models: Mapping[str, TFLiteModel]) -> None:
+    """Write models, by name, as C++ with examples that run them in one arena: ``resident.cc`` and ``in_turn.cc``, as
+    :class:`SharedArena` has it. Raises as :meth:`TFLiteModel.write_firmware` does."""
+    snapshots = {name: model.snapshot.with_data_inside() for name, model in models.items()}
+    write_texts(Path(folder), models_firmware(snapshots))
+
+
 ####################################################################################################
 # Command line: one run
 ####################################################################################################
@@ -10777,8 +10854,7 @@ class Command:
             print_text(self.text(results))
         if a.json:
             document = model.analysis() | {"cut_short": Budget.is_interrupted or Budget.was_cut}
-            text = json.dumps(document | {result.key: result.json() for result in results}, indent=2)
-            _write(a.json, f"{text}\n".encode())
+            _write_json(a.json, document | {result.key: result.json() for result in results})
         if a.csv:
             model.output_model_analysis_to_csv(a.csv, a.calc_macs, a.calc_size)
             _log(f"wrote {a.csv}")
@@ -10841,6 +10917,57 @@ class Command:
             _log("nothing was written: give -o FILE to save this model")
 
 
+FOR_SEVERAL = {"--input", "--kernels", "--board", "--tflm", "--assume-kernels", "--max-arena", "--json", "--firmware"}
+
+
+def show_models(arguments: argparse.Namespace, given: Mapping[str, Option]) -> int:
+    """Report what several models need in one arena, and write them as C++."""
+    a, models = arguments, dict[Path, TFLiteModel]()
+    if others := [*sorted(given.keys() - FOR_SEVERAL), *["--board list"] * (a.board == "list")]:
+        raise UsageError(f"{others[0]} takes one model, and {len(a.model)} are given")
+    if len({path.stem for path in a.model}) < len(a.model):
+        raise UsageError("two models have the same file name: rename one")
+    for path in a.model:
+        try:
+            models[path] = model = TFLiteModel.load_from_file(path, a.kernels, a.assume_kernels or (), a.tflm or "")
+            if why := (*model.snapshot.refusals, *model.arena.problems):
+                raise ModelError(f"TFLM rejects this model: {why[0]}")
+        except (ModelError, ArenaError) as error:
+            raise UsageError(f"{path}: {error}") from None
+    arenas = {path: model.arena for path, model in models.items()}
+    shared = share_arena([*arenas.values()])
+    if a.json != STREAM:
+        rows = [
+            (shorten(path.name), *(f"{n:,}" for n in (b.reserve, b.head, b.persistent))) for path, b in arenas.items()
+        ]
+        print_text(
+            f"Arena to reserve (kTensorArenaSize) for {len(models)} models, with {LIBRARIES[a.kernels].title}:\n"
+            f"- resident, each ready to run at any time: {shared.resident:,} B\n"
+            f"- in turn, each set up anew before it runs: {shared.in_turn:,} B\n"
+            f"- apart, an arena for each: {shared.apart:,} B in all\n"
+            + text_table(["Model", "Alone (B)", "Tensors and scratch (B)", "Persistent (B)"], rows, left=["Model"])
+        )
+    if a.json:
+        keys = "reserve_bytes=reserve head_bytes=head persistent_bytes=persistent"
+        figures = [{"file": str(path)} | picked(arena, keys) for path, arena in arenas.items()]
+        _write_json(
+            a.json,
+            {
+                "tflite_tools_version": __version__,
+                "kernels": a.kernels,
+                "models": figures,
+                **picked(shared, "resident_bytes=resident in_turn_bytes=in_turn apart_bytes=apart"),
+            },
+        )
+    if a.firmware:
+        write_shared_firmware(a.firmware, {path.stem: model for path, model in models.items()})
+        _log(f"wrote {a.firmware}")
+    if a.max_arena is None or shared.resident <= a.max_arena:
+        return DONE
+    _log(f"check failed: the models need an arena of {shared.resident:,} B; the limit is {a.max_arena:,} B")
+    return CHECK_FAILED
+
+
 def show_boards(arguments: argparse.Namespace) -> int:
     """Print the boards and, with a model, if it runs there as it is and fitted."""
     titles, path = ["Name", "Board", "Kernels", "SRAM (KB)", "PSRAM (KB)", "Flash (KB)"], arguments.input
@@ -10872,6 +10999,14 @@ def _write(path: Path, data: Bytes) -> None:
     else:
         write_files({path: data})
         _log(f"wrote {path}")
+
+
+def _write_json(path: Path, document: Mapping[str, Any]) -> None:
+    text = json.dumps(document, indent=2)
+    if path == STREAM:
+        print(text)
+    else:
+        _write(path, f"{text}\n".encode())
 
 
 @contextlib.contextmanager
@@ -11097,14 +11232,14 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="tflite-tools",
-        usage="%(prog)s MODEL [options]",
+        usage="%(prog)s MODEL [options]\n       %(prog)s MODEL MODEL [...]   several models in one arena",
         description="How much RAM a TensorFlow Lite model needs on a microcontroller, and how\nto need less.",
         epilog=EXAMPLES,
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    parser.add_argument("model", type=Path, nargs="?", metavar="MODEL", help=argparse.SUPPRESS)
+    parser.add_argument("model", type=Path, nargs="*", metavar="MODEL", help=argparse.SUPPRESS)
     for title, options in OPTIONS.items():
         group = parser.add_argument_group(title) if title else parser
         for o in options:
@@ -11118,8 +11253,8 @@ def _parser() -> argparse.ArgumentParser:
 def check_options(arguments: argparse.Namespace) -> dict[str, Option]:
     """Set implied options; the given and implied ones by flag. Raises UsageError if some do nothing or conflict."""
     if arguments.model and arguments.input:
-        raise UsageError(f"two models are given, {arguments.model} and {arguments.input}: give one")
-    arguments.input = arguments.input or arguments.model
+        raise UsageError(f"two models are given, {arguments.model[0]} and {arguments.input}: give one")
+    arguments.input = arguments.input or next(iter(arguments.model), None)
     if arguments.input is None and arguments.board != "list":
         raise UsageError("no model is given: tflite-tools MODEL; --help shows all options")
     board = BOARDS.get(arguments.board or "")
@@ -11210,10 +11345,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return BAD_INPUT
     name = "the command line"
     try:
-        arguments = _parser().parse_args(argv)
+        arguments = _parser().parse_intermixed_args(argv)
         given = check_options(arguments)
         name = "standard input" if arguments.input == STREAM else str(arguments.input)
         with keeping_the_best(BRAKE * (math.inf if arguments.time_limit is None else arguments.time_limit)):
+            if len(arguments.model) > 1:
+                return show_models(arguments, given)
             if arguments.board == "list":
                 return show_boards(arguments)
             return Command(arguments).run([given[flag] for flag in STEPS if flag in given])
