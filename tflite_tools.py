@@ -10126,11 +10126,17 @@ def cpp_files(title: str, model: Snapshot, models: Sequence[Snapshot], **texts: 
 
 
 def _set_up(name: str, model: Snapshot, memory: str, made: str = "", prefix: str = "") -> str:
-    """C++ that makes the interpreter of a model in some memory."""
+    """C++ that makes the interpreter of a model in some memory, or with an allocator, which resource variables need."""
     if variables := len(resource_variables(model.graph)):
-        memory += f", {prefix}variables"
+        made += "" if memory == "allocator" else ALLOCATOR.format(memory=memory)
         made += f"  auto* {prefix}variables = tflite::MicroResourceVariables::Create(allocator, {variables});\n"
+        memory = f"allocator, {prefix}variables"
     return SET_UP.format(name=name, memory=memory, made=made, prefix=prefix)
+
+
+def _example_includes(models: Iterable[Snapshot]) -> str:
+    has_variables = any(resource_variables(model.graph) for model in models)
+    return EXAMPLE_INCLUDES.format(variables=VARIABLES_INCLUDE if has_variables else "")
 
 
 def _kernels_of(models: Sequence[Snapshot]) -> str:
@@ -10145,7 +10151,7 @@ def firmware_files(model: Snapshot, title: str, memories: MemoriesDecision | Non
     divided = memories if memories and memories.is_divided else None
     tail = f"persistent structures {arena.persistent:,} B"
     sizes = [f"// Tensors and scratch {arena.head:,} B, {tail}: a MicroInterpreter of 32 bits", f"// with {kernels}."]
-    memory, made = f"arena, {name}::kTensorArenaSize", ""  # a planner and resource variables need an allocator
+    memory, made = f"arena, {name}::kTensorArenaSize", ""
     if divided:
         sizes = [
             f"// Fast memory, for scratch and the tensors that are used most, with {kernels}.",
@@ -10153,10 +10159,8 @@ def firmware_files(model: Snapshot, title: str, memories: MemoriesDecision | Non
             f"// Slow memory, which TFLM gets as its arena: other tensors {divided.slow_head:,} B, {tail},",
             "// or what planning takes for a moment, where that is more.",
         ]
-        memory, made = f"{memory}, &planner", f"  static {name}::Planner planner(fast, arena);\n"
-    has_variables = bool(resource_variables(model.graph))
-    if divided or has_variables:
-        memory, made = "allocator", made + ALLOCATOR.format(memory=memory)
+        made = f"  static {name}::Planner planner(fast, arena);\n{ALLOCATOR.format(memory=f'{memory}, &planner')}"
+        memory = "allocator"
     array = ["extern const unsigned char kModel[];", f"constexpr size_t kModelSize = {len(data)};", ""]
     main = ARENA_ARRAY.format(size=f"{name}::kTensorArenaSize") + _set_up(name, model, memory, made)
     main += RUN.format(prefix="", when="")
@@ -10169,7 +10173,7 @@ def firmware_files(model: Snapshot, title: str, memories: MemoriesDecision | Non
         remark="// The operators of the model, and no others.\n",
         classes=PLANNER if divided else "",
         source=_array("kModel", data),
-        example_includes=EXAMPLE_INCLUDES.format(variables=VARIABLES_INCLUDE if has_variables else ""),
+        example_includes=_example_includes([model]),
         main=FAST_MAIN.format(name=name) + main if divided else main,
     )
 
@@ -10309,32 +10313,27 @@ def models_firmware(models: Mapping[str, Snapshot]) -> dict[str, str]:
     names = {cpp_name(title): model for title, model in models.items()}
     if len(names) < len(models):
         raise ValueError(f"two models would be {next(iter(names))} in C++: rename a file")
-    files: dict[str, str] = {}
+    files, when = dict[str, str](), ", before another model runs"
     for title, model in models.items():
         files |= firmware_files(model, title)
-    shared = share_arena([model.arena for model in models.values()])
-    variables = VARIABLES_INCLUDE if any(resource_variables(model.graph) for model in models.values()) else ""
-    includes = "".join(f'#include "{name}_model.h"\n' for name in [*names][1:])
-    first, includes = next(iter(names)), f"{includes}\n{EXAMPLE_INCLUDES.format(variables=variables)}"
-    allocator = ALLOCATOR.format(memory="arena, sizeof(arena)")
-
-    def example(size: int, remark: str, main: str) -> str:
-        main = f"  // {remark}\n{ARENA_ARRAY.format(size=size)}{main}"
-        return CPP_EXAMPLE.format(name=first, version=__version__, example_includes=includes, main=main)
-
-    resident = "".join(_set_up(name, model, "allocator", prefix=f"{name}_") for name, model in names.items())
-    when = ", before another model runs"
-    resident += "".join(RUN.format(prefix=f"{name}_", when=when) for name in names)
-    remark = "All models are ready to run at any time, one at a time; their tensors share memory."
-    files["resident.cc"] = example(shared.resident, remark, allocator + resident)
-    blocks = []
-    for name, model in names.items():
-        has_variables = bool(resource_variables(model.graph))
-        memory, made = ("allocator", allocator) if has_variables else ("arena, sizeof(arena)", "")
-        block = _set_up(name, model, memory, made).replace("  static ", "  ") + RUN.format(prefix="", when="")
-        blocks.append("  {\n" + re.sub("(?m)^", "  ", block.rstrip("\n")) + "\n  }\n")
-    files["in_turn.cc"] = example(shared.in_turn, "Each model is set up anew before it runs.", "".join(blocks))
     del files["example.cc"]
+    shared, (first, *others) = share_arena([model.arena for model in models.values()]), names
+    resident = ALLOCATOR.format(memory="arena, sizeof(arena)")
+    resident += "".join(_set_up(name, model, "allocator", prefix=f"{name}_") for name, model in names.items())
+    resident += "".join(RUN.format(prefix=f"{name}_", when=when) for name in names)
+    blocks = (_set_up(name, m, "arena, sizeof(arena)") + RUN.format(prefix="", when="") for name, m in names.items())
+    in_turn = "".join(f"  {{\n{re.sub('(?m)^ ', '   ', block)}  }}\n".replace(" static ", " ") for block in blocks)
+    for file, size, what, main in (
+        ("resident.cc", shared.resident, "All models are ready to run, one at a time; tensors share memory.", resident),
+        ("in_turn.cc", shared.in_turn, "Each model is set up anew, with its state, before it runs.", in_turn),
+    ):
+        files[file] = CPP_EXAMPLE.format(
+            name=first,
+            version=__version__,
+            example_includes="".join(f'#include "{name}_model.h"\n' for name in others)
+            + f"\n{_example_includes(models.values())}",
+            main=f"  // {what}\n{ARENA_ARRAY.format(size=size)}{main}",
+        )
     return files
 
 
@@ -10922,45 +10921,36 @@ FOR_SEVERAL = {"--input", "--kernels", "--board", "--tflm", "--assume-kernels", 
 
 def show_models(arguments: argparse.Namespace, given: Mapping[str, Option]) -> int:
     """Report what several models need in one arena, and write them as C++."""
-    a, models = arguments, dict[Path, TFLiteModel]()
+    a, models = arguments, dict[str, TFLiteModel]()
     if others := [*sorted(given.keys() - FOR_SEVERAL), *["--board list"] * (a.board == "list")]:
         raise UsageError(f"{others[0]} takes one model, and {len(a.model)} are given")
-    if len({path.stem for path in a.model}) < len(a.model):
-        raise UsageError("two models have the same file name: rename one")
     for path in a.model:
         try:
-            models[path] = model = TFLiteModel.load_from_file(path, a.kernels, a.assume_kernels or (), a.tflm or "")
+            if path.stem in models:
+                raise ModelError("another model has this file name: rename one")
+            models[path.stem] = model = TFLiteModel.load_from_file(
+                path, a.kernels, a.assume_kernels or (), a.tflm or ""
+            )
             if why := (*model.snapshot.refusals, *model.arena.problems):
                 raise ModelError(f"TFLM rejects this model: {why[0]}")
         except (ModelError, ArenaError) as error:
             raise UsageError(f"{path}: {error}") from None
-    arenas = {path: model.arena for path, model in models.items()}
-    shared = share_arena([*arenas.values()])
+    shared, keys = share_arena([model.arena for model in models.values()]), "reserve_bytes=reserve head_bytes=head"
+    rows = {name: picked(m.arena, f"{keys} persistent_bytes=persistent") for name, m in models.items()}
     if a.json != STREAM:
-        rows = [
-            (shorten(path.name), *(f"{n:,}" for n in (b.reserve, b.head, b.persistent))) for path, b in arenas.items()
-        ]
+        titles = ["Model", "Alone (B)", "Tensors and scratch (B)", "Persistent (B)"]
+        cells = [[shorten(name), *(f"{size:,}" for size in row.values())] for name, row in rows.items()]
         print_text(
             f"Arena to reserve (kTensorArenaSize) for {len(models)} models, with {LIBRARIES[a.kernels].title}:\n"
             f"- resident, each ready to run at any time: {shared.resident:,} B\n"
-            f"- in turn, each set up anew before it runs: {shared.in_turn:,} B\n"
-            f"- apart, an arena for each: {shared.apart:,} B in all\n"
-            + text_table(["Model", "Alone (B)", "Tensors and scratch (B)", "Persistent (B)"], rows, left=["Model"])
+            f"- in turn, each set up anew, with its state, before it runs: {shared.in_turn:,} B\n"
+            f"- apart, an arena for each: {shared.apart:,} B in all\n{text_table(titles, cells, left=['Model'])}"
         )
     if a.json:
-        keys = "reserve_bytes=reserve head_bytes=head persistent_bytes=persistent"
-        figures = [{"file": str(path)} | picked(arena, keys) for path, arena in arenas.items()]
-        _write_json(
-            a.json,
-            {
-                "tflite_tools_version": __version__,
-                "kernels": a.kernels,
-                "models": figures,
-                **picked(shared, "resident_bytes=resident in_turn_bytes=in_turn apart_bytes=apart"),
-            },
-        )
+        document = {"tflite_tools_version": __version__, "kernels": a.kernels, "models": rows}
+        _write_json(a.json, document | {f"{name}_bytes": size for name, size in shared._asdict().items()})
     if a.firmware:
-        write_shared_firmware(a.firmware, {path.stem: model for path, model in models.items()})
+        write_shared_firmware(a.firmware, models)
         _log(f"wrote {a.firmware}")
     if a.max_arena is None or shared.resident <= a.max_arena:
         return DONE
