@@ -7726,12 +7726,13 @@ class Ranked:
     def best_borders(self, clusters: int) -> np.ndarray:
         """The borders of the best intervals: positions 0 = b0 < b1 < ... < bk = number of values."""
         size = len(self.values)
-        cells = np.arange(size + 1)
+        cells, stride = np.arange(size + 1), 0
         if size > EXACT_UP_TO:
             cells = self.cells(min(max(CELLS, CELLS_PER_CLUSTER * clusters), EXACT_UP_TO))
+            stride = size // CELLS
         if clusters >= len(cells) - 1:
             return cells
-        borders, stride = self._chosen([cells] * (clusters - 1)), size // EXACT_UP_TO
+        borders = self._chosen([cells] * (clusters - 1))
         while stride:
             near = borders[1:-1, None] + stride * np.arange(-REACH, REACH + 1)
             borders = self._chosen([*np.clip(near, 1, size - 1)])
