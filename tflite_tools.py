@@ -7292,12 +7292,13 @@ class Ranked:
     def best_borders(self, clusters: int) -> np.ndarray:
         """The borders of the best intervals: positions 0 = b0 < b1 < ... < bk = number of values."""
         size = len(self.values)
-        cells = np.arange(size + 1)
+        cells, stride = np.arange(size + 1), 0
         if size > EXACT_UP_TO:
             cells = self.cells(min(max(CELLS, CELLS_PER_CLUSTER * clusters), EXACT_UP_TO))
+            stride = size // CELLS
         if clusters >= len(cells) - 1:
             return cells
-        borders, stride = self._chosen([cells] * (clusters - 1)), size // EXACT_UP_TO
+        borders = self._chosen([cells] * (clusters - 1))
         while stride:
             near = borders[1:-1, None] + stride * np.arange(-REACH, REACH + 1)
             borders = self._chosen([*np.clip(near, 1, size - 1)])
@@ -7948,6 +7949,7 @@ class RunFailure(ValueError):
     """A runtime cannot run a model; the message says why in one line."""
 
 
+Inputs = Sequence[Sequence[np.ndarray]]  # per inference
 Outputs = list[list[Any]]  # arrays, per inference
 
 
@@ -8000,16 +8002,14 @@ def _largest_index(subgraph: Subgraph, tensor: int) -> int:
     return min(behind, default=0)
 
 
-def _run_in_subprocess(
-    runtime: str, data: Bytes, graph: ModelGraph, inputs: Sequence[Sequence[np.ndarray]], kernels: str, timeout: float
-) -> Outputs:
+def _run_in_subprocess(runtime: str, data: Bytes, inputs: Inputs, kernels: str, timeout: float) -> Outputs:
     """Run a model in its own process. Raises RunFailure if it fails, crashes or takes more than ``timeout`` seconds."""
     import pickle
     import subprocess
 
     arena = SPACIOUS_ARENA
     with contextlib.suppress(ArenaError):
-        arena = 2 * analyse_arena(graph, BITS_64).reserve + (1 << 20)
+        arena = 2 * analyse_arena(read_model(data), BITS_64).reserve + (1 << 20)
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "model.tflite").write_bytes(data)
         Path(folder, "inputs").write_bytes(pickle.dumps(inputs))
@@ -8167,9 +8167,8 @@ def verify_models(
     kernels = KERNELS[len({len(list(graph.operators)) for graph in graphs}) > 1 and "FLOAT32" in written]
 
     def run(runtime: str, is_changed: bool, kernels: str = kernels) -> Outputs:
-        def once(data: Bytes, inputs: Sequence[Sequence[np.ndarray]]) -> Outputs:
-            left = max(start + timeout - time.monotonic(), 0.0)
-            return _run_in_subprocess(runtime, data, read_model(data), inputs, kernels, left)
+        def once(data: Bytes, inputs: Inputs) -> Outputs:
+            return _run_in_subprocess(runtime, data, inputs, kernels, max(start + timeout - time.monotonic(), 0.0))
 
         if is_changed:
             return _run_chain([changed, *more], first, given, once) if more else once(changed, given)
@@ -8203,10 +8202,7 @@ def verify_models(
 
 
 def _run_chain(
-    stages: Sequence[Bytes],
-    original: Subgraph,
-    given: Sequence[Sequence[np.ndarray]],
-    run: Callable[[Bytes, Sequence[Sequence[np.ndarray]]], Outputs],
+    stages: Sequence[Bytes], original: Subgraph, given: Inputs, run: Callable[[Bytes, Inputs], Outputs]
 ) -> Outputs:
     """The outputs of the original, by stages that get their inputs by name."""
     first = read_model(stages[0]).subgraphs[0]

@@ -185,7 +185,7 @@ def test_a_crash_of_the_runtime_is_told_as_one():
     b.op("SOFTMAX", [x], [y], options("Softmax", beta=1.0))
     model = b.build([x], [y])
     with pytest.raises(RunFailure, match=r"it crashed \(SIGABRT\)"):
-        tflite_tools._run_in_subprocess(TFLM, model, read_model(model), [], tflite_tools.KERNELS[0], 60)
+        tflite_tools._run_in_subprocess(TFLM, model, [], tflite_tools.KERNELS[0], 60)
     assert verify_models(model, model).runtimes == (LITERT,)
 
 
@@ -321,10 +321,10 @@ def test_outputs_are_those_without_a_wrong_plan(tmp_path: Path, capsys: pytest.C
 def test_a_refusal_of_the_default_delegate_alone_is_a_note(monkeypatch: pytest.MonkeyPatch):
     run = tflite_tools._run_in_subprocess
 
-    def refusing(runtime: str, data: bytes, graph: object, inputs: object, kernels: str, timeout: float) -> object:
+    def refusing(runtime: str, data: bytes, inputs: object, kernels: str, timeout: float) -> object:
         if kernels == "AUTO" and data != CELLS:
             raise RunFailure("failed to delegate SLICE")
-        return run(runtime, data, graph, inputs, kernels, timeout)
+        return run(runtime, data, inputs, kernels, timeout)
 
     monkeypatch.setattr(tflite_tools, "_run_in_subprocess", refusing)
     model = TFLiteModel(CELLS)
