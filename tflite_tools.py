@@ -1730,20 +1730,6 @@ def over_later_rows(node: Node, position: int, source: Tensor, output: Tensor) -
     return is_plain and rows is not None and all(row >= i for i, row in enumerate(rows))
 
 
-def updated_block(node: Node) -> tuple[int, int] | None:
-    """(first, stop) of the bytes that a DYNAMIC_UPDATE_SLICE writes; None unless contiguous and aligned."""
-    operand, update, start = (*node.inputs, None, None, None)[:3]
-    if operand is None or update is None or start is None or start.values is None or not operand.bytes:
-        return None
-    if not len(start.values) == len(operand.shape) == len(update.shape) > HEIGHT or operand.shape[0] != 1:
-        return None
-    height, rows, first = operand.shape[HEIGHT], update.shape[HEIGHT], start.values[HEIGHT]
-    begin, end = (operand.bytes // height * row for row in (first, first + rows))
-    is_whole = update.shape[HEIGHT + 1 :] == operand.shape[HEIGHT + 1 :] and not any(start.values[HEIGHT + 1 :])
-    is_aligned = begin % ARENA_ALIGNMENT == 0 and (end % ARENA_ALIGNMENT == 0 or end == operand.bytes)
-    return (begin, end) if is_whole and is_aligned and 0 <= first <= height - rows else None
-
-
 def bytes_read(node: Node, tensor: Tensor) -> tuple[int, int]:
     """(first, stop) of the bytes of a tensor that an operator may read."""
     is_cut = node.kind.rows is sliced_rows and node.get("input") is tensor and len(node.inputs) == 3
@@ -2122,7 +2108,7 @@ def _select_work(node: Node) -> dict[str, float]:
 
 
 def _update_work(node: Node) -> dict[str, float]:
-    update = node.inputs[UPDATE] if len(node.inputs) > UPDATE else None
+    update = node.inputs[1] if len(node.inputs) > 1 else None
     shape = update.shape if update else (1,)
     return {"update": math.prod(shape), "runs": sum(math.prod(shape[:axis]) for axis in range(1, len(shape)))}
 
@@ -3883,18 +3869,16 @@ def operator_needs(graph: ModelGraph, subgraph: Subgraph) -> list[int]:
 
 
 class Alias(NamedTuple):
-    """``new`` may take the memory of ``old``, which ends as it begins; ``above`` is old's offset minus new's."""
+    """``new`` may take the memory of ``old``, which ends as it begins."""
 
     old: int
     new: int
-    above: int = 0
-    beside: int | None = None  # a third buffer, which must have the offset of the new one
 
 
 @dataclass(frozen=True)
 class Aliases:
     """Buffers that may share memory: an output and the input that it overwrites, a tensor that is freed piece by piece
-    as slices read it, one that is partly overwritten before it is read, and the state that a loop carries."""
+    as slices read it, and the state that a loop carries."""
 
     pairs: tuple[Alias, ...] = ()
     pieces: Mapping[int, tuple[Interval, ...]] = dataclasses.field(default_factory=dict)  # of buffers not needed whole
@@ -3909,20 +3893,17 @@ class Aliases:
         """The aliases that the placed buffers use."""
 
         def is_used(alias: Alias) -> bool:
-            old, new = placed[alias.old].offset, placed[alias.new].offset
-            is_beside = alias.beside is None or placed[alias.beside].offset == new
-            return old is not None and new is not None and old == new + alias.above and is_beside
+            return placed[alias.old].offset is not None and placed[alias.old].offset == placed[alias.new].offset
 
         pairs = tuple(filter(is_used, self.pairs + self.alternatives))
         return Aliases(pairs, self.pieces, tuple(filter(is_used, self.copies)), joined=self.joined)
 
     def among(self, numbers: Sequence[int]) -> Aliases:
         """The aliases among some of the buffers, renumbered 0, 1, 2, ..."""
-        new: dict[int | None, Any] = {i: n for n, i in enumerate(numbers)} | {None: None}
+        new = {i: n for n, i in enumerate(numbers)}
 
         def renumbered(found: Iterable[Alias]) -> tuple[Alias, ...]:
-            inside = (a for a in found if {a.old, a.new, a.beside} <= new.keys())
-            return tuple(Alias(new[a.old], new[a.new], a.above, new[a.beside]) for a in inside)
+            return tuple(Alias(new[a.old], new[a.new]) for a in found if a.old in new and a.new in new)
 
         pieces = {new[i]: found for i, found in self.pieces.items() if i in new}
         found = (self.pairs, self.copies, self.alternatives, self.joined)
@@ -3930,20 +3911,15 @@ class Aliases:
         return Aliases(pairs, pieces, copies, alternatives, joined)
 
     def consistent(self, intervals: Sequence[Interval]) -> Aliases:
-        """The aliases that can hold together; where buffers would clash, drops pairs with ``beside``, or else all."""
-        layout, clashing = layout_of(intervals, self), set()
-        at = layout.places
-        bad = [a for a in self.pairs if at[a.old] != (at[a.new][0], at[a.new][1] + a.above)]
-        if not bad:  # otherwise two paths of aliases lead to different addresses
-            for group in layout.groups:
-                if conflicts(_members(layout.intervals, group), most=1):
-                    clashing.add(at[layout.owners[next(iter(group))]][0])
-            bad = [alias for alias in self.pairs if at[alias.old][0] in clashing]
-            bad = [alias for alias in bad if alias.beside is not None] or bad
-        if not bad:
-            return self
-        pairs = tuple(alias for alias in self.pairs if alias not in bad)
-        return dataclasses.replace(self, pairs=pairs).consistent(intervals)
+        """The aliases that can hold together: without the pairs at places where buffers would clash."""
+        layout = layout_of(intervals, self)
+        clashing = {
+            layout.places[layout.owners[next(iter(group))]]
+            for group in layout.groups
+            if conflicts(_members(layout.intervals, group), most=1)
+        }
+        pairs = tuple(alias for alias in self.pairs if layout.places[alias.old] not in clashing)
+        return dataclasses.replace(self, pairs=pairs)
 
 
 class Layout(NamedTuple):
@@ -3952,7 +3928,7 @@ class Layout(NamedTuple):
     intervals: list[Interval]
     owners: list[int]  # the buffer of each interval
     above: list[int]  # its offset within the buffer
-    places: list[tuple[int, int]]  # per buffer: the number of its place, and its offset relative to that
+    places: list[int]  # per buffer: the number of its place, the address that it shares with others
 
     def add(self, interval: Interval, owner: int, above: int) -> None:
         self.intervals.append(interval)
@@ -3964,10 +3940,8 @@ class Layout(NamedTuple):
         """The intervals that share a place, at fixed distances."""
         members: dict[int, dict[int, int]] = defaultdict(dict)
         for number, (owner, above) in enumerate(zip(self.owners, self.above, strict=True)):
-            place, height = self.places[owner]
-            members[place][number] = height + above
-        lowest = ((group, min(group.values())) for group in members.values() if len(group) > 1)
-        return [{i: above - base for i, above in group.items()} for group, base in lowest]
+            members[self.places[owner]][number] = above
+        return [group for group in members.values() if len(group) > 1]
 
     def placed(self, buffers: Sequence[Interval]) -> list[Interval]:
         """The intervals at the offsets of their buffers."""
@@ -3985,7 +3959,7 @@ def layout_of(buffers: Sequence[Interval], aliases: Aliases = NO_ALIASES) -> Lay
     """The intervals to place: a buffer ends just before another takes its memory; a copy takes no bytes of its own."""
     pieces = {i: aliases.pieces.get(i, (buffer._replace(offset=0),)) for i, buffer in enumerate(buffers)}
     begins: dict[int, set[int]] = defaultdict(set)  # when other buffers take the memory
-    for old, new, *_ in aliases.pairs:
+    for old, new in aliases.pairs:
         begins[old] |= {piece.first for piece in pieces[new]}
     places = _common_places(len(buffers), (*aliases.pairs, *aliases.copies, *aliases.joined))
     copies = {alias.new for alias in aliases.copies}
@@ -4004,11 +3978,10 @@ def with_room_for_scratch(layout: Layout, buffers: Sequence[Interval], scratch: 
     times = sorted({buffers[i][1:3] for i in scratch})
     members: dict[int, list[int]] = defaultdict(list)  # buffers of each place
     taken: dict[int, list[tuple[Interval, int]]] = defaultdict(list)  # its intervals, and their offsets in it
-    for i, (place, _) in enumerate(layout.places):
+    for i, place in enumerate(layout.places):
         members[place].append(i)
     for interval, owner, above in zip(layout.intervals, layout.owners, layout.above, strict=True):
-        place, height = layout.places[owner]
-        taken[place].append((interval, height + above))
+        taken[layout.places[owner]].append((interval, above))
     roomy = Layout([*layout.intervals], [*layout.owners], [*layout.above], layout.places)
     for place, group in members.items():
         if len(group) == len(taken[place]) == 1:
@@ -4017,16 +3990,16 @@ def with_room_for_scratch(layout: Layout, buffers: Sequence[Interval], scratch: 
         for begin, end in times[bisect.bisect_left(times, (first, -1)) : bisect.bisect_right(times, (last, last))]:
             blocks = [(at, at + b.size) for b, at in taken[place] if b.first <= end and begin <= b.last]
             for i in group:
-                at = layout.places[i][1]
                 is_there = buffers[i].first <= begin and end <= buffers[i].last
-                for start, stop in list(_gaps(at, at + buffers[i].size, blocks)) if is_there else ():
-                    roomy.add(Interval(stop - start, begin, end), i, start - at)
+                for start, stop in list(_gaps(buffers[i].size, blocks)) if is_there else ():
+                    roomy.add(Interval(stop - start, begin, end), i, start)
                     blocks.append((start, stop))
     return roomy
 
 
-def _gaps(start: int, stop: int, blocks: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
-    """The (start, stop) ranges between two addresses that no block covers."""
+def _gaps(stop: int, blocks: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """The (start, stop) ranges from 0 to an address that no block covers."""
+    start = 0
     for low, high in sorted(blocks):
         if start < min(low, stop):
             yield start, min(low, stop)
@@ -4035,20 +4008,20 @@ def _gaps(start: int, stop: int, blocks: Iterable[tuple[int, int]]) -> Iterator[
         yield start, stop
 
 
-def _common_places(count: int, aliases: Iterable[Alias]) -> list[tuple[int, int]]:
-    """Per buffer: the lowest number among the buffers aliased with it, and its offset relative to that buffer."""
-    neighbours: dict[int, list[tuple[int, int]]] = defaultdict(list)
-    for old, new, above, _ in aliases:
-        neighbours[new].append((old, above))
-        neighbours[old].append((new, -above))
-    places: dict[int, tuple[int, int]] = {}
+def _common_places(count: int, aliases: Iterable[Alias]) -> list[int]:
+    """Per buffer: the lowest number among the buffers aliased with it."""
+    neighbours: dict[int, list[int]] = defaultdict(list)
+    for old, new in aliases:
+        neighbours[new].append(old)
+        neighbours[old].append(new)
+    places: dict[int, int] = {}
     for i in range(count):
-        waiting = [] if i in places else [(i, 0)]
+        waiting = [] if i in places else [i]
         while waiting:
-            here, height = waiting.pop()
+            here = waiting.pop()
             if here not in places:
-                places[here] = i, height
-                waiting += [(other, height + above) for other, above in neighbours[here]]
+                places[here] = i
+                waiting += neighbours[here]
     return [places[i] for i in range(count)]
 
 
@@ -4103,8 +4076,8 @@ class AliasSearch:
         for subgraph in self.graph.subgraphs:
             here = {t: i for (s, t), i in self.number.items() if s == subgraph.index and self.intervals[i].last >= 0}
             self.find_in_place(subgraph, here, taken)
-            self.pieces |= self.read_by_slices(subgraph, here) | self.overwritten(subgraph, here)
-        next_place = {alias.old: alias.new for alias in self.pairs if alias.above == 0}
+            self.pieces |= self.read_by_slices(subgraph, here)
+        next_place = dict(self.pairs)
         for variable in variables:
             self.carry(variable, next_place)
         found = Aliases(tuple(self.pairs), self.pieces, tuple(self.copies), tuple(self.alternatives), self.joined)
@@ -4122,38 +4095,17 @@ class AliasSearch:
             found = [Alias(i, output) for at, i in ends.items() if may_overwrite(node, at)]
             self.pairs += found[:1]
             self.alternatives += [alias for alias in found[1:] if alias.old != found[0].old]
-            # If the operand is at another offset, the kernel copies it first and would overwrite the update.
-            is_update = found and operator.kind == "DYNAMIC_UPDATE_SLICE" and UPDATE in ends
-            if is_update and (block := updated_block(node)):
-                self.pairs.append(Alias(ends[UPDATE], output, block[0], beside=found[0].old))
-                taken.add(ends[UPDATE])
             taken.update(alias.old for alias in found[:1])
-
-    def overwritten(self, subgraph: Subgraph, here: Mapping[int, int]) -> dict[int, tuple[Interval, ...]]:
-        """Tensors read by one DYNAMIC_UPDATE_SLICE only: the bytes that it overwrites are not needed once made."""
-        readers = Counter(t for operator in subgraph.operators for t in operator.inputs)
-        ends = {t: self.times.get((subgraph.index, o.index), (0, 0))[1] for o in subgraph.operators for t in o.writes}
-        pieces = {}
-        for operator in subgraph.operators:
-            if operator.kind != "DYNAMIC_UPDATE_SLICE" or not operator.inputs:
-                continue
-            t, block = operator.inputs[0], updated_block(node_of(subgraph, operator))
-            if block and t in here and readers[t] == 1 and t not in subgraph.outputs:
-                size, first, last, _ = self.intervals[here[t]]
-                until, (start, end) = max(ends.get(t, first), first), block
-                if last > self.times.get((subgraph.index, operator.index), (0, last))[1]:  # it is kept
-                    continue
-                around = ((0, start), (align(end), size))
-                rest = tuple(Interval(b - a, until + 1, last, a) for a, b in around if a < b and until < last)
-                pieces[here[t]] = Interval(size, first, until, 0), *rest
-        return pieces
 
     def read_by_slices(self, subgraph: Subgraph, here: Mapping[int, int]) -> dict[int, tuple[Interval, ...]]:
         """By buffer: the pieces of tensors that SLICE reads, by rising address; each ends with its last reader."""
         readers: dict[int, list[Operator]] = defaultdict(list)
+        written: dict[int, int] = {}  # when its operator ends: IF and WHILE write late
         for operator in subgraph.operators:
             for t in operator.reads:
                 readers[t].append(operator)
+            end = self.times.get((subgraph.index, operator.index), (0, 0))[1]
+            written.update(dict.fromkeys(operator.writes, end))
         pieces = {}
         for t, i in here.items():
             if t in subgraph.outputs or all(operator.kind != "SLICE" for operator in readers[t]):
@@ -4168,7 +4120,7 @@ class AliasSearch:
                 continue
             edges = sorted({0, size, *(edge for read in reads for edge in read[:2])})
             spans = [
-                (max([first, *(time for start, end, time in reads if start <= a < end)]), a, b)
+                (max([first, written.get(t, 0), *(time for start, end, time in reads if start <= a < end)]), a, b)
                 for a, b in itertools.pairwise(edges)
             ]
             groups = [list(group) for _, group in itertools.groupby(spans, key=lambda span: span[0])]
@@ -4423,11 +4375,10 @@ class Arena:
     @cached_property
     def problems(self) -> tuple[str, ...]:
         """The faults of the plan in the file, one sentence each; none if an NPU's compiler wrote it."""
-        plan, graph = self.graph.plan, self.graph
-        if plan is None or is_compiled(graph):
+        graph = self.graph
+        if graph.plan is None or is_compiled(graph):
             return ()
-        problems = self.lost or self.faults(self.placed)
-        problems += ["it is too short"] if len(plan) < PLAN_HEADER else []
+        problems = [*self.lost] or self.faults(self.placed)
         problems += [
             f"tensor {t} is a variable and planned into the arena's head, where it can be overwritten"
             for s, t in planned_offsets(graph)
@@ -4455,10 +4406,9 @@ class Arena:
     def aliases(self) -> Aliases:
         """Raises ArenaError if an output that is the next input is made while that is still needed."""
         aliases = AliasSearch(self.graph, self.lifetimes, self.promises[1]).run()
-        direct = {(alias.old, alias.new) for alias in aliases.pairs}
         for pair in self.promises[1]:
             begins, ends = self.buffers[pair.new].interval.first, self.buffers[pair.old].interval.last
-            if begins <= ends and (begins < ends or (pair.old, pair.new) not in direct):
+            if begins <= ends and (begins < ends or pair not in aliases.pairs):
                 why = f"{self.name(pair.new)} is made while {self.name(pair.old)} is still read"
                 raise ArenaError(f"{why}, so they cannot have one place")
         return aliases
@@ -4472,7 +4422,7 @@ class Arena:
     def freed(self) -> list[int]:
         """Numbers of the buffers whose memory others take while a part of them is still to be read."""
         clashes = set(conflicts(self.placed))
-        clashes -= {(min(old, new), max(old, new)) for old, new, *_ in self.used.pairs}
+        clashes -= {(min(pair), max(pair)) for pair in self.used.pairs}
         return sorted({i for pair in clashes for i in pair if i in self.used.pieces})
 
     @property
@@ -4516,7 +4466,7 @@ def share_arena(arenas: Sequence[Arena]) -> SharedArena:
 def shared_in_loops(graph: ModelGraph, arena: Arena) -> Shared:
     """The tensors of loops that share memory by the plan in the file, with all others in the same memory."""
     buffers, used = arena.buffers, arena.used
-    places = [place for place, _ in layout_of(arena.placed, used).places]
+    places = layout_of(arena.placed, used).places
     whiles = {(s.index, t) for s, o in graph.operators if o.kind == "WHILE" for t in o.outputs}
     looped = {place for b, place in zip(buffers, places, strict=True) if (b.subgraph, b.tensor) in whiles}
     callees = {callee for _, operator in graph.operators if operator.kind == "WHILE" for callee in operator.callees}
@@ -4524,7 +4474,7 @@ def shared_in_loops(graph: ModelGraph, arena: Arena) -> Shared:
     inside = {key for key, place in zip(keys, places, strict=True) if place in looped and key[0] in callees}
     handed = {
         (*keys[old], keys[new][1])
-        for old, new, *_ in used.pairs
+        for old, new in used.pairs
         if (places[old] in looped or keys[old][0] in callees) and keys[old][0] == keys[new][0]
     }
     return Shared(frozenset(inside | {keys[alias.new] for alias in used.copies}), frozenset(handed))
@@ -4579,12 +4529,12 @@ def plan_buffers(
         seconds = budget.share(1 / (len(layouts) - i)).left
         plan = plan_optimally(layout.intervals, seconds, layout.groups, enough, rounds)
         addresses = {
-            layout.places[owner][0]: (interval.offset or 0) - above - layout.places[owner][1]
+            layout.places[owner]: (interval.offset or 0) - above
             for owner, above, interval in zip(layout.owners, layout.above, plan.intervals, strict=True)
         }
         kept = [
-            interval._replace(offset=None if buffer.tensor is None else addresses[place] + above)
-            for interval, buffer, (place, above) in zip(intervals, buffers, layout.places, strict=True)
+            interval._replace(offset=None if buffer.tensor is None else addresses[place])
+            for interval, buffer, place in zip(intervals, buffers, layout.places, strict=True)
         ]
         # If layouts differ in what shares memory, only the peak of bytes alive is a bound for all of them.
         bound = plan.bound if len(layouts) == 1 else bound
@@ -4728,8 +4678,7 @@ class DivisionProblem:
         for together in apart:
             model.add(sum(is_fast[i] for i in together) < len(together))
         for alias, used in is_used.items():
-            for other in (alias.new, alias.new if alias.beside is None else alias.beside):
-                model.add(is_fast[alias.old] == is_fast[other]).only_enforce_if(used)
+            model.add(is_fast[alias.old] == is_fast[alias.new]).only_enforce_if(used)
         for new in dict.fromkeys(alias.new for alias in self.aliases.alternatives):
             model.add_at_most_one(used for alias, used in is_used.items() if alias.new == new)
         is_slow: list[Any] = [literal.negated() for literal in is_fast]

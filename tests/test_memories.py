@@ -13,7 +13,7 @@ from corpus import MODELS, SHARED, needs_shared
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from layouts import TIGHT, blocks_strategy, is_intact, lowest_height
-from model_builder import Builder, updated
+from model_builder import Builder
 from runtimes import wheel_agrees
 from spatial_nets import Net, chain, looped, random_net
 
@@ -280,14 +280,6 @@ def test_an_output_may_lie_on_either_input():
     assert is_intact(model.to_bytes())
     mirrored = TFLiteModel(b.build([x], [y, z, w])).plan_two_memories(1024, pins={"t1": "slow"})
     assert mirrored.after == decision.after
-
-
-def test_an_update_lies_in_its_block_in_the_same_memory_only():
-    data = updated((1, 4, 4, 4), [0, 2, 0, 0]).model.build()
-    for pins in ({"t3": "fast", "t4": "fast"}, {"t1": "fast", "t3": "fast", "t4": "fast"}):
-        decision = TFLiteModel(data).plan_two_memories(512, pins=pins)
-        assert not decision.refusal
-        assert decision.required <= decision.fast_head <= 512
 
 
 def test_pins_that_cannot_be():
