@@ -411,6 +411,11 @@ def shorten(name: str, limit: int = MAX_NAME) -> str:
     return name[:left] + "..." + name[left + 3 - limit :]
 
 
+####################################################################################################
+# Work: budgets of searches, and what ends them
+####################################################################################################
+
+
 class Budget:
     """Work for a whole search; its parts take shares of the work left. Work is counted, in seconds that it takes about
     on a usual machine, so that a search ends with the same result on all of them, whatever else they do."""
@@ -2150,8 +2155,9 @@ def work_of(kind: str, node: Node, core: str) -> tuple[str, dict[str, float]]:
     width = (output.element.tflm_bytes or 1) if output else 1
     work: dict[str, float] = {"one": 1, "out": node.elements, "bytes": node.elements * width}
     work |= {"rows": node.elements / max(last, 1), "read": source.elements if source else 0}
+    kind = "PAD" if kind == "PADV2" else kind
     work |= WORK.get(kind, lambda node: {})(node)
-    form, weights, kind = "", node.get("weights"), "PAD" if kind == "PADV2" else kind
+    form, weights = "", node.get("weights")
     if dtype == "INT8" and core and weights and kind == "CONV_2D" and weights.shape[1:3] == (1, 1):
         form = " 1x1"
     elif dtype == "INT8" and core and weights and kind == "DEPTHWISE_CONV_2D":
@@ -3478,7 +3484,7 @@ def order_model(graph: ModelGraph, time_limit: float, costs: Costs = PLAIN_COSTS
 
 
 ####################################################################################################
-# Placement: intervals -> offsets
+# Placement: intervals -> offsets, by first fit that learns, then by constraint programming
 ####################################################################################################
 
 
@@ -3652,10 +3658,6 @@ def plan_by_first_fit(
             urgency += (np.array(tops) > bound) * rng.uniform(0, PUSH * len(blocks), len(blocks))
     return best
 
-
-####################################################################################################
-# Placement, optimal: first fit that learns, then constraint programming
-####################################################################################################
 
 ALONE, WORKERS = 0.5, 4  # seconds for one strategy; number of strategies that then take turns
 MAX_SHARED = 500  # constraints; with more, strategies that take turns exceed their time many times over
@@ -4777,7 +4779,7 @@ def _place_apart(
 
 
 ####################################################################################################
-# Rewrites: a new schedule of a subgraph, as plain data
+# Rewrites: a new schedule of a subgraph, as plain data, and changes of a file: tables -> tables
 ####################################################################################################
 
 
@@ -4823,11 +4825,6 @@ class Rewrite:
     ports: Mapping[int, int] = dataclasses.field(default_factory=dict)  # old tensor -> its replacement
     callees: tuple[NewSubgraph, ...] = ()
     constants: Mapping[int, NewTensor] = dataclasses.field(default_factory=dict)  # in place of computed tensors
-
-
-####################################################################################################
-# Changes of a file: tables -> tables
-####################################################################################################
 
 
 def with_metadata(file: File, name: str, content: bytes = b"") -> File:
@@ -5327,12 +5324,7 @@ class Emitter:
         return {output: self.slice(result, output, made, rows) for output, result in results.items()}
 
     def copy(
-        self,
-        operator: Operator,
-        rule: RowRule,
-        chosen: list[int],
-        values: Mapping[str, int],
-        new: Callable[[int], int],
+        self, operator: Operator, rule: RowRule, chosen: list[int], values: Mapping[str, int], new: Callable[[int], int]
     ) -> dict[int, int]:
         """Emit the operator on other tensors, unless it pads with nothing; its constants depend on ``values``: rows
         read, made and of padding. Returns the tensor of each output, which ``new`` adds."""
@@ -5748,7 +5740,7 @@ def padding_element(tensor: Tensor, is_max: bool = False) -> bytes:
 
 
 ####################################################################################################
-# Loops as operators, one iteration: the body of WHILE, as plain data
+# Loops as operators: one iteration, the body of WHILE, and what is around it, as plain data
 ####################################################################################################
 
 
@@ -5951,11 +5943,6 @@ class BodyEmitter:
         tensors, wanted = self.subgraph.tensors, self.subgraph.tensors[like]
         same = (t.index for t in tensors if (t.dtype, t.quantization) == (wanted.dtype, wanted.quantization))
         return emitter.constant(element, (1,), next(same))
-
-
-####################################################################################################
-# Loops as operators: WHILE, its condition, and the operators around it, as plain data
-####################################################################################################
 
 
 class Carried(NamedTuple):
@@ -6321,7 +6308,7 @@ class Repair(Substitution):
 
 
 ####################################################################################################
-# Equivalents: a 1-D network with its time along the height
+# Equivalents: a 1-D network with its time along the height; inputs and outputs without conversion
 ####################################################################################################
 
 
@@ -6442,11 +6429,6 @@ class Upright:
         self.missing[output] = None
         self.emit(operator.kind, inputs, self.tall[output], operator.index, **changes)
         return True
-
-
-####################################################################################################
-# Equivalents: inputs and outputs without conversion
-####################################################################################################
 
 
 class Port(NamedTuple):
@@ -7156,7 +7138,7 @@ def reasons_for_whole(search: SplitSearch, composition: Composition) -> list[str
 
 
 ####################################################################################################
-# Clustering an array: the same array with few distinct values
+# Clustering: an array with few distinct values; which tensors of a model are weights
 ####################################################################################################
 
 # One-dimensional k-means has an exact solution, since clusters are intervals of the sorted values.
@@ -7302,11 +7284,6 @@ class Ranked:
             choice[ends] = options[hits[np.searchsorted(hits, offsets)]]
             step //= 2
         return choice[:size], total
-
-
-####################################################################################################
-# Clustering a model: which tensors are weights, and what their bytes mean
-####################################################################################################
 
 
 def decibels(signal: float, noise: float) -> float:
@@ -8235,7 +8212,7 @@ def decide_verification(
 
 
 ####################################################################################################
-# Step: reorder operators
+# Steps: reorder operators, plan the arena
 ####################################################################################################
 
 
@@ -8294,11 +8271,6 @@ def decide_order(
         orders=next(order for order, one in models.items() if one is after),
         states=sum(ordering.states for ordering in found),
     )
-
-
-####################################################################################################
-# Step: plan the arena
-####################################################################################################
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -8857,7 +8829,7 @@ def decide_split(
 
 
 ####################################################################################################
-# Recipes: steps that make a model need less
+# Steps: recipes to make a model need less; stages, parts that run one after the other in one arena
 ####################################################################################################
 
 
@@ -8895,10 +8867,6 @@ def taken_steps(
         decisions.append(decision)
     return model, decisions
 
-
-####################################################################################################
-# Step: stages, parts of a model that run one after the other in one arena
-####################################################################################################
 
 # Persistent structures are needed only while their operators run, so a model in parts needs little more than the arena
 # of the largest part. The application makes an interpreter for each part in the same memory, above what waits there:
@@ -9478,7 +9446,7 @@ def decide_clustering(
 
 
 ####################################################################################################
-# Reports: two models side by side; an analysis -> tables, CSV, JSON
+# Two models side by side
 ####################################################################################################
 
 COMPARED = {
@@ -9537,6 +9505,11 @@ class ComparisonDecision(Decision):
                 rows.append([shorten(kind), before, after, ""])
         table = text_table(["", shorten(self.other_name, 30), "This model", "Difference"], rows, left=("",))
         return ["", "Compared with another model:", table]
+
+
+####################################################################################################
+# Reports: an analysis -> tables, CSV, JSON
+####################################################################################################
 
 
 def is_stream(path: Path) -> bool:
@@ -10861,6 +10834,69 @@ class Command:
             _log("nothing was written: give -o FILE to save this model")
 
 
+def _write(path: Path, data: Bytes) -> None:
+    if path == STREAM:
+        sys.stdout.buffer.write(data)
+        sys.stdout.flush()
+    else:
+        write_files({path: data})
+        _log(f"wrote {path}")
+
+
+def _write_json(path: Path, document: Mapping[str, Any]) -> None:
+    text = json.dumps(document, indent=2)
+    if path == STREAM:
+        print(text)
+    else:
+        _write(path, f"{text}\n".encode())
+
+
+@contextlib.contextmanager
+def _elapsed_time(what: str) -> Iterator[None]:
+    """Show on a terminal, after a second, how long a step takes."""
+    if sys.stderr is None or not sys.stderr.isatty():
+        yield
+        return
+    import threading
+
+    done, start = threading.Event(), time.monotonic()
+
+    def show() -> None:
+        while not done.wait(1.0):
+            print(f"\r{what}: {time.monotonic() - start:.0f} s ", end="", file=sys.stderr, flush=True)
+
+    shower = threading.Thread(target=show, daemon=True)
+    shower.start()
+    try:
+        yield
+    finally:
+        done.set()
+        shower.join()
+        print("\r\033[K", end="", file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def _standard_output() -> Iterator[None]:
+    """Print to stdout, silently if the reader closes it, as ``| head`` does."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _log(text: str) -> None:
+    if sys.stdout is not None:
+        with _standard_output():  # flush stdout first, to keep both streams in order
+            pass
+    with contextlib.suppress(OSError, AttributeError):  # stderr may be closed
+        print(shorten(text, 1000), file=sys.stderr)  # one line, even if names contain line breaks
+
+
+####################################################################################################
+# Command line: several models; boards
+####################################################################################################
+
 FOR_SEVERAL = {"--input", "--kernels", "--board", "--tflm", "--assume-kernels", "--max-arena", "--json", "--firmware"}
 
 
@@ -10925,65 +10961,6 @@ def show_boards(arguments: argparse.Namespace) -> int:
         print(text_table(titles, rows, left=("Name", "Board", "Kernels", "Runs")))
         print("SRAM: the largest contiguous bank by the data sheet; stack and application share it")
     return DONE
-
-
-def _write(path: Path, data: Bytes) -> None:
-    if path == STREAM:
-        sys.stdout.buffer.write(data)
-        sys.stdout.flush()
-    else:
-        write_files({path: data})
-        _log(f"wrote {path}")
-
-
-def _write_json(path: Path, document: Mapping[str, Any]) -> None:
-    text = json.dumps(document, indent=2)
-    if path == STREAM:
-        print(text)
-    else:
-        _write(path, f"{text}\n".encode())
-
-
-@contextlib.contextmanager
-def _elapsed_time(what: str) -> Iterator[None]:
-    """Show on a terminal, after a second, how long a step takes."""
-    if sys.stderr is None or not sys.stderr.isatty():
-        yield
-        return
-    import threading
-
-    done, start = threading.Event(), time.monotonic()
-
-    def show() -> None:
-        while not done.wait(1.0):
-            print(f"\r{what}: {time.monotonic() - start:.0f} s ", end="", file=sys.stderr, flush=True)
-
-    shower = threading.Thread(target=show, daemon=True)
-    shower.start()
-    try:
-        yield
-    finally:
-        done.set()
-        shower.join()
-        print("\r\033[K", end="", file=sys.stderr, flush=True)
-
-
-@contextlib.contextmanager
-def _standard_output() -> Iterator[None]:
-    """Print to stdout, silently if the reader closes it, as ``| head`` does."""
-    try:
-        yield
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _log(text: str) -> None:
-    if sys.stdout is not None:
-        with _standard_output():  # flush stdout first, to keep both streams in order
-            pass
-    with contextlib.suppress(OSError, AttributeError):  # stderr may be closed
-        print(shorten(text, 1000), file=sys.stderr)  # one line, even if names contain line breaks
 
 
 ####################################################################################################
@@ -11082,8 +11059,7 @@ OPTIONS = {
         Option("--stripes", f"their form: {', '.join(STRIPES_AS)} (default: auto with --plan or --fit)",
                _one_of(STRIPES_AS), "FORM", needs="--split --fit"),
         Option("--max-time", f"how many more instructions stripes may take (estimated; default: {DEFAULT_MAX_TIME:g})",
-               _percent, "PERCENT", needs="--split --fit --stages",
-               alias="--max-macs"),
+               _percent, "PERCENT", needs="--split --fit --stages", alias="--max-macs"),
         Option("--optimize", "reorder the operators for the smallest peak memory use", step=Command.optimize, weight=2),
         Option("--plan", "fix the smallest arena layout in the file, for TensorFlow Lite Micro",
                step=Command.plan, weight=1),
