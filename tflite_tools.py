@@ -6571,11 +6571,6 @@ class SplitStep:
     time: int
     persistent: int
 
-    @property
-    def with_outputs(self) -> int:
-        """Persistent bytes, including those of the tensors that it writes."""
-        return self.persistent + BITS_32.tensor * len(self.operator.writes)
-
 
 class Range(NamedTuple):
     """Operators [start, end) that could be a region."""
@@ -6586,17 +6581,11 @@ class Range(NamedTuple):
     bound: int  # lower bound in stripes, in bytes
 
 
-class Forms(NamedTuple):
-    """The forms that stripes may have: operators of their own, or iterations of a loop."""
-
-    unrolled: bool
-    loops: bool
-
-
-UNROLLED, LOOPS, EITHER = Forms(True, False), Forms(False, True), Forms(True, True)
+Forms = frozenset[str]  # that stripes may have: operators of their own, or iterations of a loop
+UNROLLED, LOOPS = frozenset({"unrolled"}), frozenset({"loop"})
 # One search takes the best regions of its forms for each limit, but not the best for the number to reserve. Loops take
 # the least work and mostly win; the last search knows all costs of the others.
-STRIPES_AS = {"auto": (LOOPS, UNROLLED, EITHER), "loop": (LOOPS,), "unrolled": (UNROLLED,)}
+STRIPES_AS = {"auto": (LOOPS, UNROLLED, LOOPS | UNROLLED), "loop": (LOOPS,), "unrolled": (UNROLLED,)}
 FORM_SHARES = (0.6, 0.5, 1.0)  # of the work left, for three searches; fewer take the last ones
 
 
@@ -6734,7 +6723,8 @@ class SplitProblem:
         RegionEmitter(emitter, region).run(rows)
         bill, steps = Bill(emitter, self.copies), self.steps[start:end]
         Budget.spend(EMIT_WORK * len(bill.runs))
-        before = sum(step.with_outputs for step in steps) - BITS_32.tensor * len(region.live_out)
+        inner = sum(len(step.operator.writes) for step in steps) - len(region.live_out)
+        before = sum(step.persistent for step in steps) + BITS_32.tensor * inner
         after = BITS_32.tensor * len(bill.sizes) + self.persistent(bill)
         time = bill.time - sum(step.time for step in steps)
         cost = Cost(self.peak(bill, start, end), time, after - before, len(bill.runs) - len(steps))
@@ -6950,10 +6940,10 @@ class SplitSearch:
                 if found.bound > goal or inside[found.end] <= 0:
                     continue
                 within = Cost(limit, max_time, best - found.bound)
-                if self.forms.unrolled:
+                if self.forms & UNROLLED:
                     for is_cached in (False, True):
                         self.try_range(found, is_cached, within, inside[found.end], price)
-                if self.forms.loops:
+                if self.forms & LOOPS:
                     self.try_loop(found, within, inside[found.end], price)
                 cheapest[start] = self.cheapest(start, limits, price)
                 inside[found.end] = min(inside[found.end], cheapest[start].get(found.end, NO_LIMIT))
@@ -7121,7 +7111,7 @@ def bottleneck_of(search: SplitSearch, composition: Composition) -> str:
         return ""
     number, why = step.operator.index, step.rule
     if isinstance(why, RowRule):
-        why = "" if search.forms.unrolled else search.loops.why_no_loop(number, number + 1)
+        why = "" if search.forms & UNROLLED else search.loops.why_no_loop(number, number + 1)
         why = f"it cannot be a loop: {why}" if why else "stripes would cost more than they save"
     given = sum(problem.sizes[t] for t in problem.subgraph.inputs if t in step.operator.reads)
     inputs = f", and {given:,} B of it are the input of the model" if given > step.need // 2 else ""
@@ -8981,7 +8971,7 @@ class StageSearch:
         self.model, self.max_time, self.in_place, self.budget = model, max_time, in_place, budget
         self.subgraph = model.graph.subgraphs[0]
         self.count = len(self.subgraph.operators)
-        search = SplitSearch(model.graph, self.subgraph, budget.share(0.2), EITHER if in_place else UNROLLED)
+        search = SplitSearch(model.graph, self.subgraph, budget.share(0.2), UNROLLED | LOOPS if in_place else UNROLLED)
         search.front(int(search.problem.time * max_time / 100))
         self.intervals, self.steps = search.problem.intervals, search.problem.steps
         places = sorted(range(1, self.count), key=lambda p: self.waiting(p, p))[:MAX_PLACES]
@@ -9191,6 +9181,7 @@ class FitDecision(Decision):
             text_table(titles[columns], rows, left=("", "Way")),
             *registered(new_kinds),
             *([NEEDS_NEW_TFLM] if "WHILE" in new_kinds else []),
+            *(line for step in self.steps if isinstance(step, StagesDecision) for line in step.message()),
             *(f"It would need less with {proposal}" for proposal in self.proposals),
         ]
 
@@ -9204,11 +9195,13 @@ def decide_fit(
     in_place: bool = True,
     can_loop: bool = True,
     has_external: bool = True,
+    can_stage: bool = False,
 ) -> tuple[Snapshot, FitDecision]:
     """Take the first of the RECIPES with which the arena to reserve is within ``limit`` bytes or, without a limit, the
     one with the smallest arena. All are lossless; stripes cost the least time that fits. The decision has all ways that
     were tried, and proposals if none fits or there is no limit; with ``has_external`` also external RAM. ``can_loop``
-    allows loops, which need TFLM of November 2025 or later; the rest is as for :func:`decide_stages`.
+    allows loops, which need TFLM of November 2025 or later. If nothing else fits, ``can_stage`` tries stages, which the
+    last of ``steps`` has; the model itself stays as it is. The rest is as for :func:`decide_stages`.
     """
     budget = Budget(time_limit)
     tried: list[tuple[FitWay, Snapshot, list[Decision]]] = [(_way("as it is", model, model, limit), model, [])]
@@ -9220,10 +9213,15 @@ def decide_fit(
         after, decisions = taken_steps(recipe, model, limit, max_time, budget.share(recipe.share), in_place)
         if not recipe.is_lightened or any(decision.changed for decision in decisions[:-2]):
             tried.append((_way(recipe.name, model, after, limit), after, decisions))
+    cut = None
+    if limit is not None and not tried[-1][0].fits:
+        _, cut = decide_stages(model, None, budget.share(0.5).left, max_time, in_place)
+        if can_stage and cut.models:
+            tried.append((_in_stages(model, cut, limit), model, [cut]))
     taken = min(range(len(tried)), key=lambda i: (bool(tried[i][1].arena.problems), tried[i][0].reserve))
     way, after, decisions = tried[taken]
     is_enough = limit is not None and way.fits
-    proposals = () if is_enough else _proposals(model, way, limit, max_time, budget, in_place)
+    proposals = () if is_enough else _proposals(model, way, cut, limit, max_time, budget, in_place)
     return after, FitDecision(
         before=tried[0][0].reserve,
         after=way.reserve,
@@ -9243,8 +9241,22 @@ def _way(name: str, model: Snapshot, after: Snapshot, limit: int | None) -> FitW
     return FitWay(name, reserve, *more_work(model, after), growth + kernel_flash(kinds), kinds, fits)
 
 
+def _in_stages(model: Snapshot, cut: StagesDecision, limit: int) -> FitWay:
+    kinds = tuple(sorted({kind for stage in cut.models for kind in added_kinds(model, stage)}))
+    macs = sum(model_macs(stage.graph) for stage in cut.models) / max(model_macs(model.graph), 1)
+    growth, size = sum(row.file for row in cut.stages) - len(model.data) + kernel_flash(kinds), cut.after or 0
+    name = f"{len(cut.models)} stages"
+    return FitWay(name, size, 100 * (macs - 1), cut.time_percent, growth, kinds, size <= limit)
+
+
 def _proposals(
-    model: Snapshot, best: FitWay, limit: int | None, max_time: float, budget: Budget, in_place: bool
+    model: Snapshot,
+    best: FitWay,
+    cut: StagesDecision | None,
+    limit: int | None,
+    max_time: float,
+    budget: Budget,
+    in_place: bool,
 ) -> Iterator[str]:
     """What changes the application, with its figure."""
     ported, decision = decide_ports(model, in_place=in_place)
@@ -9253,10 +9265,9 @@ def _proposals(
         after, _ = taken_steps(recipe, ported, limit, max_time, budget, in_place)
         if after.arena.reserve < best.reserve:
             yield f"--integer-io: {after.arena.reserve:,} B, if your code converts inputs and outputs"
+    if cut and cut.models and (cut.after or 0) < best.reserve:
+        yield f"--stages: {cut.after:,} B, if your code runs {len(cut.models)} parts of the model in turn"
     if limit is not None:
-        _, cut = decide_stages(model, None, budget.share(0.5).left, max_time, in_place)
-        if cut.models and cut.after is not None and cut.after < best.reserve:
-            yield f"--stages: {cut.after:,} B, if your code runs {len(cut.models)} parts of the model in turn"
         _, divided = decide_memories(model, limit, time_limit=budget.left, in_place=in_place)
         if divided.is_divided:
             stays = 100 * (1 - (divided.after or 0) / max(divided.before or 0, 1))
@@ -10687,7 +10698,8 @@ class Command:
         a = self.arguments
         limit = None if a.fit is OF_BOARD else a.fit
         board, can_loop = BOARDS.get(a.board or ""), a.stripes != "unrolled"
-        return self.model.fit(limit, seconds, self.max_time, self.in_place, can_loop, board is None or board.psram > 0)
+        has_external = board is None or board.psram > 0
+        return self.model.fit(limit, seconds, self.max_time, self.in_place, can_loop, has_external, can_stage=True)
 
     def stages(self, seconds: float) -> Decision:
         return self.model.stages(self.arguments.stages, seconds, self.max_time, self.in_place)
@@ -10733,7 +10745,8 @@ class Command:
     # -- results ------------------------------------------------------------------------------------
 
     def result(self, kind: type[D]) -> D | None:
-        return next((result for result in self.results if isinstance(result, kind)), None)
+        fitted = (step for result in self.results if isinstance(result, FitDecision) for step in result.steps)
+        return next((result for result in (*self.results, *fitted) if isinstance(result, kind)), None)
 
     @property
     def memories(self) -> MemoriesDecision | None:
@@ -10742,7 +10755,8 @@ class Command:
 
     def exceeded(self) -> list[str]:
         """One sentence for a wrong memory plan, for a rejection, and for an arena above the limit."""
-        model, limit, taken = self.model, self.arguments.max_arena, self.model.arena.reserve
+        model, limit, stages = self.model, self.arguments.max_arena, self.result(StagesDecision)
+        taken = stages.after if stages and stages.models and stages.after else model.arena.reserve
         failures = [f"the memory plan in the file is wrong: {fault}" for fault in model.arena.problems[:1]]
         known = "give --assume-kernels NAME,... for kernels that your firmware links"
         failures += [f"TFLM rejects this model: {why} ({known})" for why in model.snapshot.refusals[:1]]
@@ -10825,6 +10839,8 @@ class Command:
         if folder:
             write_texts(folder, sources)
             _log(f"wrote {folder}")
+        if output == STREAM and stages and stages.models:
+            raise UsageError("stages are several files: give -o a name")
         if output and stages and stages.models:
             for number, stage in enumerate(stages.models, start=1):
                 _write(output.with_suffix(f".{number}.tflite"), stage.with_data_inside().data)

@@ -48,13 +48,36 @@ def test_where_nothing_fits_the_nearest_is_told_and_no_file_written(tmp_path: Pa
     nearest = min(way["reserve"] for way in fit["ways"])
     assert f"no lossless way fits into 20,480 B; the nearest needs {nearest:,} B" in captured.err
     assert not out.exists()
-    stages, memories = fit["proposals"]
-    assert stages.startswith("--stages: ")
+    assert [way["name"] for way in fit["ways"]][-1] == "2 stages"
+    (memories,) = fit["proposals"]
     assert memories.startswith("--memories fast=20KB: ")
-    assert f"It would need less with {stages}" in captured.out
+    assert f"It would need less with {memories}" in captured.out
     assert main([str(MOBILENET), "--fit", "--board", "uno-r4", "--json", str(report)]) == 1
-    (only,) = json.loads(report.read_text())["fit"]["proposals"]  # that board has no external RAM
-    assert only.startswith("--stages: ")
+    assert not json.loads(report.read_text())["fit"]["proposals"]  # that board has no external RAM
+
+
+def test_stages_are_the_last_rung(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """They are taken where nothing else fits; from a script, which writes one model, they are proposed."""
+    out, report, folder = tmp_path / "out.tflite", tmp_path / "report.json", tmp_path / "firmware"
+    command = [str(MOBILENET), "--fit", "40KB", "--max-arena", "40KB", "--json", str(report)]
+    assert main([*command, "-o", str(out), "--verify", "--firmware", str(folder)]) == 0
+    fit = json.loads(report.read_text())["fit"]
+    *others, last = fit["ways"]
+    assert not any(way["fits"] for way in others)
+    assert last["fits"]
+    assert fit["reserve"] == last["reserve"] == fit["steps"][-1]["reserve"] <= 40 * 1024
+    files = sorted(tmp_path.glob("out.*.tflite"))
+    assert [path.name for path in files] == ["out.1.tflite", "out.2.tflite"]
+    assert last["flash"] >= sum(path.stat().st_size for path in files) - MOBILENET.stat().st_size
+    assert f"kTensorArenaSize = {last['reserve']};" in (folder / "out_model.h").read_text()
+    captured = capsys.readouterr()
+    assert "-> | 2 stages" in captured.out
+    assert "bit-identical" in captured.out
+    assert main([*command, "-o", "-"]) == 2
+    assert "give -o a name" in capsys.readouterr().err
+    decision = TFLiteModel.load_from_file(MOBILENET).fit(40 * 1024)
+    assert decision.failure
+    assert decision.proposals[0].startswith(f"--stages: {last['reserve']:,} B")
 
 
 def test_what_changes_the_application_is_only_proposed(tmp_path: Path):

@@ -24,8 +24,9 @@ import tflite_tools
 from tflite_tools import (
     BITS_32,
     LIBRARIES,
+    LOOPS,
+    UNROLLED,
     Budget,
-    Forms,
     Loop,
     SplitRegion,
     SplitSearch,
@@ -579,14 +580,14 @@ def test_wrong_places_are_found_at_all():
 def test_loops_compete_with_stripes_that_are_written_out():
     graph = digits().graph
     sums = []
-    for forms in (Forms(True, False), Forms(False, True), Forms(True, True)):
+    for forms in (UNROLLED, LOOPS, UNROLLED | LOOPS):
         search = SplitSearch(graph, graph.subgraphs[0], Budget(20), forms)
         front = search.front(search.problem.time // 10)
         sums.append(min(composition.cost.sum for composition in front))
         for composition in front:
             assert composition.cost.time <= search.problem.time // 10
-            assert all(region.is_loop or forms.unrolled for region in composition.regions)
-            assert forms.loops or not composition.has_loops
+            assert all(region.is_loop or forms & UNROLLED for region in composition.regions)
+            assert forms & LOOPS or not composition.has_loops
     assert sums[2] <= min(sums[:2])
 
 
@@ -669,7 +670,7 @@ def test_iterations_of_a_damaged_loop_are_unknown(looped_digits: TFLiteModel):
 @pytest.mark.parametrize("seed", range(8))
 def test_no_loop_takes_less_than_the_bound_of_its_range(seed: int):
     graph = read_model(random_net(random.Random(seed), steps=6, size=12, is_rescaled=seed % 2 == 0))
-    search = tflite_tools.SplitSearch(graph, graph.subgraphs[0], tflite_tools.Budget(1e6), tflite_tools.LOOPS)
+    search = tflite_tools.SplitSearch(graph, graph.subgraphs[0], tflite_tools.Budget(1e6), LOOPS)
     assert set(search.problem.narrow_ranges) <= set(search.problem.ranges)
     for found in search.problem.ranges:
         where = found.start, found.end
