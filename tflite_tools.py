@@ -2822,7 +2822,7 @@ def parameter_bytes(graph: ModelGraph, operators: Iterable[tuple[Subgraph, Opera
 
 
 ####################################################################################################
-# Ordering, the problem: tasks that produce and read buffers, and those that can be fused
+# Ordering, the problem: tasks that produce and read buffers, those that can be fused, bounds by minimum cuts
 ####################################################################################################
 
 # A set of tasks is an int (bit t = task t) where there are few of them, and a column of numpy uint64 words in the
@@ -3017,10 +3017,6 @@ def _fusions(problem: OrderingProblem) -> dict[int, tuple[list[int], int]]:
             break
     return fused
 
-
-####################################################################################################
-# Ordering, bounds: minimum cuts bound what a task needs in any order
-####################################################################################################
 
 # While a task runs, the executed ones are a down-set S with all its predecessors but not the task. The cheapest
 # such S is a minimum cut of a network with an arc per buffer:
@@ -3759,7 +3755,7 @@ def _solve_placement(
 
 
 ####################################################################################################
-# TFLM's arena, the head: the tensors and scratch buffers that TensorFlow Lite Micro plans
+# TFLM's arena: the head, tensors and scratch that TFLM plans; the tail, persistent memory; what planning needs
 ####################################################################################################
 
 MAX_CLOCK = 100_000  # operators executed, counting every call of a subgraph
@@ -3863,6 +3859,115 @@ def operator_needs(graph: ModelGraph, subgraph: Subgraph) -> list[int]:
     callee_peaks = {s.subgraph.index: s.peak for s in schedule_model(graph)}
     problem = ordering_problem(graph, subgraph, callee_peaks, ARENA_COSTS)
     return problem.needs(range(problem.n))
+
+
+REQUEST_SLOTS = 12  # scratch requests that TFLM reserves for one operator
+PLANNER_BYTES = 40  # per planned buffer, while TFLM plans
+
+
+def kernel_bytes(node: Node) -> tuple[int, int, list[int]]:
+    """Persistent bytes of a kernel: its options, its own structure, and each further array."""
+    kernel = node.kernel or PLAIN_KERNEL
+    more = kernel.wider if node.target is BITS_64 else (0, 0)
+    try:
+        arrays = kernel.arrays(node)
+    except (LookupError, TypeError, ValueError, AttributeError):  # the kernel rejects it before it allocates more
+        arrays = []
+    return kernel.options + more[0], kernel.data + more[1], arrays
+
+
+def node_persistent_bytes(node: Node) -> int:
+    """Persistent bytes of an operator on a 32-bit target, without its scratch requests and tensors."""
+    options, data, arrays = kernel_bytes(node)
+    return BITS_32.operator + options + align(data) + sum(map(align, arrays))
+
+
+def operator_persistent_bytes(subgraph: Subgraph, operator: Operator) -> int:
+    """Persistent bytes of an operator on a 32-bit target, without its tensors. Raises as :func:`scratch_requests`."""
+    requests = scratch_requests(subgraph, operator)
+    return node_persistent_bytes(node_of(subgraph, operator)) + BITS_32.pointer * len(requests)
+
+
+def port_pieces(tensor: Tensor, target: Target) -> list[tuple[int, int]]:
+    """(bytes, alignment) of the structures that TFLM allocates for an input or output of the model or of a kernel."""
+    pieces = [(target.port, target.pointer)]
+    if tensor.quantization and tensor.affine:
+        pieces += [(target.quantization, target.pointer), (4 + 4 * len(tensor.quantization.scales), 4)]
+    return pieces
+
+
+def _stacked(size: int, pieces: Iterable[tuple[int, int]]) -> int:
+    """Bytes of the tail with further pieces of (bytes, alignment)."""
+    for more, alignment in pieces:
+        size = align(size + more, alignment) if more else size
+    return size
+
+
+class TailBytes(NamedTuple):
+    """Bytes of the persistent part of TFLM's arena."""
+
+    total: int
+    while_planning: int  # the part of it that is allocated before TFLM plans
+    preparing: int  # the most needed before that, with temporary memory of kernels
+    requests: int  # number of scratch requests of all operators
+
+
+def persistent_bytes(graph: ModelGraph, target: Target = BITS_32, before: int = 0) -> TailBytes:
+    """The tail of TFLM's arena, piece by piece in TFLM's order, after ``before`` bytes of other models. Matches
+    measurements to the byte: tflite-micro of August 2026 with 32 bits, the package of October 2026 with 64. Raises
+    ArenaError as :func:`scratch_requests`."""
+    pointer, first = target.pointer, graph.subgraphs[0]
+    nodes = [(node_of(s, operator, target), len(scratch_requests(s, operator))) for s, operator in graph.operators]
+    kept = [kernel_bytes(node) for node, _ in nodes]
+    variables = resource_variables(graph)
+    pieces = [(size, pointer) for size in target.interpreter[:-1] if not before]
+    if variables:
+        pieces += [(pointer + 8, ARENA_ALIGNMENT), (target.variable * len(variables), ARENA_ALIGNMENT)]
+    pieces += [(target.interpreter[-1], pointer), (target.subgraph * len(graph.subgraphs), pointer)]
+    pieces += [(target.tensor * len(s.tensors), pointer) for s in graph.subgraphs]
+    pieces += [(target.operator * len(s.operators), pointer) for s in graph.subgraphs]
+    pieces += [(size, _options_alignment(node)) for (node, _), (size, *_) in zip(nodes, kept, strict=True)]
+    pieces += [(data, ARENA_ALIGNMENT) for _, data, _ in kept]
+    tail = _stacked(before, pieces)
+    most = requests = 0
+    for (node, count), (_, _, arrays) in zip(nodes, kept, strict=True):
+        tail = _stacked(tail, [(size, ARENA_ALIGNMENT) for size in arrays])
+        most = max(most, tail + target.request * (REQUEST_SLOTS + requests) + _prepare_temp_bytes(node))
+        requests += count
+    pieces = [(size, ARENA_ALIGNMENT) for size in variables.values()] + [(pointer * requests, pointer)]
+    pieces += [(t.bytes or 0, ARENA_ALIGNMENT) for t in variable_tensors(graph)]
+    total = while_planning = _stacked(tail, pieces)
+    for ports in (first.inputs, first.outputs):
+        structures = (piece for i in ports for piece in port_pieces(first.tensors[i], target))
+        total = _stacked(total, [(pointer * len(ports), ARENA_ALIGNMENT), *structures])
+    return TailBytes(total, while_planning, most, requests)
+
+
+def _options_alignment(node: Node) -> int:
+    """Alignment of a kernel's options: a pointer's if they hold one, else 4, or 1 if their size is no multiple of 4."""
+    kernel = node.kind.tflm or PLAIN_KERNEL
+    return node.target.pointer if kernel.wider[0] else 1 if kernel.options % 4 else 4
+
+
+def _prepare_temp_bytes(node: Node) -> int:
+    """Temporary bytes that a kernel needs while it prepares: the structures of its tensors, some of them twice."""
+    tensors = [t for t in (*node.inputs, *node.outputs) if t]
+    sizes = [sum(size for size, _ in port_pieces(tensor, node.target)) for tensor in tensors]
+    is_filter = node.kind.tflm is not None and node.kind.tflm.arrays is _per_channel
+    is_reduced = "axes" in node.kind.roles and tensors[:1] and tensors[0].dtype != "FLOAT32"
+    is_join = node.kind.rows is joined_rows
+    again = sizes if is_reduced else sizes[:2] + sizes[-1:] if is_filter else sizes[:1] if is_join else []
+    return sum(sizes) + sum(again)
+
+
+def planning_bytes(graph: ModelGraph, buffers: Sequence[ArenaBuffer], target: Target, tail: TailBytes) -> int:
+    """Arena bytes needed while TFLM prepares and plans: the persistent structures, except those of inputs and outputs,
+    and lists of requests, tensors and buffers. In small models this exceeds what they need in the end."""
+    tensors = sum(len(subgraph.tensors) for subgraph in graph.subgraphs)
+    lists = target.request * (REQUEST_SLOTS + tail.requests) + target.pointer * len(graph.subgraphs)
+    lists += target.planned * (tensors + tail.requests)
+    planning = align(align(tail.while_planning) + align(lists) + PLANNER_BYTES * len(buffers))
+    return max(planning, align(tail.preparing))
 
 
 ####################################################################################################
@@ -4180,119 +4285,6 @@ class AliasSearch:
                 if outlives or operator.inputs.count(ids[0]) > 1:
                     continue
             yield variable
-
-
-####################################################################################################
-# TFLM's arena, the tail: persistent memory, and memory that TFLM needs while it plans
-####################################################################################################
-
-REQUEST_SLOTS = 12  # scratch requests that TFLM reserves for one operator
-PLANNER_BYTES = 40  # per planned buffer, while TFLM plans
-
-
-def kernel_bytes(node: Node) -> tuple[int, int, list[int]]:
-    """Persistent bytes of a kernel: its options, its own structure, and each further array."""
-    kernel = node.kernel or PLAIN_KERNEL
-    more = kernel.wider if node.target is BITS_64 else (0, 0)
-    try:
-        arrays = kernel.arrays(node)
-    except (LookupError, TypeError, ValueError, AttributeError):  # the kernel rejects it before it allocates more
-        arrays = []
-    return kernel.options + more[0], kernel.data + more[1], arrays
-
-
-def node_persistent_bytes(node: Node) -> int:
-    """Persistent bytes of an operator on a 32-bit target, without its scratch requests and tensors."""
-    options, data, arrays = kernel_bytes(node)
-    return BITS_32.operator + options + align(data) + sum(map(align, arrays))
-
-
-def operator_persistent_bytes(subgraph: Subgraph, operator: Operator) -> int:
-    """Persistent bytes of an operator on a 32-bit target, without its tensors. Raises as :func:`scratch_requests`."""
-    requests = scratch_requests(subgraph, operator)
-    return node_persistent_bytes(node_of(subgraph, operator)) + BITS_32.pointer * len(requests)
-
-
-def port_pieces(tensor: Tensor, target: Target) -> list[tuple[int, int]]:
-    """(bytes, alignment) of the structures that TFLM allocates for an input or output of the model or of a kernel."""
-    pieces = [(target.port, target.pointer)]
-    if tensor.quantization and tensor.affine:
-        pieces += [(target.quantization, target.pointer), (4 + 4 * len(tensor.quantization.scales), 4)]
-    return pieces
-
-
-def _stacked(size: int, pieces: Iterable[tuple[int, int]]) -> int:
-    """Bytes of the tail with further pieces of (bytes, alignment)."""
-    for more, alignment in pieces:
-        size = align(size + more, alignment) if more else size
-    return size
-
-
-class TailBytes(NamedTuple):
-    """Bytes of the persistent part of TFLM's arena."""
-
-    total: int
-    while_planning: int  # the part of it that is allocated before TFLM plans
-    preparing: int  # the most needed before that, with temporary memory of kernels
-    requests: int  # number of scratch requests of all operators
-
-
-def persistent_bytes(graph: ModelGraph, target: Target = BITS_32, before: int = 0) -> TailBytes:
-    """The tail of TFLM's arena, piece by piece in TFLM's order, after ``before`` bytes of other models. Matches
-    measurements to the byte: tflite-micro of August 2026 with 32 bits, the package of October 2026 with 64. Raises
-    ArenaError as :func:`scratch_requests`."""
-    pointer, first = target.pointer, graph.subgraphs[0]
-    nodes = [(node_of(s, operator, target), len(scratch_requests(s, operator))) for s, operator in graph.operators]
-    kept = [kernel_bytes(node) for node, _ in nodes]
-    variables = resource_variables(graph)
-    pieces = [(size, pointer) for size in target.interpreter[:-1] if not before]
-    if variables:
-        pieces += [(pointer + 8, ARENA_ALIGNMENT), (target.variable * len(variables), ARENA_ALIGNMENT)]
-    pieces += [(target.interpreter[-1], pointer), (target.subgraph * len(graph.subgraphs), pointer)]
-    pieces += [(target.tensor * len(s.tensors), pointer) for s in graph.subgraphs]
-    pieces += [(target.operator * len(s.operators), pointer) for s in graph.subgraphs]
-    pieces += [(size, _options_alignment(node)) for (node, _), (size, *_) in zip(nodes, kept, strict=True)]
-    pieces += [(data, ARENA_ALIGNMENT) for _, data, _ in kept]
-    tail = _stacked(before, pieces)
-    most = requests = 0
-    for (node, count), (_, _, arrays) in zip(nodes, kept, strict=True):
-        tail = _stacked(tail, [(size, ARENA_ALIGNMENT) for size in arrays])
-        most = max(most, tail + target.request * (REQUEST_SLOTS + requests) + _prepare_temp_bytes(node))
-        requests += count
-    pieces = [(size, ARENA_ALIGNMENT) for size in variables.values()] + [(pointer * requests, pointer)]
-    pieces += [(t.bytes or 0, ARENA_ALIGNMENT) for t in variable_tensors(graph)]
-    total = while_planning = _stacked(tail, pieces)
-    for ports in (first.inputs, first.outputs):
-        structures = (piece for i in ports for piece in port_pieces(first.tensors[i], target))
-        total = _stacked(total, [(pointer * len(ports), ARENA_ALIGNMENT), *structures])
-    return TailBytes(total, while_planning, most, requests)
-
-
-def _options_alignment(node: Node) -> int:
-    """Alignment of a kernel's options: a pointer's if they hold one, else 4, or 1 if their size is no multiple of 4."""
-    kernel = node.kind.tflm or PLAIN_KERNEL
-    return node.target.pointer if kernel.wider[0] else 1 if kernel.options % 4 else 4
-
-
-def _prepare_temp_bytes(node: Node) -> int:
-    """Temporary bytes that a kernel needs while it prepares: the structures of its tensors, some of them twice."""
-    tensors = [t for t in (*node.inputs, *node.outputs) if t]
-    sizes = [sum(size for size, _ in port_pieces(tensor, node.target)) for tensor in tensors]
-    is_filter = node.kind.tflm is not None and node.kind.tflm.arrays is _per_channel
-    is_reduced = "axes" in node.kind.roles and tensors[:1] and tensors[0].dtype != "FLOAT32"
-    is_join = node.kind.rows is joined_rows
-    again = sizes if is_reduced else sizes[:2] + sizes[-1:] if is_filter else sizes[:1] if is_join else []
-    return sum(sizes) + sum(again)
-
-
-def planning_bytes(graph: ModelGraph, buffers: Sequence[ArenaBuffer], target: Target, tail: TailBytes) -> int:
-    """Arena bytes needed while TFLM prepares and plans: the persistent structures, except those of inputs and outputs,
-    and lists of requests, tensors and buffers. In small models this exceeds what they need in the end."""
-    tensors = sum(len(subgraph.tensors) for subgraph in graph.subgraphs)
-    lists = target.request * (REQUEST_SLOTS + tail.requests) + target.pointer * len(graph.subgraphs)
-    lists += target.planned * (tensors + tail.requests)
-    planning = align(align(tail.while_planning) + align(lists) + PLANNER_BYTES * len(buffers))
-    return max(planning, align(tail.preparing))
 
 
 ####################################################################################################
@@ -6578,7 +6570,8 @@ class Range(NamedTuple):
     start: int
     end: int
     unsplit: int  # bytes that they need unsplit
-    bound: int  # lower bound in stripes, in bytes
+    bound: int  # lower bound in unrolled stripes, in bytes
+    loop_bound: int  # lower bound as a loop, in bytes
 
 
 Forms = frozenset[str]  # that stripes may have: operators of their own, or iterations of a loop
@@ -6673,9 +6666,11 @@ class SplitProblem:
 
     def possible_ranges(self) -> Iterator[Range]:
         """All ranges of operators that could be a region, by rising end. Their bounds hold for any stripes: all that a
-        region reads is alive at its start, and all that is read later at its end."""
+        region reads is alive at its start, and its outputs at its end, with their pieces. A loop has room for its
+        outputs at its start, unless the only one may overwrite an input."""
         for end in range(1, len(self.steps) + 1):
             earliest = unsplit = 0
+            outputs: list[int] = []
             for start in reversed(range(max(end - MAX_REGION, 0), end)):
                 step = self.steps[start]
                 if isinstance(step.rule, str):
@@ -6686,9 +6681,12 @@ class SplitProblem:
                 if start < earliest:
                     break
                 unsplit = max(unsplit, step.need)
-                bound = max(self.entering[start], self.entering[end])
-                if bound < unsplit:
-                    yield Range(start, end, unsplit, bound)
+                outputs += [t for t in step.operator.writes if self.is_live_out(t, end)]
+                live_out, before, after = sum(self.sizes[t] for t in outputs), self.entering[start], self.entering[end]
+                is_over_input = len(outputs) == 1 and before >= after
+                bounds = max(before, after + live_out), max(before + (0 if is_over_input else live_out), after)
+                if min(bounds) < unsplit:
+                    yield Range(start, end, unsplit, *bounds)
 
     def is_live_out(self, output: int, end: int) -> bool:
         """True if an output made before ``end`` is needed whole there, or has no readers."""
@@ -6937,13 +6935,12 @@ class SplitSearch:
                 if self.budget.is_over:
                     return
                 goal = min(limit, best - 1)
-                if found.bound > goal or inside[found.end] <= 0:
-                    continue
-                within = Cost(limit, max_time, best - found.bound)
-                if self.forms & UNROLLED:
+                if self.forms & UNROLLED and found.bound <= goal and inside[found.end] > 0:
                     for is_cached in (False, True):
+                        within = Cost(limit, max_time, best - found.bound)
                         self.try_range(found, is_cached, within, inside[found.end], price)
-                if self.forms & LOOPS:
+                if self.forms & LOOPS and found.loop_bound <= goal and inside[found.end] > 0:
+                    within = Cost(limit, max_time, best - found.loop_bound)
                     self.try_loop(found, within, inside[found.end], price)
                 cheapest[start] = self.cheapest(start, limits, price)
                 inside[found.end] = min(inside[found.end], cheapest[start].get(found.end, NO_LIMIT))
@@ -9213,7 +9210,7 @@ def decide_fit(
         after, decisions = taken_steps(recipe, model, limit, max_time, budget.share(recipe.share), in_place)
         if not recipe.is_lightened or any(decision.changed for decision in decisions[:-2]):
             tried.append((_way(recipe.name, model, after, limit), after, decisions))
-    cut = None
+    cut = StagesDecision()
     if limit is not None and not tried[-1][0].fits:
         _, cut = decide_stages(model, None, budget.share(0.5).left, max_time, in_place)
         if can_stage and cut.models:
@@ -9252,7 +9249,7 @@ def _in_stages(model: Snapshot, cut: StagesDecision, limit: int) -> FitWay:
 def _proposals(
     model: Snapshot,
     best: FitWay,
-    cut: StagesDecision | None,
+    cut: StagesDecision,
     limit: int | None,
     max_time: float,
     budget: Budget,
@@ -9265,7 +9262,7 @@ def _proposals(
         after, _ = taken_steps(recipe, ported, limit, max_time, budget, in_place)
         if after.arena.reserve < best.reserve:
             yield f"--integer-io: {after.arena.reserve:,} B, if your code converts inputs and outputs"
-    if cut and cut.models and (cut.after or 0) < best.reserve:
+    if cut.models and (cut.after or 0) < best.reserve:
         yield f"--stages: {cut.after:,} B, if your code runs {len(cut.models)} parts of the model in turn"
     if limit is not None:
         _, divided = decide_memories(model, limit, time_limit=budget.left, in_place=in_place)
@@ -10933,7 +10930,7 @@ def show_models(arguments: argparse.Namespace, given: Mapping[str, Option]) -> i
         except (ModelError, ArenaError) as error:
             raise UsageError(f"{path}: {error}") from None
     shared, keys = share_arena([model.arena for model in models.values()]), "reserve_bytes=reserve head_bytes=head"
-    rows = {name: picked(m.arena, f"{keys} persistent_bytes=persistent") for name, m in models.items()}
+    rows = {name: picked(m.arena, f"{keys} persistent_estimate_bytes=persistent") for name, m in models.items()}
     if a.json != STREAM:
         titles = ["Model", "Alone (B)", "Tensors and scratch (B)", "Persistent (B)"]
         cells = [[shorten(name), *(f"{size:,}" for size in row.values())] for name, row in rows.items()]
@@ -11003,13 +11000,10 @@ def _memories(text: str) -> dict[str, int]:
     return {name: _size(size) for name, size in sizes.items()}
 
 
-T = TypeVar("T")
-
-
-def _matching(pattern: str, why: str, read: Callable[[str], T]) -> Callable[[str], T]:
+def _matching(pattern: str, why: str, read: Callable[[str], Any]) -> Callable[[str], Any]:
     """A parser of texts that match; ``why`` tells what is wrong with others."""
 
-    def parse(text: str) -> T:
+    def parse(text: str) -> Any:
         if re.fullmatch(pattern, text, re.DOTALL):
             return read(text)
         raise argparse.ArgumentTypeError(f"{text!r} {why}")

@@ -676,4 +676,4 @@ def test_no_loop_takes_less_than_the_bound_of_its_range(seed: int):
         where = found.start, found.end
         family = search.loops.family(*where)
         for pace in family.paces if family else ():
-            assert search.loops.evaluate(family, *where, pace).cost.peak >= found.bound
+            assert search.loops.evaluate(family, *where, pace).cost.peak >= found.loop_bound
