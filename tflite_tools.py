@@ -5124,10 +5124,6 @@ class Region:
     live_out: tuple[int, ...]  # outputs that are read outside of the region; every row of them is computed
     is_cached: bool  # True if rows of earlier stripes are kept, so that none is computed twice
 
-    @cached_property
-    def read_inside(self) -> set[int]:
-        return {i for part in self.parts.values() for i in part.rule.sources}
-
 
 @dataclass(frozen=True)
 class Stripe:
@@ -5144,13 +5140,14 @@ class NoStripes(ValueError):
 def stripe_rows(region: Region, stripes: int) -> list[Stripe]:
     """The rows of each stripe. Raises NoStripes if an operator would read nothing but padding in one of them."""
     found, done = [Stripe({}, {}) for _ in range(stripes)], dict.fromkeys(region.parts, 0)
+    read_inside = {i for part in region.parts.values() for i in part.rule.sources}
     for number, stripe in enumerate(found, start=1):
         read: dict[int, Rows] = {}  # by the operators after this one
         for operator, (outputs, rule) in reversed(region.parts.items()):
             for output in outputs:
                 first, stop = read.get(output, (done[operator], done[operator]))
                 if output in region.live_out:
-                    is_due = number == stripes or output not in region.read_inside
+                    is_due = number == stripes or output not in read_inside
                     stop = max(stop, region.heights[output] * number // stripes if is_due else 0)
                     first = min(first, done[operator])
                 stripe.needed[output] = rule.whole(first, stop)
@@ -6758,24 +6755,19 @@ class LoopCosts:
 
     def __init__(self, problem: SplitProblem) -> None:
         self.problem = problem
-        self.families: dict[tuple[int, int], Loops | NoLoop] = {}
+        self.families: dict[tuple[int, int], Loops | str] = {}
         self.loops: dict[tuple[int, int, int], Loop] = {}  # by start, end and pace
 
-    def family(self, start: int, end: int) -> Loops | None:
-        """All loops that a region can be; None if it cannot be any."""
+    def family(self, start: int, end: int) -> Loops | str:
+        """All loops that a region can be, or why it cannot be one."""
         key = start, end
         if key not in self.families:
             Budget.spend(FAMILY_WORK * (end - start))
             try:
                 self.families[key] = Loops(self.problem.subgraph, self.problem.region(start, end, is_cached=True))
             except NoLoop as reason:
-                self.families[key] = reason
-        family = self.families[key]
-        return family if isinstance(family, Loops) else None
-
-    def why_no_loop(self, start: int, end: int) -> str:
-        """The reason why a region cannot be a loop; empty if it can."""
-        return "" if self.family(start, end) else str(self.families[start, end])
+                self.families[key] = str(reason)
+        return self.families[key]
 
     def loop(self, family: Loops, start: int, end: int, pace: int) -> Loop:
         """The loop that carries the fewest bytes."""
@@ -6798,10 +6790,6 @@ class LoopCosts:
     def line_buffer(self, t: int, track: Track) -> int:
         width = self.problem.subgraph.tensors[t].shape[2]
         return align(track.height * self.problem.row_bytes[t] * (width + sum(track.columns)) // width)
-
-    def min_bytes(self, family: Loops, start: int, end: int, pace: int) -> int:
-        """A lower bound on the peak of a loop, in bytes."""
-        return self.problem.entering[start] + self.carried_bytes(self.loop(family, start, end, pace))
 
     def evaluate(self, family: Loops, start: int, end: int, pace: int) -> SplitRegion:
         """The region as a loop, with its cost."""
@@ -6975,10 +6963,13 @@ class SplitSearch:
     def try_loop(self, found: Range, limits: Cost, max_price: int, price: Price) -> None:
         """Make a range a loop with as few iterations as the limits allow."""
         where = found.start, found.end
-        if (family := self.loops.family(*where)) is None:
+        if isinstance(family := self.loops.family(*where), str):
             return
+        loops, room = self.loops, limits.peak - self.problem.entering[found.start]
         # More rows per iteration need larger line buffers.
-        count = bisect.bisect_right(family.paces, limits.peak, key=lambda p: self.loops.min_bytes(family, *where, p))
+        count = bisect.bisect_right(
+            family.paces, room, key=lambda p: loops.carried_bytes(loops.loop(family, *where, p))
+        )
         for pace in reversed(family.paces[:count]):
             if self.budget.is_over:
                 return
@@ -7108,8 +7099,12 @@ def bottleneck_of(search: SplitSearch, composition: Composition) -> str:
         return ""
     number, why = step.operator.index, step.rule
     if isinstance(why, RowRule):
-        why = "" if search.forms & UNROLLED else search.loops.why_no_loop(number, number + 1)
-        why = f"it cannot be a loop: {why}" if why else "stripes would cost more than they save"
+        loops = "" if search.forms & UNROLLED else search.loops.family(number, number + 1)
+        why = (
+            f"it cannot be a loop: {loops}"
+            if loops and isinstance(loops, str)
+            else "stripes would cost more than they save"
+        )
     given = sum(problem.sizes[t] for t in problem.subgraph.inputs if t in step.operator.reads)
     inputs = f", and {given:,} B of it are the input of the model" if given > step.need // 2 else ""
     return f"operator {number} ({shorten(step.operator.kind)}), which is not split: {why}{inputs}"
@@ -9248,7 +9243,7 @@ def _in_stages(model: Snapshot, cut: StagesDecision, limit: int) -> FitWay:
 
 def _proposals(
     model: Snapshot,
-    best: FitWay,
+    way: FitWay,
     cut: StagesDecision,
     limit: int | None,
     max_time: float,
@@ -9258,11 +9253,11 @@ def _proposals(
     """What changes the application, with its figure."""
     ported, decision = decide_ports(model, in_place=in_place)
     if decision.changed:
-        recipe = next((recipe for recipe in RECIPES if recipe.name == best.name), RECIPES[0])
+        recipe = next((recipe for recipe in RECIPES if recipe.name == way.name), RECIPES[0])
         after, _ = taken_steps(recipe, ported, limit, max_time, budget, in_place)
-        if after.arena.reserve < best.reserve:
+        if after.arena.reserve < way.reserve:
             yield f"--integer-io: {after.arena.reserve:,} B, if your code converts inputs and outputs"
-    if cut.models and (cut.after or 0) < best.reserve:
+    if cut.models and (cut.after or 0) < way.reserve:
         yield f"--stages: {cut.after:,} B, if your code runs {len(cut.models)} parts of the model in turn"
     if limit is not None:
         _, divided = decide_memories(model, limit, time_limit=budget.left, in_place=in_place)

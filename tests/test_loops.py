@@ -48,7 +48,7 @@ def loops(data: bytes, most: int = 3, kernels: str = "reference") -> Iterator[tu
         if any(isinstance(step.rule, str) for step in search.problem.steps[start:end]):
             continue
         family = search.loops.family(start, end)
-        for pace in family.paces[:most] if family else ():
+        for pace in () if isinstance(family, str) else family.paces[:most]:
             yield search, search.loops.evaluate(family, start, end, pace)
 
 
@@ -675,5 +675,5 @@ def test_no_loop_takes_less_than_the_bound_of_its_range(seed: int):
     for found in search.problem.ranges:
         where = found.start, found.end
         family = search.loops.family(*where)
-        for pace in family.paces if family else ():
+        for pace in () if isinstance(family, str) else family.paces:
             assert search.loops.evaluate(family, *where, pace).cost.peak >= found.loop_bound
