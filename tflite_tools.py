@@ -1735,17 +1735,25 @@ def over_later_rows(node: Node, position: int, source: Tensor, output: Tensor) -
     return is_plain and rows is not None and all(row >= i for i, row in enumerate(rows))
 
 
-def bytes_read(node: Node, tensor: Tensor) -> tuple[int, int]:
-    """(first, stop) of the bytes of a tensor that an operator may read."""
-    is_cut = node.kind.rows is sliced_rows and node.get("input") is tensor and len(node.inputs) == 3
-    begin, size = (slice_bounds(node) if is_cut and tensor.shape else None) or ((-1,), (0,))
-    if min(begin) < 0 or min(size) < 1 or any(b + n > d for b, n, d in zip(begin, size, tensor.shape, strict=True)):
-        return 0, tensor.bytes or 0
-    steps = [math.prod(tensor.shape[axis + 1 :]) for axis in range(len(tensor.shape))]
-    start = sum(b * step for b, step in zip(begin, steps, strict=True))
-    end = sum((b + n - 1) * step for b, n, step in zip(begin, size, steps, strict=True)) + 1
-    width = tensor.element.tflm_bytes or 1
-    return start * width, end * width
+def bytes_read(kind: str, node: Node, tensor: Tensor) -> list[tuple[int, int]]:
+    """The (first, stop) spans of the bytes of a tensor that an operator may read: of SLICE, what it cuts; of
+    DYNAMIC_UPDATE_SLICE, what it does not overwrite."""
+    size, width, shape = tensor.bytes or 0, tensor.element.tflm_bytes or 1, tensor.shape
+    operand, update, start = (*node.inputs, None, None, None)[:3]
+    at = (start and start.values) or ()
+    if kind == "DYNAMIC_UPDATE_SLICE" and operand is tensor and update and len(at) == len(shape) > HEIGHT:
+        first, *others = at[HEIGHT:]
+        is_even = update.shape == (1, *update.shape[HEIGHT : HEIGHT + 1], *shape[HEIGHT + 1 :]) and shape[0] == 1
+        if is_even and not any(others) and 0 <= first <= shape[HEIGHT] - update.shape[HEIGHT]:
+            row = size // shape[HEIGHT]
+            return [(0, first * row), ((first + update.shape[HEIGHT]) * row, size)]
+    is_cut = kind == "SLICE" and node.get("input") is tensor and len(node.inputs) == 3
+    begin, count = (slice_bounds(node) if is_cut and tensor.shape else None) or ((-1,), (0,))
+    if min(begin) < 0 or min(count) < 1 or any(b + n > d for b, n, d in zip(begin, count, tensor.shape, strict=True)):
+        return [(0, size)]
+    steps = [math.prod(tensor.shape[axis + 1 :]) * width for axis in range(len(tensor.shape))]
+    first = sum(b * step for b, step in zip(begin, steps, strict=True))
+    return [(first, first + sum((n - 1) * step for n, step in zip(count, steps, strict=True)) + width)]
 
 
 ####################################################################################################
@@ -3985,7 +3993,7 @@ class Alias(NamedTuple):
 @dataclass(frozen=True)
 class Aliases:
     """Buffers that may share memory: an output and the input that it overwrites, a tensor that is freed piece by piece
-    as slices read it, and the state that a loop carries."""
+    as slices read or overwrite it, and the state that a loop carries."""
 
     pairs: tuple[Alias, ...] = ()
     pieces: Mapping[int, tuple[Interval, ...]] = dataclasses.field(default_factory=dict)  # of buffers not needed whole
@@ -4205,7 +4213,8 @@ class AliasSearch:
             taken.update(alias.old for alias in found[:1])
 
     def read_by_slices(self, subgraph: Subgraph, here: Mapping[int, int]) -> dict[int, tuple[Interval, ...]]:
-        """By buffer: the pieces of tensors that SLICE reads, by rising address; each ends with its last reader."""
+        """By buffer: the pieces of tensors that are read or overwritten in parts, by rising address; each ends with its
+        last reader."""
         readers: dict[int, list[Operator]] = defaultdict(list)
         written: dict[int, int] = {}  # when its operator ends: IF and WHILE write late
         for operator in subgraph.operators:
@@ -4215,16 +4224,16 @@ class AliasSearch:
             written.update(dict.fromkeys(operator.writes, end))
         pieces = {}
         for t, i in here.items():
-            if t in subgraph.outputs or all(operator.kind != "SLICE" for operator in readers[t]):
-                continue
+            times = [self.times[subgraph.index, operator.index][1] for operator in readers[t]]
             size, first, last, _ = self.intervals[i]
-            reads = []
-            for operator in readers[t]:
-                start, end = bytes_read(node_of(subgraph, operator), subgraph.tensors[t])
-                time = self.times[subgraph.index, operator.index][1]
-                reads.append((start // ARENA_ALIGNMENT * ARENA_ALIGNMENT, align(end), time))
-            if last > max(time for _, _, time in reads):  # it is kept
+            is_cut = any(operator.kind in ("SLICE", "DYNAMIC_UPDATE_SLICE") for operator in readers[t])
+            if not is_cut or t in subgraph.outputs or last > max(times):  # it is kept
                 continue
+            reads = []
+            for operator, when in zip(readers[t], times, strict=True):
+                kind = operator.kind if operator.inputs.count(t) == 1 else ""
+                for start, end in bytes_read(kind, node_of(subgraph, operator), subgraph.tensors[t]):
+                    reads += [(start // ARENA_ALIGNMENT * ARENA_ALIGNMENT, align(end), when)] * (start < end)
             edges = sorted({0, size, *(edge for read in reads for edge in read[:2])})
             spans = [
                 (max([first, written.get(t, 0), *(time for start, end, time in reads if start <= a < end)]), a, b)
@@ -6860,10 +6869,7 @@ class Label(NamedTuple):
     before: Label | None = None
 
 
-L = TypeVar("L", bound=tuple[Any, ...])
-
-
-def undominated(labels: Iterable[L]) -> list[L]:
+def undominated(labels: Iterable[Any]) -> list[Any]:
     """The labels to which no other is equal or better in their first two costs, by rising first one."""
     least, found = NO_LIMIT, []
     for label in sorted(labels, key=itemgetter(0, 1)):
@@ -10244,17 +10250,13 @@ def models_firmware(models: Mapping[str, Snapshot]) -> dict[str, str]:
     resident += "".join(RUN.format(prefix=f"{name}_", when=when) for name in names)
     blocks = (_set_up(name, m, "arena, sizeof(arena)") + RUN.format(prefix="", when="") for name, m in names.items())
     in_turn = "".join(f"  {{\n{re.sub('(?m)^ ', '   ', block)}  }}\n".replace(" static ", " ") for block in blocks)
+    includes = "".join(f'#include "{name}_model.h"\n' for name in others) + f"\n{_example_includes(models.values())}"
     for file, size, what, main in (
         ("resident.cc", shared.resident, "All models are ready to run, one at a time; tensors share memory.", resident),
         ("in_turn.cc", shared.in_turn, "Each model is set up anew, with its state, before it runs.", in_turn),
     ):
-        files[file] = CPP_EXAMPLE.format(
-            name=first,
-            version=__version__,
-            example_includes="".join(f'#include "{name}_model.h"\n' for name in others)
-            + f"\n{_example_includes(models.values())}",
-            main=f"  // {what}\n{ARENA_ARRAY.format(size=size)}{main}",
-        )
+        main = f"  // {what}\n{ARENA_ARRAY.format(size=size)}{main}"
+        files[file] = CPP_EXAMPLE.format(name=first, version=__version__, example_includes=includes, main=main)
     return files
 
 
@@ -10905,13 +10907,12 @@ def _log(text: str) -> None:
 # Command line: several models; boards
 ####################################################################################################
 
-FOR_SEVERAL = {"--input", "--kernels", "--board", "--tflm", "--assume-kernels", "--max-arena", "--json", "--firmware"}
-
 
 def show_models(arguments: argparse.Namespace, given: Mapping[str, Option]) -> int:
     """Report what several models need in one arena, and write them as C++."""
     a, models = arguments, dict[str, TFLiteModel]()
-    if others := [*sorted(given.keys() - FOR_SEVERAL), *["--board list"] * (a.board == "list")]:
+    allowed = "--input --kernels --board --tflm --assume-kernels --max-arena --json --firmware".split()
+    if others := [*sorted(given.keys() - allowed), *["--board list"] * (a.board == "list")]:
         raise UsageError(f"{others[0]} takes one model, and {len(a.model)} are given")
     for path in a.model:
         try:

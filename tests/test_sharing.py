@@ -172,14 +172,25 @@ def test_places_where_buffers_would_clash_are_left_out():
     assert not Aliases((Alias(0, 2), Alias(1, 2))).consistent(together).pairs
 
 
-def test_an_update_has_memory_of_its_own():
+def test_what_is_overwritten_unread_is_free():
+    """Rows 2 to 5 of the operand, once it is made; the update has memory of its own."""
     data = updated((1, 4, 4, 4), [0, 2, 0, 0]).model.build()
     arena = analyse_arena(read_model(data))
     number = {b.tensor: i for i, b in enumerate(arena.buffers)}
     assert Alias(number[1], number[4]) in arena.aliases.pairs
-    assert not arena.aliases.pieces
+    row = 64
+    assert [(p.size, p.first, p.last, p.offset) for p in arena.aliases.pieces[number[1]]] == [
+        (2 * row, 1, 3, 0), (4 * row, 1, 1, 2 * row), (2 * row, 1, 3, 6 * row)]  # fmt: skip
     at = {0: 0, 1: 512, 2: 1024, 3: 640, 4: 512}
     assert Snapshot.read(data).with_offsets({(0, t): offset for t, offset in at.items()}).arena.problems
+
+
+@pytest.mark.parametrize(("shape", "start"), [
+    ((1,), [0, 2, 0, 0]), ((1, 4, 4, 4), [0, 6, 0, 0]), ((1, 4, 2, 4), [0] * 4), ((1, 4, 4, 4), [0, 2]),
+    ((1, 4, 4, 4), [0, -1, 0, 0]),
+])  # fmt: skip
+def test_blocks_that_are_not_whole_rows_inside_are_not_free(shape: tuple[int, ...], start: list[int]):
+    assert not analyse_arena(read_model(updated(shape, start).model.build())).aliases.pieces
 
 
 # -- what plans are worth, and what they are not allowed ----------------------------------------------
