@@ -6633,10 +6633,8 @@ class SplitProblem:
         return [found for found in self.ranges if {found.start, found.end} <= narrow]
 
     def all_steps(self, graph: ModelGraph) -> list[SplitStep]:
-        subgraph = self.subgraph
-        needs = operator_needs(graph, subgraph)
-        steps = []
-        for operator, need in zip(subgraph.operators, needs, strict=True):
+        subgraph, steps = self.subgraph, []
+        for operator, need in zip(subgraph.operators, operator_needs(graph, subgraph), strict=True):
             rule = row_rule(subgraph, operator)
             if not self.is_only_producer(operator):
                 rule = "its output is also written elsewhere, or read before"
@@ -7105,12 +7103,9 @@ def bottleneck_of(search: SplitSearch, composition: Composition) -> str:
         return ""
     number, why = step.operator.index, step.rule
     if isinstance(why, RowRule):
-        loops = "" if search.forms & UNROLLED else search.loops.family(number, number + 1)
-        why = (
-            f"it cannot be a loop: {loops}"
-            if loops and isinstance(loops, str)
-            else "stripes would cost more than they save"
-        )
+        why = "stripes would cost more than they save"
+        if not search.forms & UNROLLED and isinstance(reason := search.loops.family(number, number + 1), str):
+            why = f"it cannot be a loop: {reason}"
     given = sum(problem.sizes[t] for t in problem.subgraph.inputs if t in step.operator.reads)
     inputs = f", and {given:,} B of it are the input of the model" if given > step.need // 2 else ""
     return f"operator {number} ({shorten(step.operator.kind)}), which is not split: {why}{inputs}"
@@ -8767,7 +8762,7 @@ def decide_split(
     if stripes not in STRIPES_AS:
         raise ValueError(f"stripes are one of {', '.join(STRIPES_AS)}, not {stripes!r}")
     budget, forms = Budget(time_limit), STRIPES_AS[stripes]
-    models, patience = [model], budget.share(0.8 if limit is None else 0.5)
+    models, ordered, patience = [model], model, budget.share(0.8 if limit is None else 0.5)
     if is_series(model.graph.subgraphs[0]):
         light = lightened(model)
         models.append(light.rewritten(Upright(light.graph.subgraphs[0]).rewrite()))
@@ -8806,7 +8801,7 @@ def decide_split(
         unsplit=candidate.way(candidate.ways[0], candidate.model),
         chosen=candidate.way(way, written),
         is_complete=candidate.is_complete,
-        is_reordered=candidate is not candidates[0],
+        is_reordered=model is not ordered is candidate.model,
         new_kinds=added_kinds(candidate.model, written),
         limit=limit,
         bounded_by=bottleneck_of(candidate.search, way),
