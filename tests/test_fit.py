@@ -52,7 +52,7 @@ def test_where_nothing_fits_the_nearest_is_told_and_no_file_written(tmp_path: Pa
     (memories,) = fit["proposals"]
     assert memories.startswith("--memories fast=20KB: ")
     assert f"It would need less with {memories}" in captured.out
-    assert main([str(MOBILENET), "--fit", "--board", "uno-r4", "--json", str(report)]) == 1
+    assert main([str(MOBILENET), "--fit", "--board", "uno-r4", "--json", str(report), "--time-limit", "9"]) == 1
     assert not json.loads(report.read_text())["fit"]["proposals"]  # that board has no external RAM
 
 
@@ -73,7 +73,7 @@ def test_stages_are_the_last_rung(tmp_path: Path, capsys: pytest.CaptureFixture[
     captured = capsys.readouterr()
     assert "-> | 2 stages" in captured.out
     assert "bit-identical" in captured.out
-    assert main([*command, "-o", "-"]) == 2
+    assert main([*command, "-o", "-", "--time-limit", "20"]) == 2
     assert "give -o a name" in capsys.readouterr().err
     decision = TFLiteModel.load_from_file(MOBILENET).fit(40 * 1024)
     assert decision.failure

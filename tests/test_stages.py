@@ -60,6 +60,7 @@ def test_a_chain_computes_what_the_model_does(most: int):
     assert model.to_bytes() == MOBILENET.read_bytes()
 
 
+@pytest.mark.slow
 def test_more_stages_need_no_more_memory():
     sizes = [TFLiteModel.load_from_file(CELLS).stages(most).after for most in (1, 2, 3, 6)]
     assert sizes == sorted(sizes, reverse=True)
