@@ -4455,9 +4455,8 @@ class SharedArena(NamedTuple):
 
 
 def share_arena(arenas: Sequence[Arena]) -> SharedArena:
-    """The arena of several models, of which one runs at a time. Those that are resident have one MicroAllocator: the
-    largest head serves all of them, and their tails add up, in this order. Raises ArenaError as :func:`analyse_arena`.
-    """
+    """The arena of several models, of which one runs at a time. With one MicroAllocator for all, the largest head is
+    shared, and their tails add up, in this order. Raises ArenaError as :func:`persistent_bytes`."""
     tail = planning = 0
     for arena in arenas:
         pieces = persistent_bytes(arena.graph, before=tail)
@@ -9238,8 +9237,7 @@ def _in_stages(model: Snapshot, cut: StagesDecision, limit: int) -> FitWay:
     kinds = tuple(sorted({kind for stage in cut.models for kind in added_kinds(model, stage)}))
     macs = sum(model_macs(stage.graph) for stage in cut.models) / max(model_macs(model.graph), 1)
     growth, size = sum(row.file for row in cut.stages) - len(model.data) + kernel_flash(kinds), cut.after or 0
-    name = f"{len(cut.models)} stages"
-    return FitWay(name, size, 100 * (macs - 1), cut.time_percent, growth, kinds, size <= limit)
+    return FitWay(f"{len(cut.models)} stages", size, 100 * (macs - 1), cut.time_percent, growth, kinds, size <= limit)
 
 
 def _proposals(
@@ -10237,7 +10235,7 @@ def models_firmware(models: Mapping[str, Snapshot]) -> dict[str, str]:
         raise ValueError(f"two models would be {next(iter(names))} in C++: rename a file")
     files, when = dict[str, str](), ", before another model runs"
     for title, model in models.items():
-        files |= firmware_files(model, title)
+        files |= firmware_files(model.with_data_inside(), title)
     del files["example.cc"]
     shared, (first, *others) = share_arena([model.arena for model in models.values()]), names
     resident = ALLOCATOR.format(memory="arena, sizeof(arena)")
@@ -10568,8 +10566,7 @@ class TFLiteModel:
 def write_shared_firmware(folder: FilePath, models: Mapping[str, TFLiteModel]) -> None:
     """Write models, by name, as C++ with examples that run them in one arena: ``resident.cc`` and ``in_turn.cc``, as
     :class:`SharedArena` has it. Raises as :meth:`TFLiteModel.write_firmware` does."""
-    snapshots = {name: model.snapshot.with_data_inside() for name, model in models.items()}
-    write_texts(Path(folder), models_firmware(snapshots))
+    write_texts(Path(folder), models_firmware({name: model.snapshot for name, model in models.items()}))
 
 
 ####################################################################################################
@@ -10905,7 +10902,8 @@ def _log(text: str) -> None:
 
 def show_models(arguments: argparse.Namespace, given: Mapping[str, Option]) -> int:
     """Report what several models need in one arena, and write them as C++."""
-    a, models = arguments, dict[str, TFLiteModel]()
+    a, models, sources = arguments, dict[str, TFLiteModel](), dict[str, str]()
+    target = a.kernels, a.assume_kernels or (), a.tflm or ""
     allowed = "--input --kernels --board --tflm --assume-kernels --max-arena --json --firmware".split()
     if others := [*sorted(given.keys() - allowed), *["--board list"] * (a.board == "list")]:
         raise UsageError(f"{others[0]} takes one model, and {len(a.model)} are given")
@@ -10913,29 +10911,34 @@ def show_models(arguments: argparse.Namespace, given: Mapping[str, Option]) -> i
         try:
             if path.stem in models:
                 raise ModelError("another model has this file name: rename one")
-            models[path.stem] = model = TFLiteModel.load_from_file(
-                path, a.kernels, a.assume_kernels or (), a.tflm or ""
-            )
+            models[path.stem] = model = TFLiteModel.load_from_file(path, *target)
             if why := (*model.snapshot.refusals, *model.arena.problems):
                 raise ModelError(f"TFLM rejects this model: {why[0]}")
         except (ModelError, ArenaError) as error:
             raise UsageError(f"{path}: {error}") from None
+    try:
+        if a.firmware:
+            sources = models_firmware({name: model.snapshot for name, model in models.items()})
+    except ValueError as error:
+        raise UsageError(f"no firmware written: {error}") from None
     shared, keys = share_arena([model.arena for model in models.values()]), "reserve_bytes=reserve head_bytes=head"
     rows = {name: picked(m.arena, f"{keys} persistent_estimate_bytes=persistent") for name, m in models.items()}
     if a.json != STREAM:
         titles = ["Model", "Alone (B)", "Tensors and scratch (B)", "Persistent (B)"]
         cells = [[shorten(name), *(f"{size:,}" for size in row.values())] for name, row in rows.items()]
-        print_text(
+        text = (
             f"Arena to reserve (kTensorArenaSize) for {len(models)} models, with {LIBRARIES[a.kernels].title}:\n"
             f"- resident, each ready to run at any time: {shared.resident:,} B\n"
             f"- in turn, each set up anew, with its state, before it runs: {shared.in_turn:,} B\n"
             f"- apart, an arena for each: {shared.apart:,} B in all\n{text_table(titles, cells, left=['Model'])}"
         )
+        with _standard_output():
+            print_text(text)
     if a.json:
         document = {"tflite_tools_version": __version__, "kernels": a.kernels, "models": rows}
         _write_json(a.json, document | {f"{name}_bytes": size for name, size in shared._asdict().items()})
     if a.firmware:
-        write_shared_firmware(a.firmware, models)
+        write_texts(a.firmware, sources)
         _log(f"wrote {a.firmware}")
     if a.max_arena is None or shared.resident <= a.max_arena:
         return DONE

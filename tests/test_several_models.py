@@ -125,8 +125,16 @@ def test_the_firmware(tmp_path: Path):
         assert subprocess.run([tmp_path / example]).returncode == 0
 
 
-def test_two_models_of_one_name_in_cpp_are_refused(tmp_path: Path):
+def test_two_models_of_one_name_in_cpp_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     models = {name: TFLiteModel.load_from_file(CNN) for name in ("digits-1", "digits 1")}
     with pytest.raises(ValueError, match="digits_1 in C"):
         write_shared_firmware(tmp_path / "out", models)
+    assert not (tmp_path / "out").exists()
+    paths = [tmp_path / f"{name}.tflite" for name in models]
+    for path, model in zip(paths, models.values(), strict=True):
+        model.write_to_file(path)
+    assert main([*map(str, paths), "--firmware", str(tmp_path / "out")]) == 2
+    captured = capsys.readouterr()
+    assert "no firmware written: two models would be digits_1 in C++" in captured.err
+    assert not captured.out
     assert not (tmp_path / "out").exists()
