@@ -10230,12 +10230,13 @@ def stages_firmware(decision: StagesDecision, original: Snapshot, title: str) ->
 def models_firmware(models: Mapping[str, Snapshot]) -> dict[str, str]:
     """C++17 sources by file name: each model, by its title, and two examples, which run all of them in one arena:
     ``resident.cc`` and ``in_turn.cc``. Raises as :func:`cpp_files`, and ValueError if two titles are one C++ name."""
+    models = {title: model.with_data_inside() for title, model in models.items()}
     names = {cpp_name(title): model for title, model in models.items()}
     if len(names) < len(models):
         raise ValueError(f"two models would be {next(iter(names))} in C++: rename a file")
     files, when = dict[str, str](), ", before another model runs"
     for title, model in models.items():
-        files |= firmware_files(model.with_data_inside(), title)
+        files |= firmware_files(model, title)
     del files["example.cc"]
     shared, (first, *others) = share_arena([model.arena for model in models.values()]), names
     resident = ALLOCATOR.format(memory="arena, sizeof(arena)")
