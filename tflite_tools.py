@@ -4291,7 +4291,8 @@ class AliasSearch:
             variable = LoopVariable(operand, output, tested, begin, end, is_consumed)
             if operand is not None and variable.goes_through:
                 outlives = self.intervals[output].last > self.intervals[operand].last
-                if outlives or operator.inputs.count(ids[0]) > 1:
+                is_kept = ids[1] in subgraph.outputs and ids[0] not in subgraph.outputs  # which may be overwritten
+                if outlives or is_kept or operator.inputs.count(ids[0]) > 1:
                     continue
             yield variable
 
@@ -7147,8 +7148,7 @@ def cluster_values(values: np.ndarray, clusters: int) -> Clustering:
     borders of clusters (Wang and Song 2011); centroids of integers are integers. For more values, borders are chosen
     among those of cells, then moved, all of them together, by ever smaller strides. On random arrays of 12 kinds, some
     heavy-tailed or mixed, the result was within 0.1 % of the optimum for up to 128 clusters
-    (``tests/benchmarks/clustering.py --exact``).
-    """
+    (``tests/benchmarks/clustering.py --exact``)."""
     flat = values.reshape(-1)
     if values.dtype == np.float16:
         flat = flat.astype(np.float32)  # lossless and faster, and numpy 2.4 sorts float16 wrongly on AVX-512
@@ -8061,8 +8061,7 @@ def verify_models(
     Runs one inference per entry of INPUT_SCALES, consecutively, and sees if LiteRT's default interpreter, with its
     delegate, takes the changed model. A runtime that cannot run the original becomes a note; crashes are reported.
     Raises VerificationError if no runtime runs the original, or one that does rejects the changed model. ``timeout`` is
-    in seconds for all runs.
-    """
+    in seconds for all runs."""
     start = time.monotonic()
     graphs = read_model(original), read_model(changed)
     first, second = (graph.subgraphs[0] for graph in graphs)
@@ -8225,8 +8224,7 @@ def decide_order(
     """Reorder the operators of every subgraph for the smallest peak, callees first; a plan of the old order is erased.
     An optimal model stays byte-identical, and so does one whose arena would grow. After ``time_limit`` seconds, the
     best order and the best proven bound so far are taken. ``for_arena``: judge by the memory plan to be made, and try
-    two more orders: that of the smallest arena and, with ``in_place``, that with outputs over inputs that end there.
-    """
+    two more orders: that of the smallest arena and, with ``in_place``, that with outputs over inputs that end there."""
     peak, graph, budget = model.peak, model.graph, Budget(time_limit)
     found = order_model(graph, budget.share(0.5 if for_arena else 1.0).left)
     candidates, given = [found], tuple(tuple(range(len(s.operators))) for s in graph.subgraphs)
@@ -8298,8 +8296,7 @@ def decide_plan(
     """Write the lowest arena layout for TFLM into the file, if it lowers the arena to reserve or the present one is
     wrong; without ``in_place`` also if that shares memory. Plans of compilers for accelerators stay. With ``in_place``,
     an output may overwrite an input that ends there, and SLICE frees what it reads for the last time, where that is
-    safe on the reference kernels, CMSIS-NN and ESP-NN. The rest of the file is unchanged.
-    """
+    safe on the reference kernels, CMSIS-NN and ESP-NN. The rest of the file is unchanged."""
     arena = model.arena
     if why := why_not_planned(model, in_place):
         raise Refusal(why, before=arena.head, after=arena.head)
@@ -8949,6 +8946,8 @@ def why_no_stages(graph: ModelGraph) -> str:
         return "it has control flow or several subgraphs"
     if state_bytes(graph) or effectful_subgraphs(graph):
         return "it keeps state between inferences, which the next stage would overwrite"
+    if any(first.tensors[t].storage is Storage.CONSTANT for t in first.outputs):
+        return "one of its outputs is a constant"
     if graph.kernels.kept:
         return "what --keep names does not outlive a stage"
     return why_not_rewritten(graph)
@@ -9082,8 +9081,7 @@ def decide_stages(
     """Cut a model into at most ``most`` stages, each split, ordered and planned by itself, such that the arena that
     serves all of them is smallest, with what waits in it. The model itself stays as it is; the decision has the stages.
     Of each, the way that takes the least time within that arena is taken. ``time_limit`` is in seconds, for all
-    searches together; ``max_time`` and ``in_place`` are as for :func:`decide_split`.
-    """
+    searches together; ``max_time`` and ``in_place`` are as for :func:`decide_split`."""
     budget = Budget(time_limit)
     ordered, _ = decide_order(model, budget.share(0.1).left, for_arena=True, in_place=in_place)
     names = Counter(tensor.name for tensor in model.graph.subgraphs[0].tensors if tensor.ram_bytes)
@@ -9193,8 +9191,7 @@ def decide_fit(
     one with the smallest arena. All are lossless; stripes cost the least time that fits. The decision has all ways that
     were tried, and proposals if none fits or there is no limit; with ``has_external`` also external RAM. ``can_loop``
     allows loops, which need TFLM of November 2025 or later. If nothing else fits, ``can_stage`` tries stages, which the
-    last of ``steps`` has; the model itself stays as it is. The rest is as for :func:`decide_stages`.
-    """
+    last of ``steps`` has; the model itself stays as it is. The rest is as for :func:`decide_stages`."""
     budget = Budget(time_limit)
     tried: list[tuple[FitWay, Snapshot, list[Decision]]] = [(_way("as it is", model, model, limit), model, [])]
     for recipe in RECIPES:
@@ -9212,8 +9209,7 @@ def decide_fit(
             tried.append((_in_stages(model, cut, limit), model, [cut]))
     taken = min(range(len(tried)), key=lambda i: (bool(tried[i][1].arena.problems), tried[i][0].reserve))
     way, after, decisions = tried[taken]
-    is_enough = limit is not None and way.fits
-    proposals = () if is_enough else _proposals(model, way, cut, limit, max_time, budget, in_place)
+    proposals = () if limit is not None and way.fits else _proposals(model, way, cut, limit, max_time, budget, in_place)
     return after, FitDecision(
         before=tried[0][0].reserve,
         after=way.reserve,
@@ -10829,8 +10825,10 @@ class Command:
         if output == STREAM and stages and stages.models:
             raise UsageError("stages are several files: give -o a name")
         if output and stages and stages.models:
-            for number, stage in enumerate(stages.models, start=1):
-                _write(output.with_suffix(f".{number}.tflite"), stage.with_data_inside().data)
+            models = (stage.with_data_inside().data for stage in stages.models)
+            files = {output.with_suffix(f".{i}.tflite"): data for i, data in enumerate(models, start=1)}
+            write_files(files)
+            _log(f"wrote {', '.join(map(str, files))}")
         elif output:
             _write(output, self.model.to_bytes())
         elif self.results and not folder:
@@ -11224,6 +11222,8 @@ def output_of(arguments: argparse.Namespace) -> Path | None:
     files = [file for file in (output, a.plot, a.memory_map, a.json) if file not in (None, STREAM)]
     inside = [a.csv / name for name in CSV_FILES] if a.csv else []
     inside += [a.firmware / name for name in firmware_names(title_of(a))] if a.firmware else []
+    most = a.stages or (MAX_STAGES if a.fit else 0)
+    inside += [output.with_suffix(f".{i}.tflite") for i in range(1, most + 1)] if output and output != STREAM else []
     inputs = [file for file in (a.compare, None if a.overwrite else a.input) if file]
     written = [*files, *inside]
     for i, file in enumerate(written):

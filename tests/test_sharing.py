@@ -288,6 +288,33 @@ def test_what_if_writes_late_is_not_free_before():
     assert wheel_agrees([(data, planned.to_bytes())]) == [True]
 
 
+def test_an_output_that_a_loop_passes_through_is_not_overwritten():
+    """WHILE hands its operand on as an output of the model; the last operator may overwrite the operand alone."""
+    model = ModelBuilder()
+    main, shape = Builder(model), (1, 8, 64)
+    number, x, made, count, passed, end = (
+        main.tensor(*kind)
+        for kind in (((1,), "INT32"), *[(shape, "FLOAT32")] * 2, ((1,), "INT32"), *[(shape, "FLOAT32")] * 2)
+    )
+    options = schema.WhileOptionsT()
+    options.condSubgraphIndex, options.bodySubgraphIndex = 1, 2
+    main.op("RELU", [x], [made])
+    main.op("WHILE", [number, made], [count, passed], options)
+    main.op("ADD", [passed, made], [end], schema.AddOptionsT())
+    main.finish([number, x], [end, passed])
+    cond, body = Builder(model, "cond"), Builder(model, "body")
+    i, _, verdict = cond.tensor((1,), "INT32"), cond.tensor(shape, "FLOAT32"), cond.tensor((1,), "BOOL")
+    cond.op("LESS", [i, cond.constant(np.array([2], np.int32))], [verdict])
+    cond.finish([i, _], [verdict])
+    i, same, after = body.tensor((1,), "INT32"), body.tensor(shape, "FLOAT32"), body.tensor((1,), "INT32")
+    body.op("ADD", [i, body.constant(np.array([1], np.int32))], [after], schema.AddOptionsT())
+    body.finish([i, same], [after, same])
+    data = model.build()
+    planned = TFLiteModel(data)
+    planned.plan_memory()
+    assert wheel_agrees([(data, planned.to_bytes())]) == [True]
+
+
 @pytest.mark.parametrize("kind", ["SOFTMAX", "CUMSUM", "L2_NORMALIZATION"])
 def test_an_operator_that_may_not_is_refused(kind: str):
     b = Builder()

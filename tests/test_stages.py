@@ -196,3 +196,24 @@ def test_real_models_in_stages(name: str, most: int):
     check(decision)
     assert decision.after <= most
     assert run_chain(decision, path.read_bytes())
+
+
+def test_no_file_of_a_stage_takes_the_place_of_another(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    source = tmp_path / "in.1.tflite"
+    source.write_bytes(MOBILENET.read_bytes())
+    for flag in ("--stages", "--fit"):
+        assert main([str(source), flag, "-o", str(tmp_path / "in.tflite")]) == 2
+        assert "have the same name" in capsys.readouterr().err
+    (tmp_path / "out.2.tflite").mkdir()
+    assert main([str(source), "--stages", "-o", str(tmp_path / "out.tflite")]) == 2
+    assert "is a directory" in capsys.readouterr().err
+    assert source.read_bytes() == MOBILENET.read_bytes()
+    assert not (tmp_path / "out.1.tflite").exists()
+
+
+def test_constants_that_are_outputs_are_refused():
+    net = Net("INT8")
+    x = net.picture(8, 8, 4)
+    y = net.window("CONV_2D", net.window("CONV_2D", x, 8), 8)
+    fixed = net.constant(np.zeros((1, 4), np.int8))
+    assert TFLiteModel(net.build([x], [y, fixed])).stages(2, time_limit=1).refusal == "one of its outputs is a constant"
