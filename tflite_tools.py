@@ -1447,7 +1447,6 @@ SPLIT_DTYPES = ("FLOAT32", "INT8", "INT16", "INT32")  # supported by the kernels
 UPSAMPLING = (2, 4, 8, 16, 32)  # factors with an exact reciprocal, so that each row of a stripe keeps its source row
 WRONG_SIZE = "its output does not have the size that its options make"
 NO_PADS = Pads(0, 0)
-UPDATE = 1  # position of the input of DYNAMIC_UPDATE_SLICE that is written into the other
 ROWS_OF_PADDING = ((1, 2, "above"), (1, 3, "below"))
 
 
@@ -8193,7 +8192,7 @@ def decide_verification(
 
 
 ####################################################################################################
-# Steps: reorder operators, plan the arena
+# Steps: reorder operators, plan the arena, plan two memories
 ####################################################################################################
 
 
@@ -8325,11 +8324,6 @@ def decide_plan(
     )
 
 
-####################################################################################################
-# Step: plan two memories
-####################################################################################################
-
-
 class SlowTensor(NamedTuple):
     """A tensor in the slow memory."""
 
@@ -8395,6 +8389,30 @@ class MemoriesDecision(Decision):
         ]
 
 
+def _division(model: Snapshot, found: Division, moved: Sequence[int]) -> dict[str, Any]:
+    """The figures of a division, by the fields of its decision."""
+    arena, graph = model.arena, model.graph
+    others = {name: arena_buffers(graph.on(LIBRARIES[name])) for name in USUAL_LIBRARIES if name != graph.kernels.name}
+    scratch = {name: Profile(b.interval for b in bs if b.tensor is None).peak for name, bs in others.items()}
+    away = [i for i in range(len(moved)) if i not in found.fast]
+    tensors = (
+        SlowTensor(tensor_number(b.subgraph, b.tensor), graph.subgraphs[b.subgraph].tensors[b.tensor].name, b.bytes)
+        for b in (arena.buffers[i] for i in away)
+        if b.tensor is not None
+    )
+    return {
+        "after": sum(moved[i] for i in away),
+        "bound": sum(moved) - found.most,
+        "fast_head": found.boundary,
+        "slow_head": found.plan.height - found.boundary,
+        "reserve": found.reserve(arena),
+        "persistent": persistent_apart(arena),
+        "scratch_elsewhere": {name: size for name, size in scratch.items() if size > found.boundary},
+        "is_divided": True,
+        "tensors": tuple(tensors),
+    }
+
+
 @deciding(MemoriesDecision)
 def decide_memories(
     model: Snapshot,
@@ -8408,13 +8426,9 @@ def decide_memories(
 
     If everything fits in the fast one, persistent structures included, the plan is an ordinary one. Otherwise these are
     in the slow one, as in the planner class of :meth:`TFLiteModel.write_firmware`; without it, both form one arena.
-    Raises ValueError if a size is not a number of bytes or a pin is invalid (no such tensor or memory, both memories).
-
-    Args:
-        fast: bytes for tensors and scratch memory, or for the whole arena if that fits.
-        slow: bytes for other tensors and persistent structures.
-        pins: required memory, ``"fast"`` or ``"slow"``, by tensor name.
-    """
+    ``fast`` bytes are for tensors and scratch memory, or the whole arena, ``slow`` ones for the rest; ``pins`` requires
+    ``"fast"`` or ``"slow"`` by tensor name. Raises ValueError if a size is not a number of bytes or a pin is invalid
+    (no such tensor or memory, both memories)."""
     memories, budget = Memories(fast, slow, pins or {}), Budget(time_limit)
     known: dict[str, Any] = {"fast": fast, "slow": slow, "has_loops": any(is_loop(o) for _, o in model.graph.operators)}
     try:
@@ -8443,28 +8457,8 @@ def decide_memories(
         free = plan_memories(problem, Memories(fast), 1.0)
         why = f"no plan was found for {fast:,} B of fast memory and {room:,} B of slow memory"
         raise Refusal(why + (f"; {free.reserve(arena):,} B of slow memory are enough" if free else ""), **known)
-    after, graph = model.planned(found.plan), model.graph
-    others = {name: arena_buffers(graph.on(LIBRARIES[name])) for name in USUAL_LIBRARIES if name != graph.kernels.name}
-    scratch = {name: Profile(b.interval for b in bs if b.tensor is None).peak for name, bs in others.items()}
-    away = [i for i in range(len(moved)) if i not in found.fast]
-    tensors = (
-        SlowTensor(tensor_number(b.subgraph, b.tensor), graph.subgraphs[b.subgraph].tensors[b.tensor].name, b.bytes)
-        for b in (arena.buffers[i] for i in away)
-        if b.tensor is not None
-    )
-    return after, MemoriesDecision(
-        **known,
-        after=sum(moved[i] for i in away),
-        bound=sum(moved) - found.most,
-        fast_head=found.boundary,
-        slow_head=found.plan.height - found.boundary,
-        reserve=found.reserve(arena),
-        persistent=persistent_apart(arena),
-        scratch_elsewhere={name: size for name, size in scratch.items() if size > found.boundary},
-        one_arena=after.arena.reserve,
-        is_divided=True,
-        tensors=tuple(tensors),
-    )
+    after = model.planned(found.plan)
+    return after, MemoriesDecision(**known, **_division(model, found, moved), one_arena=after.arena.reserve)
 
 
 ####################################################################################################
@@ -8730,6 +8724,26 @@ class SplitCandidate:
         cost = composition.cost._replace(persistent=arena.persistent, operators=operators)
         return SplitWay(composition.regions, cost, arena.reserve_with(cost.peak), *more_work(self.model, written))
 
+    def decide(
+        self, way: Composition, original: Snapshot, budget: Budget, **figures: Any
+    ) -> tuple[Snapshot, SplitDecision]:
+        after = written = self.written(way)
+        if way.has_loops:  # they need a plan
+            after, _ = decide_plan(after, budget.left)
+        return after, SplitDecision(
+            before=self.ways[0].cost.peak,
+            after=way.cost.peak,
+            unsplit=self.way(self.ways[0], self.model),
+            chosen=self.way(way, written),
+            is_complete=self.is_complete,
+            new_kinds=added_kinds(self.model, written),
+            bounded_by=bottleneck_of(self.search, way),
+            whole=tuple(reasons_for_whole(self.search, way)),
+            is_batch_fixed=any(0 in t.dynamic for t in self.model.graph.subgraphs[0].tensors),
+            file_growth=len(after.data) - len(original.data),
+            **figures,
+        )
+
 
 @deciding(SplitDecision, why_not_rewritten)
 def decide_split(
@@ -8788,23 +8802,8 @@ def decide_split(
         best = min([best, *((c, way) for c, way in fastest if way)], key=lambda one: one[1].cost.time)
     is_better = reserve(*best) < old and (limit is None or old > limit)
     candidate, way = best if is_better else unsplit[0]
-    after = written = candidate.written(way)
-    if way.has_loops:  # they need a plan
-        after, _ = decide_plan(after, budget.left)
-    return after, SplitDecision(
-        before=candidate.ways[0].cost.peak,
-        after=way.cost.peak,
-        unsplit=candidate.way(candidate.ways[0], candidate.model),
-        chosen=candidate.way(way, written),
-        is_complete=candidate.is_complete,
-        is_reordered=model is not ordered is candidate.model,
-        new_kinds=added_kinds(candidate.model, written),
-        limit=limit,
-        bounded_by=bottleneck_of(candidate.search, way),
-        whole=tuple(reasons_for_whole(candidate.search, way)),
-        is_batch_fixed=any(0 in t.dynamic for t in candidate.model.graph.subgraphs[0].tensors),
-        file_growth=len(after.data) - len(model.data),
-    )
+    is_reordered = model is not ordered is candidate.model
+    return candidate.decide(way, model, budget, limit=limit, is_reordered=is_reordered)
 
 
 ####################################################################################################
@@ -10915,6 +10914,7 @@ def show_models(arguments: argparse.Namespace, given: Mapping[str, Option]) -> i
                 raise ModelError(f"TFLM rejects this model: {why[0]}")
         except (ModelError, ArenaError) as error:
             raise UsageError(f"{path}: {error}") from None
+    output_of(a)  # checks the places of all files
     try:
         if a.firmware:
             sources = models_firmware({name: model.snapshot for name, model in models.items()})
@@ -11224,7 +11224,7 @@ def output_of(arguments: argparse.Namespace) -> Path | None:
     inside += [a.firmware / name for name in firmware_names(title_of(a))] if a.firmware else []
     most = a.stages or (MAX_STAGES if a.fit else 0)
     inside += [output.with_suffix(f".{i}.tflite") for i in range(1, most + 1)] if output and output != STREAM else []
-    inputs = [file for file in (a.compare, None if a.overwrite else a.input) if file]
+    inputs = [file for file in (a.compare, None if a.overwrite else a.input, *a.model[1:]) if file]
     written = [*files, *inside]
     for i, file in enumerate(written):
         if any(_same_file(file, other) for other in (*inputs, *written[:i])):

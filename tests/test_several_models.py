@@ -80,6 +80,9 @@ def test_a_limit_holds_for_all_of_them(capsys: pytest.CaptureFixture[str]):
     ([str(CNN)], f"{CNN}: another model has this file name: rename one"),
     (["missing.tflite"], "missing.tflite: No such file"),
     ([__file__], "not a TensorFlow Lite model"),
+    (["--json", str(CELLS)], "have the same name"),
+    (["--json", "missing/report.json"], "its folder does not exist"),
+    (["--firmware", __file__], "--firmware needs a folder"),
 ])  # fmt: skip
 def test_mistakes(more: list[str], message: str, capsys: pytest.CaptureFixture[str]):
     assert main([str(CNN), str(CELLS), *more]) == 2
