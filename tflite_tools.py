@@ -2471,7 +2471,8 @@ class _Reader:
     def __init__(self, file: File) -> None:
         self.file, self.model = file, file.model
         self.notes: dict[str, None] = {}  # an ordered set
-        # Limits in bytes, as in _Unpacker, for vectors and texts that are shared.
+        self.texts: dict[int, str] = {}  # by the id of the file's view, which is the same where a text is shared
+        # Limits in bytes, as in _Unpacker, for vectors that are shared and texts that overlap.
         self.left = self.letters = math.inf if file.is_changed else len(file.source)
         self.buffers = tuple(map(self.content, self.model["Buffers"]))
         self.kinds = list(map(self.operator_kind, self.model["OperatorCodes"]))
@@ -2489,10 +2490,10 @@ class _Reader:
         return dataclasses.replace(graph, plan=tuple(content.data[: 4 * count].view("<i4").tolist()))
 
     def text(self, value: Bytes) -> str:
-        if len(value) > self.letters:
-            return ""
-        self.letters -= len(value)
-        return printable(str(value, "utf-8", "replace"))
+        if id(value) not in self.texts and len(value) <= self.letters:
+            self.letters -= len(value)
+            self.texts[id(value)] = printable(str(value, "utf-8", "replace"))
+        return self.texts.get(id(value), "")
 
     def vector(self, table: Table, field: str) -> tuple[Any, ...]:
         values = table[field]
@@ -7294,6 +7295,8 @@ def weight_tensors(graph: ModelGraph) -> tuple[list[tuple[str, Tensor]], list[st
     """The weight matrices, each buffer once, as (operator kind, tensor), and a note on each that must stay as it is."""
     found: dict[int, tuple[str, Tensor]] = {}
     notes: dict[str, None] = {}
+    uses = {(t.buffer, t.dtype, len(t.shape) > 1) for subgraph in graph.subgraphs for t in subgraph.tensors}
+    meanings = Counter(buffer for buffer, *_ in [*uses, *((buffer,) for _, buffer in graph.metadata)])
     for subgraph in graph.subgraphs:
         makers = {i: operator for operator in subgraph.operators for i in operator.writes}
         for operator in subgraph.operators:
@@ -7309,8 +7312,9 @@ def weight_tensors(graph: ModelGraph) -> tuple[list[tuple[str, Tensor]], list[st
                 is_weight = index >= 0 and tensor.storage is Storage.CONSTANT and len(tensor.shape) >= 2
                 if not is_weight or tensor.buffer in found:
                     continue
-                if any(tensor.buffer == buffer for _, buffer in graph.metadata):
-                    notes[f"{tensor.name} has its data in common with metadata and stays as it is"] = None
+                if meanings[tensor.buffer] > 1:
+                    what = "metadata, vectors or tensors of another type"
+                    notes[f"{tensor.name} has its data in common with {what} and stays as it is"] = None
                 elif tensor.is_sparse:
                     notes[f"{tensor.name} is stored sparse and stays as it is"] = None
                 elif tensor.element.numpy is None:

@@ -351,3 +351,17 @@ def test_weights_whose_bytes_are_metadata_too_stay():
     decision = model.cluster_weights(2)
     assert not decision.changed
     assert "in common with metadata" in decision.notes[0]
+
+
+def test_weights_whose_bytes_are_a_bias_too_stay():
+    """Converters store equal bytes once, whatever they mean."""
+    b = Builder()
+    x, y = b.tensor((1, 4)), b.tensor((1, 1), "INT8")
+    weights = b.constant(np.array([[1, 2, 3, 0]], np.int8))
+    bias = b.constant(np.array([0x00030201], np.int32))
+    b.table.tensors[bias].buffer = b.table.tensors[weights].buffer
+    b.op("FULLY_CONNECTED", [x, weights, bias], [y])
+    model = TFLiteModel(b.build([x], [y]))
+    decision = model.cluster_weights(2)
+    assert not decision.changed
+    assert "or tensors of another type" in decision.notes[0]
