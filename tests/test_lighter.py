@@ -167,6 +167,17 @@ def test_a_reshape_stays_where_somebody_needs_it():
     assert "RESHAPE" in kinds(lightened(flattened(is_read=True)))
 
 
+def test_an_operator_that_nobody_knows_may_read_past_a_reshape():
+    net = Net()
+    source, same, y = (net.tensor((1, 4, 3, 2), "INT8", **net.quantization()) for _ in range(3))
+    net.op("RESHAPE", [source, net.constant(np.array([1, 4, 3, 2], np.int32))], [same], schema.ReshapeOptionsT())
+    net.op("NobodyKnows", [same], [y], customOptions=[1, 2, 3])
+    model = TFLiteModel(net.build([source], [y]))
+    assert model.lighten_operators().changed
+    assert kinds(model) == ["NobodyKnows"]
+    assert bytes(model.graph.subgraphs[0].operators[0].custom_options) == bytes([1, 2, 3])
+
+
 def test_what_stands_against_it_is_said(capsys: pytest.CaptureFixture[str], tmp_path: Path):
     path = tmp_path / "model.tflite"
     path.write_bytes(pointwise("INT8"))
