@@ -499,8 +499,8 @@ OTHER_FORMATS = (  # pattern of the first bytes, what the file is, what to do
     (rb"\x80\x02", "a pickle, as of PyTorch: convert it to TensorFlow Lite first"),
     (rb"\s*<", "a web page or XML: the download failed"),
     (
-        rb"\s*(#(include|ifndef|pragma|define)|//|/\*|alignas|(static |extern )?(const |unsigned )|0x)",
-        "a C array: pass the .tflite that it was made from",
+        rb"\s*(#[a-z]|//|/\*|alignas|static |extern |const |unsigned |0x)",
+        "a C array: pass the .tflite it was made from",
     ),
 )
 
@@ -2105,11 +2105,6 @@ def _product_work(node: Node) -> dict[str, float]:
     }
 
 
-def _joined_work(node: Node) -> dict[str, float]:
-    shape, axis = node["output"].shape, node.options.get("Axis", 0)
-    return {"runs": len(node.inputs) * math.prod(shape[: axis % max(len(shape), 1)]), "inputs": len(node.inputs)}
-
-
 def _select_work(node: Node) -> dict[str, float]:
     shape, condition = node["output"].shape, node.inputs[0].shape if node.inputs and node.inputs[0] else ()
     condition = (1,) * (len(shape) - len(condition)) + condition
@@ -2132,24 +2127,27 @@ def _broadcast_work(node: Node) -> dict[str, float]:
     return {"copies": sum(math.prod(source[:axis]) * shape[axis] for axis in range(last + 1))}
 
 
-def _decode_work(node: Node) -> dict[str, float]:
-    scales = (output.quantization.scales if output.quantization else () for output in node.outputs)
-    return {"channels": sum(max(len(s), 1) for s in scales), "outputs": len(node.outputs)}
+def _lines(node: Node, axis: int) -> int:
+    """Elements of the output along the axes before this one."""
+    return math.prod(node["output"].shape[: axis % max(len(node["output"].shape), 1)])
 
 
 WORK: dict[str, Callable[[Node], dict[str, float]]] = {
     "CONV_2D": partial(_window_work, reads_channels=True),
     **dict.fromkeys(("DEPTHWISE_CONV_2D", "MAX_POOL_2D", "AVERAGE_POOL_2D"), _window_work),
     "FULLY_CONNECTED": _product_work,
-    "CONCATENATION": _joined_work,
+    "CONCATENATION": lambda n: {"inputs": len(n.inputs), "runs": len(n.inputs) * _lines(n, n.options.get("Axis", 0))},
     "SELECT_V2": _select_work,
     "DYNAMIC_UPDATE_SLICE": _update_work,
     "BROADCAST_TO": _broadcast_work,
     "TRANSPOSE_CONV": lambda n: {"macs": n["input"].elements * math.prod(n["weights"].shape[:3])},
     "SVDF": lambda n: {"macs": n["feature"].elements, "time_macs": n["time"].elements},
-    "GATHER": lambda n: {"runs": n["indices"].elements * math.prod(n["output"].shape[: n.options.get("Axis", 0)])},
+    "GATHER": lambda n: {"runs": n["indices"].elements * _lines(n, n.options.get("Axis", 0))},
     "PAD": lambda n: {"lines": math.prod(n["input"].shape[:-2]), "copied": n["input"].elements},
-    DECODE: _decode_work,
+    DECODE: lambda n: {
+        "outputs": len(n.outputs),
+        "channels": sum(max(len(o.quantization.scales), 1) if o.quantization else 1 for o in n.outputs),
+    },
 }
 
 
@@ -5211,9 +5209,9 @@ class Emitter:
     def number(self, dtype: str, *shape: int) -> int:
         return self.add(NewTensor("number", shape, dtype=dtype))
 
-    def table(self, content: bytes, shape: tuple[int, ...], dtype: str = "INT32", like: int | None = None) -> int:
+    def table(self, content: bytes, shape: tuple[int, ...], dtype: str = "INT32") -> int:
         """Add a constant that is used once."""
-        return self.add(NewTensor("table", shape, like, content, dtype=dtype))
+        return self.add(NewTensor("table", shape, None, content, dtype=dtype))
 
     def shape_of(self, tensor: int) -> tuple[int, ...]:
         old = self.subgraph.tensors
@@ -5441,7 +5439,7 @@ class Copies:
 class Bill:
     """The tensors, operators and scratch that an emitter has added, to compute their memory and time."""
 
-    def __init__(self, emitter: Emitter, copies: Copies | None = None) -> None:
+    def __init__(self, emitter: Emitter, copies: Copies) -> None:
         subgraph, operators = emitter.subgraph, emitter.operators
         self.old = old = len(subgraph.tensors)
 
@@ -5461,8 +5459,6 @@ class Bill:
         self.requests: list[tuple[int, int, int]] = []  # scratch: bytes, first and last operator
         self.time = 0  # instructions
         for number, o in enumerate(operators):
-            if copies is None:
-                break
             tensors = [emitter.tensors[t - old] if t >= old else t for t in (*o.inputs, *o.outputs)]
             scratch, time = copies(o, tensors)
             self.time += time
@@ -5551,11 +5547,6 @@ class OverInput:
         """True if the carried tensor is the output, without a slice or reshape."""
         return self.output.shape == self.shape
 
-    def units(self, rows: np.ndarray) -> np.ndarray:
-        """By iteration, the rows of units that these rows of the input take."""
-        parts = self.row_elements[0] // self.unit
-        return (rows[:, :, None] * parts + np.arange(parts)).reshape(len(rows), -1)
-
 
 @dataclass(frozen=True)
 class Loop:
@@ -5601,11 +5592,6 @@ class Loop:
         """True if the loop carries a source in another shape."""
         over = self.over_input
         return over is not None and t == over.source.index and over.shape != over.source.shape
-
-    def fetched_rows(self, t: int) -> int:
-        """The number of rows of the carried tensor that an iteration fetches for a source."""
-        over, rows = self.over_input, self.tracks[t].rows
-        return rows * over.row_elements[0] // over.unit if over and self.is_reshaped(t) else rows
 
     def overwriting(self, tensors: Sequence[Tensor]) -> Loop:
         """The loop with its output over its first source if no row that is read later is lost; else the same loop."""
@@ -5762,8 +5748,11 @@ class BodyEmitter:
 
     def __init__(self, body: Emitter, loop: Loop) -> None:
         self.body, self.loop, self.subgraph = body, loop, body.subgraph
-        self.gathered = {t: rows for t, rows in zip(loop.sources, map(loop.fetched_rows, loop.sources), strict=True)
-                         if not loop.is_aligned(t) or (loop.is_quick and rows <= 2 * POSITION)}  # fmt: skip
+        # By source and iteration, the rows to fetch of the carried tensor.
+        self.reads = {t: self.rows_to_fetch(t) for t in loop.sources}
+        counts = {t: rows.shape[1] for t, rows in self.reads.items()}
+        most = 2 * POSITION if loop.is_quick else 0
+        self.gathered = {t: count for t, count in counts.items() if count <= most or not loop.is_aligned(t)}
         self.step = max([POSITION, *self.gathered.values()])
         self.position = -1  # the tensor that holds the loop's counter
         self.next: dict[int, int] = {}  # carried tensor of the body -> its value in the next iteration
@@ -5811,25 +5800,29 @@ class BodyEmitter:
         positions[:, axis] = values
         return self.looked_up(positions)
 
-    def fetched(self, t: int) -> int:
-        """The new rows of a source; the nearest row inside replaces each row outside."""
-        count, over = self.loop.tracks[t].rows, self.loop.over_input
-        rows, height = self.loop.all_rows(t), self.subgraph.tensors[t].shape[HEIGHT]
-        if self.loop.is_aligned(t):
-            rows = np.clip(rows[:, :1], 0, height - count) + np.arange(count)
-        rows = np.clip(rows, 0, height - 1)
-        if over is None or not self.loop.is_reshaped(t):
-            return self.fetch(t, rows, self.new_shape(t), self.new_rows(t))
-        rows = over.units(rows)
-        in_units = 1, rows.shape[1], 1, over.unit
-        units = self.fetch(t, rows, in_units, self.new_rows(t, in_units))
-        return self.body.reshape(units, self.in_place_of(units, t))
+    def rows_to_fetch(self, t: int) -> np.ndarray:
+        """In place of each row outside, the nearest one inside."""
+        loop, over, last = self.loop, self.loop.over_input, self.subgraph.tensors[t].shape[HEIGHT] - 1
+        count, rows = loop.tracks[t].rows, loop.all_rows(t)
+        if loop.is_aligned(t):
+            rows = np.clip(rows[:, :1], 0, last + 1 - count) + np.arange(count)
+        rows = np.clip(rows, 0, last)
+        if over is None or not loop.is_reshaped(t):
+            return rows
+        units = over.row_elements[0] // over.unit
+        return (rows[:, :, None] * units + np.arange(units)).reshape(len(rows), -1)
 
-    def fetch(self, t: int, rows: np.ndarray, shape: tuple[int, ...], target: int) -> int:
-        """Rows of a carried source, given by iteration: by GATHER, or by SLICE if they are neighbours."""
+    def fetched(self, t: int) -> int:
+        """The new rows of a source, by GATHER or, if they are neighbours, by SLICE."""
+        body, rows, over, shape = self.body, self.reads[t], self.loop.over_input, self.new_shape(t)
+        if is_reshaped := over is not None and self.loop.is_reshaped(t):
+            shape = 1, rows.shape[1], 1, over.unit
+        target = self.new_rows(t, shape)
         if t in self.gathered:
-            return self.body.gather(self.places[t], self.looked_up(rows), target)
-        return self.body.part(self.places[t], self.looked_up_at(HEIGHT, rows[:, 0]), shape, target)
+            body.gather(self.places[t], self.looked_up(rows), target)
+        else:
+            body.part(self.places[t], self.looked_up_at(HEIGHT, rows[:, 0]), shape, target)
+        return body.reshape(target, self.in_place_of(target, t)) if is_reshaped else target
 
     def new_shape(self, t: int) -> tuple[int, ...]:
         return self.body.shape(t, self.loop.tracks[t].rows)
