@@ -2471,7 +2471,8 @@ class _Reader:
         self.notes: dict[str, None] = {}  # an ordered set
         self.texts: dict[int, str] = {}  # by the id of the file's view, which is the same where a text is shared
         # Limits in bytes, as in _Unpacker, for vectors that are shared and texts that overlap.
-        self.left = self.letters = math.inf if file.is_changed else len(file.source)
+        self.left = math.inf if file.is_changed else len(file.source)
+        self.letters = 4 * self.left  # a text or two of damaged length are still read
         self.buffers = tuple(map(self.content, self.model["Buffers"]))
         self.kinds = list(map(self.operator_kind, self.model["OperatorCodes"]))
 
@@ -5761,6 +5762,7 @@ class BodyEmitter:
         self.line_buffers: dict[int, int] = {}  # the same, after the new rows are written
         self.fresh: dict[int, int] = {}  # tensor -> its new rows
         self.handed: dict[int, int] = {}  # tensor of the body -> the one computed in place of it by its only reader
+        self.known: dict[tuple[Any, ...], int] = {}  # what is emitted once
         self.readers: dict[int, list[int]] = defaultdict(list)  # source -> operators
         for number, part in loop.region.parts.items():
             for t in part.rule.sources:
@@ -5785,8 +5787,17 @@ class BodyEmitter:
                 self.arrive(output, rows, last)
         self.next[self.position] = self.looked_up(np.arange(1, loop.iterations + 1)[:, None] * self.step)
 
+    def once(self, key: tuple[Any, ...], emit: Callable[..., int], *arguments: Any) -> int:
+        """What is emitted for a key; where it is needed again in the iteration, the same."""
+        if key not in self.known:
+            self.known[key] = emit(*arguments)
+        return self.known[key]
+
     def looked_up(self, entries: np.ndarray) -> int:
         """The entries of the current iteration in a table of (iterations, entries) integers."""
+        return self.once((entries.shape, entries.tobytes()), self._looked_up, entries)
+
+    def _looked_up(self, entries: np.ndarray) -> int:
         iterations, count = entries.shape
         table = np.zeros((iterations, self.step), dtype="<i4")
         table[:, :count] = entries
@@ -5867,21 +5878,18 @@ class BodyEmitter:
         """The rows, with padding instead of those outside the feature map."""
         body, numbers, fill = self.body, self.loop.all_rows(t), self.loop.tracks[t].fill
         inside = (numbers >= 0) & (numbers < self.subgraph.tensors[t].shape[HEIGHT])
-        shape: tuple[int, ...] = (1,)
-        table: tuple[int, ...] = (self.loop.iterations * self.step,)
-        if self.loop.is_aligned(t):  # one value per iteration, repeated for each of its entries
-            inside, selector = np.repeat(inside[:, 0], self.step), self.position
-        else:
-            shape = 1, inside.shape[1], 1, 1
-            table, selector = (self.loop.iterations, *shape[1:]), self.selector
-        masks = body.table(inside.tobytes(), table, "BOOL")
-        mask = body.part(masks, selector, shape, body.number("BOOL", *shape))
+        # Mostly one value per iteration, repeated for each of its table entries.
+        inside = np.repeat(inside[:, 0], self.step) if self.loop.is_aligned(t) else inside
+        mask = self.once((inside.shape, inside.tobytes()), self.mask, inside)
         return body.emit("SELECT_V2", (mask, rows, self.padding(body, t, fill)), self.in_place_of(rows, t))
 
-    @cached_property
-    def selector(self) -> int:
-        """Start of the iteration's mask of several rows in the table of all masks."""
-        return self.looked_up_at(0, np.arange(self.loop.iterations))
+    def mask(self, inside: np.ndarray) -> int:
+        """What rows of the iteration are inside: one value of a vector, or a row of a matrix."""
+        shape, selector = (1,) if inside.ndim == 1 else (1, inside.shape[1], 1, 1), self.position
+        if inside.ndim > 1:
+            selector = self.looked_up_at(0, np.arange(self.loop.iterations))
+        masks = self.body.table(inside.tobytes(), (len(inside), *shape[1:]), "BOOL")
+        return self.body.part(masks, selector, shape, self.body.number("BOOL", *shape))
 
     def view(self, t: int, rows: Rows, rule: RowRule) -> int:
         """The rows that an operator reads of a tensor, by their numbers in iteration 0."""
@@ -5895,7 +5903,7 @@ class BodyEmitter:
         is_end_ignored = is_window and have.stop - rows.stop < rule.stride  # the rest is too small for another window
         if rule.columns == track.columns and have.first == rows.first and (have == rows or is_end_ignored):
             return self.line_buffers[t]
-        return self.cut(t, rows, rule.columns)
+        return self.once((t, rows, rule.columns), self.cut, t, rows, rule.columns)
 
     def cut(self, t: int, rows: Rows, columns: Pads) -> int:
         """Rows of a line buffer, by their numbers in iteration 0, with these columns of padding."""
@@ -6055,7 +6063,7 @@ def is_mover(subgraph: Subgraph, operator: Operator) -> bool:
     return is_plain and (source.bytes, source.dtype, source.affine) == (output.bytes, output.dtype, output.affine)
 
 
-PLAIN_WINDOW = dict.fromkeys(_CONV[1:5], 1) | {"Padding": tflite.Padding.VALID}  # options of convolutions
+PLAIN_WINDOW = dict.fromkeys(_CONV[1:5], 1) | {"Padding": 1}  # VALID; options of convolutions
 
 
 class Substitution:
@@ -7873,7 +7881,7 @@ class RunFailure(ValueError):
     """A runtime cannot run a model; the message says why in one line."""
 
 
-Inputs = Sequence[Sequence[np.ndarray]]  # per inference
+Inputs = Sequence[Sequence["np.ndarray"]]  # per inference
 Outputs = list[list[Any]]  # arrays, per inference
 
 

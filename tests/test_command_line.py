@@ -310,6 +310,16 @@ def test_help_and_version():
         assert run(flag).returncode == 0
 
 
+def test_help_imports_not_even_the_bindings():
+    script = (
+        "import sys, tflite_tools\n"
+        "assert tflite_tools.main(['--help']) == 0\n"
+        "assert not {'numpy', 'tflite', 'flatbuffers', 'prettytable'} & set(sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_plain_analysis_imports_nothing_heavy():
     script = (
         "import sys, tflite_tools\n"
