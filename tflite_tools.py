@@ -5482,7 +5482,7 @@ class Bill:
 # the arena, and all steps of the loop update it in place (see "Aliases").
 
 LOOP_DTYPES = ("FLOAT32", "INT8")  # types that GATHER supports in TFLM
-MAX_ITERATIONS, MAX_LOOP_ROWS = 1024, 1 << 14  # each takes room in the tables of a loop
+MAX_ITERATIONS, MAX_LOOP_ROWS, MAX_UNITS = 1024, 1 << 14, 1 << 18  # each takes room in the tables of a loop
 POSITION = 4  # minimum of table entries per iteration: one for each axis of a position
 WIDE = 16  # columns written at once from which on it takes less time to reshape what is written, and where
 
@@ -5601,7 +5601,7 @@ class Loop:
         source, output = (tensors[t] for t in (self.sources[0], *self.written))
         first, track, rows = self.written[output.index], self.tracks[source.index], self.tracks[output.index].rows
         over = OverInput(source, output, rows)
-        if source.dtype != output.dtype or output.elements > source.elements:
+        if source.dtype != output.dtype or output.elements > source.elements or source.elements > MAX_UNITS * over.unit:
             return self
         for iteration in range(self.iterations):
             next_read = track.first + (iteration + 1) * track.rows

@@ -8,6 +8,7 @@ import json
 import random
 import struct
 import time
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -592,6 +593,21 @@ def test_a_damaged_height_takes_no_time():
     decision = model.split_operators(stripes="auto")
     assert not any(region.is_loop for region in decision.chosen.regions)
     assert decision.seconds < 10
+
+
+def test_damaged_channels_take_no_memory():
+    """Nor what it claims as its channels, which a loop may cut into rows of another length."""
+    net = Net()
+    source = net.picture(2, 2, 3)
+    wide = net.tensor((1, 2, 2, 3), "INT8", **net.quantization())
+    net.op("RESHAPE", [source, net.constant(np.array([1, 2, 2, 3], np.int32))], [wide], schema.ReshapeOptionsT())
+    x = net.window("CONV_2D", wide, 66, (1, 1))
+    net.table.tensors[wide].shape = [1, 2, 2, (1 << 26) + 12]
+    model = TFLiteModel(net.build([source], [x]))
+    tracemalloc.start()
+    model.split_operators(stripes="loop")
+    assert tracemalloc.get_traced_memory()[1] < 50e6
+    tracemalloc.stop()
 
 
 # -- the command line ----------------------------------------------------------------------------------
