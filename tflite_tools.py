@@ -2043,7 +2043,7 @@ def scratch_requests(subgraph: Subgraph, operator: Operator, target: Target = BI
 ####################################################################################################
 
 # Linear in what an operator does, fitted to instructions that an emulated Cortex-M executed: tflite-micro at 90b983c
-# (August 2026) and CMSIS-NN at 99f736a (July 2026), gcc 12 -O2 -DNDEBUG; 1,636 single operators and 18 models per build
+# (August 2026) and CMSIS-NN at 99f736a (July 2026), gcc 12 -O2 -DNDEBUG; 1,684 single operators and 18 models per build
 # (tests/benchmarks/instructions.py). Without -DNDEBUG, reference kernels take five times as many.
 
 TIMED_CORES = {"dsp": "dsp", "mve": "mve", "esp32s3": "dsp", "esp32p4": "dsp"}  # of others: the reference kernels
@@ -2077,6 +2077,9 @@ def _window_work(node: Node, reads_channels: bool = False) -> dict[str, float]:
         "single": (pixels - pairs) * (patch - patch % 4) * made,
         "tail": pixels * (patch % 4) * made,
         "odd": inside * (made % 4),
+        "unpaired": pixels * patch * (made % 2),
+        "made": made,
+        "weights": patch * made,
         "gathered": taps * read * is_patched,
         "taps": taps * is_patched,
         "tiles": blocks * tiles * made,
@@ -2216,7 +2219,7 @@ INSTRUCTIONS: dict[str, tuple[str, ...]] = {
     "CONV_2D": ("5.99 macs 33.5 windows 27.1 filter_rows 77.7 out 559 one",
         "1.6 paired 2.75 single 3.56 tail 3.28 gathered 47.9 taps 48.3 out 1020 one",
         "11.2 tiles 4.79 single_tiles 53.6 blocks 50.1 singles 32.8 taps"),
-    "CONV_2D 1x1": ("1.49 paired 5.06 single 3.12 tail 41.8 out 855 one",
+    "CONV_2D 1x1": ("1.4 paired 1.83 single 2.73 tail 5.95 unpaired 42.1 out 44.4 made 2.95 weights 388 one",
         "11 tiles 4.78 single_tiles 58 blocks 26.5 singles 506 one"),
     "CONV_2D f32": ("4.99 macs 24.8 windows 31.1 filter_rows 43 out 309 one",
         "4.99 macs 29.3 windows 29.6 filter_rows 45.7 out 368 one",
