@@ -710,7 +710,7 @@ def test_the_clock_decides_nothing(name: str, monkeypatch: pytest.MonkeyPatch):
 def test_more_work_is_never_worse(seed: int):
     rng = random.Random(seed)
     data = random_net(rng, steps=rng.randint(4, 10), size=40)
-    reserves = [everything(data, work).arena.reserve for work in (0.01, 0.02, 0.04, 0.08, 1.0)]
+    reserves = [everything(data, work).arena.reserve for work in (0.05, 0.1, 0.2, 0.4, 1.0)]
     assert reserves == sorted(reserves, reverse=True)
 
 
