@@ -4030,42 +4030,39 @@ class Aliases:
     def consistent(self, intervals: Sequence[Interval]) -> Aliases:
         """The aliases that can hold together: without the pairs at places where buffers would clash."""
         layout = layout_of(intervals, self)
+        parts = layout.intervals
         clashing = {
-            layout.places[layout.owners[next(iter(group))]]
+            layout.places[layout.parts[next(iter(group))][1]]
             for group in layout.groups
-            if conflicts(_members(layout.intervals, group), most=1)
+            if conflicts(_members(parts, group), most=1)
         }
         pairs = tuple(alias for alias in self.pairs if layout.places[alias.old] not in clashing)
         return dataclasses.replace(self, pairs=pairs)
 
 
 class Layout(NamedTuple):
-    """The intervals to place for some buffers; memory that buffers share counts once."""
+    """The parts of some buffers to place; memory that buffers share counts once."""
 
-    intervals: list[Interval]
-    owners: list[int]  # the buffer of each interval
-    above: list[int]  # its offset within the buffer
+    parts: list[tuple[Interval, int, int]]  # interval, its buffer, and its offset within the buffer
     places: list[int]  # per buffer: the number of its place, the address that it shares with others
 
-    def add(self, interval: Interval, owner: int, above: int) -> None:
-        self.intervals.append(interval)
-        self.owners.append(owner)
-        self.above.append(above)
+    @property
+    def intervals(self) -> list[Interval]:
+        return [interval for interval, _, _ in self.parts]
 
     @property
     def groups(self) -> list[Block]:
         """The intervals that share a place, at fixed distances."""
         members: dict[int, dict[int, int]] = defaultdict(dict)
-        for number, (owner, above) in enumerate(zip(self.owners, self.above, strict=True)):
+        for number, (_, owner, above) in enumerate(self.parts):
             members[self.places[owner]][number] = above
         return [group for group in members.values() if len(group) > 1]
 
     def placed(self, buffers: Sequence[Interval]) -> list[Interval]:
         """The intervals at the offsets of their buffers."""
-        offsets = [buffers[owner].offset for owner in self.owners]
         return [
-            interval._replace(offset=None if at is None else at + above)
-            for interval, at, above in zip(self.intervals, offsets, self.above, strict=True)
+            interval._replace(offset=None if (at := buffers[owner].offset) is None else at + above)
+            for interval, owner, above in self.parts
         ]
 
 
@@ -4080,12 +4077,12 @@ def layout_of(buffers: Sequence[Interval], aliases: Aliases = NO_ALIASES) -> Lay
         begins[old] |= {piece.first for piece in pieces[new]}
     places = _common_places(len(buffers), (*aliases.pairs, *aliases.copies, *aliases.joined))
     copies = {alias.new for alias in aliases.copies}
-    layout = Layout([], [], [], places)
+    layout = Layout([], places)
     for i in range(len(buffers)):
         for piece in pieces[i] if i not in copies else ():
             last = min([piece.last, *(begin - 1 for begin in begins[i] if piece.first <= begin <= piece.last)])
             if last >= piece.first:
-                layout.add(Interval(piece.size, piece.first, last), i, piece.offset or 0)
+                layout.parts.append((Interval(piece.size, piece.first, last), i, piece.offset or 0))
     return layout
 
 
@@ -4097,9 +4094,9 @@ def with_room_for_scratch(layout: Layout, buffers: Sequence[Interval], scratch: 
     taken: dict[int, list[tuple[Interval, int]]] = defaultdict(list)  # its intervals, and their offsets in it
     for i, place in enumerate(layout.places):
         members[place].append(i)
-    for interval, owner, above in zip(layout.intervals, layout.owners, layout.above, strict=True):
+    for interval, owner, above in layout.parts:
         taken[layout.places[owner]].append((interval, above))
-    roomy = Layout([*layout.intervals], [*layout.owners], [*layout.above], layout.places)
+    roomy = Layout([*layout.parts], layout.places)
     for place, group in members.items():
         if len(group) == len(taken[place]) == 1:
             continue
@@ -4109,7 +4106,7 @@ def with_room_for_scratch(layout: Layout, buffers: Sequence[Interval], scratch: 
             for i in group:
                 is_there = buffers[i].first <= begin and end <= buffers[i].last
                 for start, stop in list(_gaps(buffers[i].size, blocks)) if is_there else ():
-                    roomy.add(Interval(stop - start, begin, end), i, start)
+                    roomy.parts.append((Interval(stop - start, begin, end), i, start))
                     blocks.append((start, stop))
     return roomy
 
@@ -4325,7 +4322,7 @@ class Arena:
         kept, joined = set[int](), list[Alias]()
         for name, source in self.graph.kernels.kept:
             try:
-                ids = [named_buffers(self.graph, self.buffers, text)[0] for text in (name, source) if text]
+                ids = [self.named(text)[0] for text in (name, source) if text]
             except ValueError as why:
                 raise ArenaError(str(why)) from None
             kept.add(ids[0])
@@ -4396,7 +4393,7 @@ class Arena:
         """The faults of placed buffers, one sentence each; they may share memory as their aliases allow."""
         placed = self.alive(placed)
         layout = layout_of(placed, dataclasses.replace(self.aliases.used_by(placed), joined=()))
-        return plan_faults(layout.placed(placed), lambda i: self.name(layout.owners[i]))
+        return plan_faults(layout.placed(placed), lambda i: self.name(layout.parts[i][1]))
 
     @cached_property
     def lost(self) -> list[str]:
@@ -4406,7 +4403,21 @@ class Arena:
         return self.faults(self.placed) + apart if self.graph.kernels.kept else []
 
     def name(self, number: int) -> str:
-        return buffer_name(self.graph, self.buffers[number])
+        buffer = self.buffers[number]
+        if buffer.tensor is None:
+            return f"the scratch of operator {buffer.operator}"
+        return f"tensor {buffer.tensor}" + (f" of subgraph {buffer.subgraph}" if len(self.graph.subgraphs) > 1 else "")
+
+    def named(self, name: str) -> list[int]:
+        """The numbers of the buffers of tensors with that name or, if there are none, number. Raises ValueError if no
+        tensor in the arena has it."""
+        tensors = {i: (b.subgraph, b.tensor) for i, b in enumerate(self.buffers) if b.tensor is not None}
+        matches = [i for i, (s, t) in tensors.items() if self.graph.subgraphs[s].tensors[t].name == name]
+        matches = matches or [i for i, key in tensors.items() if tensor_number(*key) == name]
+        if not matches:
+            what = "give the Id of the table, or the whole name of the CSV"
+            raise ValueError(f"no tensor in the arena is {shorten(name)}: {what}")
+        return matches
 
     @cached_property
     def aliases(self) -> Aliases:
@@ -4435,7 +4446,7 @@ class Arena:
     def pieces(self) -> list[tuple[ArenaBuffer, Interval]]:
         """The memory in use over time, with its buffer: one interval per buffer, or several if it shares memory."""
         layout = layout_of(self.alive(self.placed), self.used)
-        return [(self.buffers[i], piece) for i, piece in zip(layout.owners, layout.placed(self.placed), strict=True)]
+        return [(self.buffers[i], one) for (_, i, _), one in zip(layout.parts, layout.placed(self.placed), strict=True)]
 
 
 def analyse_arena(graph: ModelGraph, target: Target = BITS_32) -> Arena:
@@ -4485,27 +4496,9 @@ def shared_in_loops(graph: ModelGraph, arena: Arena) -> Shared:
     return Shared(frozenset(inside | {keys[alias.new] for alias in used.copies}), frozenset(handed))
 
 
-def named_buffers(graph: ModelGraph, buffers: Sequence[ArenaBuffer], name: str) -> list[int]:
-    """The numbers of the buffers of tensors with that name or, if there are none, number. Raises ValueError if no
-    tensor in the arena has it."""
-    tensors = {i: (b.subgraph, b.tensor) for i, b in enumerate(buffers) if b.tensor is not None}
-    matches = [i for i, (s, t) in tensors.items() if graph.subgraphs[s].tensors[t].name == name]
-    matches = matches or [i for i, key in tensors.items() if tensor_number(*key) == name]
-    if not matches:
-        what = "give the Id of the table, or the whole name of the CSV"
-        raise ValueError(f"no tensor in the arena is {shorten(name)}: {what}")
-    return matches
-
-
 def tensor_number(subgraph: int, tensor: int) -> str:
     """The number of a tensor, after that of its subgraph unless it is in the first: ``5`` or ``1:5``."""
     return f"{subgraph}:{tensor}" if subgraph else f"{tensor}"
-
-
-def buffer_name(graph: ModelGraph, buffer: ArenaBuffer) -> str:
-    if buffer.tensor is None:
-        return f"the scratch of operator {buffer.operator}"
-    return f"tensor {buffer.tensor}" + (f" of subgraph {buffer.subgraph}" if len(graph.subgraphs) > 1 else "")
 
 
 def plan_arena(arena: Arena, time_limit: float = TIME_LIMIT, in_place: bool = True, rounds: int | None = None) -> Plan:
@@ -4524,7 +4517,7 @@ def plan_buffers(
     if aliases:
         shared = layout_of(intervals, aliases)
         roomy = with_room_for_scratch(shared, intervals, {i for i, b in enumerate(buffers) if b.tensor is None})
-        layouts = [shared, *([roomy] if roomy.intervals != shared.intervals else []), *layouts]
+        layouts = [shared, *([roomy] if roomy.parts != shared.parts else []), *layouts]
     bound = max(Profile(layouts[0].intervals).peak, enough)
     found = [] if aliases.joined else [place_greedily(intervals)]  # which joins nothing
     budget = Budget(time_limit)
@@ -4535,7 +4528,7 @@ def plan_buffers(
         plan = plan_optimally(layout.intervals, seconds, layout.groups, enough, rounds)
         addresses = {
             layout.places[owner]: (interval.offset or 0) - above
-            for owner, above, interval in zip(layout.owners, layout.above, plan.intervals, strict=True)
+            for (_, owner, above), interval in zip(layout.parts, plan.intervals, strict=True)
         }
         kept = [
             interval._replace(offset=None if buffer.tensor is None else addresses[place])
@@ -4582,16 +4575,16 @@ class Memories:
         slow = MAX_OFFSET if self.slow is None else min(self.slow, MAX_OFFSET)
         return min(self.fast, MAX_OFFSET), max(slow // ARENA_ALIGNMENT * ARENA_ALIGNMENT - persistent, 0)
 
-    def pinned(self, graph: ModelGraph, arena: Arena) -> dict[int, bool]:
+    def pinned(self, arena: Arena) -> dict[int, bool]:
         """The pinned buffers: True for the fast memory, as for all scratch. A name may also be a tensor's number.
         Raises ValueError if no tensor in the arena has that name, it is pinned to both, or there is no such memory."""
         found = {i: True for i, buffer in enumerate(arena.buffers) if buffer.tensor is None}
         for name, where in self.pins.items():
             if where not in ("fast", "slow"):
                 raise ValueError(f"a tensor is pinned to fast or slow, not {where!r}")
-            for i in named_buffers(graph, arena.buffers, name):
+            for i in arena.named(name):
                 if found.setdefault(i, where == "fast") != (where == "fast"):
-                    raise ValueError(f"{buffer_name(graph, arena.buffers[i])} is pinned to both memories")
+                    raise ValueError(f"{arena.name(i)} is pinned to both memories")
         return found
 
 
@@ -7820,10 +7813,9 @@ def why_not_planned(model: Snapshot, in_place: bool) -> str:
         return COMPILED
     if not in_place and looped_operators(model.graph):
         return LOOPED
-    for buffer in model.arena.buffers:
+    for i, buffer in enumerate(model.arena.buffers):
         if buffer.interval.first < 0 <= buffer.interval.last:
-            name = buffer_name(model.graph, buffer)
-            return f"{name} is read but never written, so the results depend on its address"
+            return f"{model.arena.name(i)} is read but never written, so the results depend on its address"
     return ""
 
 
@@ -8463,7 +8455,7 @@ def decide_memories(
         arena, why = model.arena, why_not_planned(model, in_place)
     except ArenaError as refusal:
         raise Refusal(str(refusal), **known) from None
-    pinned = memories.pinned(model.graph, arena)
+    pinned = memories.pinned(arena)
     if why:
         raise Refusal(why, **known)
     moved = traffic(model.graph, arena.buffers)
@@ -9903,7 +9895,7 @@ def _kept_lines(arena: Arena) -> list[str]:
         raise ValueError(f"the layout does not keep what --keep names: {arena.lost[0]}")
     lines = []
     for name, source in arena.graph.kernels.kept:
-        at = arena.placed[named_buffers(arena.graph, arena.buffers, name)[0]].offset
+        at = arena.placed[arena.named(name)[0]].offset
         what = f"is {source} in the next inference, in its place: do not copy it" if source else "stays after Invoke()"
         lines.append(f"// {name.replace(chr(92), '/')} {what}; at arena + {at}.")
     return lines
