@@ -2759,8 +2759,7 @@ def resource_variables(graph: ModelGraph) -> dict[str, int]:
     for subgraph, operator in graph.operators:
         if kind_of(operator).effect == (VARIABLE, True) and len(operator.reads) == 2:
             handle, value = operator.reads
-            name = subgraph.variables.get(handle)
-            if name is not None:
+            if name := subgraph.variables.get(handle):
                 variables[name] = max(variables.get(name, 0), subgraph.tensors[value].bytes or 0)
     return variables
 
@@ -3438,14 +3437,12 @@ def _common_buffers(subgraph: Subgraph, touched: Mapping[int, list[tuple[int, bo
         is_made_once = not made if source in subgraph.inputs else [changes for _, changes in made] == [True]
         return is_made_once and last == (operator.index, False) and source not in subgraph.outputs
 
-    def begins_at(operator: Operator, output: int) -> bool:
-        return touched[output][0] == (operator.index, True) and output not in subgraph.inputs
-
     for operator in subgraph.operators:
-        sources = [t for t in costs.in_place(subgraph, operator) if ends_at(operator, t)]
-        if sources and begins_at(operator, operator.writes[0]):
-            group[sources[0]].append(operator.writes[0])
-            group[operator.writes[0]] = group[sources[0]]
+        for source in [t for t in costs.in_place(subgraph, operator) if ends_at(operator, t)][:1]:
+            output = operator.writes[0]
+            if touched[output][0] == (operator.index, True) and output not in subgraph.inputs:  # it begins there
+                group[source].append(output)
+                group[output] = group[source]
     return [tensors for first, tensors in group.items() if tensors[0] == first]
 
 
@@ -3583,9 +3580,8 @@ def _members(intervals: Sequence[Interval], block: Block) -> list[Interval]:
 def place_greedily(intervals: Sequence[Interval]) -> tuple[Interval, ...]:
     """TFLM's GreedyMemoryPlanner: given offsets first, then first fit from large to small, and the later first among
     intervals of one size (tensorflow/lite/micro/memory_planner/greedy_memory_planner.cc)."""
-    fixed = [i for i, interval in enumerate(intervals) if interval.offset is not None]
-    free = [i for i in reversed(range(len(intervals))) if intervals[i].offset is None]
-    return place_first_fit(intervals, ({i: 0} for i in [*fixed, *sorted(free, key=lambda i: -intervals[i].size)]))
+    order = sorted(range(len(intervals)), key=lambda i: (intervals[i].offset is None, -intervals[i].size, -i))
+    return place_first_fit(intervals, ({i: 0} for i in order))
 
 
 def conflicts(intervals: Sequence[Interval], most: int = 1000) -> list[tuple[int, int]]:
@@ -3917,9 +3913,13 @@ class TailBytes(NamedTuple):
     """Bytes of the persistent part of TFLM's arena."""
 
     total: int
-    while_planning: int  # the part of it that is allocated before TFLM plans
+    before_planning: int  # the part of it that is allocated before TFLM plans, and lists of requests and tensors
     preparing: int  # the most needed before that, with temporary memory of kernels
-    requests: int  # number of scratch requests of all operators
+
+    def planning(self, buffers: int) -> int:
+        """Arena bytes needed while TFLM prepares and plans so many buffers: the persistent structures, except those of
+        inputs and outputs, and lists. In small models this exceeds what they need in the end."""
+        return max(align(self.before_planning + PLANNER_BYTES * buffers), self.preparing)
 
 
 def persistent_bytes(graph: ModelGraph, target: Target = BITS_32, before: int = 0) -> TailBytes:
@@ -3946,11 +3946,13 @@ def persistent_bytes(graph: ModelGraph, target: Target = BITS_32, before: int = 
         requests += count
     pieces = [(size, ARENA_ALIGNMENT) for size in variables.values()] + [(pointer * requests, pointer)]
     pieces += [(t.bytes or 0, ARENA_ALIGNMENT) for t in variable_tensors(graph)]
-    total = while_planning = _stacked(tail, pieces)
+    total = tail = _stacked(tail, pieces)
     for ports in (first.inputs, first.outputs):
         structures = (piece for i in ports for piece in port_pieces(first.tensors[i], target))
         total = _stacked(total, [(pointer * len(ports), ARENA_ALIGNMENT), *structures])
-    return TailBytes(total, while_planning, most, requests)
+    lists = target.request * (REQUEST_SLOTS + requests) + pointer * len(graph.subgraphs)
+    lists += target.planned * (sum(len(s.tensors) for s in graph.subgraphs) + requests)
+    return TailBytes(total, align(tail) + align(lists), align(most))
 
 
 def _options_alignment(node: Node) -> int:
@@ -3968,16 +3970,6 @@ def _prepare_temp_bytes(node: Node) -> int:
     is_join = node.kind.rows is joined_rows
     again = sizes if is_reduced else sizes[:2] + sizes[-1:] if is_filter else sizes[:1] if is_join else []
     return sum(sizes) + sum(again)
-
-
-def planning_bytes(graph: ModelGraph, buffers: Sequence[ArenaBuffer], target: Target, tail: TailBytes) -> int:
-    """Arena bytes needed while TFLM prepares and plans: the persistent structures, except those of inputs and outputs,
-    and lists of requests, tensors and buffers. In small models this exceeds what they need in the end."""
-    tensors = sum(len(subgraph.tensors) for subgraph in graph.subgraphs)
-    lists = target.request * (REQUEST_SLOTS + tail.requests) + target.pointer * len(graph.subgraphs)
-    lists += target.planned * (tensors + tail.requests)
-    planning = align(align(tail.while_planning) + align(lists) + PLANNER_BYTES * len(buffers))
-    return max(planning, align(tail.preparing))
 
 
 ####################################################################################################
@@ -4457,7 +4449,7 @@ def analyse_arena(graph: ModelGraph, target: Target = BITS_32) -> Arena:
              for b in buffers]  # fmt: skip
     placed = zip(buffers, place_greedily(given), strict=True)
     buffers = [dataclasses.replace(buffer, interval=interval) for buffer, interval in placed]
-    return Arena(graph, tuple(buffers), tail.total, planning_bytes(graph, buffers, target, tail))
+    return Arena(graph, tuple(buffers), tail.total, tail.planning(len(buffers)))
 
 
 class SharedArena(NamedTuple):
@@ -4474,7 +4466,7 @@ def share_arena(arenas: Sequence[Arena]) -> SharedArena:
     tail = planning = 0
     for arena in arenas:
         pieces = persistent_bytes(arena.graph, before=tail)
-        planning, tail = max(planning, planning_bytes(arena.graph, arena.buffers, BITS_32, pieces)), pieces.total
+        planning, tail = max(planning, pieces.planning(len(arena.buffers))), pieces.total
     head, alone = max(arena.head for arena in arenas), [arena.reserve for arena in arenas]
     return SharedArena(max(align(head + tail), planning), max(alone), sum(alone))
 
@@ -4619,11 +4611,7 @@ class DivisionProblem:
     arena: Arena
     values: Sequence[int]  # bytes of traffic
     pinned: Mapping[int, bool]  # True: must be in the fast memory, False: must not be
-    in_place: bool = True
-
-    @cached_property
-    def aliases(self) -> Aliases:
-        return self.arena.aliases if self.in_place else NO_ALIASES
+    aliases: Aliases
 
     @cached_property
     def claims(self) -> list[Claim]:
@@ -8466,7 +8454,7 @@ def decide_memories(
         if size <= fast:
             known |= {"after": 0, "bound": 0, "fast_head": whole.arena.head, "reserve": size, "one_arena": size}
             return whole, MemoriesDecision(**known)
-    problem = DivisionProblem(arena, moved, pinned, in_place)
+    problem = DivisionProblem(arena, moved, pinned, arena.aliases if in_place else NO_ALIASES)
     required = known["required"] = problem.required
     if max(required, ARENA_ALIGNMENT) > fast:
         why = f"scratch memory and what is pinned take {required:,} B, more than the {fast:,} B of fast memory"
@@ -8987,7 +8975,7 @@ class StageSearch:
         places = sorted(range(1, self.count), key=lambda p: self.waiting(p, p))[:MAX_PLACES]
         self.places = [0, *sorted(places), self.count]
         self.sizes = {ends: size + self.waiting(*ends) for ends, size in self.all_estimates(search).items()}
-        self.known: dict[tuple[int, int], list[tuple[Snapshot, str]]] = {}
+        self.forms = cache(self._forms)
 
     def all_estimates(self, search: SplitSearch) -> dict[tuple[int, int], int]:
         """Estimated bytes to reserve, by (start, end), without what waits."""
@@ -9041,17 +9029,15 @@ class StageSearch:
             chains += [(max(size, self.sizes[start, self.count]), cuts) for start, (size, cuts) in ways.items()]
         return min(chains, key=itemgetter(0))[1]
 
-    def forms(self, start: int, end: int) -> list[tuple[Snapshot, str]]:
-        """The forms of a stage, each with the way to it: the fastest first, the smallest last."""
-        if (start, end) not in self.known:
-            part = part_of(self.model, start, end)
-            found = [(part, "as it is")]
-            for recipe in (RECIPES[0], RECIPES[-1] if self.in_place else RECIPES[-2]):
-                share = self.budget.share(0.1)
-                found.append((taken_steps(recipe, part, None, self.max_time, share, self.in_place)[0], recipe.name))
-            self.known[start, end] = found
-            self.sizes[start, end] = min(one.arena.reserve for one, _ in found) + self.waiting(start, end)
-        return self.known[start, end]
+    def _forms(self, start: int, end: int) -> list[tuple[Snapshot, str]]:
+        """The forms of a stage, each with the way to it: the fastest first, the smallest last. Corrects its size."""
+        part = part_of(self.model, start, end)
+        found = [(part, "as it is")]
+        for recipe in (RECIPES[0], RECIPES[-1] if self.in_place else RECIPES[-2]):
+            share = self.budget.share(0.1)
+            found.append((taken_steps(recipe, part, None, self.max_time, share, self.in_place)[0], recipe.name))
+        self.sizes[start, end] = min(one.arena.reserve for one, _ in found) + self.waiting(start, end)
+        return found
 
     def run(self, most: int) -> tuple[tuple[int, int], ...]:
         """The best stages among the chains that were searched."""
@@ -9363,7 +9349,6 @@ def decide_compression(
     more, tensors = compression.within(compression.peak, NO_LIMIT), model.graph.subgraphs[0].tensors
     if loops and chosen:
         changed, _ = decide_plan(changed, budget.left, in_place)
-    has_kernel = any(operator.kind == DECODE for _, operator in model.graph.operators)
     return changed, CompressionDecision(
         before=size,
         after=len(changed.data) if chosen else size,
@@ -9376,7 +9361,7 @@ def decide_compression(
         ram_for_more=reserve(model.rewritten(compression.rewrite(more))) - before if more else 0,
         reserve_before=before,
         reserve=after,
-        kernels=0 if has_kernel else KERNEL_FLASH[DECODE],
+        kernels=kernel_flash({DECODE} - {operator.kind for _, operator in model.graph.operators}),
         time_percent=more_work(model, changed)[1],
         notes=tuple(compression.notes),
     )
@@ -9889,16 +9874,14 @@ def _array(name: str, data: bytes) -> str:
     return f"alignas(16) const unsigned char {name}[] = {{\n{content}\n}};"
 
 
-def _kept_lines(arena: Arena) -> list[str]:
+def _kept_lines(arena: Arena) -> Iterator[str]:
     """What the memory plan keeps for the application. Raises ValueError if the layout does not keep it."""
     if arena.lost:
         raise ValueError(f"the layout does not keep what --keep names: {arena.lost[0]}")
-    lines = []
     for name, source in arena.graph.kernels.kept:
         at = arena.placed[arena.named(name)[0]].offset
         what = f"is {source} in the next inference, in its place: do not copy it" if source else "stays after Invoke()"
-        lines.append(f"// {name.replace(chr(92), '/')} {what}; at arena + {at}.")
-    return lines
+        yield f"// {name.replace(chr(92), '/')} {what}; at arena + {at}."
 
 
 CPP_HEADER = """\

@@ -41,7 +41,7 @@ DIGITS = MODELS / "digits_mobilenet_int8.tflite"
 def divided(
     arena: Arena, values: Sequence[int], memories: Memories, pinned: dict[int, bool], time_limit: float = 60.0
 ) -> Division | None:
-    return plan_memories(DivisionProblem(arena, values, pinned), memories, time_limit)
+    return plan_memories(DivisionProblem(arena, values, pinned, arena.aliases), memories, time_limit)
 
 
 def arena_of(blocks: list[Interval]) -> Arena:
