@@ -2698,18 +2698,15 @@ def tensor_intervals(
 ) -> dict[int, Interval]:
     """Lifetimes of tensors that take working memory; time k is that of operator k in the file. Graph inputs, and what
     is read or returned but never written before, start BEFORE; graph outputs end one step after the last operator."""
-    first: dict[int, int] = dict.fromkeys(subgraph.inputs, BEFORE)
-    last: dict[int, int] = dict.fromkeys(subgraph.inputs, BEFORE)
+    uses = [(subgraph.inputs, BEFORE, BEFORE)]  # (tensors, when they begin if that was not earlier, when they are used)
     for step, operator in enumerate(subgraph.operators):
-        for i in operator.reads:
-            first.setdefault(i, BEFORE)
-            last[i] = step
-        for i in operator.writes:
-            first.setdefault(i, step)
-            last[i] = step
-    for i in subgraph.outputs:
-        first.setdefault(i, BEFORE)
-        last[i] = len(subgraph.operators)
+        uses += [(operator.reads, BEFORE, step), (operator.writes, step, step)]
+    first: dict[int, int] = {}
+    last: dict[int, int] = {}
+    for tensors, begin, now in [*uses, (subgraph.outputs, BEFORE, len(subgraph.operators))]:
+        for i in tensors:
+            first.setdefault(i, begin)
+            last[i] = now
     for index, below, above in shared.handed:
         if index == subgraph.index and last[below] == first[above]:
             last[below] -= 1
@@ -4015,9 +4012,8 @@ class Aliases:
             return tuple(Alias(new[a.old], new[a.new]) for a in found if a.old in new and a.new in new)
 
         pieces = {new[i]: found for i, found in self.pieces.items() if i in new}
-        found = (self.pairs, self.copies, self.alternatives, self.joined)
-        pairs, copies, alternatives, joined = map(renumbered, found)
-        return Aliases(pairs, pieces, copies, alternatives, joined)
+        others = map(renumbered, (self.copies, self.alternatives, self.joined))
+        return Aliases(renumbered(self.pairs), pieces, *others)
 
     def consistent(self, intervals: Sequence[Interval]) -> Aliases:
         """The aliases that can hold together: without the pairs at places where buffers would clash."""
@@ -4596,13 +4592,6 @@ class Claim(NamedTuple):
     unless: Alias | None = None
 
 
-class Choice(NamedTuple):
-    """The buffers in the fast memory, and the aliases used in either memory."""
-
-    fast: frozenset[int]
-    used: frozenset[Alias]
-
-
 @dataclass(frozen=True)
 class DivisionProblem:
     """The problem to find the buffers of an arena for the fast memory with the largest sum of values. Both memories
@@ -4643,8 +4632,9 @@ class DivisionProblem:
 
     def solve(
         self, limits: tuple[int, int], apart: Sequence[Collection[int]], time_limit: float, free: Sequence[Alias] = ()
-    ) -> tuple[Choice | None, int]:
-        """(The best choice found, or None; an upper bound on the sum of values of any choice).
+    ) -> tuple[frozenset[int] | None, frozenset[Alias], int]:
+        """(The buffers in the fast memory in the best case found, or None; the aliases used in either memory; an upper
+        bound on the sum of values in any case).
 
         Args:
             limits: bytes of the fast memory and of the slow one.
@@ -4654,7 +4644,7 @@ class DivisionProblem:
         from ortools.sat.python import cp_model
 
         if time_limit <= 0:
-            return None, sum(self.values)
+            return None, frozenset(), sum(self.values)
         model = cp_model.CpModel()
         is_fast: list[Any] = [model.new_bool_var("") for _ in self.values]
         pairs = (*self.aliases.pairs, *self.aliases.alternatives, *self.aliases.copies)
@@ -4684,10 +4674,10 @@ class DivisionProblem:
         model.maximize(sum(value * literal for value, literal in zip(self.values, is_fast, strict=True)))
         solver, status = solve_constraints(model, time_limit)
         if status not in (cp_model.OPTIMAL, cp_model.FEASIBLE):
-            return None, sum(self.values)
+            return None, frozenset(), sum(self.values)
         fast = frozenset(i for i, literal in enumerate(is_fast) if solver.value(literal))
         used = frozenset(alias for alias, literal in is_used.items() if solver.value(literal))
-        return Choice(fast, used), min(int(solver.best_objective_bound + 0.5), sum(self.values))
+        return fast, used, min(int(solver.best_objective_bound + 0.5), sum(self.values))
 
 
 @dataclass(frozen=True)
@@ -4712,42 +4702,42 @@ def plan_memories(problem: DivisionProblem, memories: Memories, time_limit: floa
     budget, room, most, is_proven = Budget(time_limit), limits, sum(problem.values), True
     apart: list[frozenset[int]] = []
     if copies := problem.aliases.copies:  # they may alias each other if the original is in the other memory
-        _, most = problem.solve(room, apart, budget.share(0.2).left, copies)
+        *_, most = problem.solve(room, apart, budget.share(0.2).left, copies)
         is_proven = False
     for attempt in range(MAX_DIVISIONS):
-        choice, bound = problem.solve(room, apart, budget.share(0.5).left)
-        if choice is None:
+        fast, used, bound = problem.solve(room, apart, budget.share(0.5).left)
+        if fast is None:
             break
         most = bound if is_proven else most
-        division, heads = _place_apart(problem, choice, limits, budget.share(0.5).left)
+        division, heads = _place_apart(problem, fast, used, limits, budget.share(0.5).left)
         over = [max(head.height - limit, 0) for head, limit in zip(heads, limits, strict=True)]
         if not any(over):
             break
         is_proven &= heads[0].bound > limits[0] and not over[1] and not problem.aliases
-        apart += [choice.fast] if over[0] else []
+        apart += [fast] if over[0] else []
         if over[1] or attempt >= EXACT_DIVISIONS:
             room = room[0] - over[0], room[1] - over[1]
     else:
-        choice = None
-    if choice is None:
-        always = Choice(frozenset(i for i, is_fast in problem.pinned.items() if is_fast), frozenset())
-        division, heads = _place_apart(problem, always, limits, budget.left)
+        fast = None
+    if fast is None:
+        always = frozenset(i for i, is_fast in problem.pinned.items() if is_fast)
+        division, heads = _place_apart(problem, always, frozenset(), limits, budget.left)
     is_within = division.boundary <= limits[0] and heads[1].height <= limits[1]
     is_within &= memories.slow is None or division.reserve(arena) <= memories.slow
     return dataclasses.replace(division, most=most) if is_within else None
 
 
 def _place_apart(
-    problem: DivisionProblem, choice: Choice, limits: tuple[int, int], time_limit: float
+    problem: DivisionProblem, fast: frozenset[int], used: frozenset[Alias], limits: tuple[int, int], time_limit: float
 ) -> tuple[Division, tuple[Plan, Plan]]:
     """(The plan for a choice; the plans of both memories, which may exceed the limits)."""
     arena, aliases = problem.arena, problem.aliases
-    chosen = [alias for alias in aliases.alternatives if alias in choice.used]
+    chosen = [alias for alias in aliases.alternatives if alias in used]
     taken = {alias.new for alias in chosen}
     pairs = [alias for alias in aliases.pairs if alias.new not in taken] + chosen
     aliases = dataclasses.replace(aliases, pairs=tuple(pairs), alternatives=()).consistent(arena.intervals)
     budget, numbers = Budget(time_limit), range(len(arena.buffers))
-    parts = [i for i in numbers if i in choice.fast], [i for i in numbers if i not in choice.fast]
+    parts = [i for i in numbers if i in fast], [i for i in numbers if i not in fast]
 
     def planned(part: Sequence[int], seconds: float, enough: int = 0) -> Plan:
         return plan_buffers([arena.lifetimes[i] for i in part], aliases.among(part), seconds, enough)
@@ -4759,7 +4749,7 @@ def _place_apart(
     for part, plan, base in zip(parts, (first, second), (0, boundary), strict=True):
         for i, interval in zip(part, plan.intervals, strict=True):
             intervals[i] = interval._replace(offset=(interval.offset or 0) + base)
-    return Division(Plan(tuple(intervals), 0), boundary, choice.fast), (first, second)
+    return Division(Plan(tuple(intervals), 0), boundary, fast), (first, second)
 
 
 ####################################################################################################
@@ -7902,9 +7892,7 @@ def _random(rng: np.random.Generator, shape: Sequence[int], dtype: str, scale: f
 def _largest_index(subgraph: Subgraph, tensor: int) -> int:
     """The exclusive upper limit of an input's values, given the operators that read it as indices; 0 if none."""
     behind = []
-    for operator in subgraph.operators:
-        if tensor not in operator.reads:
-            continue
+    for operator in [operator for operator in subgraph.operators if tensor in operator.reads]:
         node = node_of(subgraph, operator)
         table, indices = node.get("table"), node.get("indices")
         if table and indices and indices.index == tensor:
@@ -8999,8 +8987,7 @@ class StageSearch:
     def passing(self, start: int, end: int) -> int:
         """Bytes alive before, during and after operators [start, end) that none of them reads."""
         read = {t for step in self.steps[start:end] for t in step.operator.reads}
-        around = (i for t, i in self.intervals.items() if i.first < start and i.last >= end and t not in read)
-        return sum(interval.size for interval in around)
+        return sum(i.size for t, i in self.intervals.items() if i.first < start and i.last >= end and t not in read)
 
     def waiting(self, start: int, end: int) -> int:
         """Bytes that wait while operators [start, end) are a stage."""
@@ -9158,18 +9145,11 @@ class FitDecision(Decision):
     def message(self) -> list[str]:
         titles = ["", "Way", "To reserve (B)", "Time", "MACs", "Flash (B)", "Fits"]
         mark, columns = "nearest" if self.failure else "->", slice(None if self.limit else -1)
-        rows = [
-            [
-                mark if i == self.taken else "",
-                way.name,
-                f"{way.reserve:,}",
-                f"{way.time_percent:+.1f} %",
-                f"{way.macs_percent:+.1f} %",
-                f"{way.flash:+,}",
-                "yes" if way.fits else "no",
-            ][columns]
-            for i, way in enumerate(self.ways)
-        ]
+        rows = []
+        for i, way in enumerate(self.ways):
+            more = [f"{percent:+.1f} %" for percent in (way.time_percent, way.macs_percent)]
+            row = [mark if i == self.taken else "", way.name, f"{way.reserve:,}", *more, f"{way.flash:+,}"]
+            rows.append([*row, "yes" if way.fits else "no"][columns])
         new_kinds = self.ways[self.taken].new_kinds
         return [
             "",
@@ -9389,17 +9369,11 @@ class ClusteringDecision(Decision):
         if not self.weights:
             return ["", "No weights were clustered: the model has no weight matrix of a supported type."]
         headers = ["Weights", "Type", "Distinct values", "SQNR (dB)", "Bytes", "Code-book + indices (B)"]
-        rows = (
-            [
-                shorten(w.name),
-                w.dtype,
-                f"{w.distinct_before:,} -> {w.distinct_after:,}",
-                f"{w.sqnr_db:.1f}",
-                f"{w.bytes_before:,}",
-                f"{w.codebook_bytes:,} + {w.index_bytes:,}",
-            ]
-            for w in self.weights
-        )
+        rows = []
+        for w in self.weights:
+            distinct = f"{w.distinct_before:,} -> {w.distinct_after:,}"
+            books = f"{w.codebook_bytes:,} + {w.index_bytes:,}"
+            rows.append([shorten(w.name), w.dtype, distinct, f"{w.sqnr_db:.1f}", f"{w.bytes_before:,}", books])
         stored = f"{self.before:,} B as stored, {self.after:,} B as code-books and packed indices"
         table = text_table(headers, rows, left=("Weights", "Type"))
         count = f"at most {self.clusters} values per matrix"
