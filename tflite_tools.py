@@ -4173,7 +4173,10 @@ class AliasSearch:
     def run(self) -> Aliases:
         if is_compiled(self.graph):
             return NO_ALIASES
-        variables = list(self.loop_variables())
+        calls = Counter(callee for _, operator in self.graph.operators for callee in operator.callees)
+        loops = [(s, o) for s, o in self.graph.operators if is_loop(o) and (s.index, o.index) in self.times]
+        # None has variables if a subgraph is called more than once.
+        variables = [found for loop in loops if max(calls.values()) == 1 for found in self.carried_by(*loop)]
         taken = {alias.new for variable in variables for alias in variable.copies}
         for subgraph in self.graph.subgraphs:
             here = {t: i for (s, t), i in self.number.items() if s == subgraph.index and self.intervals[i].last >= 0}
@@ -4250,14 +4253,8 @@ class AliasSearch:
         if place == end or begins.last < ends.first:
             self.pairs.append(Alias(end, output))
 
-    def loop_variables(self) -> Iterator[LoopVariable]:
-        """The variables of all WHILE operators; none if a subgraph is called more than once."""
-        calls = Counter(callee for _, operator in self.graph.operators for callee in operator.callees)
-        for subgraph, operator in self.graph.operators:
-            if is_loop(operator) and (subgraph.index, operator.index) in self.times and max(calls.values()) == 1:
-                yield from self.carried_by(subgraph, operator)
-
     def carried_by(self, subgraph: Subgraph, operator: Operator) -> Iterator[LoopVariable]:
+        """The variables of a WHILE."""
         cond, body = (self.graph.subgraphs[callee] for callee in operator.callees)
         lists = operator.inputs, operator.outputs, cond.inputs, body.inputs, body.outputs
         if len({len(tensors) for tensors in lists}) != 1:
@@ -4327,11 +4324,8 @@ class Arena:
         """The buffers without offsets, with what the application keeps alive until the end."""
         kept, _ = self.promises
         end = max((buffer.interval.last for buffer in self.buffers), default=0)
-        last = [end if i in kept else buffer.interval.last for i, buffer in enumerate(self.buffers)]
-        return [
-            dataclasses.replace(buffer, interval=buffer.interval._replace(offset=None, last=until))
-            for buffer, until in zip(self.buffers, last, strict=True)
-        ]
+        lives = [(b, end if i in kept else b.interval.last) for i, b in enumerate(self.buffers)]
+        return [dataclasses.replace(b, interval=b.interval._replace(offset=None, last=last)) for b, last in lives]
 
     @property
     def intervals(self) -> list[Interval]:
@@ -4426,8 +4420,7 @@ class Arena:
     @property
     def freed(self) -> list[int]:
         """Numbers of the buffers whose memory others take while a part of them is still to be read."""
-        clashes = set(conflicts(self.placed))
-        clashes -= {(min(pair), max(pair)) for pair in self.used.pairs}
+        clashes = {*conflicts(self.placed)} - {(min(pair), max(pair)) for pair in self.used.pairs}
         return sorted({i for pair in clashes for i in pair if i in self.used.pieces})
 
     @property
@@ -4699,11 +4692,10 @@ def plan_memories(problem: DivisionProblem, memories: Memories, time_limit: floa
     """The plan with the most traffic in the fast memory, or None if none was found. Divides the buffers such that both
     memories hold them at all times, then places them; if that fails, divides them again, finally with lower limits."""
     arena, limits = problem.arena, memories.limits(persistent_apart(problem.arena))
-    budget, room, most, is_proven = Budget(time_limit), limits, sum(problem.values), True
-    apart: list[frozenset[int]] = []
-    if copies := problem.aliases.copies:  # they may alias each other if the original is in the other memory
+    budget, room, most, copies = Budget(time_limit), limits, sum(problem.values), problem.aliases.copies
+    apart, is_proven = list[frozenset[int]](), not copies
+    if copies:  # they may alias each other if the original is in the other memory
         *_, most = problem.solve(room, apart, budget.share(0.2).left, copies)
-        is_proven = False
     for attempt in range(MAX_DIVISIONS):
         fast, used, bound = problem.solve(room, apart, budget.share(0.5).left)
         if fast is None:
@@ -7950,13 +7942,14 @@ def run_model(runtime: str, folder: str, arena: str, kernels: str) -> None:
     """Entry point of the worker process: run one model and write its outputs to a file."""
     import pickle
 
-    path, is_tflm, made = Path(folder, "model.tflite"), runtime == TFLM, []
-    if is_tflm:
+    path, made = Path(folder, "model.tflite"), []
+    if runtime == TFLM:
         from tflite_micro.python.tflite_micro.runtime import Interpreter
 
         data = path.read_bytes()
         interpreter, subgraph = Interpreter.from_bytes(data, arena_size=int(arena)), read_model(data).subgraphs[0]
         inputs, outputs = ([*range(len(ports))] for ports in (subgraph.inputs, subgraph.outputs))
+        put, get = interpreter.set_input, interpreter.get_output
     else:
         from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
@@ -7965,14 +7958,12 @@ def run_model(runtime: str, folder: str, arena: str, kernels: str) -> None:
         interpreter.allocate_tensors()
         ports = interpreter.get_input_details(), interpreter.get_output_details()
         inputs, outputs = ([detail["index"] for detail in details] for details in ports)
+        put, get = (lambda array, place: interpreter.set_tensor(place, array)), interpreter.get_tensor
     for arrays in pickle.loads(Path(folder, "inputs").read_bytes()):
         for place, array in zip(inputs, arrays, strict=True):
-            if is_tflm:
-                interpreter.set_input(array, place)
-            else:
-                interpreter.set_tensor(place, array)
+            put(array, place)
         interpreter.invoke()
-        made.append([np.array(interpreter.get_output(i) if is_tflm else interpreter.get_tensor(i)) for i in outputs])
+        made.append([np.array(get(i)) for i in outputs])
     Path(folder, "outputs").write_bytes(pickle.dumps(made))
 
 
