@@ -8429,8 +8429,7 @@ def decide_memories(
     known["before"] = sum(moved)
     if all(pinned.values()):
         whole, _ = decide_plan(model, budget.share(0.3).left, in_place)
-        size = whole.arena.reserve
-        if size <= fast:
+        if (size := whole.arena.reserve) <= fast:
             known |= {"after": 0, "bound": 0, "fast_head": whole.arena.head, "reserve": size, "one_arena": size}
             return whole, MemoriesDecision(**known)
     problem = DivisionProblem(arena, moved, pinned, arena.aliases if in_place else NO_ALIASES)
