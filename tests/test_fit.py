@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pytest
 from corpus import MODELS
-from spatial_nets import Net
+from spatial_nets import Net, chain
 
-import tflite_tools
-from tflite_tools import BOARDS, LIBRARIES, TFLiteModel, main
+from tflite_tools import BOARDS, LIBRARIES, OrderDecision, TFLiteModel, main
 
 MOBILENET, CELLS = (MODELS / f"digits_{name}_int8.tflite" for name in ("mobilenet", "cells"))
 
@@ -117,7 +116,8 @@ def test_what_tflm_rejects_does_not_fit(tmp_path: Path, capsys: pytest.CaptureFi
 def test_a_wrong_plan_does_not_fit():
     good = TFLiteModel.load_from_file(CELLS)
     good.plan_memory()
-    wrong = TFLiteModel(good.snapshot.with_offsets(dict.fromkeys(tflite_tools.planned_offsets(good.graph), 0)).data)
+    at_0 = {(buffer.subgraph, buffer.tensor): 0 for buffer in good.arena.buffers if buffer.tensor is not None}
+    wrong = TFLiteModel(good.snapshot.with_offsets(at_0).data)
     assert wrong.arena.problems
     for limit in (None, 1 << 20):
         model = TFLiteModel(wrong.to_bytes())
@@ -184,9 +184,12 @@ def test_mistakes_get_one_line_that_helps(arguments: list[str], why: str, capsys
     assert why in line
 
 
-def test_sizes_are_read_as_people_write_them():
+def test_sizes_are_read_as_people_write_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    path = tmp_path / "model.tflite"
+    path.write_bytes(chain())
     for text in ("64KB", "64kb", "64KiB", "64k", "65536", "0.0625MB", "64 KB"):
-        assert tflite_tools._size(text) == 65_536
+        assert main([str(path), "--memories", f"fast={text}", "--json", "-"]) == 0
+        assert json.loads(capsys.readouterr().out)["memories"]["fast"] == 65_536
 
 
 def test_older_names_still_work(tmp_path: Path):
@@ -215,10 +218,14 @@ def test_reports_fit_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
 
 
 def test_a_terminal_shows_how_long_a_step_takes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    with tflite_tools._elapsed_time("--split"):
+    def slow(self: TFLiteModel, *_: object, **__: object) -> OrderDecision:
         time.sleep(1.2)
-    assert not capsys.readouterr().err
+        return self.compute_best_peak_memory_usage()
+
+    monkeypatch.setattr(TFLiteModel, "optimize_memory", slow)
+    command = [str(MODELS / "digits_cnn_int8.tflite"), "--optimize"]
+    assert main(command) == 0
+    without = capsys.readouterr().err
     monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
-    with tflite_tools._elapsed_time("--split"):
-        time.sleep(1.2)
-    assert "--split: 1 s" in capsys.readouterr().err
+    assert main(command) == 0
+    assert capsys.readouterr().err == f"\r--optimize: 1 s \r\033[K{without}"

@@ -11,16 +11,7 @@ from ai_edge_litert import schema_py_generated as schema
 from corpus import SHARED, needs_shared
 from model_builder import Builder, ModelBuilder, worked_example
 
-from tflite_tools import (
-    Interval,
-    ModelError,
-    TFLiteModel,
-    multiply_accumulates,
-    read_model,
-    schedule_model,
-    state_bytes,
-    tensor_intervals,
-)
+from tflite_tools import ModelError, TFLiteModel, read_model, schedule_model
 
 
 def working_sets(data: bytes) -> list[tuple[int, list[int]]]:
@@ -43,7 +34,6 @@ def test_inputs_live_until_last_use_and_outputs_to_the_end():
     b.op("RELU", [z], [b.tensor((1,))])
     data = b.build([x, late], [y])
     assert working_sets(data) == [(111, [x, late, y]), (1110, [late, y, z]), (1101, [y, z, 4])]
-    assert tensor_intervals(read_model(data).subgraphs[0])[late] == Interval(10, -1, 1)
 
 
 def test_a_tensor_read_twice_counts_once_and_an_unread_output_only_at_its_step():
@@ -61,7 +51,7 @@ def test_optional_inputs_and_constants_and_state_take_nothing():
     b.op("SVDF", [x, w, -1, state], [y])
     data = b.build([x], [y])
     assert working_sets(data) == [(6, [x, y])]
-    assert state_bytes(read_model(data)) == 1000
+    assert TFLiteModel(data).analysis()["state_bytes"] == 1000
 
 
 def test_an_input_that_nobody_reads_still_has_to_be_filled():
@@ -114,9 +104,9 @@ def test_resource_variables_count_once():
         b.op("VAR_HANDLE", [], [handle], options)
         b.op("ASSIGN_VARIABLE", [handle, value], [])
         b.finish([value], [])
-    graph = read_model(model.build())
-    assert state_bytes(graph) == 100
-    assert [s.peak for s in schedule_model(graph)] == [100, 100]
+    told = TFLiteModel(model.build()).analysis()
+    assert told["state_bytes"] == 100
+    assert [subgraph["peak_bytes"] for subgraph in told["subgraphs"]] == [100, 100]
 
 
 def test_macs():
@@ -129,8 +119,8 @@ def test_macs():
     b.op("FULLY_CONNECTED", [z, dense], [out])
     b.op("ADD", [out, out], [out])
     b.op("RELU", [out], [out])
-    subgraph = read_model(b.build([x], [out])).subgraphs[0]
-    assert [multiply_accumulates(subgraph, op) for op in subgraph.operators] == [
+    (subgraph,) = TFLiteModel(b.build([x], [out])).analysis()["subgraphs"]
+    assert [operator["macs"] for operator in subgraph["operators"]] == [
         36 * 16 * 27, 16 * 16 * 9, 2560, 10, 0,
     ]  # fmt: skip
 

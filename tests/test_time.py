@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import pytest
 from corpus import MODELS, SHARED, needs_shared
-from spatial_nets import Net, looped
+from spatial_nets import Net
 
 from tflite_tools import (
     LIBRARIES,
     TFLiteModel,
     allocation_instructions,
-    executions,
     main,
-    model_instructions,
-    operator_instructions,
 )
 
 # Instructions of Invoke() and of AllocateTensors(): reference kernels and CMSIS-NN on a Cortex-M4, CMSIS-NN on an M55.
@@ -32,9 +29,9 @@ BUILDS = ("reference", "cmsis-nn", "cmsis-nn:mve")
 @pytest.mark.parametrize("name", MEASURED)
 def test_shipped_models_take_what_is_estimated(name: str):
     for kernels, (invoke, allocate) in zip(BUILDS, MEASURED[name], strict=True):
-        graph = TFLiteModel.load_from_file(MODELS / f"{name}.tflite", kernels).graph
-        assert model_instructions(graph) == pytest.approx(invoke, rel=0.05)
-        assert allocation_instructions(graph) == pytest.approx(allocate, rel=0.6)
+        model = TFLiteModel.load_from_file(MODELS / f"{name}.tflite", kernels)
+        assert model.analysis()["instructions"] == pytest.approx(invoke, rel=0.05)
+        assert allocation_instructions(model.graph) == pytest.approx(allocate, rel=0.6)
 
 
 @needs_shared
@@ -42,12 +39,13 @@ def test_shipped_models_take_what_is_estimated(name: str):
 def test_models_that_had_no_part_in_the_fit(name: str):
     (path,) = SHARED.glob(f"models/*/{name}.tflite")
     for kernels, invoke in zip(BUILDS, NO_PART_IN_THE_FIT[name], strict=True):
-        assert model_instructions(TFLiteModel.load_from_file(path, kernels).graph) == pytest.approx(invoke, rel=0.05)
+        model = TFLiteModel.load_from_file(path, kernels)
+        assert model.analysis()["instructions"] == pytest.approx(invoke, rel=0.05)
 
 
 def test_every_library_has_an_estimate_and_faster_kernels_take_less():
     totals = {
-        name: model_instructions(TFLiteModel.load_from_file(MODELS / "digits_cnn_int8.tflite", name).graph)
+        name: TFLiteModel.load_from_file(MODELS / "digits_cnn_int8.tflite", name).analysis()["instructions"]
         for name in LIBRARIES
     }
     assert totals["cmsis-nn:mve"] < totals["cmsis-nn"] == totals["esp-nn"] < totals["reference"]
@@ -57,8 +55,8 @@ def test_every_library_has_an_estimate_and_faster_kernels_take_less():
 def convolution(width: int) -> int:
     net = Net()
     x = net.picture(1, width, 64)
-    graph = TFLiteModel(net.build([x], [net.window("CONV_2D", x, 64, (1, 1))]), "cmsis-nn").graph
-    return model_instructions(graph)
+    model = TFLiteModel(net.build([x], [net.window("CONV_2D", x, 64, (1, 1))]), "cmsis-nn")
+    return model.analysis()["instructions"]
 
 
 def test_an_odd_pixel_alone_takes_longer_than_half_a_pair():
@@ -72,13 +70,18 @@ def test_a_convolution_row_by_row_takes_longer_than_at_once():
 
 
 def test_loops_count_all_their_iterations():
-    graph = TFLiteModel(looped()).graph
-    times = executions(graph)
-    assert max(times) > 1
-    total = sum(
-        operator_instructions(graph, s, o) * n for s, n in zip(graph.subgraphs, times, strict=True) for o in s.operators
+    net = Net()
+    x = net.picture(24, 24, 4)
+    model = TFLiteModel(net.build([x], [net.window("CONV_2D", net.window("CONV_2D", x, 16), 4)]))
+    (region,) = model.split_operators(stripes="loop").chosen.regions
+    assert region.stripes > 1
+    told = model.analysis()
+    condition, body = (
+        sum(operator["instructions"] for operator in told["subgraphs"][callee]["operators"])
+        for callee in next(operator for _, operator in model.graph.operators if operator.kind == "WHILE").callees
     )
-    assert model_instructions(graph) == total > 0
+    once = sum(operator["instructions"] for operator in told["subgraphs"][0]["operators"])
+    assert told["instructions"] == once + region.stripes * (condition + body)
 
 
 def test_the_limit_on_time_holds(tmp_path, capsys: pytest.CaptureFixture[str]):
@@ -86,7 +89,7 @@ def test_the_limit_on_time_holds(tmp_path, capsys: pytest.CaptureFixture[str]):
     for kernels, most in (("cmsis-nn", 5.0), ("cmsis-nn", 30.0), ("reference", 15.0)):
         before, model = (TFLiteModel.load_from_file(path, kernels) for _ in range(2))
         decision = model.split_operators(most, stripes="auto")
-        more = 100 * (model_instructions(model.graph) / model_instructions(before.graph) - 1)
+        more = 100 * (model.analysis()["instructions"] / before.analysis()["instructions"] - 1)
         assert more <= most + 0.5
         assert decision.chosen.time_percent == pytest.approx(more, abs=0.01)
     assert main([str(path), "--calc-macs", "--kernels", "cmsis-nn"]) == 0
