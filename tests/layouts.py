@@ -15,6 +15,11 @@ blocks_strategy = st.lists(
 )
 
 
+def aligned(size: int) -> int:
+    """In whole blocks of 16 bytes, as TFLM allocates."""
+    return -(-size // 16) * 16
+
+
 def fits(blocks: list[Interval], height: int) -> bool:
     """Whether there are addresses for all of them: every multiple of 16 bytes is tried."""
     if not blocks:

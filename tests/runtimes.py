@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import pickle
 import re
 import subprocess
@@ -14,6 +15,10 @@ import numpy as np
 import pytest
 
 import tflite_tools
+
+PACKAGES = {"TFLM": "tflite_micro", "LiteRT": "ai_edge_litert"}  # of the runtimes that --verify runs models in
+INSTALLED = tuple(runtime for runtime, module in PACKAGES.items() if importlib.util.find_spec(module))
+needs_tflm = pytest.mark.skipif("TFLM" not in INSTALLED, reason="tflite-micro has no wheel for this platform")
 
 
 def run_litert(

@@ -12,8 +12,7 @@ from corpus import MODELS
 from model_builder import Builder
 from spatial_nets import looped
 
-import tflite_tools
-from tflite_tools import CUSTOM_KINDS, KINDS, TFLiteModel, cpp_name, main, registration
+from tflite_tools import CUSTOM_KINDS, KINDS, TFLiteModel, main
 
 # The functions of MicroMutableOpResolver (tflite-micro at 90b983c, August 2026).
 RESOLVER = """
@@ -159,6 +158,20 @@ CASES = {
 }
 
 
+CUSTOM = {"own": ['AddCustom("my-op", Register_my_op())']}
+
+
+def registered(source: str) -> list[str]:
+    """The calls that add kernels to the resolver."""
+    return re.findall(r"resolver\.(Add.*)\);", source)
+
+
+def plain(kind_or_call: str) -> str:
+    """What an operator's kind and the call that adds its kernel have in common."""
+    name = re.sub(r"^AddCustom\(\"(.*?)\".*|^Add(\w+)\(\)|^TFLM_(DECODE)$", r"\1\2\3", kind_or_call)
+    return name.replace("_", "").lower()
+
+
 def write_stubs(folder: Path) -> None:
     for name, text in STUBS.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -178,8 +191,9 @@ def test_it_compiles_and_is_the_model(case: str, tmp_path: Path):
     assert bytes(int(byte, 16) for byte in re.findall(r"0x(..),", array)) == data
     assert f"kModelSize = {len(data)};" in header
     assert f"kTensorArenaSize = {model.arena.reserve};" in header
-    calls, own = re.findall(r"resolver\.(Add.*)\);", source), tflite_tools.own_kernels(model.snapshot)
-    assert sorted(calls) == sorted({registration(o.kind, o.is_custom, own) for _, o in model.graph.operators})
+    calls = registered(source)
+    assert sorted(map(plain, calls)) == sorted({plain(o.kind) for _, o in model.graph.operators})
+    assert [call for call in calls if "Custom" in call] == CUSTOM.get(case, [])
     assert f"kOperatorCount = {len(calls)};" in header
     assert ("MicroResourceVariables::Create(allocator, 1)" in example) == (case == "variable")
     assert ("by the application" in header) == (case == "own")
@@ -253,19 +267,25 @@ int main(int count, char**) {{
     assert example.returncode == 0, example.stderr
 
 
-def test_every_kernel_has_its_function():
-    for table, is_custom in ((KINDS, False), (CUSTOM_KINDS, True)):
-        for kind, row in table.items():
-            if row.tflm is not None:
-                call = registration(kind, is_custom)
-                assert call.removeprefix("Add").removesuffix("()") in RESOLVER, kind
+def test_every_kernel_has_its_function(tmp_path: Path):
+    b = Builder()
+    x = y = b.tensor((1, 4), "FLOAT32")
+    kinds = [kind for table in (KINDS, CUSTOM_KINDS) for kind, row in table.items() if row.tflm is not None]
+    for kind in kinds:
+        b.op(kind, [x] * 30, [y := b.tensor((1, 4), "FLOAT32")])
+    TFLiteModel(b.build([x], [y])).write_firmware(tmp_path, "all")
+    calls = registered((tmp_path / "all_model.cc").read_text())
+    assert len(calls) == len(kinds) > 100
+    for call in calls:
+        assert call.removeprefix("Add").removesuffix("()") in RESOLVER, call
 
 
-def test_operators_without_a_kernel():
-    with pytest.raises(ValueError, match="no kernel for LSTM"):
-        registration("LSTM", False)
-    own = {"Mine-2": (b'Mine"-2', "Register_Mine_2")}
-    assert registration("Mine-2", True, own) == 'AddCustom("Mine\\042-2", Register_Mine_2())'
+def test_a_name_with_quotes_stays_a_string(tmp_path: Path):
+    b = Builder()
+    x, y = b.tensor(), b.tensor()
+    b.op('Mine"-2', [x], [y])
+    TFLiteModel(b.build([x], [y])).write_firmware(tmp_path, "own")
+    assert registered((tmp_path / "own_model.cc").read_text()) == ['AddCustom("Mine\\042-2", Register_Mine_2())']
 
 
 @pytest.mark.parametrize(
@@ -279,8 +299,11 @@ def test_operators_without_a_kernel():
         ("\u00e9", "model"),
     ],
 )
-def test_names_are_identifiers(text: str, name: str):
-    assert cpp_name(text) == name
+def test_names_are_identifiers(text: str, name: str, tmp_path: Path):
+    TFLiteModel(own_operator()).write_firmware(tmp_path, text)
+    (header,) = tmp_path.glob("*.h")
+    assert header.name == f"{name.removesuffix('_model')}_model.h"
+    assert f"namespace {name} {{" in header.read_text()
 
 
 def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -13,7 +13,7 @@ from model_builder import converting
 from runtimes import litert_agrees, wheel_agrees
 from spatial_nets import SAME, VALID, Net
 
-from tflite_tools import TFLiteModel, VerificationError, convertible_ports, main, read_model
+from tflite_tools import TFLiteModel, VerificationError, main
 
 
 def kinds(model: TFLiteModel) -> list[str]:
@@ -52,7 +52,7 @@ def test_a_float_convolution_of_one_pixel_is_a_matrix_product(activation: int):
     assert kinds(model) == ["FULLY_CONNECTED", "DEPTHWISE_CONV_2D"]
     first = model.graph.subgraphs[0].operators[0]
     assert first.options == {"FusedActivationFunction": activation, "KeepNumDims": True}
-    before, after = read_model(pointwise()).subgraphs[0], model.graph.subgraphs[0]
+    before, after = TFLiteModel(pointwise()).graph.subgraphs[0], model.graph.subgraphs[0]
     weights = after.tensors[first.inputs[1]]
     assert weights.shape == (7, 3)
     assert weights.buffer == before.tensors[before.operators[0].inputs[1]].buffer  # the same bytes, not copied ones
@@ -228,21 +228,21 @@ def test_the_application_converts(change: dict[str, Any]):
     {"outer": "UINT8", "zero": 124}, {"outer": "UINT8", "scale": 0.051}, {"outer": "INT16", "zero": 0},
     {"inner_scale": 0.0}, {"inner_scale": 1e-40}, {"inner_scale": float("inf")}])  # fmt: skip
 def test_conversions_that_lose_something_stay(change: dict[str, Any]):
-    assert not convertible_ports(read_model(converting(**change)).subgraphs[0])
+    assert not TFLiteModel(converting(**change)).use_integer_ports().ports
 
 
 def test_ports_that_others_use_stay():
-    ports = convertible_ports(read_model(converting(is_read=True)).subgraphs[0])
+    ports = TFLiteModel(converting(is_read=True)).use_integer_ports().ports
     assert [port.is_input for port in ports] == [False]  # the input is an output, too
-    ports = convertible_ports(read_model(converting(inner_output=True)).subgraphs[0])
+    ports = TFLiteModel(converting(inner_output=True)).use_integer_ports().ports
     assert [port.is_input for port in ports] == [True]
 
 
 def test_values_stand_for_what_dequantize_makes_of_them():
-    (port, _) = convertible_ports(read_model(converting()).subgraphs[0])
+    (port, _) = TFLiteModel(converting()).use_integer_ports().ports
     every = np.arange(-128, 128, dtype=np.int8)
     assert (port.stands_for(every) == ((every.astype(np.float64) + 3) * np.float32(0.05)).astype(np.float32)).all()
-    (port, _) = convertible_ports(read_model(converting(outer="UINT8")).subgraphs[0])
+    (port, _) = TFLiteModel(converting(outer="UINT8")).use_integer_ports().ports
     assert (port.stands_for(every) == np.arange(256)).all()
     assert port.stands_for(every).dtype == np.uint8
 

@@ -645,12 +645,12 @@ def test_tables_are_as_narrow_as_what_an_iteration_reads():
 def test_iterations_are_counted():
     """The work of a loop is that of all its iterations, as the search predicted."""
     model = digits()
-    before, time = tflite_tools.model_macs(model.graph), tflite_tools.model_instructions(model.graph)
+    before, time = (model.analysis()[figure] for figure in ("macs", "instructions"))
     decision = model.split_operators(stripes="loop")
-    after = tflite_tools.model_macs(model.graph)
+    after = model.analysis()["macs"]
     assert after == pytest.approx(before * (1 + decision.chosen.macs_percent / 100))
     assert before * 1.03 < after < before * 1.05
-    assert tflite_tools.model_instructions(model.graph) == pytest.approx(time + decision.chosen.cost.time, rel=0.002)
+    assert model.analysis()["instructions"] == pytest.approx(time + decision.chosen.cost.time, rel=0.002)
     assert not tflite_tools.has_unknown_loops(model.graph)
     assert model.compare_with(digits()).this["macs"] == after
 
@@ -677,8 +677,7 @@ def test_iterations_of_a_damaged_loop_are_unknown(looped_digits: TFLiteModel):
                 operator.inputs = []
         builder = flatbuffers.Builder(0)
         builder.Finish(table.Pack(builder), b"TFL3")
-        graph = read_model(bytes(builder.Output()))
-        assert tflite_tools.model_macs(graph) > 0
+        assert TFLiteModel(bytes(builder.Output())).analysis()["macs"] > 0
 
 
 @pytest.mark.parametrize("seed", range(8))

@@ -15,6 +15,7 @@ import pytest
 import single_operator_models as kernels
 from ai_edge_litert import schema_py_generated as schema
 from flatbuffers import flexbuffers
+from layouts import aligned
 from model_builder import Builder, ModelBuilder
 from runtimes import run_in_wheel, run_litert
 from single_operator_models import options
@@ -36,14 +37,13 @@ from tflite_tools import (
     Subgraph,
     Target,
     Tflm,
-    align,
     analyse_arena,
     arena_buffers,
     layout,
     multiply_accumulates,
     operator_persistent_bytes,
+    ordering_problem,
     persistent_bytes,
-    precedence_pairs,
     read_model,
     refusals,
     row_rule,
@@ -341,12 +341,12 @@ def with_state_and_branches() -> bytes:
 
 def test_persistent_bytes_of_a_shape_that_is_completed():
     data = kernels.model_of("RESHAPE", [kernels.T((2, 3))], kernels.T((3, -1)))
-    assert align(persistent_bytes(read_model(data), BITS_64).total) == run_in_wheel(data, [], 0).tail
+    assert aligned(persistent_bytes(read_model(data), BITS_64).total) == run_in_wheel(data, [], 0).tail
 
 
 def test_persistent_bytes_of_state_and_branches():
     data = with_state_and_branches()
-    assert align(persistent_bytes(read_model(data), BITS_64).total) == run_in_wheel(data, [], 0).tail
+    assert aligned(persistent_bytes(read_model(data), BITS_64).total) == run_in_wheel(data, [], 0).tail
 
 
 # -- side effects ----------------------------------------------------------------------------------
@@ -377,7 +377,7 @@ def keep_their_order(*operators: str) -> bool:
         b.finish([], [])
     graph = read_model(model.build())
     first, second = (op.index for op in graph.subgraphs[0].operators if op.kind != "VAR_HANDLE")
-    return (first, second) in precedence_pairs(graph, graph.subgraphs[0])
+    return (first, second) in ordering_problem(graph, graph.subgraphs[0], dict.fromkeys(range(5), 0)).precedence
 
 
 READ, ASSIGN = "READ_VARIABLE", "ASSIGN_VARIABLE"

@@ -23,13 +23,11 @@ from tflite_tools import (
     Search,
     Sweep,
     TFLiteModel,
-    members,
     merge_tasks,
     order_model,
     order_tasks,
     ordering_problem,
     pieces_of,
-    precedence_pairs,
     read_model,
     series_cuts,
 )
@@ -241,7 +239,11 @@ def test_series_cuts_split_a_problem_into_independent_parts(problem: OrderingPro
 @given(problems(most_tasks=8))
 def test_minimum_cuts_find_the_cheapest_set(problem: OrderingProblem):
     network = CutNetwork(problem)
-    down_sets = [s for s in range(1 << problem.n) if all(not problem.predecessors[t] & ~s for t in members(s))]
+    down_sets = [
+        s
+        for s in range(1 << problem.n)
+        if all(not problem.predecessors[t] & ~s for t in range(problem.n) if s >> t & 1)
+    ]
     for task in range(problem.n):
         allowed = [s for s in down_sets if not s >> task & 1 and not problem.predecessors[task] & ~s]
         bound, executed = network.bound(task)
@@ -310,11 +312,11 @@ def test_a_sweep_that_would_not_fit_in_memory_proves_nothing(monkeypatch: pytest
 
 
 def test_branches_are_closed_one_by_one():
-    graph = read_model(branches([(100, 1), (200, 2), (300, 3)]))
-    (ordering,) = order_model(graph, 10)
+    model = TFLiteModel(branches([(100, 1), (200, 2), (300, 3)]))
+    (ordering,) = order_model(model.graph, 10)
     assert is_optimal(ordering)
     assert ordering.peak == 4 + 300 + 3  # the source, the largest branch and its end; the small ends come later
-    assert ordering.peak < ordering_problem(graph, graph.subgraphs[0], {}).peak(range(7))
+    assert ordering.peak < model.peak_memory_usage()
 
 
 def test_inputs_that_nobody_reads_count_in_peak_and_bound():
@@ -360,7 +362,7 @@ def test_what_is_not_proven_of_a_branch_is_not_proven_of_its_caller(time_limit: 
 
 def pairs_of(b: Builder, inputs: list[int], outputs: list[int]) -> set[tuple[int, int]]:
     graph = read_model(b.build(inputs, outputs))
-    return set(precedence_pairs(graph, graph.subgraphs[0]))
+    return set(ordering_problem(graph, graph.subgraphs[0], dict.fromkeys(range(2), 0)).precedence)
 
 
 def test_data_flow_is_precedence():

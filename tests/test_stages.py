@@ -10,17 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 from corpus import MODELS, SHARED, needs_shared
-from runtimes import run_in_wheel
+from layouts import aligned
+from runtimes import random_inputs, run_in_wheel
 from spatial_nets import Net, looped, random_net
 
 import tflite_tools
 from tflite_tools import StagesDecision, TFLiteModel, main
 
 MOBILENET, CELLS = (MODELS / f"digits_{name}_int8.tflite" for name in ("mobilenet", "cells"))
-
-
-def random_inputs(data: bytes, seed: int) -> list[np.ndarray]:
-    return tflite_tools.random_inputs(TFLiteModel(data).graph, seed)[0]
 
 
 def run_chain(decision: StagesDecision, original: bytes) -> bool:
@@ -44,7 +41,7 @@ def check(decision: StagesDecision) -> None:
         assert [row.reserve for row in decision.stages] == [stage.arena.reserve for stage in decision.models]
     assert [row.start for row in decision.stages[1:]] == [row.end for row in decision.stages[:-1]]
     for number, row in enumerate(decision.stages):
-        waiting = sum(tflite_tools.align(c.size) for c in decision.crossings if c.waits(number))
+        waiting = sum(aligned(c.size) for c in decision.crossings if c.waits(number))
         assert row.waiting == waiting
 
 
