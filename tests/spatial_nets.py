@@ -234,3 +234,12 @@ def chain() -> bytes:
     x = net.picture(16, 16, 4)
     small = net.window("CONV_2D", x, 1, (1, 1))
     return net.build([x], [net.window("CONV_2D", small, 4, (1, 1))])
+
+
+def narrow_waist() -> bytes:
+    """Many weights before and after a small tensor: two stages take less than the whole."""
+    net = Net()
+    x = y = net.picture(6, 6, 4)
+    for channels in (64, 64, 64, 4, 64, 64, 64):
+        y = net.window("CONV_2D", y, channels)
+    return net.build([x], [y])

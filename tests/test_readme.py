@@ -14,6 +14,10 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from model_builder import converting
+from spatial_nets import chain, narrow_waist
+
+from tflite_tools import CompressionDecision, TFLiteModel
 
 ROOT = Path(__file__).resolve().parents[1]
 BLOCK = re.compile(r"```console\n\$ (?P<command>[^\n]*)\n(?P<output>.*?)```", re.DOTALL)
@@ -57,8 +61,6 @@ def test_python_snippets(number: int, tmp_path: Path):
 
 
 def test_json_keys_are_those_of_the_table(tmp_path: Path):
-    import tflite_tools
-
     options = "--split --optimize --plan --clusters 8 --compress --verify --repair --lighten --integer-io"
     options += " --compare tests/models/digits_cnn_int8.tflite"
     command = f"python tflite_tools.py -i tests/models/digits_mobilenet_int8.tflite {options}"
@@ -67,7 +69,7 @@ def test_json_keys_are_those_of_the_table(tmp_path: Path):
     documented = {key: set(re.findall(r"`(\w+?)(?:\[\])?`", text)) for key, text in rows.items()}
     top = {name for key in rows for name in re.findall(r"`(\w+)(?:\[\])?`", key)}
     assert top == report.keys() | {"memories", "fit", "stages"}  # instead of other steps
-    apart = tflite_tools.MemoriesDecision(tensors=(tflite_tools.SlowTensor("0", "x", 1),)).json()
+    apart = TFLiteModel(chain()).plan_two_memories(600).json()
     assert documented["`memories`"] == apart.keys()
     assert documented["`memories.tensors_slow[]`"] == apart["tensors_slow"][0].keys()
     assert documented["`subgraphs[]`"] == report["subgraphs"][0].keys()
@@ -79,11 +81,10 @@ def test_json_keys_are_those_of_the_table(tmp_path: Path):
     assert documented["`planning`"] - {"null"} == report["planning"].keys()
     of_split = report["split"].keys() | report["split"]["chosen"].keys()
     assert documented["`split`"] - {"null", "false"} == of_split
-    decision = tflite_tools.FitDecision(ways=(tflite_tools.FitWay("order and plan", 1, 0.0, 0.0, 0, (), True),)).json()
+    decision = TFLiteModel(chain()).fit().json()
     assert documented["`fit`"] - {"null", "ways"} == decision.keys() - {"ways"}
     assert documented["`fit.ways[]`"] == decision["ways"][0].keys()
-    rows = (tflite_tools.StageRow(0, 1, "as it is", 1, 0, 1),)
-    stages = tflite_tools.StagesDecision(stages=rows, crossings=(tflite_tools.Crossing("t", 1, 0, 1),)).json()
+    stages = TFLiteModel(narrow_waist()).stages(2).json()
     assert documented["`stages`"] == stages.keys()
     assert documented["`stages.stages[]`"] == stages["stages"][0].keys()
     assert documented["`stages.crossings[]`"] == stages["crossings"][0].keys()
@@ -91,15 +92,13 @@ def test_json_keys_are_those_of_the_table(tmp_path: Path):
     assert documented["`split.…regions[]`"] == of_region
     assert documented["`clustering`"] == report["clustering"].keys()
     assert documented["`compression`"] == report["compression"].keys()
-    compressed = tflite_tools.CompressionDecision(weights=(("w", 4, 2, 1),)).json()["weights"][0]
+    compressed = CompressionDecision(weights=(("w", 4, 2, 1),)).json()["weights"][0]
     assert documented["`compression.weights[]`"] == compressed.keys()
     assert documented["`lightening`"] == report["lightening"].keys()
     assert documented["`repair`"] == report["repair"].keys()
     assert documented["`integer_io`"] == report["integer_io"].keys()
-    port = tflite_tools.Port(
-        *[tflite_tools.Tensor(0, "", "INT8", (1,), tflite_tools.Storage.ACTIVATION, 0, 1)] * 2, 0, True
-    )
-    assert documented["`integer_io.ports[]`"] == port.json().keys()
+    (port, _) = TFLiteModel(converting()).use_integer_ports().json()["ports"]
+    assert documented["`integer_io.ports[]`"] == port.keys()
     side = report["comparison"]["this"].keys()
     assert documented["`comparison`"] == report["comparison"].keys() | side
     assert documented["`verification`"] == report["verification"].keys()
