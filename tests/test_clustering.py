@@ -16,7 +16,7 @@ from model_builder import Builder
 from runtimes import random_inputs, run_litert
 
 import tflite_tools
-from tflite_tools import TFLiteModel, cluster_values, decode_weights, encode_weights, read_model, weight_tensors
+from tflite_tools import TFLiteModel, cluster_values, decode_weights, encode_weights, read_model
 
 
 def best_integer_error(values: np.ndarray, clusters: int) -> int:
@@ -108,10 +108,10 @@ def test_which_tensors_are_weights():
     b.op("DEQUANTIZE", [behind], [floats])
     for matrix in (plain, shared, twin, floats, sparse, odd):
         b.op("FULLY_CONNECTED", [x, matrix, bias], [y])
-    found, notes = weight_tensors(read_model(b.build([x], [y])))
-    assert [t.index for _, t in found] == [plain, shared, behind]
-    assert any("sparse one" in note for note in notes)
-    assert any("odd one" in note for note in notes)
+    decision = TFLiteModel(b.build([x], [y])).cluster_weights(4)
+    assert [weight.name for weight in decision.weights] == [f"t{index}" for index in (plain, shared, behind)]
+    assert any("sparse one" in note for note in decision.notes)
+    assert any("odd one" in note for note in decision.notes)
 
 
 @pytest.mark.parametrize("kind", ["DEQUANTIZE", "DENSIFY", "CAST"])
@@ -121,8 +121,8 @@ def test_weights_behind_an_operator_that_unpacks_them(kind: str):
     w = b.constant(np.ones((8, 8), np.float16), name="packed")
     b.op(kind, [w], [floats])
     b.op("FULLY_CONNECTED", [x, floats, -1], [y])
-    found, _ = weight_tensors(read_model(b.build([x], [y])))
-    assert [t.name for _, t in found] == ([] if kind == "CAST" else ["packed"])
+    decision = TFLiteModel(b.build([x], [y])).cluster_weights(4)
+    assert [weight.name for weight in decision.weights] == ([] if kind == "CAST" else ["packed"])
 
 
 def test_code_books_of_small_types_are_packed():
@@ -290,7 +290,9 @@ def test_never_worse_than_kmeans_with_ten_starts():
             continue
         data = path.read_bytes()
         graph = read_model(data)
-        for _, tensor in weight_tensors(graph)[0][:1]:
+        names = [weight.name for weight in TFLiteModel(data).cluster_weights(8).weights[:1]]
+        tensors = (tensor for subgraph in graph.subgraphs for tensor in subgraph.tensors)
+        for tensor in [tensor for tensor in tensors if tensor.name in names][:1]:
             values = decode_weights(tensor, graph.buffers[tensor.buffer].data)
             if not 16 < values.size < 5_000 or not np.isfinite(values).all() or len(np.unique(values)) <= 8:
                 continue
@@ -316,10 +318,12 @@ def test_clustered_corpus_still_runs(path):
         model = TFLiteModel(data)
     except (RuntimeError, ValueError) as error:
         pytest.skip(f"LiteRT does not run the original: {str(error)[:80]}")
-    weights = [t for _, t in weight_tensors(model.graph)[0]]
-    model.cluster_weights(16)
+    names = {weight.name for weight in model.cluster_weights(16).weights}
+    weights = {
+        tensor.buffer for subgraph in model.graph.subgraphs for tensor in subgraph.tensors if tensor.name in names
+    }
     run_litert(model.to_bytes(), inputs)
-    assert changed_buffers(data, model.to_bytes()) <= {tensor.buffer for tensor in weights}
+    assert changed_buffers(data, model.to_bytes()) <= weights
 
 
 def test_more_values_cost_more_bytes_and_fewer_errors():
@@ -335,9 +339,9 @@ def test_a_tensor_that_does_not_fill_its_buffer_is_left_alone():
     matrix = b.constant(np.arange(20, dtype=np.int8).reshape(5, 4), name="short")
     b.table.tensors[matrix].shape = [4, 4]
     b.op("FULLY_CONNECTED", [x, matrix, -1], [y])
-    found, notes = weight_tensors(read_model(b.build([x], [y])))
-    assert not found
-    assert "does not fill" in notes[0]
+    decision = TFLiteModel(b.build([x], [y])).cluster_weights(4)
+    assert not decision.weights
+    assert "does not fill" in decision.notes[0]
 
 
 def test_weights_whose_bytes_are_metadata_too_stay():

@@ -36,11 +36,11 @@ from tflite_tools import (
     RowRule,
     Subgraph,
     Target,
+    TFLiteModel,
     Tflm,
     analyse_arena,
     arena_buffers,
     layout,
-    multiply_accumulates,
     operator_persistent_bytes,
     ordering_problem,
     persistent_bytes,
@@ -48,7 +48,6 @@ from tflite_tools import (
     refusals,
     row_rule,
     scratch_requests,
-    weight_tensors,
 )
 
 SAME, VALID = schema.Padding.SAME, schema.Padding.VALID
@@ -70,8 +69,10 @@ def T(shape: tuple[int, ...], dtype: str = "INT8", **fields: Any) -> dict[str, A
     return {"shape": shape, "dtype": dtype, **fields}
 
 
-def single(kind: str, inputs: list[Any], output: Any = (1,), given: Any = None, dtype: str = "INT8", **fields: Any):
-    """A model of one operator. A tensor is a shape, what T() says, an array for a constant, or None if left out."""
+def single_bytes(
+    kind: str, inputs: list[Any], output: Any = (1,), given: Any = None, dtype: str = "INT8", **fields: Any
+) -> bytes:
+    """A file with one operator. A tensor is a shape, what T() says, an array for a constant, or None if left out."""
     b = Builder()
 
     def tensor(what: Any) -> int:
@@ -81,7 +82,16 @@ def single(kind: str, inputs: list[Any], output: Any = (1,), given: Any = None, 
 
     numbers, result = [tensor(what) for what in inputs], tensor(output)
     b.op(kind, numbers, [result], given, **fields)
-    return read_model(b.build([], [result]))
+    return b.build([], [result])
+
+
+def single(*operator: Any, **fields: Any) -> ModelGraph:
+    """What is read of that file."""
+    return read_model(single_bytes(*operator, **fields))
+
+
+def macs(*operator: Any) -> int:
+    return TFLiteModel(single_bytes(*operator)).analysis()["subgraphs"][0]["operators"][0]["macs"]
 
 
 def only(graph: ModelGraph) -> tuple[Subgraph, Operator]:
@@ -177,11 +187,12 @@ WEIGHTS = {  # number of inputs, and which of them are weight matrices, by the c
 @pytest.mark.parametrize("kind", WEIGHTS)
 def test_weights_are_exactly_these_inputs_if_they_are_constant_matrices(kind: str):
     count, positions = WEIGHTS[kind]
-    found, notes = weight_tensors(single(kind, [W(2, 3) for _ in range(count)]))
-    assert [(of, tensor.index) for of, tensor in found] == [(kind, i) for i in positions]
-    assert notes == []
-    assert weight_tensors(single(kind, [W(6) for _ in range(count)]))[0] == []
-    assert weight_tensors(single(kind, [(2, 3)] * count))[0] == []
+    decision = TFLiteModel(single_bytes(kind, [W(2, 3) for _ in range(count)])).cluster_weights()
+    assert [(weight.operator, weight.name) for weight in decision.weights] == [(kind, f"t{i}") for i in positions]
+    assert decision.notes == ()
+    for others in ([W(6) for _ in range(count)], [(2, 3)] * count):
+        decision = TFLiteModel(single_bytes(kind, others)).cluster_weights()
+        assert (decision.weights, decision.notes) == ((), ())
 
 
 # -- multiply-accumulates --------------------------------------------------------------------------
@@ -215,7 +226,7 @@ MOVES = "RESHAPE TRANSPOSE CONCATENATION PAD GATHER EMBEDDING_LOOKUP RELU SOFTMA
 @pytest.mark.parametrize(("kind", "inputs", "output", "given", "loops"), MACS)
 def test_macs_are_as_many_as_the_loops_run(kind: str, inputs: list[Any], output: Any, given: Any, loops: list[Any]):
     counted = sum(1 for loop in loops for _ in itertools.product(*map(range, loop)))
-    assert multiply_accumulates(*only(single(kind, inputs, output, given))) == counted
+    assert macs(kind, inputs, output, given) == counted
 
 
 @pytest.mark.parametrize(
@@ -230,7 +241,7 @@ def test_macs_are_as_many_as_the_loops_run(kind: str, inputs: list[Any], output:
     ],
 )  # fmt: skip
 def test_what_moves_data_or_is_damaged_multiplies_nothing(kind: str, inputs: list[Any]):
-    assert multiply_accumulates(*only(single(kind, inputs, (1, 4, 4, 2)))) == 0
+    assert macs(kind, inputs, (1, 4, 4, 2)) == 0
 
 
 # -- scratch ---------------------------------------------------------------------------------------
