@@ -41,11 +41,10 @@ from tflite_tools import (
     random_inputs,
     read_model,
     refusals,
-    type_code,
 )
 
 TABLE = KINDS | CUSTOM_KINDS
-NAMES = {type_code(name): name for name in ELEMENT_TYPES}
+NAMES = {name.lower().replace("float", "f").replace("uint", "u").replace("int", "i"): name for name in ELEMENT_TYPES}
 PROBED = [
     line.partition(": ")
     for line in Path(__file__).with_name("tflm_types.txt").read_text().splitlines()
