@@ -5176,9 +5176,9 @@ class Emitter:
     def number(self, dtype: str, *shape: int) -> int:
         return self.add(NewTensor("number", shape, dtype=dtype))
 
-    def table(self, content: bytes, shape: tuple[int, ...], dtype: str = "INT32") -> int:
+    def table(self, content: bytes, shape: tuple[int, ...], dtype: str = "INT32", like: int | None = None) -> int:
         """Add a constant that is used once."""
-        return self.add(NewTensor("table", shape, None, content, dtype=dtype))
+        return self.add(NewTensor("table", shape, like, content, dtype=dtype))
 
     def shape_of(self, tensor: int) -> tuple[int, ...]:
         old = self.subgraph.tensors
@@ -5841,21 +5841,30 @@ class BodyEmitter:
         return body.reshape(lines, body.carried(t, shape))
 
     def masked(self, t: int, rows: int) -> int:
-        """The rows, with padding instead of those outside the feature map."""
+        """The rows, with padding instead of those outside the feature map: by SELECT_V2 or, where that takes ten times
+        as long and padding is the lowest value, by MINIMUM (not with several rows of a mask: CMSIS-NN of July 2026
+        mixes up those of an operand with one column)."""
         body, numbers, fill = self.body, self.loop.all_rows(t), self.loop.tracks[t].fill
-        inside = (numbers >= 0) & (numbers < self.subgraph.tensors[t].shape[HEIGHT])
-        # Mostly one value per iteration, repeated for each of its table entries.
-        inside = np.repeat(inside[:, 0], self.step) if self.loop.is_aligned(t) else inside
-        mask = self.once((inside.shape, inside.tobytes()), self.mask, inside)
-        return body.emit("SELECT_V2", (mask, rows, self.padding(body, t, fill)), self.in_place_of(rows, t))
+        inside, like = (numbers >= 0) & (numbers < self.subgraph.tensors[t].shape[HEIGHT]), None
+        if self.loop.is_aligned(t):  # one value per iteration, repeated for each of its table entries
+            inside = np.repeat(inside[:, 0], self.step)
+            like = t if fill == LOWEST["INT8"] and self.new_shape(t)[-1] == 1 else None
+        mask = self.once((inside.shape, inside.tobytes(), like), self.mask, inside, like)
+        target = self.in_place_of(rows, t)
+        if like is not None:
+            return body.emit("MINIMUM", (rows, mask), target)
+        return body.emit("SELECT_V2", (mask, rows, self.padding(body, t, fill)), target)
 
-    def mask(self, inside: np.ndarray) -> int:
-        """What rows of the iteration are inside: one value of a vector, or a row of a matrix."""
+    def mask(self, inside: np.ndarray, like: int | None) -> int:
+        """What rows of the iteration are inside: one value of a vector, or a row of a matrix. In the type of ``like``,
+        the highest value and the lowest."""
         shape, selector = (1,) if inside.ndim == 1 else (1, inside.shape[1], 1, 1), self.position
         if inside.ndim > 1:
             selector = self.looked_up_at(0, np.arange(self.loop.iterations))
-        masks = self.body.table(inside.tobytes(), (len(inside), *shape[1:]), "BOOL")
-        return self.body.part(masks, selector, shape, self.body.number("BOOL", *shape))
+        values = inside if like is None else np.where(inside, 127, -128).astype(np.int8)
+        masks = self.body.table(values.tobytes(), (len(inside), *shape[1:]), "BOOL", like)
+        made = self.body.number("BOOL", *shape) if like is None else self.body.tensor(like, shape, "mask")
+        return self.body.part(masks, selector, shape, made)
 
     def view(self, t: int, rows: Rows, rule: RowRule) -> int:
         """The rows that an operator reads of a tensor, by their numbers in iteration 0."""
@@ -6622,6 +6631,8 @@ class SplitProblem:
                 rule = "its output is also written elsewhere, or read before"
             persistent = operator_persistent_bytes(subgraph, operator)
             time = operator_instructions(graph, subgraph, operator)
+            if is_mover(subgraph, operator) and self.intervals[operator.inputs[0]].last == operator.index:
+                need -= self.sizes[operator.outputs[0]]  # planned in place
             steps.append(SplitStep(operator, rule, need, time, persistent))
         return steps
 
@@ -7632,6 +7643,7 @@ def plain_names(names: Iterable[str]) -> dict[str, str]:
 KERNEL_FLASH = {
     DECODE: 21500,
     "SELECT_V2": 6800,
+    "MINIMUM": 5700,
     "PAD": 4800,
     "CONCATENATION": 4300,
     "DYNAMIC_UPDATE_SLICE": 3200,
@@ -8717,7 +8729,7 @@ class SplitCandidate:
         if way.has_loops:  # they need a plan
             after, _ = decide_plan(after, budget.left)
         return after, SplitDecision(
-            before=self.ways[0].cost.peak,
+            before=self.model.peak,
             after=way.cost.peak,
             unsplit=self.way(self.ways[0], self.model),
             chosen=self.way(way, written),
