@@ -2787,9 +2787,10 @@ def executions(graph: ModelGraph) -> list[int]:
     times = [int(index == 0) for index in range(len(graph.subgraphs))]
     for index in reversed(callees_first(graph)):
         for operator in graph.subgraphs[index].operators:
-            count = times[index] * (iterations_of(graph, operator) or 1)
-            for callee in operator.callees:
-                times[callee] += count
+            iterations = iterations_of(graph, operator)
+            for place, callee in enumerate(operator.callees):
+                is_condition = iterations is not None and place == 0  # it is also what ends the loop
+                times[callee] += times[index] * ((iterations or 1) + is_condition)
     return times
 
 
@@ -4648,6 +4649,8 @@ class DivisionProblem:
             model.add(sum(is_fast[i] for i in together) < len(together))
         for alias, used in is_used.items():
             model.add(is_fast[alias.old] == is_fast[alias.new]).only_enforce_if(used)
+        for old, new in self.aliases.joined:
+            model.add(is_fast[old] == is_fast[new])
         for new in dict.fromkeys(alias.new for alias in self.aliases.alternatives):
             model.add_at_most_one(used for alias, used in is_used.items() if alias.new == new)
         is_slow: list[Any] = [literal.negated() for literal in is_fast]
@@ -8444,7 +8447,7 @@ def decide_memories(
         if (size := whole.arena.reserve) <= fast:
             known |= {"after": 0, "bound": 0, "fast_head": whole.arena.head, "reserve": size, "one_arena": size}
             return whole, MemoriesDecision(**known)
-    problem = DivisionProblem(arena, moved, pinned, arena.aliases if in_place else NO_ALIASES)
+    problem = DivisionProblem(arena, moved, pinned, arena.aliases if in_place else Aliases(joined=arena.promises[1]))
     required = known["required"] = problem.required
     if max(required, ARENA_ALIGNMENT) > fast:
         why = f"scratch memory and what is pinned take {required:,} B, more than the {fast:,} B of fast memory"
@@ -9146,7 +9149,7 @@ class FitDecision(Decision):
 
     def message(self) -> list[str]:
         titles = ["", "Way", "To reserve (B)", "Time", "MACs", "Flash (B)", "Fits"]
-        mark, columns = "nearest" if self.failure else "->", slice(None if self.limit else -1)
+        mark, columns = "nearest" if self.failure else "->", slice(-1 if self.limit is None else None)
         rows = []
         for i, way in enumerate(self.ways):
             more = [f"{percent:+.1f} %" for percent in (way.time_percent, way.macs_percent)]
@@ -11201,7 +11204,7 @@ def output_of(arguments: argparse.Namespace) -> Path | None:
     files = [file for file in (output, a.plot, a.memory_map, a.json) if file not in (None, STREAM)]
     inside = [a.csv / name for name in CSV_FILES] if a.csv else []
     inside += [a.firmware / name for name in firmware_names(title_of(a))] if a.firmware else []
-    most = a.stages or (MAX_STAGES if a.fit else 0)
+    most = a.stages or (0 if a.fit is None else MAX_STAGES)
     inside += [output.with_suffix(f".{i}.tflite") for i in range(1, most + 1)] if output and output != STREAM else []
     inputs = [file for file in (a.compare, None if a.overwrite else a.input, *a.model[1:]) if file]
     written = [*files, *inside]

@@ -39,6 +39,13 @@ def test_without_a_size_the_smallest_arena_is_taken():
     assert "WHILE" not in TFLiteModel.load_from_file(MOBILENET).fit(can_loop=False).ways[-1].new_kinds
 
 
+def test_nothing_fits_into_nothing(capsys: pytest.CaptureFixture[str]):
+    assert main([str(MODELS / "digits_cnn_int8.tflite"), "--fit", "0B"]) == 1
+    captured = capsys.readouterr()
+    assert "| Fits |" in captured.out
+    assert "no lossless way fits into 0 B" in captured.err
+
+
 def test_where_nothing_fits_the_nearest_is_told_and_no_file_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     out, report = tmp_path / "out.tflite", tmp_path / "report.json"
     assert main([str(MOBILENET), "--fit", "20KB", "-o", str(out), "--json", str(report)]) == 1

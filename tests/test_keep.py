@@ -83,6 +83,15 @@ def test_states_stay_where_they_are(in_place: bool):
     assert ten_inferences(model.to_bytes(), True) == ten_inferences(data, False)
 
 
+@pytest.mark.parametrize("in_place", [True, False])
+@pytest.mark.parametrize("fast", [300, 420, 600, 700])
+def test_states_stay_where_they_are_in_two_memories(fast: int, in_place: bool):
+    """Each pair is in one of the memories."""
+    model = TFLiteModel(shifting(), kept=PAIRS)
+    assert model.plan_two_memories(fast, in_place=in_place).is_divided
+    assert not model.arena.lost
+
+
 def test_a_layout_that_does_not_keep_is_reported(tmp_path: Path, capsys: Any):
     """TFLM's own layout puts the states elsewhere: it is left in place in vain."""
     path, out = tmp_path / "states.tflite", tmp_path / "kept.tflite"
