@@ -2008,9 +2008,10 @@ def node_of(subgraph: Subgraph, operator: Operator, target: Target = BITS_32) ->
 def may_overwrite(node: Node, position: int) -> bool:
     """True if the output may be computed in place of that input."""
     source, output, rule = node.inputs[position], node.output, node.kind.in_place
-    if rule is None or source is None or output is None or source.storage is not Storage.ACTIVATION:
-        return False
-    return rule(node, position, source, output)
+    if rule is not None and source is not None and output is not None and source.storage is Storage.ACTIVATION:
+        with contextlib.suppress(LookupError):  # an input that the rule asks for is missing
+            return rule(node, position, source, output)
+    return False
 
 
 def multiply_accumulates(subgraph: Subgraph, operator: Operator) -> int:
@@ -2048,12 +2049,15 @@ def scratch_requests(subgraph: Subgraph, operator: Operator, target: Target = BI
 
 TIMED_CORES = {"dsp": "dsp", "mve": "mve", "esp32s3": "dsp", "esp32p4": "dsp"}  # of others: the reference kernels
 TIMED_AS = {"": "Cortex-M4 with reference kernels", "dsp": "Cortex-M4 with CMSIS-NN", "mve": "Cortex-M55 with CMSIS-NN"}
+MAX_TAPS = 1 << 12  # of a window along an axis that are counted one by one
 BLOCK = 4  # output pixels that CMSIS-NN computes together with MVE; two with DSP
 
 
 @cache
 def _covered(source: int, made: int, stride: int, window: int, dilation: int, pad: int) -> int:
     """Along an axis, the elements under the windows of all outputs, without padding: per tap, the outputs inside."""
+    if window > MAX_TAPS:  # a damaged file claims it
+        return made * min(window, source)
     taps = range(-pad, min(window * dilation, source + pad) - pad, dilation)
     return sum(max(0, min(made, -((tap - source) // stride)) - max(0, -(tap // stride))) for tap in taps)
 
@@ -4197,7 +4201,7 @@ class AliasSearch:
                 continue
             node, start = node_of(subgraph, operator), self.intervals[output].first
             given = {at: here[t] for at, t in enumerate(operator.inputs) if t in here and t not in subgraph.outputs}
-            ends = {at: i for at, i in given.items() if i not in taken and self.intervals[i].last == start}
+            ends = {at: i for at, i in given.items() if i not in {*taken, output} and self.intervals[i].last == start}
             found = [Alias(i, output) for at, i in ends.items() if may_overwrite(node, at)]
             self.pairs += found[:1]
             self.alternatives += [alias for alias in found[1:] if alias.old != found[0].old]
@@ -6989,8 +6993,9 @@ class SplitSearch:
         self.regions[key[0]][key] = self.looped[key]
         return self.looped[key]
 
-    def compose(self, limit: int, max_time: int, price: Price) -> Composition | None:
-        """The regions with the lowest price that keep the peak within the limit; None if there are none."""
+    def compose(self, limit: int, max_time: int, price: Price, most: int = NO_LIMIT) -> Composition | None:
+        """The regions with the lowest price that keep the peak within the limit, and the sum of peak and persistent
+        memory within ``most``; None if there are none."""
         steps, ways = self.problem.steps, [list[Label]() for _ in range(len(self.problem.steps) + 1)]
         ways[0] = [Label(0, 0)]
         for position, step in enumerate(steps):
@@ -7003,8 +7008,9 @@ class SplitSearch:
                 if peak <= limit:
                     within = (label for label in here if label.time + time <= max_time)
                     ways[end] += (Label(la.persistent + persistent, la.time + time, region, la) for la in within)
-        best = min(undominated(ways[-1]), key=lambda label: price(Cost(0, label.time, label.persistent)), default=None)
-        return best and self.composition(best)
+        labels = sorted(undominated(ways[-1]), key=lambda label: price(Cost(0, label.time, label.persistent)))
+        found = map(self.composition, labels)
+        return next((composition for composition in found if composition.cost.sum <= most), None)
 
     def composition(self, label: Label) -> Composition:
         found, cost, position = list[SplitRegion](), Cost(0), len(self.problem.steps)
@@ -7018,10 +7024,10 @@ class SplitSearch:
             label = label.before
         return Composition(tuple(reversed(found)), cost)
 
-    def fitting(self, limit: int, max_time: int) -> Composition | None:
-        """The composition within a peak that has the fewest instructions, then the least memory."""
+    def fitting(self, limit: int, max_time: int, most: int) -> Composition | None:
+        """The composition within a peak, and a sum of peak and persistent memory, that has the fewest instructions."""
         self.try_ranges(limit, max_time, NO_LIMIT, in_time)
-        return self.compose(limit, max_time, in_time)
+        return self.compose(limit, max_time, in_time, most)
 
     def front(self, max_time: int) -> list[Composition]:
         """Compositions by falling peak, unsplit first, each with the least persistent memory for its peak: all near the
@@ -8682,7 +8688,7 @@ class SplitDecision(Decision):
 
 MAX_RIVALS = 40  # ways that are judged in this order, those with the smallest estimates
 FINALISTS, FINAL_SECONDS = 4, 2.0  # ways that are judged in the best order, and seconds to find that for each
-MAX_FITTINGS = 8  # limits on the peak that are tried to meet one on the arena
+MAX_FITTINGS, SLOWER_WAYS = 20, 3  # ways that are judged to meet a limit on the arena, and those for each peak
 
 
 class SplitCandidate:
@@ -8710,14 +8716,26 @@ class SplitCandidate:
     def fastest(self, limit: int, budget: Budget, reserve: Callable[[Composition], int]) -> Composition | None:
         """The fastest way whose arena to reserve is within the limit; None if none was
         found. Starts with the peak that the limit leaves, and lowers it by what is too much."""
-        search, room = self.search.again(budget, self.search.forms), limit - self.model.arena.persistent
-        for _ in range(MAX_FITTINGS):
-            way = search.fitting(room, self.max_time) if room > 0 else None
-            excess = reserve(way) - limit if way else 0
-            if way is None or excess <= 0:
-                return way
-            room = min(room, way.cost.peak) - excess
-        return None
+        search, total = self.search.again(budget, self.search.forms), limit - self.model.arena.persistent
+        rooms = {total, *(way.cost.peak for way in self.ways if way.cost.peak < total)}
+        known = (way for way in sorted(self.ways, key=lambda way: way.cost.time) if way.cost.sum <= total)
+        best, left = next((way for way in known if reserve(way) <= limit), None), MAX_FITTINGS
+        while left > 0 and (room := max(rooms, default=0)) > 0:
+            rooms.remove(room)
+            most = NO_LIMIT
+            for slower in range(SLOWER_WAYS):
+                way = search.fitting(room, self.max_time, most)
+                if way is None or (best and way.cost.time >= best.cost.time):
+                    break
+                left -= 1
+                excess = reserve(way) - limit
+                if excess <= 0:
+                    best = way
+                    break
+                most = way.cost.sum - excess
+                if not slower:
+                    rooms.add(min(room, way.cost.peak) - excess)
+        return best
 
     def way(self, composition: Composition, written: Snapshot) -> SplitWay:
         """The exact figures of a composition."""
