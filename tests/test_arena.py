@@ -748,3 +748,23 @@ def test_refusals_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixt
     capsys.readouterr()
     assert main(["-i", str(path), "--optimize", "--plan"]) == 0
     assert "Not reordered" in capsys.readouterr().out
+
+
+def test_a_damaged_operator_shares_nothing():
+    """It lacks the input that its rule asks for."""
+    b = Builder()
+    w, x, y = (b.tensor((1, 64), "FLOAT32") for _ in range(3))
+    options = schema.GatherOptionsT()
+    options.axis = 1
+    b.op("GATHER", [w], [x], options)
+    b.op("RELU", [x], [y])
+    assert TFLiteModel(b.build([w], [y])).arena.aliases is not None
+
+
+def test_an_operator_that_writes_what_it_reads_is_planned():
+    b = Builder()
+    w, x, y = (b.tensor((1, 64), "FLOAT32") for _ in range(3))
+    b.op("RESHAPE", [x], [x])
+    b.op("RELU", [w], [y])
+    arena = TFLiteModel(b.build([w], [y])).arena
+    assert tflite_tools.plan_arena(arena).height <= arena.head
