@@ -499,8 +499,8 @@ OTHER_FORMATS = (  # pattern of the first bytes, what the file is, what to do
     (rb"\x80\x02", "a pickle, as of PyTorch: convert it to TensorFlow Lite first"),
     (rb"\s*<", "a web page or XML: the download failed"),
     (
-        rb"\s*(#[a-z]|//|/\*|alignas|static |extern |const |unsigned |0x)",
-        "a C array: pass the .tflite it was made from",
+        rb"\s*(#(include|ifndef|pragma|define)|//|/\*|alignas|(static |extern )?(const |unsigned )|0x)",
+        "a C array: pass the .tflite that it was made from",
     ),
 )
 
@@ -4023,11 +4023,11 @@ class Aliases:
     def consistent(self, intervals: Sequence[Interval]) -> Aliases:
         """The aliases that can hold together: without the pairs at places where buffers would clash."""
         layout = layout_of(intervals, self)
-        parts = layout.intervals
+        shared = layout.intervals
         clashing = {
             layout.places[layout.parts[next(iter(group))][1]]
             for group in layout.groups
-            if conflicts(_members(parts, group), most=1)
+            if conflicts(_members(shared, group), most=1)
         }
         pairs = tuple(alias for alias in self.pairs if layout.places[alias.old] not in clashing)
         return dataclasses.replace(self, pairs=pairs)
@@ -4201,8 +4201,8 @@ class AliasSearch:
                 continue
             node, start = node_of(subgraph, operator), self.intervals[output].first
             given = {at: here[t] for at, t in enumerate(operator.inputs) if t in here and t not in subgraph.outputs}
-            ends = {at: i for at, i in given.items() if i not in {*taken, output} and self.intervals[i].last == start}
-            found = [Alias(i, output) for at, i in ends.items() if may_overwrite(node, at)]
+            ends = {at: i for at, i in given.items() if i not in taken and self.intervals[i].last == start}
+            found = [Alias(i, output) for at, i in ends.items() if i != output and may_overwrite(node, at)]
             self.pairs += found[:1]
             self.alternatives += [alias for alias in found[1:] if alias.old != found[0].old]
             taken.update(alias.old for alias in found[:1])
@@ -5724,10 +5724,9 @@ class BodyEmitter:
         self.body, self.loop, self.subgraph = body, loop, body.subgraph
         # By source and iteration, the rows to fetch of the carried tensor.
         self.reads = {t: self.rows_to_fetch(t) for t in loop.sources}
-        counts = {t: rows.shape[1] for t, rows in self.reads.items()}
-        most = 2 * POSITION if loop.is_quick else 0
-        self.gathered = {t: count for t, count in counts.items() if count <= most or not loop.is_aligned(t)}
-        self.step = max([POSITION, *self.gathered.values()])
+        most = 2 * POSITION if loop.is_quick else 0  # more would widen all tables
+        self.gathered = {t for t, rows in self.reads.items() if rows.shape[1] <= most or not loop.is_aligned(t)}
+        self.step = max([POSITION, *(self.reads[t].shape[1] for t in self.gathered)])
         self.position = -1  # the tensor that holds the loop's counter
         self.next: dict[int, int] = {}  # carried tensor of the body -> its value in the next iteration
         self.places: dict[int, int] = {}  # tensor from outside -> its number in the body
@@ -5798,15 +5797,15 @@ class BodyEmitter:
 
     def fetched(self, t: int) -> int:
         """The new rows of a source, by GATHER or, if they are neighbours, by SLICE."""
-        body, rows, over, shape = self.body, self.reads[t], self.loop.over_input, self.new_shape(t)
-        if is_reshaped := over is not None and self.loop.is_reshaped(t):
-            shape = 1, rows.shape[1], 1, over.unit
+        body, place, rows = self.body, self.places[t], self.reads[t]
+        batch, _, *row = body.shape_of(place)
+        shape = batch, rows.shape[1], *row
         target = self.new_rows(t, shape)
         if t in self.gathered:
-            body.gather(self.places[t], self.looked_up(rows), target)
+            body.gather(place, self.looked_up(rows), target)
         else:
-            body.part(self.places[t], self.looked_up_at(HEIGHT, rows[:, 0]), shape, target)
-        return body.reshape(target, self.in_place_of(target, t)) if is_reshaped else target
+            body.part(place, self.looked_up_at(HEIGHT, rows[:, 0]), shape, target)
+        return target if shape == self.new_shape(t) else body.reshape(target, self.in_place_of(target, t))
 
     def new_shape(self, t: int) -> tuple[int, ...]:
         return self.body.shape(t, self.loop.tracks[t].rows)
@@ -7304,7 +7303,8 @@ def weight_tensors(graph: ModelGraph) -> tuple[list[tuple[str, Tensor]], list[st
     found: dict[int, tuple[str, Tensor]] = {}
     notes: dict[str, None] = {}
     uses = {(t.buffer, t.dtype, len(t.shape) > 1) for subgraph in graph.subgraphs for t in subgraph.tensors}
-    meanings = Counter(buffer for buffer, *_ in [*uses, *((buffer,) for _, buffer in graph.metadata)])
+    uses |= {(buffer, "metadata", False) for _, buffer in graph.metadata}
+    meanings = Counter(buffer for buffer, *_ in uses)
     for subgraph in graph.subgraphs:
         makers = {i: operator for operator in subgraph.operators for i in operator.writes}
         for operator in subgraph.operators:
@@ -8714,8 +8714,8 @@ class SplitCandidate:
         return [way for _, way in sorted(zip(reserves, rivals, strict=True), key=lambda pair: pair[0])[:FINALISTS]]
 
     def fastest(self, limit: int, budget: Budget, reserve: Callable[[Composition], int]) -> Composition | None:
-        """The fastest way whose arena to reserve is within the limit; None if none was
-        found. Starts with the peak that the limit leaves, and lowers it by what is too much."""
+        """The fastest way found whose arena to reserve is within the limit; None if there is none. Tries the peak that
+        the limit leaves, those of the known ways, and lower ones by what is too much; for each, some slower ways."""
         search, total = self.search.again(budget, self.search.forms), limit - self.model.arena.persistent
         rooms = {total, *(way.cost.peak for way in self.ways if way.cost.peak < total)}
         known = (way for way in sorted(self.ways, key=lambda way: way.cost.time) if way.cost.sum <= total)
