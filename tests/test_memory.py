@@ -94,6 +94,18 @@ def test_a_subgraph_that_runs_itself_is_refused():
         schedule_model(read_model(b.build([x], [x])))
 
 
+def test_subgraphs_that_run_each_other_are_refused():
+    model = ModelBuilder()
+    for called in (1, 2, 1):
+        b = Builder(model)
+        x, options = b.tensor((), "BOOL"), schema.IfOptionsT()
+        options.thenSubgraphIndex = options.elseSubgraphIndex = called
+        b.op("IF", [x], [], options)
+        b.finish([x], [])
+    with pytest.raises(ModelError, match="subgraph 1 runs itself"):
+        schedule_model(read_model(model.build()))
+
+
 def test_resource_variables_count_once():
     model = ModelBuilder()
     graphs = [Builder(model), Builder(model, "init")]

@@ -52,6 +52,16 @@ def test_optimised_cells_are_bit_identical_and_differ_only_in_their_order(tmp_pa
             assert np.array_equal(a, b)
 
 
+def test_content_is_the_same_bit_by_bit():
+    zeros, nan = np.zeros(1, np.int8), float("nan")
+    table = tflite_tools.File.read(CELLS.read_bytes()).model
+    for unlike in (table, [], zeros):
+        assert not tflite_tools.is_same(unlike, None)
+    assert not tflite_tools.is_same(zeros, zeros.astype(np.uint8))
+    assert not tflite_tools.is_same([zeros], [])
+    assert tflite_tools.is_same([zeros, nan], [zeros.copy(), nan])
+
+
 def test_an_optimal_model_stays_byte_identical():
     data = (MODELS / "digits_cnn_int8.tflite").read_bytes()
     model = TFLiteModel(data)

@@ -224,6 +224,30 @@ def test_operators_that_move_bytes_and_restore_a_shape_go():
     assert wheel_agrees([(data, model.to_bytes())]) == [True]
 
 
+def in_batches(
+    net: Net, kind: str, block: tuple[int, ...], pads: tuple[int, ...], crops: tuple[int, ...], **window: Any
+) -> bytes:
+    """RELU, then a convolution between SPACE_TO_BATCH_ND and BATCH_TO_SPACE_ND; pads grow until blocks fit."""
+    height, width = 8, 9
+    x = source = net.picture(height, width, 3)
+    x = net.map("RELU", x)
+    tall, wide = height + sum(pads[:2]), width + sum(pads[2:])
+    tall, wide = tall - tall % block[0], wide - wide % block[1]
+    pads = pads[0], tall - height - pads[0], pads[2], wide - width - pads[2]
+    inner = net.tensor((block[0] * block[1], tall // block[0], wide // block[1], 3), net.dtype, **net.quantization())
+    sizes = net.constant(np.array(block, np.int32))
+    outer = net.constant(np.array(pads, np.int32).reshape(2, 2))
+    net.op("SPACE_TO_BATCH_ND", [x, sizes, outer], [inner])
+    how = {"kernel": (3, 3), "stride": 1, "padding": VALID} | window
+    _, rows, columns, depth = net.shape(net.window(kind, inner, 4, **how))
+    made = net.tensor((block[0] * block[1], rows, columns, depth), net.dtype, **net.quantization())
+    net.table.operators[-1].outputs = [made]
+    y = net.picture(rows * block[0] - sum(crops[:2]), columns * block[1] - sum(crops[2:]), depth)
+    cut = net.constant(np.array(crops, np.int32).reshape(2, 2))
+    net.op("BATCH_TO_SPACE_ND", [made, sizes, cut], [y])
+    return net.build([source], [y])
+
+
 @pytest.mark.parametrize(("block", "pads", "crops"), [
     ((2, 2), (2, 2, 2, 2), (0, 0, 0, 0)), ((2, 3), (4, 0, 6, 0), (0, 0, 0, 0)), ((2, 2), (2, 4, 2, 3), (0, 2, 0, 1)),
     ((1, 2), (0, 0, 0, 1), (0, 0, 0, 1)),
@@ -234,32 +258,33 @@ def test_batches_of_pixels_are_a_dilated_convolution(
     zero: int | None, kind: str, block: tuple[int, ...], pads: tuple[int, ...], crops: tuple[int, ...]
 ):
     """``zero``: the zero point, or None for floats. TFLM pads batches of integers with 0, whatever their zero point."""
-    net, (height, width) = Net("FLOAT32" if zero is None else "INT8"), (8, 9)
+    net = Net("FLOAT32" if zero is None else "INT8")
     if zero is not None:
         net.quantization = lambda n=0: {
             "quantization": quantized_by([0.05] * max(n, 1), [0 if n else zero] * max(n, 1))
         }
-    x = source = net.picture(height, width, 3)
-    x = net.map("RELU", x)
-    tall, wide = height + sum(pads[:2]), width + sum(pads[2:])
-    tall, wide = tall - tall % block[0], wide - wide % block[1]
-    pads = pads[0], tall - height - pads[0], pads[2], wide - width - pads[2]
-    inner = net.tensor((block[0] * block[1], tall // block[0], wide // block[1], 3), net.dtype, **net.quantization())
-    sizes = net.constant(np.array(block, np.int32))
-    outer = net.constant(np.array(pads, np.int32).reshape(2, 2))
-    net.op("SPACE_TO_BATCH_ND", [x, sizes, outer], [inner])
-    _, rows, columns, depth = net.shape(net.window(kind, inner, 4, (3, 3), 1, VALID))
-    made = net.tensor((block[0] * block[1], rows, columns, depth), net.dtype, **net.quantization())
-    net.table.operators[-1].outputs = [made]
-    y = net.picture(rows * block[0] - sum(crops[:2]), columns * block[1] - sum(crops[2:]), depth)
-    cut = net.constant(np.array(crops, np.int32).reshape(2, 2))
-    net.op("BATCH_TO_SPACE_ND", [made, sizes, cut], [y])
-    data = net.build([source], [y])
+    data = in_batches(net, kind, block, pads, crops)
     after = lightened(TFLiteModel(data).snapshot)
     found = kinds(TFLiteModel(bytes(after.data)))
     assert ("SPACE_TO_BATCH_ND" in found) == (bool(zero) and any(pads))
     assert litert_agrees(data, bytes(after.data))
     assert wheel_agrees([(data, bytes(after.data))]) == [True]
+
+
+@pytest.mark.parametrize(("window", "unlike"), [
+    ({}, {}), ({"stride": 2}, {}), ({"padding": SAME}, {}), ({}, {1: {"quantization": quantized_by([0.25], [0])}}),
+    ({}, {1: {"shapeSignature": [1, -1, 9, 3]}}), ({}, {1: {"shape": [1, 72, 3]}}),
+])  # fmt: skip
+def test_batches_stay_where_a_dilated_convolution_is_another(window: dict[str, Any], unlike: dict[int, Any]):
+    """``unlike``: tensor -> what is changed about it. Without any change there are no batches afterwards."""
+    net = Net()
+    net.quantization = lambda n=0: {"quantization": quantized_by([0.05] * max(n, 1), [0] * max(n, 1))}
+    in_batches(net, "CONV_2D", (2, 2), (2, 2, 2, 2), (0, 0, 0, 0), **window)
+    for tensor, change in unlike.items():
+        for name, value in change.items():
+            setattr(net.table.tensors[tensor], name, value)
+    after = kinds(TFLiteModel(bytes(lightened(TFLiteModel(net.build([0], net.table.outputs)).snapshot).data)))
+    assert ("BATCH_TO_SPACE_ND" in after) == bool(window or unlike)
 
 
 def random_series(rng: random.Random) -> bytes:

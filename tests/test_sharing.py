@@ -148,6 +148,20 @@ def test_quantize_may_between_int8_and_uint8(dtypes: tuple[str, str], expected: 
     assert may_overwrite(node_of(subgraph, subgraph.operators[0]), 0) == expected
 
 
+@pytest.mark.parametrize(("rows", "chosen", "expected"), [
+    ((0, 2, 3, 3), {"axis": 1}, True), ((1, 0, 2, 3), {"axis": 1}, False), ((0, 2, 3), {"axis": 1}, False),
+    ((0, 2, 3, 3), {"axis": 2}, False), (((0, 2, 3, 3),), {"axis": 1, "batchDims": 1}, False),
+])  # fmt: skip
+def test_gather_may_where_each_row_comes_from_itself_or_later(rows: tuple, chosen: dict[str, int], expected: bool):
+    b, options = Builder(), schema.GatherOptionsT()
+    x, y = b.tensor((1, 4, 4, 2)), b.tensor((1, np.array(rows).size, 4, 2))
+    for name, value in chosen.items():
+        setattr(options, name, value)
+    b.op("GATHER", [x, b.constant(np.array(rows, np.int32))], [y], options)
+    subgraph = read_model(b.build([x], [y])).subgraphs[0]
+    assert may_overwrite(node_of(subgraph, subgraph.operators[0]), 0) == expected
+
+
 def test_state_and_what_never_runs_are_left_alone():
     b = Builder()
     x, y = b.tensor((1, 8), isVariable=True), b.tensor((1, 8))
