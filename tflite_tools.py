@@ -7025,7 +7025,8 @@ class SplitSearch:
 
     def fitting(self, limit: int, max_time: int, most: int) -> Composition | None:
         """The composition within a peak, and a sum of peak and persistent memory, that has the fewest instructions."""
-        self.try_ranges(limit, max_time, NO_LIMIT, in_time)
+        for price in (in_time, in_memory) if most < NO_LIMIT else (in_time,):
+            self.try_ranges(limit, max_time, NO_LIMIT, price)
         return self.compose(limit, max_time, in_time, most)
 
     def front(self, max_time: int) -> list[Composition]:
@@ -9217,7 +9218,8 @@ def decide_fit(
             tried.append((_in_stages(model, cut, limit), model, [cut]))
     taken = min(range(len(tried)), key=lambda i: (bool(tried[i][1].arena.problems), tried[i][0].reserve))
     way, after, decisions = tried[taken]
-    proposals = () if limit is not None and way.fits else _proposals(model, way, cut, limit, max_time, budget, in_place)
+    figures = limit, max_time, budget, in_place, has_external
+    proposals = () if limit is not None and way.fits else _proposals(model, way, cut, *figures)
     return after, FitDecision(
         before=tried[0][0].reserve,
         after=way.reserve,
@@ -9225,7 +9227,7 @@ def decide_fit(
         ways=tuple(way for way, _, _ in tried),
         taken=taken,
         steps=tuple(decisions),
-        proposals=tuple(text for text in proposals if has_external or not text.startswith("--memories")),
+        proposals=tuple(proposals),
         rejection="; ".join([*after.refusals[:1], *repair_hint(after)]),
     )
 
@@ -9252,6 +9254,7 @@ def _proposals(
     max_time: float,
     budget: Budget,
     in_place: bool,
+    has_external: bool,
 ) -> Iterator[str]:
     """What changes the application, with its figure."""
     ported, decision = decide_ports(model, in_place=in_place)
@@ -9262,7 +9265,7 @@ def _proposals(
             yield f"--integer-io: {after.arena.reserve:,} B, if your code converts inputs and outputs"
     if cut.models and (cut.after or 0) < way.reserve:
         yield f"--stages: {cut.after:,} B, if your code runs {len(cut.models)} parts of the model in turn"
-    if limit is not None:
+    if limit is not None and has_external:
         _, divided = decide_memories(model, limit, time_limit=budget.left, in_place=in_place)
         if divided.is_divided:
             stays = 100 * (1 - (divided.after or 0) / max(divided.before or 0, 1))
