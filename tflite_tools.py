@@ -778,11 +778,15 @@ def with_archive(data: bytes, source: Bytes) -> bytes:
     """The file with the source's zip archive appended, in which converters store labels and the like."""
     import zipfile
 
-    file = io.BytesIO(data)
-    if zipfile.is_zipfile(io.BytesIO(source)):
-        with zipfile.ZipFile(io.BytesIO(source)) as old, zipfile.ZipFile(file, "a") as new:
+    file, end = io.BytesIO(data), io.BytesIO(source)
+    if not zipfile.is_zipfile(end):
+        return data
+    try:
+        with zipfile.ZipFile(end) as old, zipfile.ZipFile(file, "a") as new:
             for entry in old.infolist():
                 new.writestr(entry, old.read(entry))
+    except Exception as error:  # of any kind: what is compressed is damaged, encrypted or of an unknown method
+        raise ModelError(f"the zip archive at its end cannot be read: {error}") from error
     return file.getvalue()
 
 
@@ -879,6 +883,9 @@ class Node:
 
 Sizes = Callable[[Node], list[int]]  # bytes of each buffer that a kernel requests, in its order, or of what it keeps
 Need = Callable[[Node], str]  # why a kernel rejects an operator; empty if it accepts it
+
+
+LOOPS_SINCE = DECODE_SINCE = "2025-11"
 
 
 def _since(month: str = "", **dtypes: str) -> Callable[[Node], str]:
@@ -1604,6 +1611,8 @@ def padded_rows(node: Node) -> RowRule | str:
     padded = tuple(d + sum(pads) for d, pads in zip(source.shape, (batch, rows, columns, channels), strict=True))
     if any(batch) or min(values) < 0 or padded != node["output"].shape:
         return f"it pads the batch, or {WRONG_SIZE}"
+    if source.affine != node["output"].affine:
+        return "it changes the quantisation"
     return RowRule((source.index,), pad_top=rows.before, constants=ROWS_OF_PADDING)
 
 
@@ -1926,7 +1935,7 @@ KINDS: dict[str, Kind] = {name: kind for names, kind in {
     "SPACE_TO_DEPTH": Kind(UNARY, Options("SpaceToDepthOptions", ("BlockSize",)), rows=block_rows, tflm=BLOCKS),
     "BROADCAST_ARGS": Kind(tflm=Tflm("i32/i32 i64/i64")),
     "DYNAMIC_UPDATE_SLICE": Kind(in_place=over_input,
-        tflm=Tflm("f32|i8|i16|i32/_/i32|i64", since=_since("2025-11"))),
+        tflm=Tflm("f32|i8|i16|i32/_/i32|i64", since=_since(LOOPS_SINCE))),
     "SQUEEZE": Kind("input", in_place=over_input, tflm=Tflm(options=36)),
     "REVERSE_V2": Kind(tflm=Tflm("f32|i8|i16|i32|i64|u8|bool/i32", since=_since("2025-07"))),
     "SHAPE": Kind(tflm=Tflm("*>i32", 4)),
@@ -1986,7 +1995,7 @@ CUSTOM_KINDS = {
     "SignalWindow": _custom(tflm=Tflm("i16/i16>i16", data=8)),
     DECODE: Kind("encoded ancillary", registered="Decode", tflm=Tflm(  # pointers, and states of tables
         arrays=lambda n: [n.target.pointer * len(n.outputs), *[72 if n.target is BITS_64 else 36] * len(n.outputs)],
-        since=_since("2025-11"))),
+        since=_since(DECODE_SINCE))),
 }
 # fmt: on
 UNKNOWN_CUSTOM_KIND = _custom(tflm=None)
@@ -2320,8 +2329,12 @@ def operator_refusal(subgraph: Subgraph, operator: Operator) -> str:
         since = "" if why else kernel.since(node)
     except (LookupError, TypeError):
         return "an input is missing"
-    is_older = since and subgraph.kernels.tflm and subgraph.kernels.tflm < since
-    return f"its kernel came in {month_text(since)}, after --tflm {subgraph.kernels.tflm}" if is_older else why
+    return why or why_older(subgraph.kernels, since)
+
+
+def why_older(kernels: Kernels, since: str, what: str = "its kernel") -> str:
+    """Why the TFLM that was named lacks what came in a month; empty if it has it."""
+    return f"{what} came in {month_text(since)}, after --tflm {kernels.tflm}" if since > kernels.tflm > "" else ""
 
 
 def month_text(month: str) -> str:
@@ -2554,7 +2567,8 @@ class _Reader:
         signature = self.vector(table, "ShapeSignature")
         dynamic = tuple(sorted({i for dims in (shape, signature) for i, d in enumerate(dims) if d < 0}))
         content = self.buffers[buffer] if buffer else NO_CONTENT
-        if (content.size > 0 or EXTERNAL_BUFFER in table.unknown) and not is_input:
+        has_content = content.size > 0 or EXTERNAL_BUFFER in table.unknown
+        if has_content and not (is_input or table["IsVariable"]):  # TFLM gives a variable memory whatever its content
             storage = Storage.CONSTANT
         else:
             storage = Storage.STATE if table["IsVariable"] or is_handle else Storage.ACTIVATION
@@ -2755,8 +2769,8 @@ def schedule_model(graph: ModelGraph, shared: Shared = NOT_SHARED) -> tuple[Sche
 
 
 def resource_variables(graph: ModelGraph) -> dict[str, int]:
-    """Bytes of each resource variable that the model assigns, by name."""
-    variables: dict[str, int] = {}
+    """Bytes of each resource variable, by name; 0 if the model never assigns it, which still takes a slot in TFLM."""
+    variables = {name: 0 for subgraph in graph.subgraphs for name in subgraph.variables.values()}
     for subgraph, operator in graph.operators:
         if kind_of(operator).effect == (VARIABLE, True) and len(operator.reads) == 2:
             handle, value = operator.reads
@@ -3766,7 +3780,7 @@ def _solve_placement(
 # TFLM's arena: the head, tensors and scratch that TFLM plans; the tail, persistent memory; what planning needs
 ####################################################################################################
 
-MAX_CLOCK = 100_000  # operators executed, counting every call of a subgraph
+MAX_USES = 1_000_000  # of tensors by operators and subgraphs, counting every call
 
 
 @dataclass(frozen=True)
@@ -3787,11 +3801,13 @@ def _times_on_the_clock(graph: ModelGraph) -> tuple[dict[tuple[int, int], tuple[
     first: dict[tuple[int, int], int] = {}
     last: dict[tuple[int, int], int] = {}
     runs: dict[tuple[int, int], tuple[int, int]] = {}
-    clock = 0
+    clock = uses = 0
 
     def run(subgraph: Subgraph) -> None:
-        nonlocal clock
-        if clock > MAX_CLOCK:
+        nonlocal clock, uses
+        uses += 1 + len(subgraph.inputs) + len(subgraph.outputs)
+        uses += sum(1 + len(operator.reads) + len(operator.writes) for operator in subgraph.operators)
+        if uses > MAX_USES:
             raise ArenaError("its subgraphs run each other too often to follow")
         s = subgraph.index
         for i in subgraph.inputs:
@@ -3986,6 +4002,9 @@ class Alias(NamedTuple):
     new: int
 
 
+CLASH_ROUNDS = 20  # in which a place where buffers would clash loses one pair
+
+
 @dataclass(frozen=True)
 class Aliases:
     """Buffers that may share memory: an output and the input that it overwrites, a tensor that is freed piece by piece
@@ -4021,16 +4040,24 @@ class Aliases:
         return Aliases(renumbered(self.pairs), pieces, *others)
 
     def consistent(self, intervals: Sequence[Interval]) -> Aliases:
-        """The aliases that can hold together: without the pairs at places where buffers would clash."""
-        layout = layout_of(intervals, self)
-        shared = layout.intervals
-        clashing = {
-            layout.places[layout.parts[next(iter(group))][1]]
-            for group in layout.groups
-            if conflicts(_members(shared, group), most=1)
-        }
-        pairs = tuple(alias for alias in self.pairs if layout.places[alias.old] not in clashing)
-        return dataclasses.replace(self, pairs=pairs)
+        """The aliases that can hold together: as long as buffers would clash, their places lose their last pairs, or
+        all of them after some rounds."""
+        aliases = self
+        for most in [1] * CLASH_ROUNDS + [len(self.pairs)]:
+            layout = layout_of(intervals, aliases)
+            clashing: dict[int, list[Alias]] = {
+                layout.places[layout.parts[next(iter(group))][1]]: []
+                for group in layout.groups
+                if conflicts(_members(layout.intervals, group), most=1)
+            }
+            for alias in aliases.pairs:
+                if layout.places[alias.old] in clashing:
+                    clashing[layout.places[alias.old]].append(alias)
+            lost = {alias for found in clashing.values() for alias in found[-most:]}
+            if not lost:
+                break
+            aliases = dataclasses.replace(aliases, pairs=tuple(alias for alias in aliases.pairs if alias not in lost))
+        return aliases
 
 
 class Layout(NamedTuple):
@@ -4183,17 +4210,19 @@ class AliasSearch:
         # None has variables if a subgraph is called more than once.
         variables = [found for loop in loops if max(calls.values()) == 1 for found in self.carried_by(*loop)]
         taken = {alias.new for variable in variables for alias in variable.copies}
+        copied = {alias.old for variable in variables for alias in variable.copies}  # read whole through their copies
+        begins = {variable.begin for variable in variables if not variable.goes_through}
         for subgraph in self.graph.subgraphs:
             here = {t: i for (s, t), i in self.number.items() if s == subgraph.index and self.intervals[i].last >= 0}
-            self.find_in_place(subgraph, here, taken)
-            self.pieces |= self.read_by_slices(subgraph, here)
+            self.find_in_place(subgraph, here, taken, begins)
+            self.pieces |= self.read_by_slices(subgraph, {t: i for t, i in here.items() if i not in copied})
         next_place = dict(self.pairs)
         for variable in variables:
             self.carry(variable, next_place)
         found = Aliases(tuple(self.pairs), self.pieces, tuple(self.copies), tuple(self.alternatives), self.joined)
         return found.consistent(self.intervals)
 
-    def find_in_place(self, subgraph: Subgraph, here: Mapping[int, int], taken: set[int]) -> None:
+    def find_in_place(self, subgraph: Subgraph, here: Mapping[int, int], taken: set[int], begins: set[int]) -> None:
         """Outputs that may overwrite an input that ends there (added to ``taken``), and the alternatives to it."""
         for operator in subgraph.operators:
             output = here.get(operator.writes[0]) if len(operator.writes) == 1 else None
@@ -4203,6 +4232,8 @@ class AliasSearch:
             given = {at: here[t] for at, t in enumerate(operator.inputs) if t in here and t not in subgraph.outputs}
             ends = {at: i for at, i in given.items() if i not in taken and self.intervals[i].last == start}
             found = [Alias(i, output) for at, i in ends.items() if i != output and may_overwrite(node, at)]
+            found.sort(key=lambda alias: alias.old not in begins)  # so that a loop updates its variable in place
+            begins |= {alias.new for alias in found[:1] if alias.old in begins}
             self.pairs += found[:1]
             self.alternatives += [alias for alias in found[1:] if alias.old != found[0].old]
             taken.update(alias.old for alias in found[:1])
@@ -4266,11 +4297,14 @@ class AliasSearch:
             return
         where = subgraph.index, subgraph.index, cond.index, body.index, body.index
         met: Counter[int] = Counter()  # operands, and how often each occurs
+        tested_over, begun_over = ({i for o in s.operators for i in o.writes} for s in (cond, body))
         for ids in zip(*lists, strict=True):
             met[ids[0]] += 1
             operand, output, tested, begin, end = found = [self.number.get(key) for key in zip(where, ids, strict=True)]
             is_alone = all(tensors.count(i) == 1 for tensors, i in zip(lists[1:], ids[1:], strict=True))
             if output is None or begin is None or end is None or not is_alone or ids[2] in cond.outputs:
+                continue
+            if ids[2] in tested_over or (ids[3] == ids[4] and ids[3] in begun_over):  # an operator writes over it
                 continue
             if len({self.buffers[i].bytes for i in found if i is not None}) != 1:
                 continue
@@ -4315,6 +4349,8 @@ class Arena:
                 ids = [self.named(text)[0] for text in (name, source) if text]
             except ValueError as why:
                 raise ArenaError(str(why)) from None
+            if any(self.buffers[i].subgraph for i in ids):
+                raise ArenaError(f"{shorten(name)} is not in the first subgraph, so it does not last until the end")
             kept.add(ids[0])
             if source:
                 output, given = (self.buffers[i] for i in ids)
@@ -4374,6 +4410,13 @@ class Arena:
             for s, t in planned_offsets(graph)
             if graph.subgraphs[s].tensors[t].is_updated_in_place
         ]
+        offsets = graph.plan[PLAN_HEADER:]
+        problems += [
+            f"tensor {t.index} of subgraph {s.index} is a variable, which TFLM gives no memory: it mistakes its offset"
+            for s in graph.subgraphs[1:]
+            for t in s.tensors
+            if t.is_updated_in_place and offsets[t.index] != PLANNED_AT_RUN_TIME
+        ]
         return tuple(problems)
 
     def faults(self, placed: Sequence[Interval]) -> list[str]:
@@ -4415,6 +4458,11 @@ class Arena:
             if begins <= ends and (begins < ends or pair not in aliases.pairs):
                 why = f"{self.name(pair.new)} is made while {self.name(pair.old)} is still read"
                 raise ArenaError(f"{why}, so they cannot have one place")
+        layout = layout_of(self.intervals, aliases)
+        for group in layout.groups if self.promises[1] else ():
+            if clash := conflicts(_members(layout.intervals, group), most=1):
+                one, other = (self.name(layout.parts[[*group][i]][1]) for i in clash[0])
+                raise ArenaError(f"{one} and {other} are needed at the same time, so they cannot have one place")
         return aliases
 
     @cached_property
@@ -4715,7 +4763,7 @@ def plan_memories(problem: DivisionProblem, memories: Memories, time_limit: floa
         is_proven &= heads[0].bound > limits[0] and not over[1] and not problem.aliases
         apart += [fast] if over[0] else []
         if over[1] or attempt >= EXACT_DIVISIONS:
-            room = room[0] - over[0], room[1] - over[1]
+            room, is_proven = (room[0] - over[0], room[1] - over[1]), False
     else:
         fast = None
     if fast is None:
@@ -5086,6 +5134,8 @@ def row_rule(subgraph: Subgraph, operator: Operator) -> RowRule | str:
     weights = node.get("weights")
     if source is not None and weights is not None and source.dtype == "FLOAT32" != weights.dtype:
         return "it is hybrid, and LiteRT quantises its input by the range of the whole tensor"
+    if source is not None and source is weights:
+        return "its input is also its weights"
     return node.kind.rows(node)
 
 
@@ -5153,7 +5203,7 @@ def stripe_rows(region: Region, stripes: int) -> list[Stripe]:
 ####################################################################################################
 
 Values = bytes | tuple[int, ...]  # of a constant
-LOWEST = {"FLOAT32": struct.pack("<I", 0xFF7FFFFF), "INT8": b"\x80", "INT16": b"\0\x80"}  # finite
+LOWEST = {"FLOAT32": b"\xff\xff\x7f\xff", "INT8": b"\x80", "INT16": b"\0\x80", "INT32": b"\0\0\0\x80"}  # finite
 
 
 class Emitter:
@@ -5164,7 +5214,7 @@ class Emitter:
         self.callees: list[NewSubgraph] = []
         self.tensors: list[NewTensor] = []
         self.operators: list[NewOperator] = []
-        self.constants: dict[tuple[int | None, tuple[int, ...], Values], int] = {}
+        self.constants: dict[tuple[Any, ...], int] = {}
 
     def add(self, tensor: NewTensor) -> int:
         self.tensors.append(tensor)
@@ -5222,7 +5272,7 @@ class Emitter:
 
     def constant(self, values: Values, shape: tuple[int, ...], like: int | None = None, dtype: str = "INT32") -> int:
         """A constant of int32 values, or of bytes in the type of ``like`` or ``dtype``; equal ones are added once."""
-        key = like, shape, values
+        key = dtype if like is None else like, shape, values
         if key not in self.constants:
             content = values if isinstance(values, bytes) else struct.pack(f"<{len(values)}i", *values)
             self.constants[key] = self.add(NewTensor("rows", shape, like, content, dtype=dtype))
@@ -6195,6 +6245,9 @@ class Lightening(Substitution):
     rules = dilated, without_padding, without_reshaping, past_movers, as_dense
 
 
+MAX_COPIES = 1 << 10  # inputs of CONCATENATION in place of a TILE
+
+
 class Repair(Substitution):
     """Equivalents of operators that TFLM rejects, bit for bit:
 
@@ -6225,6 +6278,8 @@ class Repair(Substitution):
 
     def as_copies(self, operator: Operator, node: Node) -> bool:
         if operator.kind != "TILE" or not (times := node["multiples"].values) or min(times) < 1 or max(times) < 2:
+            return False
+        if sum(times) > MAX_COPIES or node["input"].affine != node["output"].affine:
             return False
         last, here = max(axis for axis, count in enumerate(times) if count > 1), operator.inputs[0]
         for axis, count in enumerate(times):
@@ -6260,6 +6315,8 @@ class Repair(Substitution):
         if not weights.quantization or len(weights.quantization.scales) < 2 or len(weights.shape) != 2:
             return False
         made, read = weights.shape
+        if source.dynamic or not made:
+            return False
         rows = output.elements // made
         pixels = emitter.reshape(source.index, emitter.tensor(source.index, (rows, 1, 1, read), "pixels"))
         bias = node.get("bias")
@@ -7299,12 +7356,21 @@ class ClusteredWeights(NamedTuple):
     index_bytes: int  # every element as a packed index into its code-book
 
 
+UNPACKING = "DEQUANTIZE", "DENSIFY", DECODE
+
+
 def weight_tensors(graph: ModelGraph) -> tuple[list[tuple[str, Tensor]], list[str]]:
     """The weight matrices, each buffer once, as (operator kind, tensor), and a note on each that must stay as it is."""
     found: dict[int, tuple[str, Tensor]] = {}
     notes: dict[str, None] = {}
     uses = {(t.buffer, t.dtype, len(t.shape) > 1) for subgraph in graph.subgraphs for t in subgraph.tensors}
     uses |= {(buffer, "metadata", False) for _, buffer in graph.metadata}
+    uses |= {
+        (subgraph.tensors[i].buffer, "operand", False)
+        for subgraph, operator in graph.operators
+        for position, i in enumerate(operator.inputs if operator.kind not in UNPACKING else ())
+        if i >= 0 and position not in kind_of(operator).weights
+    }
     meanings = Counter(buffer for buffer, *_ in uses)
     for subgraph in graph.subgraphs:
         makers = {i: operator for operator in subgraph.operators for i in operator.writes}
@@ -7315,14 +7381,14 @@ def weight_tensors(graph: ModelGraph) -> tuple[list[tuple[str, Tensor]], list[st
                 if maker is not None and maker.kind == DECODE:
                     notes[f"{subgraph.tensors[index].name} is compressed and stays as it is"] = None
                     continue
-                if maker is not None and maker.kind in ("DEQUANTIZE", "DENSIFY") and maker.reads:
+                if maker is not None and maker.kind in UNPACKING and maker.reads:
                     index = maker.reads[0]
                 tensor = subgraph.tensors[index]
                 is_weight = index >= 0 and tensor.storage is Storage.CONSTANT and len(tensor.shape) >= 2
                 if not is_weight or tensor.buffer in found:
                     continue
                 if meanings[tensor.buffer] > 1:
-                    what = "metadata, vectors or tensors of another type"
+                    what = "metadata, vectors, other operands or tensors of another type"
                     notes[f"{tensor.name} has its data in common with {what} and stays as it is"] = None
                 elif tensor.is_sparse:
                     notes[f"{tensor.name} is stored sparse and stays as it is"] = None
@@ -7374,7 +7440,7 @@ def cluster_to_quality(
 ) -> tuple[np.ndarray, ClusteredWeights]:
     """As :func:`cluster_tensor`, with the fewest clusters that reach ``min_sqnr`` decibels, or ``most`` if none do."""
     clustered = cache(partial(cluster_tensor, kind, tensor, weights, per_channel=per_channel))
-    fewer = range(2, most)
+    fewer = range(1, most)
     place = bisect.bisect_left(fewer, min_sqnr, key=lambda count: clustered(count)[1].sqnr_db)
     return clustered(fewer[place] if place < len(fewer) else most)
 
@@ -7805,6 +7871,8 @@ def why_not_planned(model: Snapshot, in_place: bool) -> str:
         return COMPILED
     if not in_place and looped_operators(model.graph):
         return LOOPED
+    if any(t.is_updated_in_place for s in model.graph.subgraphs[1:] for t in s.tensors):
+        return "TFLM mistakes the offsets of a plan where subgraphs other than the first have state"
     for i, buffer in enumerate(model.arena.buffers):
         if buffer.interval.first < 0 <= buffer.interval.last:
             return f"{model.arena.name(i)} is read but never written, so the results depend on its address"
@@ -8061,10 +8129,10 @@ def _why_not_run(runtime: str, original: ModelGraph, changed: ModelGraph) -> str
 
 
 def verify_models(
-    original: Bytes, changed: Bytes, seed: int = 0, timeout: float = RUN_SECONDS, more: Sequence[Bytes] = ()
+    original: Bytes, changed: Bytes, seed: int = 0, timeout: float = RUN_SECONDS, stages: Sequence[Bytes] = ()
 ) -> VerificationDecision:
     """Compare two models on the same inputs in TFLM and LiteRT (no delegate, one thread), where these are installed.
-    ``more`` are the stages after ``changed``, which get their inputs by name.
+    ``stages`` are parts of ``changed`` that run in its place and get their inputs by name.
 
     Runs one inference per entry of INPUT_SCALES, consecutively, and sees if LiteRT's default interpreter, with its
     delegate, takes the changed model. A runtime that cannot run the original becomes a note; crashes are reported.
@@ -8079,14 +8147,15 @@ def verify_models(
     # LiteRT's optimised kernels sum floats in an order that depends on the number of rows; TFLM's and the reference
     # kernels do not.
     written = {s.tensors[t].dtype for s, operator in graphs[0].operators for t in operator.writes}
-    kernels = KERNELS[len({len(list(graph.operators)) for graph in graphs}) > 1 and "FLOAT32" in written]
+    is_rewritten = bool(stages) or len({len(list(graph.operators)) for graph in graphs}) > 1
+    kernels = KERNELS[is_rewritten and "FLOAT32" in written]
 
     def run(runtime: str, is_changed: bool, kernels: str = kernels) -> Outputs:
         def once(data: Bytes, inputs: Inputs) -> Outputs:
             return _run_in_subprocess(runtime, data, inputs, kernels, max(start + timeout - time.monotonic(), 0.0))
 
         if is_changed:
-            return _run_chain([changed, *more], first, given, once) if more else once(changed, given)
+            return _run_chain(stages, second, given, once) if stages else once(changed, given)
         return once(original, meant)
 
     missing, notes, comparisons = missing_runtimes(), [], {}
@@ -8117,17 +8186,16 @@ def verify_models(
 
 
 def _run_chain(
-    stages: Sequence[Bytes], original: Subgraph, given: Inputs, run: Callable[[Bytes, Inputs], Outputs]
+    stages: Sequence[Bytes], whole: Subgraph, given: Inputs, run: Callable[[Bytes, Inputs], Outputs]
 ) -> Outputs:
-    """The outputs of the original, by stages that get their inputs by name."""
-    first = read_model(stages[0]).subgraphs[0]
-    known = [_by_name(first, arrays, []) for arrays in given]
+    """The outputs of a model, by its stages, which get their inputs by name."""
+    known = [_by_name(whole, arrays, []) for arrays in given]
     for data in stages:
         stage = read_model(data).subgraphs[0]
         inputs = [[values[stage.tensors[t].name] for t in stage.inputs] for values in known]
         for values, arrays, results in zip(known, inputs, run(data, inputs), strict=True):
             values.update(_by_name(stage, arrays, results))
-    return [[values[original.tensors[t].name] for t in original.outputs] for values in known]
+    return [[values[whole.tensors[t].name] for t in whole.outputs] for values in known]
 
 
 def _by_name(subgraph: Subgraph, inputs: Sequence[np.ndarray], outputs: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
@@ -8191,13 +8259,13 @@ def decide_verification(
     what: str = "the input",
     seed: int = 0,
     timeout: float = RUN_SECONDS,
-    more: Sequence[Snapshot] = (),
+    stages: Sequence[Snapshot] = (),
 ) -> VerificationDecision:
     """As :func:`verify_models`, but without a wrong memory plan in ``original``, the model that ``what`` names."""
     meant = original.without_wrong_plan()
     whose = f"{what} model's" + ("" if meant is original else " without the wrong memory plan")
-    stages = [stage.data for stage in more]
-    return dataclasses.replace(verify_models(meant.data, model.data, seed, timeout, stages), against=whose)
+    parts = [stage.data for stage in stages]
+    return dataclasses.replace(verify_models(meant.data, model.data, seed, timeout, parts), against=whose)
 
 
 ####################################################################################################
@@ -8791,6 +8859,10 @@ def decide_split(
     """
     if stripes not in STRIPES_AS:
         raise ValueError(f"stripes are one of {', '.join(STRIPES_AS)}, not {stripes!r}")
+    if stripes != "unrolled" and (why := why_older(model.graph.kernels, LOOPS_SINCE, "the kernels of loops")):
+        if stripes == "loop":
+            raise Refusal(why, before=model.peak, after=model.peak)
+        stripes = "unrolled"
     budget, forms = Budget(time_limit), STRIPES_AS[stripes]
     models, ordered, patience = [model], model, budget.share(0.8 if limit is None else 0.5)
     if is_series(model.graph.subgraphs[0]):
@@ -8977,11 +9049,13 @@ class StageSearch:
     model, choose a chain; its stages are then searched one by one, which corrects the estimates, until a chain is the
     best of all by what is known."""
 
-    def __init__(self, model: Snapshot, max_time: float, in_place: bool, budget: Budget) -> None:
+    def __init__(self, model: Snapshot, max_time: float, in_place: bool, can_loop: bool, budget: Budget) -> None:
         self.model, self.max_time, self.in_place, self.budget = model, max_time, in_place, budget
+        self.can_loop = can_loop and in_place and not why_older(model.graph.kernels, LOOPS_SINCE)
         self.subgraph = model.graph.subgraphs[0]
         self.count = len(self.subgraph.operators)
-        search = SplitSearch(model.graph, self.subgraph, budget.share(0.2), UNROLLED | LOOPS if in_place else UNROLLED)
+        forms = UNROLLED | LOOPS if self.can_loop else UNROLLED
+        search = SplitSearch(model.graph, self.subgraph, budget.share(0.2), forms)
         search.front(int(search.problem.time * max_time / 100))
         self.intervals, self.steps = search.problem.intervals, search.problem.steps
         places = sorted(range(1, self.count), key=lambda p: self.waiting(p, p))[:MAX_PLACES]
@@ -9015,7 +9089,8 @@ class StageSearch:
 
     def waiting(self, start: int, end: int) -> int:
         """Bytes that wait while operators [start, end) are a stage."""
-        return sum(i.size for i in self.intervals.values() if i.first < start and i.last >= (start or end))
+        behind = start or (end if end < self.count else NO_LIMIT)  # nothing waits for the whole model
+        return sum(i.size for i in self.intervals.values() if i.first < start and i.last >= behind)
 
     def crossings(self, cuts: Sequence[int]) -> list[Crossing]:
         found, tensors = [], self.subgraph.tensors
@@ -9030,7 +9105,7 @@ class StageSearch:
         """The cuts into at most ``most`` stages with the smallest largest stage; the fewest of equals."""
         ways: dict[int, tuple[int, tuple[int, ...]]] = {0: (0, ())}  # by end: (largest so far, cuts)
         chains: list[tuple[int, tuple[int, ...]]] = [(self.sizes[0, self.count], ())]
-        for _ in range(most - 1):
+        for _ in range(min(most, len(self.places) - 1) - 1):
             found: dict[int, list[tuple[int, tuple[int, ...]]]] = defaultdict(list)
             for start, end in itertools.combinations(self.places[:-1], 2):
                 if start in ways:
@@ -9044,7 +9119,7 @@ class StageSearch:
         """The forms of a stage, each with the way to it: the fastest first, the smallest last. Corrects its size."""
         part = part_of(self.model, start, end)
         found = [(part, "as it is")]
-        for recipe in (RECIPES[0], RECIPES[-1] if self.in_place else RECIPES[-2]):
+        for recipe in (RECIPES[0], RECIPES[-1] if self.can_loop else RECIPES[-2]):
             share = self.budget.share(0.1)
             found.append((taken_steps(recipe, part, None, self.max_time, share, self.in_place)[0], recipe.name))
         self.sizes[start, end] = min(one.arena.reserve for one, _ in found) + self.waiting(start, end)
@@ -9093,6 +9168,7 @@ def decide_stages(
     time_limit: float = TIME_LIMIT,
     max_time: float = DEFAULT_MAX_TIME,
     in_place: bool = True,
+    can_loop: bool = True,
 ) -> tuple[Snapshot, StagesDecision]:
     """Cut a model into at most ``most`` stages, each split, ordered and planned by itself, such that the arena that
     serves all of them is smallest, with what waits in it. The model itself stays as it is; the decision has the stages.
@@ -9103,7 +9179,7 @@ def decide_stages(
     names = Counter(tensor.name for tensor in model.graph.subgraphs[0].tensors if tensor.ram_bytes)
     if twice := next((name for name, count in names.items() if count > 1), None):
         raise Refusal(f"two of its tensors have the name {shorten(twice)!r}, and stages hand on tensors by their names")
-    search = StageSearch(ordered.without_wrong_plan(), max_time, in_place, budget)
+    search = StageSearch(ordered.without_wrong_plan(), max_time, in_place, can_loop, budget)
     ends = search.run(MAX_STAGES if most is None else most)
     crossings, limit = search.crossings([start for start, _ in ends[1:]]), max(search.sizes[one] for one in ends)
     models, rows = [], []
@@ -9116,7 +9192,7 @@ def decide_stages(
     spent = sum(model_instructions(one.graph) + allocation_instructions(one.graph) for one in models)
     before = model_instructions(model.graph)
     return model, StagesDecision(
-        before=model.arena.reserve,
+        before=model.without_wrong_plan().arena.reserve,
         after=limit,
         stages=tuple(rows),
         time_percent=100 * (spent / before - 1) if before else 0.0,
@@ -9201,7 +9277,7 @@ def decide_fit(
     were tried, and proposals if none fits or there is no limit; with ``has_external`` also external RAM. ``can_loop``
     allows loops, which need TFLM of November 2025 or later. If nothing else fits, ``can_stage`` tries stages, which the
     last of ``steps`` has; the model itself stays as it is. The rest is as for :func:`decide_stages`."""
-    budget = Budget(time_limit)
+    budget, can_loop = Budget(time_limit), can_loop and not why_older(model.graph.kernels, LOOPS_SINCE)
     tried: list[tuple[FitWay, Snapshot, list[Decision]]] = [(_way("as it is", model, model, limit), model, [])]
     for recipe in RECIPES:
         if limit is not None and tried[-1][0].fits:
@@ -9213,7 +9289,7 @@ def decide_fit(
             tried.append((_way(recipe.name, model, after, limit), after, decisions))
     cut = StagesDecision()
     if limit is not None and not tried[-1][0].fits:
-        _, cut = decide_stages(model, None, budget.share(0.5).left, max_time, in_place)
+        _, cut = decide_stages(model, None, budget.share(0.5).left, max_time, in_place, can_loop)
         if can_stage and cut.models:
             tried.append((_in_stages(model, cut, limit), model, [cut]))
     taken = min(range(len(tried)), key=lambda i: (bool(tried[i][1].arena.problems), tried[i][0].reserve))
@@ -9301,8 +9377,9 @@ class CompressionDecision(Decision):
     def message(self) -> list[str]:
         lines = ["", *listed("Not compressed:", self.notes)]
         if self.left:
-            way = f"; --compress-ram {self.ram_for_more} takes {self.more}" if self.more > len(self.weights) else ""
-            lines += [f"Not compressed: {self.left} more weights, whose decoding takes memory{way}"]
+            lines += [f"Not compressed: {self.left} more weights, whose decoding takes memory"]
+            if self.more > len(self.weights):
+                lines[-1] += f"; --compress-ram {size_text(self.ram_for_more)} takes {self.more}"
         if not self.weights:
             why = "" if self.left else "no weights have so few values that code-books pay (--clusters N gives them few)"
             return [*lines, f"Not compressed: {why}."] if why else lines
@@ -9336,7 +9413,8 @@ def decide_compression(
     :func:`decide_split`. Only TFLM runs such a file. Raises ModelError if it uses a newer schema."""
     budget, loops = Budget(time_limit), looped_operators(model.graph)  # whose tensors share memory by a plan: a new one
     graph = dataclasses.replace(model.graph, plan=None) if loops and for_plan else model.graph
-    if why := COMPILED if is_compiled(model.graph) else why_not_rewritten(graph):
+    why = COMPILED if is_compiled(model.graph) else why_not_rewritten(graph)
+    if why := why or why_older(model.graph.kernels, DECODE_SINCE, f"the kernel of {DECODE}"):
         raise Refusal(why)
 
     def reserve(model: Snapshot) -> int:
@@ -9814,7 +9892,9 @@ CPP_NAMES = frozenset(
     struct switch template this throw true try typedef typeid typename union unsigned using virtual void volatile while
     xor std tflite main unix linux i386 arm abs acos asin atan ceil cos exp fabs floor fmod log pow round sin sqrt tan
     abort atoi calloc div exit free index malloc printf puts qsort rand read realloc remove rename signal srand system
-    time write bit boolean byte delay loop max min setup sq word""".split()
+    time write bit boolean byte delay loop max min setup sq word clock random select erf hypot timezone daylight tzname
+    signgam gamma j0 j1 jn y0 y1 yn fma trunc tgamma lgamma nan remainder ldexp modf frexp scalb significand drem ldiv
+    strlen memcpy getline perror tempnam ctime difftime mktime wcslen tolower toupper isalpha drand48 mktemp""".split()
 )
 CPP_TYPES = {"FLOAT32": "float", "BOOL": "bool"}
 BYTES_PER_LINE = 16
@@ -10716,13 +10796,13 @@ class Command:
     def verify(self, seconds: float) -> Decision:
         """Bit by bit against the model whose weights are those of this one; if they were clustered, also the distance
         to the input."""
-        limit, stages = self.arguments.time_limit, self.result(StagesDecision)
-        model, *more = (stages.models if stages else ()) or (self.model.snapshot,)
-        compared = partial(decide_verification, model, timeout=RUN_SECONDS if limit is None else limit, more=more)
+        limit, cut, model = self.arguments.time_limit, self.result(StagesDecision), self.model.snapshot
+        timeout, stages = RUN_SECONDS if limit is None else limit, cut.models if cut else ()
+        compared = partial(decide_verification, model, timeout=timeout, stages=stages)
         distance = compared(self.original, "the input")
         if self.baseline is self.original:
             return distance
-        if self.baseline is self.model.snapshot and not more:
+        if self.baseline is model and not stages:
             return dataclasses.replace(distance, may_differ=True)
         what = "the clustered" if self.result(ClusteringDecision) else "the repaired"
         return dataclasses.replace(compared(self.baseline, what), distance=distance)
@@ -10740,11 +10820,12 @@ class Command:
 
     def exceeded(self) -> list[str]:
         """One sentence for a wrong memory plan, for a rejection, and for an arena above the limit."""
-        model, limit, stages = self.model, self.arguments.max_arena, self.result(StagesDecision)
-        taken = stages.after if stages and stages.models and stages.after else model.arena.reserve
-        failures = [f"the memory plan in the file is wrong: {fault}" for fault in model.arena.problems[:1]]
+        limit, stages = self.arguments.max_arena, self.result(StagesDecision)
+        parts = (stages.models if stages else ()) or (self.model.snapshot,)
+        taken = stages.after if stages and stages.models and stages.after else parts[0].arena.reserve
+        failures = [f"the memory plan in the file is wrong: {why}" for part in parts for why in part.arena.problems][:1]
         known = "give --assume-kernels NAME,... for kernels that your firmware links"
-        failures += [f"TFLM rejects this model: {why} ({known})" for why in model.snapshot.refusals[:1]]
+        failures += [f"TFLM rejects this model: {why} ({known})" for part in parts for why in part.refusals][:1]
         way = "" if self.results else self.hint(limit or 0)
         return failures + [f"the model needs an arena of {taken:,} B; the limit is {limit:,} B{way}"] * (taken > limit)
 
@@ -10827,13 +10908,13 @@ class Command:
         if output == STREAM and stages and stages.models:
             raise UsageError("stages are several files: give -o a name")
         if output and stages and stages.models:
-            models = (stage.with_data_inside().data for stage in stages.models)
-            files = {output.with_suffix(f".{i}.tflite"): data for i, data in enumerate(models, start=1)}
+            models = [stage.with_data_inside().data for stage in stages.models]
+            files = dict(zip(stage_paths(output, len(models)), models, strict=True))
             write_files(files)
             _log(f"wrote {', '.join(map(str, files))}")
         elif output:
             _write(output, self.model.to_bytes())
-        elif self.results and not folder:
+        elif not folder and (self.model.snapshot is not self.original or (stages and stages.models)):
             _log("nothing was written: give -o FILE to save this model")
 
 
@@ -10938,7 +11019,8 @@ def show_models(arguments: argparse.Namespace, given: Mapping[str, Option]) -> i
             print_text(text)
     if a.json:
         document = {"tflite_tools_version": __version__, "kernels": a.kernels, "models": rows}
-        _write_json(a.json, document | {f"{name}_bytes": size for name, size in shared._asdict().items()})
+        with _standard_output():
+            _write_json(a.json, document | {f"{name}_bytes": size for name, size in shared._asdict().items()})
     if a.firmware:
         write_texts(a.firmware, sources)
         _log(f"wrote {a.firmware}")
@@ -10948,8 +11030,10 @@ def show_models(arguments: argparse.Namespace, given: Mapping[str, Option]) -> i
     return CHECK_FAILED
 
 
-def show_boards(arguments: argparse.Namespace) -> int:
+def show_boards(arguments: argparse.Namespace, given: Collection[str]) -> int:
     """Print the boards and, with a model, if it runs there as it is and fitted."""
+    if others := sorted({*given} - {"--board", "--input"}):
+        raise UsageError(f"--board list takes at most a model: leave out {', '.join(others)}")
     titles, path = ["Name", "Board", "Kernels", "SRAM (KB)", "PSRAM (KB)", "Flash (KB)"], arguments.input
     rows = [[key, b.title, b.kernels, *(f"{n:,}" for n in (b.sram, b.psram, b.flash))] for key, b in BOARDS.items()]
     if path:
@@ -11019,6 +11103,9 @@ def _one_of(names: Collection[str]) -> Callable[[str], str]:
     return read
 
 
+_kept = _matching("[^=].*", "is not like NAME or NAME=INPUT", lambda text: text.partition("=")[::2])
+
+
 def _did_you_mean(text: str, names: Iterable[str]) -> str:
     import difflib
 
@@ -11073,7 +11160,8 @@ OPTIONS = {
                needs="--plan --fit --stages", alias="--no-in-place"),
         Option("--integer-io", "remove the conversions of floats at inputs and outputs, which your code does instead",
                step=lambda command, _: command.model.use_integer_ports(command.arguments.plan, command.in_place)),
-        Option("--time-limit", f"effort of all searches together, in seconds of work (default: {TIME_LIMIT:g})",
+        Option("--time-limit", f"effort of all searches together, in seconds of work (default: {TIME_LIMIT:g}); also "
+               "the seconds that --verify may take",
                _number("is not a number of seconds"), "SECONDS"),
     ],
     "my device": [
@@ -11083,7 +11171,7 @@ OPTIONS = {
                _one_of(LIBRARIES), "NAME"),
         Option("--tflm", "month of the TFLM that you build, which may lack newer kernels", _month, "YYYY-MM"),
         Option("--keep", "a tensor that plans keep after an inference or, with '=', an output that is the next input, "
-               "in its place; Ids or whole names, repeatable", lambda text: text.partition("=")[::2], "NAME[=INPUT]",
+               "in its place; Ids or whole names, repeatable", _kept, "NAME[=INPUT]",
                more={"action": "append"}),
         Option("--memories", "plan two memories: most of what an inference moves in the fast one, the rest in the slow "
                "one; without sizes, those of the board", _memories, "fast=SIZE[,slow=SIZE]", more=OPTIONAL),
@@ -11175,7 +11263,6 @@ def check_options(arguments: argparse.Namespace) -> dict[str, Option]:
     if arguments.input is None and arguments.board != "list":
         raise UsageError("no model is given: tflite-tools MODEL; --help shows all options")
     board = BOARDS.get(arguments.board or "")
-    arguments.kernels = arguments.kernels or (board.kernels if board else REFERENCE.name)
     for name in ("max_arena", "memories", "fit"):
         if getattr(arguments, name) is OF_BOARD and board:
             sizes = {"fast": board.sram * 1024} | ({"slow": board.psram * 1024} if board.psram else {})
@@ -11185,6 +11272,7 @@ def check_options(arguments: argparse.Namespace) -> dict[str, Option]:
     arguments.plan |= arguments.memories is not None
     values = vars(arguments)
     given = {o.flag: o for o in ALL_OPTIONS if values[o.name] is not None and values[o.name] is not False}  # 0 is given
+    arguments.kernels = arguments.kernels or (board.kernels if board else REFERENCE.name)
     for flag, option in given.items():
         if option.needs and not given.keys() & set(option.needs.split()):
             raise UsageError(f"{flag} does nothing on its own: add {option.needs.replace(' ', ' or ')}")
@@ -11195,10 +11283,13 @@ def check_options(arguments: argparse.Namespace) -> dict[str, Option]:
         raise UsageError("--memories has limits of its own: leave out --max-arena")
     for flag in [flag for flag in ("--stages", "--fit") if flag in given]:
         if others := given.keys() & {"--fit", "--lighten", "--split", "--optimize", "--plan", "--compress"} - {flag}:
-            raise UsageError(f"{flag} chooses the steps itself: leave out {', '.join(sorted(others))}")
+            names = {"--memories" if other == "--plan" and arguments.memories else other for other in others}
+            raise UsageError(f"{flag} chooses the steps itself: leave out {', '.join(sorted(names))}")
     if "--stages" in given and arguments.output == STREAM:
         raise UsageError("stages are several files: give -o a name")
-    if arguments.stripes == "loop" and not (arguments.plan or "--fit" in given):
+    if arguments.stripes == "loop" and "--fit" in given:
+        raise UsageError("--fit takes loops where they are best: leave out --stripes loop")
+    if arguments.stripes == "loop" and not arguments.plan:
         raise UsageError("loops need a memory plan in the file: add --plan")
     if arguments.stripes in ("loop", "auto") and arguments.no_sharing:
         raise UsageError("the tensors of a loop share memory: leave out --no-sharing, or give --stripes unrolled")
@@ -11225,8 +11316,8 @@ def output_of(arguments: argparse.Namespace) -> Path | None:
     files = [file for file in (output, a.plot, a.memory_map, a.json) if file not in (None, STREAM)]
     inside = [a.csv / name for name in CSV_FILES] if a.csv else []
     inside += [a.firmware / name for name in firmware_names(title_of(a))] if a.firmware else []
-    most = a.stages or (0 if a.fit is None else MAX_STAGES)
-    inside += [output.with_suffix(f".{i}.tflite") for i in range(1, most + 1)] if output and output != STREAM else []
+    most = min(a.stages or (0 if a.fit is None else MAX_STAGES), MAX_PLACES + 1)
+    inside += stage_paths(output, most) if output and output != STREAM else []
     inputs = [file for file in (a.compare, None if a.overwrite else a.input, *a.model[1:]) if file]
     written = [*files, *inside]
     for i, file in enumerate(written):
@@ -11240,6 +11331,11 @@ def output_of(arguments: argparse.Namespace) -> Path | None:
         if not is_stream(file) and not os.access(folder, os.W_OK | os.X_OK):
             raise UsageError(f"{file}: no permission to write into {folder}")
     return output
+
+
+def stage_paths(output: Path, count: int) -> list[Path]:
+    """Where the stages go: ``NAME.1.tflite`` and so on."""
+    return [output.parent / f"{output.stem}.{i}.tflite" for i in range(1, count + 1)]
 
 
 def title_of(arguments: argparse.Namespace) -> str:
@@ -11271,7 +11367,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if len(arguments.model) > 1:
                 return show_models(arguments, given)
             if arguments.board == "list":
-                return show_boards(arguments)
+                return show_boards(arguments, given)
             return Command(arguments).run([given[flag] for flag in STEPS if flag in given])
     except SystemExit as stop:  # of the parser
         return int(stop.code or DONE)

@@ -387,7 +387,7 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert main(["-i", str(CNN), "--compress"]) == 0
     assert "--clusters N gives them few" in capsys.readouterr().out
     assert main(["-i", str(CNN), "--clusters", "4", "--compress"]) == 0
-    assert "whose decoding takes memory; --compress-ram 2096 takes 2\n" in capsys.readouterr().out
+    assert "whose decoding takes memory; --compress-ram 2096B takes 2\n" in capsys.readouterr().out
     for wrong in (["--compress-ram", "4KB"], ["--clusters", "4", "--min-sqnr", "20"], ["--min-sqnr", "many"]):
         assert main(["-i", str(CNN), *wrong]) == 2
         assert capsys.readouterr().err.count("\n") == 1
