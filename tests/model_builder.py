@@ -173,6 +173,28 @@ def updated(shape: tuple[int, ...], start: list[int]) -> Builder:
     return b
 
 
+def repeated(main: Builder, carried: list[int], turn: Any = None, test: Any = None, turns: int = 2) -> list[int]:
+    """WHILE over float tensors: what is carried, after some turns. ``turn(body, tensors)`` gives the new tensors, and
+    ``test(condition, tensors)`` adds to the condition."""
+    cond, body = Builder(main.model, "cond"), Builder(main.model, "body")
+    shapes = [tuple(main.table.tensors[t].shape) for t in carried]
+    after = [main.tensor((1,), "INT32"), *(main.tensor(shape, "FLOAT32") for shape in shapes)]
+    options = schema.WhileOptionsT()
+    options.condSubgraphIndex, options.bodySubgraphIndex = (main.model.subgraphs.index(b.table) for b in (cond, body))
+    main.op("WHILE", [main.constant(np.zeros(1, np.int32)), *carried], after, options)
+    number, *given = ports = [cond.tensor((1,), "INT32"), *(cond.tensor(shape, "FLOAT32") for shape in shapes)]
+    verdict = cond.tensor((1,), "BOOL")
+    if test:
+        test(cond, given)
+    cond.op("LESS", [number, cond.constant(np.array([turns], np.int32))], [verdict])
+    cond.finish(ports, [verdict])
+    number, *given = ports = [body.tensor((1,), "INT32"), *(body.tensor(shape, "FLOAT32") for shape in shapes)]
+    following = body.tensor((1,), "INT32")
+    body.op("ADD", [number, body.constant(np.ones(1, np.int32))], [following], schema.AddOptionsT())
+    body.finish(ports, [following, *(turn(body, given) if turn else given)])
+    return after[1:]
+
+
 def quantized(scale: float = 0.05, zero: int = -3, dtype: str = "INT8", shape: tuple[int, ...] = (1, 6, 4, 2)):
     q = schema.QuantizationParametersT()
     q.scale, q.zeroPoint = [scale], [zero]

@@ -357,6 +357,26 @@ def test_weights_whose_bytes_are_metadata_too_stay():
     assert "in common with metadata" in decision.notes[0]
 
 
+def test_weights_that_another_operator_adds_stay():
+    b = Builder()
+    x, y, z = b.tensor((8, 8)), b.tensor((8, 8)), b.tensor((8, 8))
+    weights = b.constant(np.arange(64, dtype=np.int8).reshape(8, 8))
+    b.op("FULLY_CONNECTED", [x, weights, -1], [y])
+    b.op("ADD", [y, weights], [z])
+    decision = TFLiteModel(b.build([x], [z])).cluster_weights(2)
+    assert not decision.changed
+    assert "other operands" in decision.notes[0]
+
+
+def test_one_value_may_be_enough():
+    b = Builder()
+    x, y = b.tensor((1, 8), "FLOAT32"), b.tensor((1, 4), "FLOAT32")
+    noise = np.random.default_rng(0).normal(size=(4, 8))
+    b.op("FULLY_CONNECTED", [x, b.constant((100 + noise).astype(np.float32)), -1], [y])
+    (account,) = TFLiteModel(b.build([x], [y])).cluster_weights(min_sqnr=20).weights
+    assert account.distinct_after == 1
+
+
 def test_weights_whose_bytes_are_a_bias_too_stay():
     """Converters store equal bytes once, whatever they mean."""
     b = Builder()

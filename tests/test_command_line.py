@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import csv
+import io
 import json
 import os
 import re
@@ -11,6 +12,7 @@ import signal
 import stat
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -405,6 +407,22 @@ def test_an_output_that_cannot_be_written_is_found_first(tmp_path: Path, capsys:
         captured = capsys.readouterr()
         assert "no permission to write into" in captured.err
         assert not captured.out
+
+
+def test_a_damaged_archive_at_the_end_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as labels:
+        labels.writestr("labels.txt", "cat dog")
+    path, out = tmp_path / "model.tflite", tmp_path / "out.tflite"
+    path.write_bytes(Path(CELLS).read_bytes() + archive.getvalue().replace(b"cat dog", b"cat fog"))
+    assert main([str(path), "--optimize", "-o", str(out)]) == 2
+    assert "the zip archive at its end cannot be read" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_verifying_alone_leaves_nothing_to_write(capsys: pytest.CaptureFixture[str]):
+    assert main([CELLS, "--verify"]) == 0
+    assert "nothing was written" not in capsys.readouterr().err
 
 
 def test_the_gate_says_yes_only_to_what_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from ai_edge_litert import schema_py_generated as schema
 from corpus import MODELS
 from model_builder import Builder
 from spatial_nets import looped
@@ -135,6 +136,15 @@ def with_variable() -> bytes:
     return b.build([x], [y])
 
 
+def never_assigned() -> bytes:
+    b = Builder()
+    handle, x, value, y = b.tensor(dtype="RESOURCE"), *(b.tensor((1, 4), "FLOAT32") for _ in range(3))
+    b.op("VAR_HANDLE", [], [handle])
+    b.op("READ_VARIABLE", [handle], [value])
+    b.op("ADD", [x, value], [y], schema.AddOptionsT())
+    return b.build([x], [y])
+
+
 def own_operator() -> bytes:
     b = Builder()
     x, y = b.tensor((1, 4), "FLOAT32", name='line\nbreak */ "quote" \\ end'), b.tensor((), "FLOAT32")
@@ -152,6 +162,7 @@ def compressed() -> bytes:
 CASES = {
     "digits": (MODELS / "digits_cells_int8.tflite").read_bytes,
     "variable": with_variable,
+    "variable, never assigned": never_assigned,
     "own": own_operator,
     "compressed": compressed,
     "looped": looped,
@@ -182,10 +193,11 @@ def write_stubs(folder: Path) -> None:
 def test_it_compiles_and_is_the_model(case: str, tmp_path: Path):
     data = CASES[case]()
     model = TFLiteModel(data)
-    model.write_firmware(tmp_path / "out", f"3 {case}-net")
+    name = case.partition(",")[0]
+    model.write_firmware(tmp_path / "out", f"3 {name}-net")
     header, source, example = (
-        (tmp_path / "out" / name).read_text()
-        for name in (f"model_3_{case}_net_model.h", f"model_3_{case}_net_model.cc", "example.cc")
+        (tmp_path / "out" / file).read_text()
+        for file in (f"model_3_{name}_net_model.h", f"model_3_{name}_net_model.cc", "example.cc")
     )
     array = re.search(r"kModel\[\] = \{(.*?)\};", source, re.DOTALL)[1]
     assert bytes(int(byte, 16) for byte in re.findall(r"0x(..),", array)) == data
@@ -195,7 +207,7 @@ def test_it_compiles_and_is_the_model(case: str, tmp_path: Path):
     assert sorted(map(plain, calls)) == sorted({plain(o.kind) for _, o in model.graph.operators})
     assert [call for call in calls if "Custom" in call] == CUSTOM.get(case, [])
     assert f"kOperatorCount = {len(calls)};" in header
-    assert ("MicroResourceVariables::Create(allocator, 1)" in example) == (case == "variable")
+    assert ("MicroResourceVariables::Create(allocator, 1)" in example) == case.startswith("variable")
     assert ("by the application" in header) == (case == "own")
     if shutil.which("g++") is None:
         pytest.skip("needs g++")
@@ -340,7 +352,9 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert not (tmp_path / "none").exists()
 
 
-@pytest.mark.parametrize("name", ["NULL", "unix", "TfLiteStatus", "exp", "EOF", "main", "\u00e9t\u00e9", "7"])
+@pytest.mark.parametrize(
+    "name", ["NULL", "unix", "TfLiteStatus", "exp", "gamma", "select", "EOF", "main", "\u00e9t\u00e9", "7"]
+)
 @pytest.mark.skipif(not shutil.which("g++"), reason="there is no C++ compiler")
 def test_any_name_compiles(name: str, tmp_path: Path):
     """Names of macros, types and functions, and operators and tensors whose names are code."""
@@ -357,6 +371,7 @@ def test_any_name_compiles(name: str, tmp_path: Path):
     assert "Register_my_op_2()" in text
     assert "abort();" not in text
     command = ["g++", "-std=c++17", "-Wall", "-Wextra", "-Werror", f"-I{tmp_path}", "-fsyntax-only"]
+    command += [word for name in ("cmath", "string", "algorithm", "ctime") for word in ("-include", name)]
     for file in (source, tmp_path / "out" / "example.cc"):
         done = subprocess.run([*command, str(file)], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr

@@ -86,6 +86,22 @@ def test_stages_are_the_last_rung(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert decision.proposals[0].startswith(f"--stages: {last['reserve']:,} B")
 
 
+def test_a_tflm_without_loops_gets_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    out = tmp_path / "out.tflite"
+    for flags in (["--fit", "60KB"], ["--split", "--plan"], ["--stages", "2"]):
+        assert main([str(MOBILENET), *flags, "--tflm", "2025-01", "--max-arena", "60KB", "-o", str(out)]) == 0
+    assert "of November 2025" not in capsys.readouterr().out
+    model = TFLiteModel.load_from_file(MOBILENET, tflm="2025-01")
+    assert "came in November 2025" in model.split_operators(stripes="loop").refusal
+    model.cluster_weights(4)
+    assert "came in November 2025" in model.compress_weights(4096).refusal
+
+
+def test_stages_keep_to_unrolled_stripes(tmp_path: Path):
+    fitted = TFLiteModel.load_from_file(MOBILENET).fit(40 << 10, can_loop=False, can_stage=True)
+    assert "WHILE" not in {kind for way in fitted.ways for kind in way.new_kinds}
+
+
 def test_what_changes_the_application_is_only_proposed(tmp_path: Path):
     net = Net("FLOAT32")
     x = source = net.picture(8, 8, 4)
@@ -172,6 +188,12 @@ def test_boards_are_listed_with_what_runs_on_them(capsys: pytest.CaptureFixture[
     ("arguments", "why"),
     [
         (["--fit", "64KB", "--plan", "--split"], "leave out --plan, --split"),
+        (["--fit", "64KB", "--memories", "fast=32KB"], "leave out --memories"),
+        (["--fit", "64KB", "--stripes", "loop"], "leave out --stripes loop"),
+        (["--board", "list", "--max-arena", "1KB", "--json", "-"], "leave out --json, --max-arena"),
+        (["--keep", ""], "'' is not like NAME or NAME=INPUT"),
+        (["--keep", "=0", "--plan"], "'=0' is not like NAME"),
+        (["--fit", "64KB", "-o", "."], "is a directory"),
         (["--fit", "64"], "64 means 64 bytes: write 64KB, or 64B"),
         (["--fit", "much"], "not a size such as"),
         (["--board", "nano33ble"], "did you mean nano-33-ble?"),

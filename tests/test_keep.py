@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from ai_edge_litert import schema_py_generated as schema
 from corpus import SHARED, needs_shared
-from model_builder import Builder
+from model_builder import Builder, repeated
 
 from tflite_tools import ArenaError, TFLiteModel, main
 
@@ -136,6 +136,32 @@ def test_what_cannot_be_kept_is_refused(kept: tuple[str, str], why: str):
 
 
 @needs_shared
+@pytest.mark.parametrize("kept", [
+    [("w", "x"), ("z", "x")], [("c", "x"), ("w", "c")], [("x", ""), ("w", "x")],
+])  # fmt: skip
+def test_promises_that_contradict_each_other_are_refused(kept: list[tuple[str, str]]):
+    b = Builder()
+    x, a, c, y, z, w = (b.tensor((1, 64), "FLOAT32", name) for name in "xacyzw")
+    b.op("RELU", [x], [a])
+    for source, made in ((a, c), (c, y), (y, w), (y, z)):
+        b.op("SOFTMAX", [source], [made])
+    with pytest.raises(ArenaError, match="cannot have one place"):
+        TFLiteModel(b.build([x], [w, z]), kept=kept).plan_memory()
+
+
+def test_what_a_loop_makes_inside_is_not_kept():
+    b = Builder()
+    x = b.tensor((1, 64), "FLOAT32")
+
+    def turn(body: Builder, given: list[int]) -> list[int]:
+        made = body.tensor((1, 64), "FLOAT32", "inside")
+        body.op("SOFTMAX", given, [made])
+        return [made]
+
+    data = b.build([x], repeated(b, [x], turn))
+    assert "is not in the first subgraph" in TFLiteModel(data, kept=[("inside", "")]).plan_memory().refusal
+
+
 def test_ten_inferences_of_a_real_model():
     path = SHARED / "faults" / "n7_states_outside.tflite"
     model = TFLiteModel.load_from_file(path, kept=[(f"s{i}_out", f"s{i}_in") for i in range(4)])

@@ -11,7 +11,7 @@ from ai_edge_litert import schema_py_generated as schema
 from corpus import SHARED, needs_shared
 from model_builder import Builder, ModelBuilder, worked_example
 
-from tflite_tools import ModelError, TFLiteModel, read_model, schedule_model
+from tflite_tools import ArenaError, ModelError, TFLiteModel, read_model, schedule_model
 
 
 def working_sets(data: bytes) -> list[tuple[int, list[int]]]:
@@ -104,6 +104,20 @@ def test_subgraphs_that_run_each_other_are_refused():
         b.finish([x], [])
     with pytest.raises(ModelError, match="subgraph 1 runs itself"):
         schedule_model(read_model(model.build()))
+
+
+def test_many_calls_with_many_inputs_end_soon():
+    """A file of 42 KB: eight subgraphs that each run the next one twice, with 10,000 inputs."""
+    model = ModelBuilder()
+    for i in range(9):
+        b, options = Builder(model), schema.IfOptionsT()
+        flag, x = b.tensor((), "BOOL"), b.tensor()
+        options.thenSubgraphIndex = options.elseSubgraphIndex = i + 1
+        if i < 8:
+            b.op("IF", [flag] + [x] * 10_000, [], options)
+        b.finish([x] * 10_000, [])
+    with pytest.raises(ArenaError, match="too often to follow"):
+        TFLiteModel(model.build()).arena.reserve  # noqa: B018
 
 
 def test_resource_variables_count_once():

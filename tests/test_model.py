@@ -14,7 +14,7 @@ from ai_edge_litert import schema_py_generated as schema
 from corpus import MODELS, corpus, corpus_id, needs_shared
 from file_differences import changed_buffers
 from model_builder import Builder, branches, worked_example
-from runtimes import random_inputs, run_litert
+from runtimes import random_inputs, run_in_wheel, run_litert
 
 import tflite_tools
 from tflite_tools import BrokenCertificate, ModelError, Snapshot, TFLiteModel
@@ -60,6 +60,25 @@ def test_content_is_the_same_bit_by_bit():
     assert not tflite_tools.is_same(zeros, zeros.astype(np.uint8))
     assert not tflite_tools.is_same([zeros], [])
     assert tflite_tools.is_same([zeros, nan], [zeros.copy(), nan])
+
+
+def test_a_variable_with_content_is_state():
+    """TFLM gives it memory, whatever its buffer holds; nothing may change the order of those that update it."""
+    b = Builder()
+    x, state = (
+        b.tensor((1, 4), "FLOAT32"),
+        b.tensor((1, 6), "FLOAT32", data=np.ones((1, 6), np.float32), isVariable=True),
+    )
+    weights = [b.constant(np.ones(shape, np.float32)) for shape in ((2, 4), (2, 3), (2,))]
+    y = b.tensor((1, 2), "FLOAT32")
+    options = schema.SVDFOptionsT()
+    options.rank = 1
+    b.op("SVDF", [x, *weights, state], [y], options)
+    model = TFLiteModel(b.build([x], [y]))
+    assert model.graph.subgraphs[0].tensors[state].storage is tflite_tools.Storage.STATE
+    assert tflite_tools.state_bytes(model.graph) == 24
+    real = run_in_wheel(model.to_bytes(), [], 0)
+    assert tflite_tools.analyse_arena(model.graph, tflite_tools.BITS_64).persistent == pytest.approx(real.tail, abs=16)
 
 
 def test_an_optimal_model_stays_byte_identical():

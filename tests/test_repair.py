@@ -57,6 +57,41 @@ def test_concatenation_of_many_inputs_takes_several_steps(dtype: str, count: int
     assert runs_as_before(data, repaired(data).to_bytes())
 
 
+def test_tile_of_another_scale_or_of_many_copies_stays():
+    for times, scale in ((3, 0.1), (4_000_000, 0.05)):
+        net = Net()
+        x = net.picture(4, 4, 2)
+        y = net.tensor((1, 4 * times, 4, 2), "INT8", quantization=quantized_by([scale], [-3]))
+        net.op("TILE", [x, net.constant(np.array([1, times, 1, 1], np.int32))], [y], schema.TileOptionsT())
+        assert not TFLiteModel(net.build([x], [y])).repair_operators().changed
+
+
+def test_biases_of_two_types_are_two_constants():
+    net = Net("FLOAT32")
+    x = net.picture(6, 6, 4)
+    made = net.window("DEPTHWISE_CONV_2D", x)
+    net.dtype = "INT8"
+    quantized = net.picture(6, 6, 4)
+    net.op("QUANTIZE", [made], [quantized])
+    y = net.window("DEPTHWISE_CONV_2D", quantized)
+    for operator in net.table.operators:
+        operator.inputs = [*operator.inputs[:2], -1] if len(operator.inputs) > 1 else operator.inputs
+    graph = repaired(net.build([x], [y])).graph.subgraphs[0]
+    assert [graph.tensors[operator.inputs[-1]].dtype for operator in graph.operators[::2]] == ["FLOAT32", "INT32"]
+
+
+def test_a_dense_layer_of_an_open_batch_stays():
+    """As a convolution it would have the batch of the file, and LiteRT could not resize it."""
+    for signature, changed in (None, True), ([-1, 8], False):
+        net = Net()
+        x = net.tensor((1, 8), "INT8", **net.quantization(), shapeSignature=signature)
+        y = net.tensor((1, 3), "INT8", **net.quantization())
+        net.op("FULLY_CONNECTED", [x, net.weights(3, 8), net.bias(3)], [y], schema.FullyConnectedOptionsT())
+        net.table.tensors[net.table.operators[-1].inputs[1]].quantization = quantized_by([0.1, 0.2, 0.3], [0] * 3)
+        model = TFLiteModel(net.build([x], [y]), tflm="2024-01")
+        assert model.repair_operators().changed is changed
+
+
 def test_inputs_of_several_scales_are_not_joined_in_steps():
     net = Net()
     x = source = net.picture(2, 3, 4)

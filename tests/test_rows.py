@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from ai_edge_litert import schema_py_generated as schema
 from runtimes import litert_agrees, wheel_agrees
-from spatial_nets import SAME, VALID, Net, regions, split
+from spatial_nets import SAME, VALID, Net, quantized_by, regions, search_of, split
 
-from tflite_tools import CutRule, RowRule, Rows, read_model, row_rule
+from tflite_tools import CutRule, RowRule, Rows, TFLiteModel, read_model, row_rule
 
 
 def integers(*values: int) -> np.ndarray:
@@ -184,3 +184,48 @@ def test_what_is_cut_has_been_made():
                     assert later[1] >= end
                 assert 0 <= start < end <= 9
                 assert 0 <= made[0] <= first < behind <= made[1] <= height
+
+
+@pytest.mark.parametrize("change", [{"scale": 0.1}, {"zero": 7}])
+def test_padding_that_changes_the_scale_stays_whole(change: dict[str, float]):
+    """A stripe that is not padded would be read with the scale of the input."""
+    net = Net()
+    x = net.picture(16, 12, 2)
+    padded = net.pad(net.window("CONV_2D", x, 8, (1, 1)), 0, 0, 0, 0)
+    quantization = {"scale": 0.05, "zero": -3} | change
+    net.table.tensors[padded].quantization = quantized_by([quantization["scale"]], [quantization["zero"]])
+    data = net.build([x], [net.window("CONV_2D", padded, 2, (1, 1))])
+    model = TFLiteModel(data)
+    model.split_operators(stripes="unrolled")
+    assert wheel_agrees([(data, model.to_bytes())]) == [True]
+    (step,) = (s for s in search_of(data).problem.steps if s.operator.kind == "PAD")
+    assert step.rule == "it changes the quantisation"
+
+
+def test_a_convolution_of_a_tensor_with_itself_stays_whole():
+    net = Net("FLOAT32")
+    x, made = net.picture(8, 4, 16), net.picture(8, 4, 16)
+    net.op("RELU", [x], [made])
+    y = net.tensor((1, 8, 4, 1), "FLOAT32")
+    options = schema.Conv2DOptionsT()
+    options.padding, options.strideH, options.strideW, options.dilationHFactor, options.dilationWFactor = (
+        SAME,
+        1,
+        1,
+        1,
+        1,
+    )
+    net.op("CONV_2D", [made, made, net.bias(1)], [y], options)
+    assert search_of(net.build([x], [y])).problem.steps[1].rule == "its input is also its weights"
+
+
+def test_pooling_of_a_type_without_kernels_is_no_traceback():
+    b = Net()
+    x, joined, y = (b.tensor((1, *shape), "INT32") for shape in ((16, 16, 2), (16, 16, 16), (8, 8, 16)))
+    options, pooling = schema.ConcatenationOptionsT(), schema.Pool2DOptionsT()
+    options.axis = 3
+    pooling.filterHeight = pooling.filterWidth = 3
+    pooling.strideH = pooling.strideW = 2
+    b.op("CONCATENATION", [x] * 8, [joined], options)
+    b.op("MAX_POOL_2D", [joined], [y], pooling)
+    TFLiteModel(b.build([x], [y])).split_operators(stripes="auto")

@@ -15,7 +15,7 @@ from ai_edge_litert import schema_py_generated as schema
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from layouts import is_intact
-from model_builder import Builder, ModelBuilder, converting, updated
+from model_builder import Builder, ModelBuilder, converting, repeated, updated
 from runtimes import run_in_wheel, wheel_agrees
 from spatial_nets import VALID, Net, looped, random_net, regions, split
 
@@ -301,31 +301,112 @@ def test_what_if_writes_late_is_not_free_before():
     assert wheel_agrees([(data, planned.to_bytes())]) == [True]
 
 
+def planned_agrees(data: bytes) -> TFLiteModel:
+    """The planned model, which computes the same on TFLM."""
+    model = TFLiteModel(data)
+    model.plan_memory()
+    assert not model.arena.problems
+    assert wheel_agrees([(data, model.to_bytes())]) == [True]
+    return model
+
+
+def floats(b: Builder, *shapes: tuple[int, ...]) -> list[int]:
+    return [b.tensor(shape, "FLOAT32") for shape in shapes]
+
+
+def softmax(b: Builder, inputs: list[int], outputs: list[int]) -> None:
+    options = schema.SoftmaxOptionsT()
+    options.beta = 1.0
+    b.op("SOFTMAX", inputs, outputs, options)
+
+
 def test_an_output_that_a_loop_passes_through_is_not_overwritten():
     """WHILE hands its operand on as an output of the model; the last operator may overwrite the operand alone."""
-    model = ModelBuilder()
-    main, shape = Builder(model), (1, 8, 64)
-    number, x, made, count, passed, end = (
-        main.tensor(*kind)
-        for kind in (((1,), "INT32"), *[(shape, "FLOAT32")] * 2, ((1,), "INT32"), *[(shape, "FLOAT32")] * 2)
-    )
-    options = schema.WhileOptionsT()
-    options.condSubgraphIndex, options.bodySubgraphIndex = 1, 2
+    main = Builder()
+    x, made, end = floats(main, *[(1, 8, 64)] * 3)
     main.op("RELU", [x], [made])
-    main.op("WHILE", [number, made], [count, passed], options)
+    (passed,) = repeated(main, [made])
     main.op("ADD", [passed, made], [end], schema.AddOptionsT())
-    main.finish([number, x], [end, passed])
-    cond, body = Builder(model, "cond"), Builder(model, "body")
-    i, _, verdict = cond.tensor((1,), "INT32"), cond.tensor(shape, "FLOAT32"), cond.tensor((1,), "BOOL")
-    cond.op("LESS", [i, cond.constant(np.array([2], np.int32))], [verdict])
-    cond.finish([i, _], [verdict])
-    i, same, after = body.tensor((1,), "INT32"), body.tensor(shape, "FLOAT32"), body.tensor((1,), "INT32")
-    body.op("ADD", [i, body.constant(np.array([1], np.int32))], [after], schema.AddOptionsT())
-    body.finish([i, same], [after, same])
+    planned_agrees(main.build([x], [end, passed]))
+
+
+def test_what_a_loop_passes_through_stays_whole_while_it_is_read():
+    """Slices read the operand, a dense layer its copy: no row may go before that."""
+    main = Builder()
+    x, made, dense, top, bottom = floats(main, *[(1, 8, 4, 4)] * 2, (1, 256), *[(1, 4, 4, 4)] * 2)
+    pooling = schema.Pool2DOptionsT()
+    pooling.filterHeight = pooling.filterWidth = pooling.strideH = pooling.strideW = 4
+    pooling.padding = VALID
+    weights = main.constant(np.random.default_rng(0).normal(size=(256, 128)).astype(np.float32))
+    softmax(main, [x], [made])
+    (passed,) = repeated(main, [made])
+    pooled = []
+    for row, rows in ((0, top), (4, bottom)):
+        begin, size = (main.constant(np.array(values, np.int32)) for values in ((0, row, 0, 0), (1, 4, 4, 4)))
+        main.op("SLICE", [made, begin, size], [rows])
+        if rows == top:
+            main.op("FULLY_CONNECTED", [passed, weights, -1], [dense], schema.FullyConnectedOptionsT())
+        pooled.append(main.tensor((1, 1, 1, 4), "FLOAT32"))
+        main.op("MAX_POOL_2D", [rows], pooled[-1:], pooling)
+    (last,) = floats(main, (1, 2))
+    main.op("FULLY_CONNECTED", [dense, main.constant(np.ones((2, 256), np.float32)), -1], [last])
+    planned_agrees(main.build([x], [*pooled, last]))
+
+
+@pytest.mark.parametrize("where", ["cond", "body"])
+def test_a_loop_that_writes_over_what_it_is_given_has_no_copies(where: str):
+    def doubled(b: Builder, given: list[int]) -> list[int]:
+        b.op("ADD", [*given, *given], given, schema.AddOptionsT())
+        return given
+
+    main = Builder()
+    x, made, total, end = floats(main, *[(1, 64)] * 4)
+    softmax(main, [x], [made])
+    (passed,) = repeated(main, [made], **{"turn" if where == "body" else "test": doubled})
+    main.op("ADD", [made, passed], [total], schema.AddOptionsT())
+    softmax(main, [total], [end])
+    planned_agrees(main.build([x], [end]))
+
+
+def test_a_loop_that_swaps_its_variables_leaves_other_operators_in_place():
+    main = Builder()
+    x, made, other = floats(main, *[(1, 128)] * 3)
+    main.op("RELU", [x], [made])
+    passed = repeated(main, [made, other], lambda body, given: given[::-1])
+    assert planned_agrees(main.build([x, other], passed)).plan_memory().in_place["RELU"] == 1
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_a_loop_updates_its_variable_in_place_of_another_operand(is_first: bool):
+    def turn(body: Builder, given: list[int]) -> list[int]:
+        share, total = floats(body, *[(1, 128)] * 2)
+        softmax(body, given, [share])
+        body.op("ADD", [*given, share] if is_first else [share, *given], [total], schema.AddOptionsT())
+        return [total]
+
+    main = Builder()
+    (x,) = floats(main, (1, 128))
+    passed = repeated(main, [x], turn)
+    assert planned_agrees(main.build([x], passed)).arena.head == 2 * 512 + 16
+
+
+def test_state_in_a_branch_rules_out_a_plan():
+    """TFLM looks up the offset of such a state under the number of another tensor."""
+    model = ModelBuilder()
+    main, *branches = (Builder(model) for _ in range(3))
+    (x, made, y), flag, options = floats(main, *[(1, 8)] * 3), main.tensor((1,), "BOOL"), schema.IfOptionsT()
+    options.thenSubgraphIndex, options.elseSubgraphIndex = 1, 2
+    main.op("RELU", [x], [made])
+    main.op("IF", [flag, made], [y], options)
+    main.finish([flag, x], [y])
+    for branch in branches:
+        state, given, result = branch.tensor((1, 8), "FLOAT32", isVariable=True), *floats(branch, (1, 8), (1, 8))
+        branch.op("ADD", [state, given], [result], schema.AddOptionsT())
+        branch.finish([given], [result])
     data = model.build()
-    planned = TFLiteModel(data)
-    planned.plan_memory()
-    assert wheel_agrees([(data, planned.to_bytes())]) == [True]
+    assert "subgraphs other than the first have state" in TFLiteModel(data).plan_memory().refusal
+    model.add_metadata(OFFLINE_PLAN, np.array([1, 3, 10, 0, 32, 64, *[-1] * 7], "<i4").tobytes())
+    assert "which TFLM gives no memory" in analyse_arena(read_model(model.build())).problems[-1]
 
 
 @pytest.mark.parametrize("kind", ["SOFTMAX", "CUMSUM", "L2_NORMALIZATION"])

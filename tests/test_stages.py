@@ -187,6 +187,64 @@ def test_command_line(tmp_path: Path, capsys: Any):
     assert main([str(MOBILENET), "--stages", "-o", "-"]) == 2
 
 
+def test_the_chain_is_compared_in_all_outputs(tmp_path: Path, capsys: Any):
+    """An output of the first stage alone, and floats that the application converts."""
+    net = Net()
+    x, inner = net.tensor((1, 6, 6, 4), "FLOAT32"), net.picture(6, 6, 4)
+    net.op("QUANTIZE", [x], [inner])
+    ends = []
+    for layers in (4, 8):
+        for _ in range(layers):
+            inner = net.window("CONV_2D", inner, 64)
+        ends.append(net.map("RELU", inner))
+    outputs = [net.tensor((1, 6, 6, 64), "FLOAT32") for _ in ends]
+    for end, output in zip(ends, outputs, strict=True):
+        net.op("DEQUANTIZE", [end], [output])
+    path = tmp_path / "net.tflite"
+    path.write_bytes(net.build([x], outputs))
+    for more in ([], ["--integer-io"]):
+        assert main([str(path), *more, "--stages", "3", "--verify", "-o", str(tmp_path / "part.tflite")]) == 0
+        text = capsys.readouterr().out
+        assert "Stages in one arena" in text
+        assert "bit-identical" in text
+
+
+def test_stages_need_no_more_than_the_whole_model():
+    net = Net()
+    x = net.picture(16, 16, 8)
+    y = net.window("CONV_2D", net.window("CONV_2D", x, 8), 8)
+    decision = TFLiteModel(net.build([x], [y, x])).stages()
+    check(decision)
+    assert decision.after <= decision.before
+
+
+@pytest.mark.parametrize(("tflm", "can_loop"), [("2025-01", True), ("", False)])
+def test_stages_without_loops(tflm: str, can_loop: bool):
+    decision = TFLiteModel.load_from_file(MOBILENET, tflm=tflm).stages(2, can_loop=can_loop)
+    check(decision)
+    assert decision.models
+    assert not any(stage.refusals or stage.arena.graph.subgraphs[1:] for stage in decision.models)
+
+
+def test_more_stages_than_places_take_no_time(tmp_path: Path):
+    out = str(tmp_path / "out.tflite")
+    assert main([str(MOBILENET), "--stages", "1000000000", "--time-limit", "0.1", "-o", out]) == 0
+
+
+def test_a_wrong_plan_of_the_whole_model_does_not_count(tmp_path: Path):
+    model = TFLiteModel.load_from_file(MOBILENET)
+    right = model.stages(2)
+    wrong = model.snapshot.with_offsets(
+        {(b.subgraph, b.tensor): 0 for b in model.arena.buffers if b.tensor is not None}
+    )
+    path = tmp_path / "wrong.tflite"
+    path.write_bytes(wrong.data)
+    decision = TFLiteModel.load_from_file(path).stages(2)
+    assert (decision.before, decision.after) == (right.before, right.after)
+    assert main([str(path), "--stages", "2", "--max-arena", "60KB"]) == 0
+    assert main([str(path), "--max-arena", "1MB"]) == 1
+
+
 @needs_shared
 @pytest.mark.parametrize(("name", "most"), [
     ("models/tflm/person_detect", 27_200), ("nets/mobilenet_v2_035_96", 50_800), ("models/tinyengine/vww", 100_000),
