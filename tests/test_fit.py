@@ -81,6 +81,7 @@ def test_stages_are_the_last_rung(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "bit-identical" in captured.out
     assert main([*command, "-o", "-", "--time-limit", "20"]) == 2
     assert "give -o a name" in capsys.readouterr().err
+    assert not TFLiteModel.load_from_file(MOBILENET).fit(last["reserve"], can_stage=True).failure  # exactly
     decision = TFLiteModel.load_from_file(MOBILENET).fit(40 * 1024)
     assert decision.failure
     assert decision.proposals[0].startswith(f"--stages: {last['reserve']:,} B")
@@ -244,6 +245,20 @@ def test_reports_fit_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
         lines = capsys.readouterr().out.splitlines()
         assert max(map(len, lines)) <= 80
         assert lines[-1].startswith("Current peak memory usage: ") or lines[-1].startswith("  ")
+
+
+def test_a_table_as_wide_as_the_terminal_keeps_its_names(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def shown(columns: int) -> str:
+        monkeypatch.setattr("tflite_tools.terminal_columns", lambda: columns)
+        assert main([str(CELLS)]) == 0
+        return capsys.readouterr().out
+
+    full = shown(1000)
+    widest = max(len(line) for line in full.splitlines() if line.startswith("+"))
+    assert shown(widest) == full
+    assert shown(widest - 1) != full
 
 
 def test_a_terminal_shows_how_long_a_step_takes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):

@@ -477,3 +477,12 @@ def test_the_time_may_be_over_at_any_moment():
         order = tflite_tools.order_by_cuts(problem, Clock(ticks))
         assert order is None or sorted(order) == list(range(problem.n))
     assert order is not None
+
+
+def test_rules_that_save_work_do():
+    """Without the fusion of tasks that follow each other this takes 1.4 times the work, without levels that end 1.8."""
+    start = Budget.done
+    for seed in range(6):
+        ordering = order_tasks(random_problem(random.Random(seed), 60))
+        assert ordering.peak == ordering.bound
+    assert Budget.done - start < 0.31e9

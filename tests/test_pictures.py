@@ -88,6 +88,17 @@ def test_a_loop_is_drawn_with_the_numbers_of_the_first_subgraph(tmp_path: Path):
     assert any("=1:" in text for text in told)  # a tensor that has the content of another one
 
 
+def test_every_panel_has_its_height(tmp_path: Path):
+    model = TFLiteModel(looped())
+    for file, other in (("one.svg", None), ("two.svg", model)):
+        model.plot_memory_usage(tmp_path / file, other)
+    one, two = (
+        float(re.search(r'<svg .*?height="([0-9.]+)pt"', (tmp_path / file).read_text(), re.DOTALL)[1])
+        for file in ("one.svg", "two.svg")
+    )
+    assert two == pytest.approx(2 * one)
+
+
 def test_many_operators_are_numbered(tmp_path: Path):
     b = Builder()
     tensors = [b.tensor((100,)) for _ in range(301)]

@@ -306,20 +306,43 @@ def test_batches_of_pixels_are_a_dilated_convolution(
     assert wheel_agrees([(data, bytes(after.data))]) == [True]
 
 
-@pytest.mark.parametrize(("window", "unlike"), [
-    ({}, {}), ({"stride": 2}, {}), ({"padding": SAME}, {}), ({}, {1: {"quantization": quantized_by([0.25], [0])}}),
-    ({}, {1: {"shapeSignature": [1, -1, 9, 3]}}), ({}, {1: {"shape": [1, 72, 3]}}),
+@pytest.mark.parametrize(("window", "unlike", "blocks"), [
+    ({}, {}, (2, 2)), ({"stride": 2}, {}, (2, 2)), ({"padding": SAME}, {}, (2, 2)), ({}, {}, (4, 1)), ({}, {}, (4,)),
+    ({}, {1: {"quantization": quantized_by([0.25], [0])}}, (2, 2)),
+    ({}, {1: {"shapeSignature": [1, -1, 9, 3]}}, (2, 2)), ({}, {1: {"shape": [1, 72, 3]}}, (2, 2)),
 ])  # fmt: skip
-def test_batches_stay_where_a_dilated_convolution_is_another(window: dict[str, Any], unlike: dict[int, Any]):
+def test_batches_stay_where_a_dilated_convolution_is_another(
+    window: dict[str, Any], unlike: dict[int, Any], blocks: tuple[int, ...]
+):
     """``unlike``: tensor -> what is changed about it. Without any change there are no batches afterwards."""
     net = Net()
     net.quantization = lambda n=0: {"quantization": quantized_by([0.05] * max(n, 1), [0] * max(n, 1))}
     in_batches(net, "CONV_2D", (2, 2), (2, 2, 2, 2), (0, 0, 0, 0), **window)
+    last = net.table.operators[-1]
+    last.inputs = [last.inputs[0], net.constant(np.array(blocks, np.int32)), last.inputs[2]]
     for tensor, change in unlike.items():
         for name, value in change.items():
             setattr(net.table.tensors[tensor], name, value)
     after = kinds(TFLiteModel(bytes(lightened(TFLiteModel(net.build([0], net.table.outputs)).snapshot).data)))
-    assert ("BATCH_TO_SPACE_ND" in after) == bool(window or unlike)
+    assert ("BATCH_TO_SPACE_ND" in after) == bool(window or unlike or blocks != (2, 2))
+
+
+def test_a_series_joined_with_a_constant_stays():
+    net = Net()
+    net.picture = lambda height, width, channels: net.tensor(
+        (1, height, width, channels), net.dtype, **net.quantization()
+    )
+    x = net.picture(1, 24, 2)
+    made, fixed = net.window("CONV_2D", x, 2, (1, 3)), net.weights(1, 1, 6, 2)
+    net.table.tensors[fixed].quantization = net.quantization()["quantization"]
+    joined, options = net.picture(1, 30, 2), schema.ConcatenationOptionsT()
+    options.axis = 2
+    net.op("CONCATENATION", [made, fixed], [joined], options)
+    data = net.build([x], [net.window("CONV_2D", joined, 2, (1, 3))])
+    model = TFLiteModel(data)
+    light = lightened(model.snapshot)
+    after = light.rewritten(Upright(light.graph.subgraphs[0]).rewrite())
+    assert wheel_agrees([(data, bytes(after.data))]) == [True]
 
 
 def random_series(rng: random.Random) -> bytes:

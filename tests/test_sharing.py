@@ -273,6 +273,31 @@ def test_what_is_read_by_slices_gives_its_memory_free():
     assert plan.buffers[number].tensor == x
 
 
+def test_what_if_reads_is_there_until_it_ends():
+    """A slice reads one half after IF has read all; the other half ends with IF, not as it begins."""
+    model = ModelBuilder()
+    main = Builder(model)
+    flag, (x, made, y, rest, end) = main.tensor((1,), "BOOL"), floats(main, *[(1, 8, 64)] * 3, *[(1, 4, 64)] * 2)
+    options = schema.IfOptionsT()
+    options.thenSubgraphIndex, options.elseSubgraphIndex = 1, 2
+    bounds = [main.constant(np.array(values, np.int32)) for values in ((0, 4, 0), (1, 4, 64))]
+    softmax(main, [x], [made])
+    main.op("IF", [flag, made], [y], options)
+    main.op("SLICE", [made, *bounds], [rest])
+    softmax(main, [rest], [end])
+    main.finish([flag, x], [y, end])
+    for _ in range(2):
+        b = Builder(model)
+        given, result = floats(b, *[(1, 8, 64)] * 2)
+        softmax(b, [given], [result])
+        b.finish([given], [result])
+    arena = planned_agrees(model.build()).arena
+    number = {(b.subgraph, b.tensor): i for i, b in enumerate(arena.buffers)}
+    first, second = arena.aliases.pieces[number[0, made]]
+    inside = max(arena.buffers[number[branch, 1]].interval.last for branch in (1, 2))
+    assert inside <= first.last < second.last
+
+
 def test_what_if_writes_late_is_not_free_before():
     """IF copies its outputs at its end, also the half that nobody reads: it must not lie over what a branch made."""
     model = ModelBuilder()

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-import pytest
-from corpus import MODELS, SHARED, needs_shared
-from spatial_nets import Net
+import itertools
 
+import pytest
+from ai_edge_litert import schema_py_generated as schema
+from corpus import MODELS, SHARED, needs_shared
+from spatial_nets import SAME, VALID, Net
+
+import tflite_tools
 from tflite_tools import (
     LIBRARIES,
     TFLiteModel,
@@ -50,6 +54,30 @@ def test_every_library_has_an_estimate_and_faster_kernels_take_less():
     }
     assert totals["cmsis-nn:mve"] < totals["cmsis-nn"] == totals["esp-nn"] < totals["reference"]
     assert totals["cmsis-nn:plain"] == totals["reference"]
+
+
+@pytest.mark.parametrize("padding", [SAME, VALID])
+def test_what_lies_under_windows_is_counted_without_padding(padding: int):
+    for source, window, stride, dilation in itertools.product((1, 5, 9), (1, 2, 3, 5), (1, 2, 3), (1, 2)):
+        span = (window - 1) * dilation + 1
+        made = -(-source // stride) if padding == SAME else (source - span) // stride + 1
+        if made < 1:
+            continue
+        pad = max((made - 1) * stride + span - source, 0) // 2 if padding == SAME else 0
+        taps = [o * stride - pad + k * dilation for o in range(made) for k in range(window)]
+        inside = sum(0 <= tap < source for tap in taps)
+        assert tflite_tools._covered(source, made, stride, window, dilation, pad) == inside
+
+
+@pytest.mark.parametrize("kernels", LIBRARIES)
+def test_more_outputs_do_not_take_much_less(kernels: str):
+    told = []
+    for made in range(1, 18):
+        net = Net()
+        x, y = (net.tensor((1, size), "INT8", **net.quantization()) for size in (200, made))
+        net.op("FULLY_CONNECTED", [x, net.weights(made, 200), net.bias(made)], [y], schema.FullyConnectedOptionsT())
+        told.append(TFLiteModel(net.build([x], [y]), kernels).analysis()["instructions"])
+    assert all(less <= 1.5 * more for less, more in itertools.combinations(told, 2))
 
 
 def convolution(width: int) -> int:
