@@ -24,6 +24,7 @@ from spatial_nets import Net, quantized_by, random_net, regions, rewritten, sear
 
 import tflite_tools
 from tflite_tools import (
+    Budget,
     NewOperator,
     Operator,
     Rewrite,
@@ -425,6 +426,22 @@ def test_persistent_bytes_are_estimated_well(name: str):
     path = SHARED / "nets" / f"{name}.tflite"
     estimate = persistent_bytes(read_model(path.read_bytes())).total
     assert abs(run_tflm(path).tail - BENCHMARK_OVERHEAD - estimate) <= ROUNDING
+
+
+def test_the_persistent_bytes_of_regions_are_estimated_well():
+    data = random_net(random.Random(7), steps=7, size=12)
+    unsplit = TFLiteModel(data).arena.persistent
+    for search, region in itertools.islice(regions(data), 0, None, 9):
+        more = TFLiteModel(split(data, search, region)).arena.persistent - unsplit
+        assert more == pytest.approx(region.cost.persistent, abs=16)
+
+
+def test_searches_never_give_work_back(monkeypatch: pytest.MonkeyPatch):
+    spent: list[float] = []
+    spend = Budget.spend
+    monkeypatch.setattr(Budget, "spend", lambda seconds: (spent.append(seconds), spend(seconds)))
+    TFLiteModel(random_net(random.Random(7), steps=7, size=12)).fit(time_limit=1)
+    assert min(spent) > 0
 
 
 @pytest.mark.parametrize("name", ["cnn", "mobilenet"])
