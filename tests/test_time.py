@@ -81,14 +81,14 @@ def test_more_outputs_do_not_take_much_less(kernels: str):
 
 
 @pytest.mark.parametrize("kernels", LIBRARIES)
-def test_ten_times_the_weights_take_several_times_as_long(kernels: str):
+def test_every_weight_takes_its_time(kernels: str):
     told = []
     for read in (200, 2000):
         net = Net()
         x, y = (net.tensor((1, size), "INT8", **net.quantization()) for size in (read, 16))
         net.op("FULLY_CONNECTED", [x, net.weights(16, read), net.bias(16)], [y], schema.FullyConnectedOptionsT())
         told.append(TFLiteModel(net.build([x], [y]), kernels).analysis()["instructions"])
-    assert 3 * told[0] < told[1] < 11 * told[0]
+    assert 0.4 < (told[1] - told[0]) / (16 * 1800) < 7
 
 
 def convolution(width: int) -> int:
