@@ -6294,7 +6294,7 @@ class Repair(Substitution):
 
     def zeros(self, node: Node) -> int:
         """A bias of zeros."""
-        dtype = {"INT8": "INT32", "INT16": "INT64"}.get(node["input"].dtype, "FLOAT32")
+        dtype = {"INT8": "INT32", "INT16": "INT64", "FLOAT32": "FLOAT32"}[node["input"].dtype]
         count = node["output"].shape[-1]
         size = count * (ELEMENT_TYPES[dtype].tflm_bytes or 0)
         return self.emitter.constant(bytes(size), (count,), dtype=dtype)
@@ -6315,7 +6315,7 @@ class Repair(Substitution):
         if not weights.quantization or len(weights.quantization.scales) < 2 or len(weights.shape) != 2:
             return False
         made, read = weights.shape
-        if source.dynamic or not made:
+        if not made:
             return False
         rows = output.elements // made
         pixels = emitter.reshape(source.index, emitter.tensor(source.index, (rows, 1, 1, read), "pixels"))
@@ -7764,6 +7764,7 @@ def more_text(percent: float) -> str:
     return f"{abs(percent):.1f} % {'more' if percent >= 0 else 'fewer'}"
 
 
+BATCH_FIXED = "The batch size is fixed to the one in the file; LiteRT may not resize it"
 NEEDS_NEW_TFLM = "Loops require TFLM of November 2025 or later and the memory plan in this file"
 
 
@@ -8605,9 +8606,12 @@ class RepairDecision(ExchangeDecision):
 
     floats: tuple[str, ...] = ()  # operators whose weights are floats now: not bit-identical
     left: tuple[str, ...] = ()  # why TFLM still rejects the model
+    is_batch_fixed: bool = False  # to the batch size stored in the file, which TFLM uses
 
     key, refused = "repair", "Not repaired"
-    json_keys = "file_before=before file=after dropped added new_kinds floats left changed seconds refusal"
+    json_keys = (
+        "file_before=before file=after dropped added new_kinds floats left is_batch_fixed changed seconds refusal"
+    )
 
     def message(self) -> list[str]:
         left = listed("TFLM still rejects this model:", self.left)
@@ -8618,7 +8622,7 @@ class RepairDecision(ExchangeDecision):
         if self.floats:
             why = "Not bit-identical to LiteRT, which rounds their inputs to 8 bits: --verify measures the distance"
             lines.append(f"Weights are floats now: {plural(len(self.floats), 'operator')}. {why}")
-        return [*lines, *registered(self.new_kinds), *left]
+        return [*lines, *[BATCH_FIXED] * self.is_batch_fixed, *registered(self.new_kinds), *left]
 
 
 @deciding(RepairDecision, why_not_rewritten)
@@ -8630,7 +8634,9 @@ def decide_repair(model: Snapshot, is_inexact: bool = False) -> tuple[Snapshot, 
         floats += found.floats
         after = after.rewritten(found.rewrite())
     figures = {"before": len(model.data), "after": len(after.data), **ExchangeDecision.figures(model, after)}
-    return after, RepairDecision(**figures, floats=tuple(floats), left=tuple(after.refusals))
+    is_fixed = "RESHAPE" in figures["added"] and any(0 in t.dynamic for t in model.graph.subgraphs[0].tensors)
+    left = tuple(after.refusals)
+    return after, RepairDecision(**figures, floats=tuple(floats), left=left, is_batch_fixed=is_fixed)
 
 
 def repair_hint(model: Snapshot) -> list[str]:
@@ -8748,7 +8754,7 @@ class SplitDecision(Decision):
         if any(region.loop for region in after.regions):
             lines.append(NEEDS_NEW_TFLM)
         if self.is_batch_fixed:
-            lines.append("The batch size is fixed to the one in the file; LiteRT may not resize it")
+            lines.append(BATCH_FIXED)
         lines += why
         cost = f"{more_text(after.time_percent)} instructions (estimated) and {more_text(after.macs_percent)} MACs, "
         cost += f"the file {'grows' if self.file_growth >= 0 else 'shrinks'} by {abs(self.file_growth):,} B"

@@ -80,16 +80,16 @@ def test_biases_of_two_types_are_two_constants():
     assert [graph.tensors[operator.inputs[-1]].dtype for operator in graph.operators[::2]] == ["FLOAT32", "INT32"]
 
 
-def test_a_dense_layer_of_an_open_batch_stays():
-    """As a convolution it would have the batch of the file, and LiteRT could not resize it."""
-    for signature, changed in (None, True), ([-1, 8], False):
-        net = Net()
-        x = net.tensor((1, 8), "INT8", **net.quantization(), shapeSignature=signature)
-        y = net.tensor((1, 3), "INT8", **net.quantization())
-        net.op("FULLY_CONNECTED", [x, net.weights(3, 8), net.bias(3)], [y], schema.FullyConnectedOptionsT())
-        net.table.tensors[net.table.operators[-1].inputs[1]].quantization = quantized_by([0.1, 0.2, 0.3], [0] * 3)
-        model = TFLiteModel(net.build([x], [y]), tflm="2024-01")
-        assert model.repair_operators().changed is changed
+@pytest.mark.parametrize("signature", [None, [-1, 8]])
+def test_a_repair_that_fixes_the_batch_says_so(signature: list[int] | None):
+    net = Net()
+    x = net.tensor((1, 8), "INT8", **net.quantization(), shapeSignature=signature)
+    y = net.tensor((1, 3), "INT8", **net.quantization())
+    net.op("FULLY_CONNECTED", [x, net.weights(3, 8), net.bias(3)], [y], schema.FullyConnectedOptionsT())
+    net.table.tensors[net.table.operators[-1].inputs[1]].quantization = quantized_by([0.1, 0.2, 0.3], [0] * 3)
+    decision = TFLiteModel(net.build([x], [y]), tflm="2024-01").repair_operators()
+    assert decision.changed
+    assert decision.is_batch_fixed == any("batch size is fixed" in line for line in decision.lines()) == bool(signature)
 
 
 def test_inputs_of_several_scales_are_not_joined_in_steps():
@@ -125,6 +125,16 @@ def test_a_bias_that_is_left_out_is_zero():
     net.table.operators[0].inputs[2] = -1
     model = repaired(net.build([x], [y]))
     assert wheel_agrees([(with_zeros, model.to_bytes())]) == [True]
+
+
+def test_no_bias_is_made_of_a_type_without_kernels():
+    net = Net("INT8")
+    x = net.picture(5, 5, 4)
+    y = net.window("DEPTHWISE_CONV_2D", x)
+    net.table.operators[0].inputs[2] = -1
+    for tensor in net.table.tensors:
+        tensor.type = schema.TensorType.UINT8
+    assert not TFLiteModel(net.build([x], [y])).repair_operators().changed
 
 
 def unpacked(stored: np.ndarray, **quantization: Any) -> bytes:
