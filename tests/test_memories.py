@@ -92,6 +92,14 @@ def test_what_fits_at_all_times_and_cannot_be_placed():
         assert not plan_faults(found.plan.intervals, str)
 
 
+def test_what_rests_on_less_room_is_no_bound(monkeypatch: pytest.MonkeyPatch):
+    """Three times in a row what has no place: each time all but 16 B stay, but the room is lowered for all at once."""
+    monkeypatch.setattr("tflite_tools.EXACT_DIVISIONS", 1)
+    blocks = [Interval(size, first + 10 * n, last + 10 * n) for n in range(3) for size, first, last in TIGHT]
+    found = divided(arena_of(blocks), [block.size for block in blocks], Memories(80), {}, 10.0)
+    assert found.most >= sum(block.size for block in blocks) - 3 * 16
+
+
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 2**32 - 1))
 def test_memory_is_shared_within_each(seed: int):
