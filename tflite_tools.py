@@ -361,8 +361,7 @@ class ModelGraph:
 
     def metadata_content(self, name: str) -> Content | None:
         """Content of the last metadata entry of that name, the one that runtimes use; None if there is none."""
-        found = [self.buffers[buffer] for entry, buffer in self.metadata if entry == name]
-        return found[-1] if found else None
+        return next((self.buffers[buffer] for entry, buffer in reversed(self.metadata) if entry == name), None)
 
     @property
     def kernels(self) -> Kernels:
@@ -751,8 +750,8 @@ class File:
         subgraphs = self.model["Subgraphs"]
         users = [t for s in subgraphs for t in s["Tensors"]] + [*self.model["Metadata"]]
         used = {user["Buffer"] for user in users}.union(map(int, self.model["MetadataBuffer"]))
-        data = (self.content(b) if i in used else None for i, b in enumerate(self.model["Buffers"]))
-        buffers = [Table("Buffer") if d is None or not len(d) else Table("Buffer", Data=d) for d in data]
+        data = (self.content(b) if i in used else () for i, b in enumerate(self.model["Buffers"]))
+        buffers = [Table("Buffer", Data=d) if len(d) else Table("Buffer") for d in data]
         inside = self._with_options_inside
         subgraphs = [s.but(Operators=list(map(inside, s["Operators"]))) if s["Operators"] else s for s in subgraphs]
         return self.model.but(Buffers=buffers, Subgraphs=subgraphs)
@@ -2415,13 +2414,6 @@ def planned_offsets(graph: ModelGraph) -> dict[tuple[int, int], int]:
     return {key: offset for key, offset in zip(tensors, offsets, strict=True) if offset != PLANNED_AT_RUN_TIME}
 
 
-def plan_words(graph: ModelGraph, offsets: Mapping[tuple[int, int], int]) -> bytes:
-    """The memory plan with these offsets, encoded as in the file; the inverse of :func:`planned_offsets`."""
-    tensors = [(s.index, t.index) for s in graph.subgraphs for t in s.tensors]
-    words = [1, len(graph.subgraphs), len(tensors), *(offsets.get(key, PLANNED_AT_RUN_TIME) for key in tensors)]
-    return np.array(words, dtype="<i4").tobytes()
-
-
 def is_compiled(graph: ModelGraph) -> bool:
     """True if an accelerator addresses memory by the plan in the file, so that nothing may move."""
     return graph.plan is not None and any(operator.kind in ACCELERATORS for _, operator in graph.operators)
@@ -2610,8 +2602,7 @@ class _Reader:
         for callee in callees:
             if not 0 <= callee < len(self.model["Subgraphs"]):
                 raise ModelError(f"the file is damaged: {kind} runs subgraph {callee}, which is not there")
-        given = {field: options[field] for field in fields}
-        plain = {field: bytes(value) if isinstance(value, memoryview) else value for field, value in given.items()}
+        plain = {field: bytes(v) if isinstance(v := options[field], memoryview) else v for field in fields}
         return dataclasses.replace(operator, options=plain, callees=callees)
 
 
@@ -2800,8 +2791,8 @@ def iterations_of(graph: ModelGraph, operator: Operator) -> int | None:
     return (len(goes_on) - 1) // step if step else None
 
 
-def executions(graph: ModelGraph) -> list[int]:
-    """How often each subgraph runs; where that is not known, once per operator that runs it."""
+def executions(graph: ModelGraph) -> list[tuple[Subgraph, Operator, int]]:
+    """The operators, each with how often it runs; where that is not known, once per operator that runs its subgraph."""
     times = [int(index == 0) for index in range(len(graph.subgraphs))]
     for index in reversed(callees_first(graph)):
         for operator in graph.subgraphs[index].operators:
@@ -2809,7 +2800,7 @@ def executions(graph: ModelGraph) -> list[int]:
             for place, callee in enumerate(operator.callees):
                 is_condition = iterations is not None and place == 0  # it is also what ends the loop
                 times[callee] += times[index] * ((iterations or 1) + is_condition)
-    return times
+    return [(subgraph, operator, times[subgraph.index]) for subgraph, operator in graph.operators]
 
 
 def has_unknown_loops(graph: ModelGraph) -> bool:
@@ -2818,8 +2809,7 @@ def has_unknown_loops(graph: ModelGraph) -> bool:
 
 def model_macs(graph: ModelGraph) -> int:
     """Multiply-accumulates of an inference; of the branches of IF, all count."""
-    pairs = zip(graph.subgraphs, executions(graph), strict=True)
-    return sum(multiply_accumulates(s, operator) * times for s, times in pairs for operator in s.operators)
+    return sum(multiply_accumulates(s, operator) * times for s, operator, times in executions(graph))
 
 
 def operator_instructions(graph: ModelGraph, subgraph: Subgraph, operator: Operator) -> int:
@@ -2831,8 +2821,7 @@ def operator_instructions(graph: ModelGraph, subgraph: Subgraph, operator: Opera
 
 def model_instructions(graph: ModelGraph) -> int:
     """Estimated instructions of an inference; of the branches of IF, all count."""
-    pairs = zip(graph.subgraphs, executions(graph), strict=True)
-    return sum(operator_instructions(graph, s, operator) * times for s, times in pairs for operator in s.operators)
+    return sum(operator_instructions(graph, s, operator) * times for s, operator, times in executions(graph))
 
 
 def state_bytes(graph: ModelGraph) -> int:
@@ -4134,12 +4123,10 @@ def with_room_for_scratch(layout: Layout, buffers: Sequence[Interval], scratch: 
 def _gaps(stop: int, blocks: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
     """The (start, stop) ranges from 0 to an address that no block covers."""
     start = 0
-    for low, high in sorted(blocks):
+    for low, high in (*sorted(blocks), (stop, stop)):
         if start < min(low, stop):
             yield start, min(low, stop)
         start = max(start, high)
-    if start < stop:
-        yield start, stop
 
 
 def _common_places(count: int, aliases: Iterable[Alias]) -> list[int]:
@@ -4927,15 +4914,10 @@ class Rewriter:
         return signature.but(**lists)
 
     def callee(self, new: NewSubgraph) -> Table:
-        tensors = [self.tensor(tensor) for tensor in new.tensors]
-        return Table(
-            "SubGraph",
-            Tensors=tensors,
-            Inputs=_words(new.inputs),
-            Outputs=_words(new.outputs),
-            Operators=[self.operator(operator, {}, dict(enumerate(tensors))) for operator in new.operators],
-            Name=new.name.encode(),
-        )
+        tensors, inputs, outputs = list(map(self.tensor, new.tensors)), _words(new.inputs), _words(new.outputs)
+        operators = [self.operator(operator, {}, dict(enumerate(tensors))) for operator in new.operators]
+        name = new.name.encode()
+        return Table("SubGraph", Tensors=tensors, Inputs=inputs, Outputs=outputs, Operators=operators, Name=name)
 
     def tensor(self, new: NewTensor) -> Table:
         if new not in self.tables:
@@ -5056,18 +5038,16 @@ class Snapshot:
 
     def with_offsets(self, offsets: Mapping[tuple[int, int], int]) -> Snapshot:
         """The model with a memory plan of these offsets, by (subgraph, tensor); TFLM places all other tensors."""
-        return self.changed(with_metadata(self.file, OFFLINE_PLAN, plan_words(self.graph, offsets)))
+        tensors = [(s.index, t.index) for s in self.graph.subgraphs for t in s.tensors]
+        words = 1, len(self.graph.subgraphs), len(tensors), *(offsets.get(t, PLANNED_AT_RUN_TIME) for t in tensors)
+        return self.changed(with_metadata(self.file, OFFLINE_PLAN, _words(words).tobytes()))
 
     def planned(self, plan: Plan) -> Snapshot:
         """The model with this plan. Raises BrokenCertificate if it is faulty or the runtime would not follow it."""
-        buffers = self.arena.buffers
         if faults := self.arena.faults(plan.intervals):
             raise BrokenCertificate(f"the plan that was found is at fault: {faults[0]}")
-        offsets = {
-            (buffer.subgraph, buffer.tensor): interval.offset
-            for buffer, interval in zip(buffers, plan.intervals, strict=True)
-            if buffer.tensor is not None and interval.offset is not None
-        }
+        pairs = zip(self.arena.buffers, plan.intervals, strict=True)
+        offsets = {(b.subgraph, b.tensor): at for b, (*_, at) in pairs if b.tensor is not None and at is not None}
         planned = self.with_offsets(offsets)
         if self.graph.kernels.kept and planned.arena.problems:
             raise ArenaError("TFLM would place scratch memory over what is to be kept")
@@ -5097,11 +5077,9 @@ class Snapshot:
 
     def with_contents(self, contents: Mapping[int, np.ndarray]) -> Snapshot:
         """The model with other data (uint8) in some buffers."""
-        buffers = [
-            Table("Buffer", Data=contents[i]) if i in contents else buffer
-            for i, buffer in enumerate(self.file.model["Buffers"])
-        ]
-        return self.changed(self.file.but(Buffers=buffers)) if contents else self
+        buffers = dict(enumerate(self.file.model["Buffers"]))
+        buffers |= {i: Table("Buffer", Data=data) for i, data in contents.items()}
+        return self.changed(self.file.but(Buffers=[*buffers.values()])) if contents else self
 
 
 ####################################################################################################
