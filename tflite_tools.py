@@ -1106,8 +1106,7 @@ class Window(NamedTuple):
         dilation = options.get("DilationHFactor", 1), options.get("DilationWFactor", 1)
         span = (rows - 1) * dilation[0] + 1, (columns - 1) * dilation[1] + 1
         pads = same_pads(height, down, stride[0], span[0]), same_pads(width, across, stride[1], span[1])
-        sizes = (height, width, channels), (rows, columns), (down, across, depth)
-        return cls(*sizes, stride, dilation, span, pads)
+        return cls((height, width, channels), (rows, columns), (down, across, depth), stride, dilation, span, pads)
 
     @property
     def patch(self) -> int:
@@ -2001,16 +2000,14 @@ UNKNOWN_CUSTOM_KIND = _custom(tflm=None)
 
 
 def kind_of(operator: Operator) -> Kind:
-    if operator.is_custom:
-        return CUSTOM_KINDS.get(operator.kind, UNKNOWN_CUSTOM_KIND)
-    return KINDS.get(operator.kind, UNKNOWN_KIND)
+    kinds, unknown = (CUSTOM_KINDS, UNKNOWN_CUSTOM_KIND) if operator.is_custom else (KINDS, UNKNOWN_KIND)
+    return kinds.get(operator.kind, unknown)
 
 
 def node_of(subgraph: Subgraph, operator: Operator, target: Target = BITS_32) -> Node:
     inputs = tuple(subgraph.tensors[i] if i >= 0 else None for i in operator.inputs)
     outputs = tuple(subgraph.tensors[i] for i in operator.writes)
-    kernels, custom = subgraph.kernels, operator.custom_options
-    return Node(kind_of(operator), inputs, outputs, operator.options, custom, kernels, target)
+    return Node(kind_of(operator), inputs, outputs, operator.options, operator.custom_options, subgraph.kernels, target)
 
 
 def may_overwrite(node: Node, position: int) -> bool:
@@ -2026,8 +2023,7 @@ def multiply_accumulates(subgraph: Subgraph, operator: Operator) -> int:
     """Approximate MACs of an operator: exact for convolutions and matrix products, one per element read for pooling and
     MEAN, one per sum for ADD, 0 for kinds that only move or map data."""
     node = node_of(subgraph, operator)
-    used = [subgraph.tensors[i] for i in (*operator.reads, *operator.writes)]
-    if not node.inputs or any(d < 0 for tensor in used for d in tensor.shape):
+    if not node.inputs or any(d < 0 for tensor in (*node.inputs, *node.outputs) if tensor for d in tensor.shape):
         return 0
     with contextlib.suppress(LookupError):  # an input that it needs is missing
         return node.kind.macs(node)
@@ -2560,10 +2556,9 @@ class _Reader:
         dynamic = tuple(sorted({i for dims in (shape, signature) for i, d in enumerate(dims) if d < 0}))
         content = self.buffers[buffer] if buffer else NO_CONTENT
         has_content = content.size > 0 or EXTERNAL_BUFFER in table.unknown
+        storage = Storage.STATE if table["IsVariable"] or is_handle else Storage.ACTIVATION
         if has_content and not (is_input or table["IsVariable"]):  # TFLM gives a variable memory whatever its content
             storage = Storage.CONSTANT
-        else:
-            storage = Storage.STATE if table["IsVariable"] or is_handle else Storage.ACTIVATION
         elements = math.prod(map(abs, shape)) if len(shape) <= MAX_RANK else MAX_ELEMENTS + 1
         if elements > MAX_ELEMENTS:
             raise ModelError(f"the file is damaged: tensor {index} claims an impossible shape")
@@ -3646,10 +3641,8 @@ def plan_by_first_fit(
     intervals of a group keep their distances. A plan of up to ``enough`` bytes counts as optimal."""
     grouped = {i for group in groups for i in group}
     blocks = [*groups, *({i: 0} for i in range(len(intervals)) if i not in grouped)]
-    boxes = []
-    for members in (_members(intervals, block) for block in blocks):
-        first, last = min(i.first for i in members), max(i.last for i in members)
-        boxes.append(Interval(max(i.size + (i.offset or 0) for i in members), first, last))
+    members = (_members(intervals, block) for block in blocks)
+    boxes = [Interval(height_of(box), min(i.first for i in box), max(i.last for i in box)) for box in members]
     rng, bound = np.random.default_rng(0), max(Profile(intervals).peak, enough)
     best = Plan((), bound)
     for key in FIRST_FIT_ORDERS:
@@ -3661,7 +3654,7 @@ def plan_by_first_fit(
             best = min(best if best.intervals else plan, plan, key=lambda plan: plan.height)
             if best.optimal or (budget and budget.is_over):
                 return best
-            tops = [max((placed[i].offset or 0) + placed[i].size for i in block) for block in blocks]
+            tops = [height_of(placed[i] for i in block) for block in blocks]
             urgency += (np.array(tops) > bound) * rng.uniform(0, PUSH * len(blocks), len(blocks))
     return best
 
@@ -4034,15 +4027,12 @@ class Aliases:
         aliases = self
         for most in [1] * CLASH_ROUNDS + [len(self.pairs)]:
             layout = layout_of(intervals, aliases)
-            clashing: dict[int, list[Alias]] = {
-                layout.places[layout.parts[next(iter(group))][1]]: []
-                for group in layout.groups
-                if conflicts(_members(layout.intervals, group), most=1)
-            }
+            at: dict[int, list[Alias]] = defaultdict(list)  # by place
             for alias in aliases.pairs:
-                if layout.places[alias.old] in clashing:
-                    clashing[layout.places[alias.old]].append(alias)
-            lost = {alias for found in clashing.values() for alias in found[-most:]}
+                at[layout.places[alias.old]].append(alias)
+            clashing = (group for group in layout.groups if conflicts(_members(layout.intervals, group), most=1))
+            places = (layout.places[layout.parts[min(group)][1]] for group in clashing)
+            lost = {alias for place in places for alias in at[place][-most:]}
             if not lost:
                 break
             aliases = dataclasses.replace(aliases, pairs=tuple(alias for alias in aliases.pairs if alias not in lost))
@@ -4131,19 +4121,17 @@ def _gaps(stop: int, blocks: Iterable[tuple[int, int]]) -> Iterator[tuple[int, i
 
 def _common_places(count: int, aliases: Iterable[Alias]) -> list[int]:
     """Per buffer: the lowest number among the buffers aliased with it."""
-    neighbours: dict[int, list[int]] = defaultdict(list)
-    for old, new in aliases:
-        neighbours[new].append(old)
-        neighbours[old].append(new)
-    places: dict[int, int] = {}
-    for i in range(count):
-        waiting = [] if i in places else [i]
-        while waiting:
-            here = waiting.pop()
-            if here not in places:
-                places[here] = i
-                waiting += neighbours[here]
-    return [places[i] for i in range(count)]
+    places = list(range(count))  # the buffer itself, or a lower one at the same place
+
+    def lowest(i: int) -> int:
+        while places[i] != i:
+            places[i] = i = places[places[i]]
+        return i
+
+    for alias in aliases:
+        low, high = sorted(map(lowest, alias))
+        places[high] = low
+    return list(map(lowest, range(count)))
 
 
 ####################################################################################################
@@ -4502,12 +4490,11 @@ def share_arena(arenas: Sequence[Arena]) -> SharedArena:
 
 def shared_in_loops(graph: ModelGraph, arena: Arena) -> Shared:
     """The tensors of loops that share memory by the plan in the file, with all others in the same memory."""
-    buffers, used = arena.buffers, arena.used
-    places = layout_of(arena.placed, used).places
-    whiles = {(s.index, t) for s, o in graph.operators if o.kind == "WHILE" for t in o.outputs}
-    looped = {place for b, place in zip(buffers, places, strict=True) if (b.subgraph, b.tensor) in whiles}
+    used, places = arena.used, layout_of(arena.placed, arena.used).places
+    keys = [(b.subgraph, -1 if b.tensor is None else b.tensor) for b in arena.buffers]
+    whiles = {(s.index, t) for s, o in graph.operators if o.kind == "WHILE" for t in o.writes}
+    looped = {place for key, place in zip(keys, places, strict=True) if key in whiles}
     callees = {callee for _, operator in graph.operators if operator.kind == "WHILE" for callee in operator.callees}
-    keys = [(b.subgraph, -1 if b.tensor is None else b.tensor) for b in buffers]
     inside = {key for key, place in zip(keys, places, strict=True) if place in looped and key[0] in callees}
     handed = {
         (*keys[old], keys[new][1])
@@ -4547,14 +4534,10 @@ def plan_buffers(
             break
         seconds = budget.share(1 / (len(layouts) - i)).left
         plan = plan_optimally(layout.intervals, seconds, layout.groups, enough, rounds)
-        addresses = {
-            layout.places[owner]: (interval.offset or 0) - above
-            for (_, owner, above), interval in zip(layout.parts, plan.intervals, strict=True)
-        }
-        kept = [
-            interval._replace(offset=None if buffer.tensor is None else addresses[place])
-            for interval, buffer, place in zip(intervals, buffers, layout.places, strict=True)
-        ]
+        pairs = zip(layout.parts, plan.intervals, strict=True)
+        address = {layout.places[owner]: (at or 0) - above for (_, owner, above), (*_, at) in pairs}
+        rows = zip(intervals, buffers, layout.places, strict=True)
+        kept = [interval._replace(offset=None if b.tensor is None else address[place]) for interval, b, place in rows]
         # If layouts differ in what shares memory, only the peak of bytes alive is a bound for all of them.
         bound = plan.bound if len(layouts) == 1 else bound
         found.append(place_greedily(kept))
@@ -4772,12 +4755,9 @@ def _place_apart(
     aliases = dataclasses.replace(aliases, pairs=tuple(pairs), alternatives=()).consistent(arena.intervals)
     budget, numbers = Budget(time_limit), range(len(arena.buffers))
     parts = [i for i in numbers if i in fast], [i for i in numbers if i not in fast]
-
-    def planned(part: Sequence[int], seconds: float, enough: int = 0) -> Plan:
-        return plan_buffers([arena.lifetimes[i] for i in part], aliases.among(part), seconds, enough)
-
-    first = planned(parts[0], budget.share(0.5).left, limits[0])
-    second = planned(parts[1], budget.left if first.height <= limits[0] else 0)
+    inside, outside = (([arena.lifetimes[i] for i in part], aliases.among(part)) for part in parts)
+    first = plan_buffers(*inside, budget.share(0.5).left, limits[0])
+    second = plan_buffers(*outside, budget.left if first.height <= limits[0] else 0)
     boundary = max(first.height, ARENA_ALIGNMENT)  # a C++ array cannot have 0 bytes
     intervals = arena.intervals
     for part, plan, base in zip(parts, (first, second), (0, boundary), strict=True):
