@@ -867,11 +867,6 @@ class Node:
         return self.output.elements if self.output else 0
 
     @cached_property
-    def rank(self) -> int:
-        """Filters per unit of an SVDF."""
-        return max(self.options.get("Rank", 1), 1)
-
-    @cached_property
     def custom(self) -> Mapping[str, Any]:
         """The options of a custom operator; a missing one is 0."""
         from flatbuffers import flexbuffers
@@ -980,8 +975,8 @@ def _sum_scratch(node: Node) -> list[int]:
 
 
 def _svdf_scratch(node: Node) -> list[int]:
-    batch, filters = node["input"].shape[0], node["feature"].shape[0]
-    units = [4 * batch * (filters // node.rank)] if node["input"].dtype == "INT8" else []
+    batch, filters, rank = node["input"].shape[0], node["feature"].shape[0], max(node.options.get("Rank", 1), 1)
+    units = [4 * batch * (filters // rank)] if node["input"].dtype == "INT8" else []
     return [4 * batch * filters, *units]
 
 
@@ -1043,8 +1038,7 @@ def _overlaps(node: Node) -> list[int]:
 
 def _if_quantized(size: int, wider: int = 0) -> Sizes:
     """Bytes of a structure that only integer kernels have."""
-    floats = (None, "FLOAT32")
-    return lambda n: [size + wider * (n.target is BITS_64)] if (n.inputs[0] and n.inputs[0].dtype) not in floats else []
+    return lambda n: [size + wider * (n.target is BITS_64)] if n.inputs[0] and n.inputs[0].dtype != "FLOAT32" else []
 
 
 ####################################################################################################
@@ -1436,7 +1430,7 @@ def _steep(node: Node) -> str:
 
 
 def _svdf_output(node: Node) -> str:
-    shape = node["input"].shape[0], node["feature"].shape[0] // node.rank
+    shape = node["input"].shape[0], node["feature"].shape[0] // max(node.options.get("Rank", 1), 1)
     return "" if node["output"].shape == shape else f"its output must have the shape {shape}"
 
 
@@ -1662,8 +1656,7 @@ def block_rows(node: Node) -> RowRule | str:
 def scattered_rows(node: Node) -> RowRule | str:
     """Input row i adds to output rows [i * stride - pad, i * stride - pad + size of the window)."""
     source, weights, output = node["input"], node["weights"], node["output"]
-    shape = node["output_shape"].values
-    if not node.options or not is_map(source) or len(weights.shape) != 4 or shape != output.shape:
+    if not node.options or not is_map(source) or len(weights.shape) != 4 or node["output_shape"].values != output.shape:
         return "its input, its weights or its options are not those of a window over a feature map"
     stride, size, height = node.options["StrideH"], weights.shape[1], source.shape[HEIGHT]
     is_same = node.options["Padding"] == tflite.Padding.SAME
@@ -1734,8 +1727,7 @@ def over_later_rows(node: Node, position: int, source: Tensor, output: Tensor) -
     if position or len(source.shape) <= HEIGHT or source.shape[0] != 1 or source.shape[rest] != output.shape[rest]:
         return False
     if node.kind.rows is sliced_rows:
-        bounds = slice_bounds(node)
-        return bounds is not None and not any(bounds[0])
+        return (bounds := slice_bounds(node)) is not None and not any(bounds[0])
     rows = node["indices"].values
     is_plain = node.options.get("Axis") == HEIGHT and not node.options["BatchDims"] and source.shape == output.shape
     return is_plain and rows is not None and all(row >= i for i, row in enumerate(rows))
@@ -2138,22 +2130,22 @@ def _broadcast_work(node: Node) -> dict[str, float]:
     return {"copies": sum(math.prod(source[:axis]) * shape[axis] for axis in range(last + 1))}
 
 
-def _lines(node: Node, axis: int) -> int:
-    """Elements of the output along the axes before this one."""
-    return math.prod(node["output"].shape[: axis % max(len(node["output"].shape), 1)])
+def _lines(node: Node) -> int:
+    """Elements of the output along the axes before that of the options."""
+    return math.prod(node["output"].shape[: node.options.get("Axis", 0) % max(len(node["output"].shape), 1)])
 
 
 WORK: dict[str, Callable[[Node], dict[str, float]]] = {
     "CONV_2D": partial(_window_work, reads_channels=True),
     **dict.fromkeys(("DEPTHWISE_CONV_2D", "MAX_POOL_2D", "AVERAGE_POOL_2D"), _window_work),
     "FULLY_CONNECTED": _product_work,
-    "CONCATENATION": lambda n: {"inputs": len(n.inputs), "runs": len(n.inputs) * _lines(n, n.options.get("Axis", 0))},
+    "CONCATENATION": lambda n: {"inputs": len(n.inputs), "runs": len(n.inputs) * _lines(n)},
     "SELECT_V2": _select_work,
     "DYNAMIC_UPDATE_SLICE": _update_work,
     "BROADCAST_TO": _broadcast_work,
     "TRANSPOSE_CONV": lambda n: {"macs": n["input"].elements * math.prod(n["weights"].shape[:3])},
     "SVDF": lambda n: {"macs": n["feature"].elements, "time_macs": n["time"].elements},
-    "GATHER": lambda n: {"runs": n["indices"].elements * _lines(n, n.options.get("Axis", 0))},
+    "GATHER": lambda n: {"runs": n["indices"].elements * _lines(n)},
     "PAD": lambda n: {"lines": math.prod(n["input"].shape[:-2]), "copied": n["input"].elements},
     DECODE: lambda n: {
         "outputs": len(n.outputs),
@@ -2321,10 +2313,9 @@ def operator_refusal(subgraph: Subgraph, operator: Operator) -> str:
         return "the shape of its output is not known before it runs"
     try:
         why = next(filter(None, (need(node) for need in kernel.needs)), "")
-        since = "" if why else kernel.since(node)
+        return why or why_older(subgraph.kernels, kernel.since(node))
     except (LookupError, TypeError):
         return "an input is missing"
-    return why or why_older(subgraph.kernels, since)
 
 
 def why_older(kernels: Kernels, since: str, what: str = "its kernel") -> str:
@@ -2488,7 +2479,10 @@ class _Reader:
         if not self.model["Subgraphs"]:
             raise ModelError("the model has no subgraph, so there is nothing to run")
         subgraphs = tuple(self.subgraph(table, i) for i, table in enumerate(self.model["Subgraphs"]))
-        metadata = tuple(map(self.metadata_entry, self.model["Metadata"]))
+        metadata = tuple((self.text(entry["Name"]), entry["Buffer"]) for entry in self.model["Metadata"])
+        for _, buffer in metadata:
+            if not 0 <= buffer < len(self.buffers):
+                raise ModelError(f"the file is damaged: metadata refers to buffer {buffer}, which is not there")
         graph = ModelGraph(subgraphs, self.buffers, metadata, notes=tuple(self.notes))
         content = graph.metadata_content(OFFLINE_PLAN)
         if content is None:
@@ -2522,11 +2516,6 @@ class _Reader:
         if number == tflite.BuiltinOperator.CUSTOM:
             return custom_kind(code), True
         return BUILTIN_OPCODE2NAME.get(number, f"BUILTIN_{number}"), False
-
-    def metadata_entry(self, entry: Table) -> tuple[str, int]:
-        if not 0 <= entry["Buffer"] < len(self.buffers):
-            raise ModelError(f"the file is damaged: metadata refers to buffer {entry['Buffer']}, which is not there")
-        return self.text(entry["Name"]), entry["Buffer"]
 
     def subgraph(self, table: Table, index: int) -> Subgraph:
         tables = table["Tensors"]
@@ -2809,9 +2798,8 @@ def model_macs(graph: ModelGraph) -> int:
 
 def operator_instructions(graph: ModelGraph, subgraph: Subgraph, operator: Operator) -> int:
     """Estimated instructions of one execution of an operator, without the subgraphs that it runs."""
-    iterations = iterations_of(graph, operator) or 0
     own = instructions(operator.kind, node_of(subgraph, operator))
-    return own + iterations * (ITERATION + CARRIED * len(operator.inputs))
+    return own + (iterations_of(graph, operator) or 0) * (ITERATION + CARRIED * len(operator.inputs))
 
 
 def model_instructions(graph: ModelGraph) -> int:
@@ -3099,8 +3087,7 @@ def pieces_of(problem: OrderingProblem, cuts: Sequence[int]) -> list[OrderingPro
         return [problem]
     middle, found = len(cuts) // 2, []
     for some in (cuts[: middle + 1], cuts[middle:]):
-        part = problem.part(range(problem.n), some[0], some[-1])
-        found += pieces_of(part, [cut - some[0] for cut in some])
+        found += pieces_of(problem.part(range(problem.n), some[0], some[-1]), [cut - some[0] for cut in some])
     return found
 
 
@@ -3462,10 +3449,8 @@ def ordering_problem(
         is_written_first = bool(history) and history[0][1] and tensors[0] not in inputs
         producer, readers = (operators[0], operators[1:]) if is_written_first else (None, operators)
         buffers.append(Buffer(size, producer, readers, kept=is_output))
-    transient = (
-        max((callee_peaks[c] for c in operator.callees), default=0) + costs.operator(subgraph, operator)
-        for operator in subgraph.operators
-    )
+    peaks = (max((callee_peaks[c] for c in operator.callees), default=0) for operator in subgraph.operators)
+    transient = (peak + costs.operator(subgraph, o) for peak, o in zip(peaks, subgraph.operators, strict=True))
     return OrderingProblem(tuple(transient), tuple(buffers), tuple(precedence_pairs(graph, subgraph)))
 
 
@@ -4013,13 +3998,10 @@ class Aliases:
     def among(self, numbers: Sequence[int]) -> Aliases:
         """The aliases among some of the buffers, renumbered 0, 1, 2, ..."""
         new = {i: n for n, i in enumerate(numbers)}
-
-        def renumbered(found: Iterable[Alias]) -> tuple[Alias, ...]:
-            return tuple(Alias(new[a.old], new[a.new]) for a in found if a.old in new and a.new in new)
-
         pieces = {new[i]: found for i, found in self.pieces.items() if i in new}
-        others = map(renumbered, (self.copies, self.alternatives, self.joined))
-        return Aliases(renumbered(self.pairs), pieces, *others)
+        kinds = self.pairs, self.copies, self.alternatives, self.joined
+        pairs, *others = (tuple(Alias(new[a], new[b]) for a, b in found if a in new and b in new) for found in kinds)
+        return Aliases(pairs, pieces, *others)
 
     def consistent(self, intervals: Sequence[Interval]) -> Aliases:
         """The aliases that can hold together: as long as buffers would clash, their places lose their last pairs, or
@@ -4074,9 +4056,8 @@ def layout_of(buffers: Sequence[Interval], aliases: Aliases = NO_ALIASES) -> Lay
     begins: dict[int, set[int]] = defaultdict(set)  # when other buffers take the memory
     for old, new in aliases.pairs:
         begins[old] |= {piece.first for piece in pieces[new]}
-    places = _common_places(len(buffers), (*aliases.pairs, *aliases.copies, *aliases.joined))
     copies = {alias.new for alias in aliases.copies}
-    layout = Layout([], places)
+    layout = Layout([], _common_places(len(buffers), (*aliases.pairs, *aliases.copies, *aliases.joined)))
     for i in range(len(buffers)):
         for piece in pieces[i] if i not in copies else ():
             last = min([piece.last, *(begin - 1 for begin in begins[i] if piece.first <= begin <= piece.last)])
@@ -4385,12 +4366,11 @@ class Arena:
             for s, t in planned_offsets(graph)
             if graph.subgraphs[s].tensors[t].is_updated_in_place
         ]
-        offsets = graph.plan[PLAN_HEADER:]
         problems += [
             f"tensor {t.index} of subgraph {s.index} is a variable, which TFLM gives no memory: it mistakes its offset"
             for s in graph.subgraphs[1:]
             for t in s.tensors
-            if t.is_updated_in_place and offsets[t.index] != PLANNED_AT_RUN_TIME
+            if t.is_updated_in_place and graph.plan[PLAN_HEADER + t.index] != PLANNED_AT_RUN_TIME
         ]
         return tuple(problems)
 
@@ -4855,10 +4835,8 @@ class Rewriter:
         tensors |= {place: self.tensor(NewTensor("unused", (1,), values=bytes(4))) for place in unused}
         tensors |= {t: self.tensor(new) for t, new in rewrite.constants.items()}
         number = {len(old.tensors) + i: place for i, place in enumerate(places)}
-        operators = [
-            self.table["Operators"][new] if isinstance(new, int) else self.operator(new, number, tensors)
-            for new in rewrite.operators
-        ]
+        given = self.table["Operators"]
+        operators = [given[o] if isinstance(o, int) else self.operator(o, number, tensors) for o in rewrite.operators]
         subgraph = self.table.but(Tensors=[tensors[i] for i in sorted(tensors)], Operators=operators)
         if rewrite.ports:
             ports = {"Inputs": old.inputs, "Outputs": old.outputs}
@@ -4983,11 +4961,10 @@ class Snapshot:
 
     @cached_property
     def schedules(self) -> tuple[Schedule, ...]:
-        shared = NOT_SHARED
-        if looped_operators(self.graph):
-            with contextlib.suppress(ArenaError):
-                shared = shared_in_loops(self.graph, self.arena)
-        return schedule_model(self.graph, shared)
+        with contextlib.suppress(ArenaError):
+            if looped_operators(self.graph):
+                return schedule_model(self.graph, shared_in_loops(self.graph, self.arena))
+        return schedule_model(self.graph)
 
     @property
     def peak(self) -> int:
