@@ -206,8 +206,7 @@ class Storage(enum.Enum):
     STATE = "state"  # RAM from the first inference to the last: variables and the handles of resources
 
 
-@dataclass(frozen=True)
-class Quantization:
+class Quantization(NamedTuple):
     """Affine quantisation: ``real = scale * (q - zero point)``, per tensor or per slice along ``dimension``."""
 
     scales: tuple[float, ...]
@@ -2653,8 +2652,7 @@ def alive(intervals: Mapping[int, Interval]) -> Iterator[tuple[int, ...]]:
         yield tuple(sorted(live))
 
 
-@dataclass(frozen=True)
-class Step:
+class Step(NamedTuple):
     """Working set of one operator: the sorted ids of the tensors alive while it runs, and their total bytes."""
 
     operator: Operator
@@ -3239,8 +3237,7 @@ def distinct(states: np.ndarray) -> np.ndarray:
     return order[np.append(True, (ranked[:, 1:] != ranked[:, :-1]).any(axis=0))]
 
 
-@dataclass(frozen=True)
-class Ordering:
+class Ordering(NamedTuple):
     """An order of the tasks, its peak in bytes, and ``bound``: no order has a lower peak than that."""
 
     order: tuple[int, ...]
@@ -3467,7 +3464,7 @@ def order_model(graph: ModelGraph, time_limit: float, costs: Costs = PLAIN_COSTS
         # All inputs exist at the start, including unread ones, which the problem does not contain.
         entry = Profile(tensor_intervals(subgraph, costs.tensor).values()).at(BEFORE)
         peak, bound = (max(value, entry) for value in (found.peak, found.bound - unproven))
-        orderings[index] = dataclasses.replace(found, peak=peak, bound=bound)
+        orderings[index] = found._replace(peak=peak, bound=bound)
     return tuple(orderings[subgraph.index] for subgraph in graph.subgraphs)
 
 
@@ -3481,8 +3478,7 @@ def height_of(intervals: Iterable[Interval]) -> int:
     return max((at + size for size, _, _, at in intervals if at is not None), default=0)
 
 
-@dataclass(frozen=True)
-class Plan:
+class Plan(NamedTuple):
     """Intervals that all have an offset, and ``bound``: no plan is lower than that, in bytes."""
 
     intervals: tuple[Interval, ...]
@@ -3670,8 +3666,8 @@ def plan_optimally(
     for highest, share in ((plan.bound, PROOF_SHARE), (plan.height - 1, 1.0)):
         if not plan.optimal and rounds is None and len(intervals) <= MAX_SOLVED:
             found, proven = _solve_placement(intervals, groups, plan.bound, highest, share * budget.left)
-            plan = Plan(found or plan.intervals, plan.bound)
-            plan = Plan(plan.intervals, max(plan.bound, min(proven, plan.height)))
+            plan = plan._replace(intervals=found or plan.intervals)
+            plan = plan._replace(bound=max(plan.bound, min(proven, plan.height)))
     return plan
 
 
@@ -3750,8 +3746,7 @@ def _solve_placement(
 MAX_USES = 1_000_000  # of tensors by operators and subgraphs, counting every call
 
 
-@dataclass(frozen=True)
-class ArenaBuffer:
+class ArenaBuffer(NamedTuple):
     """One buffer that TFLM plans: a tensor, or the scratch memory of an operator (then ``tensor`` is None)."""
 
     interval: Interval  # its size is a multiple of ARENA_ALIGNMENT, its times are on TFLM's clock
@@ -3834,7 +3829,7 @@ def in_place_inputs(subgraph: Subgraph, operator: Operator) -> list[int]:
     node = node_of(subgraph, operator)
     if len(operator.writes) != 1 or node["output"].storage is not Storage.ACTIVATION:
         return []
-    found = (t for i, t in enumerate(operator.inputs) if t >= 0 and may_overwrite(node, i))
+    found = (t for i, t in enumerate(operator.inputs) if may_overwrite(node, i))
     return [t for t in found if subgraph.tensors[t].bytes == node["output"].bytes]
 
 
@@ -4322,7 +4317,7 @@ class Arena:
         kept, _ = self.promises
         end = max((buffer.interval.last for buffer in self.buffers), default=0)
         lives = [(b, end if i in kept else b.interval.last) for i, b in enumerate(self.buffers)]
-        return [dataclasses.replace(b, interval=b.interval._replace(offset=None, last=last)) for b, last in lives]
+        return [b._replace(interval=b.interval._replace(offset=None, last=last)) for b, last in lives]
 
     @property
     def intervals(self) -> list[Interval]:
@@ -4445,7 +4440,7 @@ def analyse_arena(graph: ModelGraph, target: Target = BITS_32) -> Arena:
     given = [b.interval._replace(offset=offsets.get((b.subgraph, b.tensor)) if b.tensor is not None else None)
              for b in buffers]  # fmt: skip
     placed = zip(buffers, place_greedily(given), strict=True)
-    buffers = [dataclasses.replace(buffer, interval=interval) for buffer, interval in placed]
+    buffers = [buffer._replace(interval=interval) for buffer, interval in placed]
     return Arena(graph, tuple(buffers), tail.total, tail.planning(len(buffers)))
 
 
@@ -4678,8 +4673,7 @@ class DivisionProblem:
         return fast, used, min(int(solver.best_objective_bound + 0.5), sum(self.values))
 
 
-@dataclass(frozen=True)
-class Division:
+class Division(NamedTuple):
     """A plan for two memories: offsets from ``boundary`` on are in the slow one. Bytes."""
 
     plan: Plan
@@ -4721,7 +4715,7 @@ def plan_memories(problem: DivisionProblem, memories: Memories, time_limit: floa
         division, heads = _place_apart(problem, always, frozenset(), limits, budget.left)
     is_within = division.boundary <= limits[0] and heads[1].height <= limits[1]
     is_within &= memories.slow is None or division.reserve(arena) <= memories.slow
-    return dataclasses.replace(division, most=most) if is_within else None
+    return division._replace(most=most) if is_within else None
 
 
 def _place_apart(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import json
 import mmap
@@ -151,10 +150,10 @@ def test_a_scale_that_is_not_a_number_does_not_look_like_damage():
 def test_certificates_are_checked_before_they_are_believed():
     model = Snapshot.read((MODELS / "digits_mobilenet_int8.tflite").read_bytes())
     plan = tflite_tools.plan_arena(model.arena)
-    on_top = dataclasses.replace(plan, intervals=tuple(i._replace(offset=0) for i in plan.intervals))
+    on_top = plan._replace(intervals=tuple(i._replace(offset=0) for i in plan.intervals))
     with pytest.raises(BrokenCertificate, match="alive together"):
         model.planned(on_top)
-    higher = dataclasses.replace(plan, intervals=tuple(i._replace(offset=i.offset + 16) for i in plan.intervals[:-1]))
+    higher = plan._replace(intervals=tuple(i._replace(offset=i.offset + 16) for i in plan.intervals[:-1]))
     with pytest.raises((BrokenCertificate, ValueError)):
         model.planned(higher)
 
