@@ -5233,12 +5233,6 @@ class Emitter:
         size = -1 if self.subgraph.tensors[like].dynamic else batch, *others
         return self.part(tensor, begin, size, self.rows(like, want))
 
-    def join(self, parts: Sequence[int], like: int, rows: Sequence[Rows], target: int | None = None) -> int:
-        """Concatenate neighbouring rows."""
-        return self.concatenate(
-            parts, HEIGHT, self.rows(like, Rows(rows[0].first, rows[-1].stop)) if target is None else target
-        )
-
     def concatenate(self, parts: Sequence[int], axis: int, target: int | None = None, like: int | None = None) -> int:
         """Join tensors along an axis, in several steps if they are too many for one operator."""
         while len(parts) > MAX_CONCATENATED:
@@ -5315,7 +5309,7 @@ class RegionEmitter:
         for stripe, needed_later in zip(stripes, reversed(later), strict=True):
             self.stripe(stripe, needed_later)
         for output, parts in self.pieces.items():
-            self.emitter.join([tensor for tensor, _ in parts], output, [rows for _, rows in parts], output)
+            self.emitter.concatenate([tensor for tensor, _ in parts], HEIGHT, output)
 
     def stripe(self, stripe: Stripe, needed_later: Mapping[int, int]) -> None:
         emitter, heights = self.emitter, self.region.heights
@@ -5335,8 +5329,9 @@ class RegionEmitter:
                 available[output] = computed, rows
                 if output in self.cache and stripe.needed[output].first < rows.first:
                     kept, before = self.cache[output]
-                    joined = emitter.join((kept, computed), output, (before, rows))
-                    available[output] = joined, Rows(before.first, rows.stop)
+                    both = Rows(before.first, rows.stop)
+                    joined = emitter.concatenate((kept, computed), HEIGHT, emitter.rows(output, both))
+                    available[output] = joined, both
                 self.add_piece(output, computed, rows)
                 self.cache.pop(output, None)
                 if self.region.is_cached and (first := needed_later.get(output, rows.stop)) < rows.stop:
@@ -5384,8 +5379,8 @@ class Copies:
         old = None if new.like is None else node_of(self.subgraph, self.subgraph.operators[new.like])
         options = {**(old.options if old else {}), **dict(new.options)}
         node = Node(old.kind if old else KINDS[new.kind], inputs, outputs, options, b"", kernels)
-        needs_scratch = new.like in self.candidates and node.kernel is not None
-        scratch = sum(map(align, node.kernel.scratch(node))) if needs_scratch and node.kernel else 0
+        kernel = node.kernel if new.like in self.candidates else None
+        scratch = sum(map(align, kernel.scratch(node))) if kernel else 0
         return scratch, instructions(new.kind, node)
 
 
@@ -5714,28 +5709,24 @@ class BodyEmitter:
         self.fresh: dict[int, int] = {}  # tensor -> its new rows
         self.handed: dict[int, int] = {}  # tensor of the body -> the one computed in place of it by its only reader
         self.known: dict[tuple[Any, ...], int] = {}  # what is emitted once
-        self.readers: dict[int, list[int]] = defaultdict(list)  # source -> operators
-        for number, part in loop.region.parts.items():
-            for t in part.rule.sources:
-                self.readers[t].append(number)
+        self.last_reader = {t: number for number, part in loop.region.parts.items() for t in part.rule.sources}
 
     def run(self) -> None:
         body, loop = self.body, self.loop
-        last = {t: numbers[-1] for t, numbers in self.readers.items()}
         for number, (outputs, rule) in loop.region.parts.items():
             operator, read, views = self.subgraph.operators[number], loop.read_by(number), {}
             for source in rule.sources:
                 if source not in self.fresh:
-                    self.arrive(source, self.fetched(source), last)
+                    self.arrive(source, self.fetched(source))
                 views[source] = self.view(source, read, rule)
             chosen = [views.get(t, self.places.get(t, t)) for t in operator.inputs]
             values = {"": 0, "read": read.height, "made": loop.tracks[outputs[0]].rows, "above": 0, "below": 0}
             results = body.copy(operator, rule, chosen, values, self.new_rows)
             for source in rule.sources:
-                if last[source] == number:
+                if self.last_reader[source] == number:
                     self.shift(source)
             for output, rows in results.items():
-                self.arrive(output, rows, last)
+                self.arrive(output, rows)
         self.next[self.position] = self.looked_up(np.arange(1, loop.iterations + 1)[:, None] * self.step)
 
     def once(self, key: tuple[Any, ...], emit: Callable[..., int], *arguments: Any) -> int:
@@ -5799,7 +5790,7 @@ class BodyEmitter:
         self.handed[rows] = target
         return target
 
-    def arrive(self, t: int, rows: int, last: Mapping[int, int]) -> None:
+    def arrive(self, t: int, rows: int) -> None:
         """Mask new rows of a tensor, add them to its line buffer, and write them to the output."""
         if self.loop.tracks[t].is_masked:
             rows = self.masked(t, rows)
@@ -5808,7 +5799,7 @@ class BodyEmitter:
             self.line_buffers[t] = self.with_new_rows(t, self.line_buffers[t], rows)
         if t in self.loop.written:
             self.write(t)
-        if t not in last:
+        if t not in self.last_reader:
             self.shift(t)
 
     def with_new_rows(self, t: int, lines: int, rows: int) -> int:
@@ -5920,10 +5911,11 @@ class BodyEmitter:
 
 
 class Carried(NamedTuple):
-    """A tensor that a loop carries, by its numbers before the loop, in its body and after the loop."""
+    """A tensor that a loop carries, by its numbers before the loop, in its body, in its condition and after it."""
 
     before: int
     inside: int
+    condition: int
     after: int
 
 
@@ -5934,7 +5926,6 @@ class LoopEmitter:
         self.emitter, self.loop, self.subgraph = emitter, loop, emitter.subgraph
         self.cond, self.iteration = Emitter(self.subgraph), BodyEmitter(Emitter(self.subgraph), loop)
         self.carried: list[Carried] = []
-        self.cond_inputs: list[int] = []
         self.full: dict[tuple[Any, ...], int] = {}  # tensors full of one value, shared by variables
 
     def run(self) -> None:
@@ -5966,8 +5957,8 @@ class LoopEmitter:
     def carry(self, before: int, like: int | None, shape: tuple[int, ...], after: int | None = None) -> int:
         """Make a tensor a loop variable and return its number in the body."""
         inside = self.iteration.body.carried(like, shape)
-        self.cond_inputs.append(self.cond.carried(like, shape))
-        self.carried.append(Carried(before, inside, self.emitter.carried(like, shape) if after is None else after))
+        after = self.emitter.carried(like, shape) if after is None else after
+        self.carried.append(Carried(before, inside, self.cond.carried(like, shape), after))
         self.iteration.next[inside] = inside
         return inside
 
@@ -5985,13 +5976,11 @@ class LoopEmitter:
         emitter, cond = self.emitter, self.cond
         count = self.loop.iterations * self.iteration.step
         goes_on = cond.table(b"\1" * count + b"\0", (count + 1,), "BOOL")
-        verdict = cond.part(goes_on, self.cond_inputs[0], (1,), cond.number("BOOL", 1))
-        inside = [carried.inside for carried in self.carried]
-        first = emitter.enclose(cond, "goes on", self.cond_inputs, [verdict])
+        before, inside, condition, after = zip(*self.carried, strict=True)
+        verdict = cond.part(goes_on, condition[0], (1,), cond.number("BOOL", 1))
+        first = emitter.enclose(cond, "goes on", condition, [verdict])
         second = emitter.enclose(self.iteration.body, "turn", inside, [self.iteration.next[t] for t in inside])
-        outputs = (carried.after for carried in self.carried)
-        before = [carried.before for carried in self.carried]
-        emitter.emit("WHILE", before, *outputs, CondSubgraphIndex=first, BodySubgraphIndex=second)
+        emitter.emit("WHILE", before, *after, CondSubgraphIndex=first, BodySubgraphIndex=second)
 
     def move_out(self, over: OverInput) -> None:
         """Emit the output, which is in the first rows of the carried tensor. Only RESHAPE changes the scale: LiteRT's
@@ -6501,11 +6490,6 @@ class Cost(NamedTuple):
     persistent: int = 0  # an estimate of TFLM's persistent structures on a 32-bit target
     operators: int = 0
 
-    def then(self, other: Cost) -> Cost:
-        """The cost of one after the other."""
-        peak, *sums = zip(self, other, strict=True)
-        return Cost(max(peak), *map(sum, sums))
-
     @property
     def sum(self) -> int:
         return self.peak + self.persistent
@@ -6844,13 +6828,17 @@ def in_time(cost: Cost) -> int:
 
 
 class Label(NamedTuple):
-    """A way to run all operators up to some position: additional costs, the last region (None: an operator that runs
-    whole), and the way before that."""
+    """A way to run all operators up to some position: additional costs, the peak, and the regions."""
 
     persistent: int
     time: int
-    region: SplitRegion | None = None
-    before: Label | None = None
+    peak: int = 0
+    regions: tuple[SplitRegion, ...] = ()
+
+    @property
+    def composition(self) -> Composition:
+        operators = sum(region.cost.operators for region in self.regions)
+        return Composition(self.regions, Cost(self.peak, self.time, self.persistent, operators))
 
 
 def undominated(labels: Iterable[Any]) -> list[Any]:
@@ -6991,23 +6979,15 @@ class SplitSearch:
                 end, cost = (region.end, region.cost) if region else (position + 1, Cost(step.need))
                 peak, time, persistent, _ = cost
                 if peak <= limit:
-                    within = (label for label in here if label.time + time <= max_time)
-                    ways[end] += (Label(la.persistent + persistent, la.time + time, region, la) for la in within)
-        labels = sorted(undominated(ways[-1]), key=lambda label: price(Cost(0, label.time, label.persistent)))
-        found = map(self.composition, labels)
+                    more = (region,) if region else ()
+                    ways[end] += (
+                        Label(way.persistent + persistent, way.time + time, max(way.peak, peak), way.regions + more)
+                        for way in here
+                        if way.time + time <= max_time
+                    )
+        labels = undominated(ways[-1])
+        found = sorted((label.composition for label in labels), key=lambda composition: price(composition.cost))
         return next((composition for composition in found if composition.cost.sum <= most), None)
-
-    def composition(self, label: Label) -> Composition:
-        found, cost, position = list[SplitRegion](), Cost(0), len(self.problem.steps)
-        while label.before:
-            if region := label.region:
-                found.append(region)
-                position, cost = region.start, cost.then(region.cost)
-            else:
-                position -= 1
-                cost = cost.then(Cost(self.problem.steps[position].need))
-            label = label.before
-        return Composition(tuple(reversed(found)), cost)
 
     def fitting(self, limit: int, max_time: int, most: int) -> Composition | None:
         """The composition within a peak, and a sum of peak and persistent memory, that has the fewest instructions."""
@@ -7034,26 +7014,20 @@ class SplitSearch:
         ranges = [(0, unsplit.cost.peak - 1, 0, 0)]  # bound on the sum, upper limit, lower limit, memory for the upper
         while ranges and not self.budget.is_over:
             bound, upper, lower, persistent = heapq.heappop(ranges)
-            most = int(RIVALS * min(c.cost.sum for c in found.values()))
+            best = min(c.cost.sum for c in found.values())
+            most = int(RIVALS * best)
             upper = min(upper, most)
             if bound > most or upper <= lower:
                 continue
             limit = (lower + upper) // 2 if lower < FINE * upper else upper
-            met = self.within(limit, max_time, found)
+            self.try_ranges(limit, max_time, best, in_memory)
+            met = self.compose(limit, max_time, in_memory)
             if limit < upper:
                 heapq.heappush(ranges, (limit + 1 + persistent, upper, limit, persistent))
-            if met is not None:
+            if met is not None and met.cost.peak <= limit:  # without operators, the peak is always 0
+                found[met.regions] = met
                 more = met.cost.persistent
                 heapq.heappush(ranges, (lower + more, met.cost.peak - 1, lower, more))
-
-    def within(self, limit: int, max_time: int, found: dict[Any, Composition]) -> Composition | None:
-        """The composition with the least persistent memory within a peak, added to ``found``; else None."""
-        self.try_ranges(limit, max_time, min(c.cost.sum for c in found.values()), in_memory)
-        composition = self.compose(limit, max_time, in_memory)
-        if composition is None or composition.cost.peak > limit:  # without operators, the peak is always 0
-            return None
-        found[composition.regions] = composition
-        return composition
 
     def rewrite(self, composition: Composition) -> Rewrite:
         """The schedule of the whole subgraph with these regions in stripes."""
