@@ -5143,6 +5143,7 @@ class Emitter:
         self.callees: list[NewSubgraph] = []
         self.tensors: list[NewTensor] = []
         self.operators: list[NewOperator] = []
+        self.schedule: list[int | NewOperator] = []  # the new operators and, by number, old ones between them
         self.constants: dict[tuple[Any, ...], int] = {}
 
     def add(self, tensor: NewTensor) -> int:
@@ -5221,7 +5222,11 @@ class Emitter:
     def emit(self, kind: str, inputs: Sequence[int], *outputs: int, like: int | None = None, **options: Any) -> int:
         """Add an operator and return its first output."""
         self.operators.append(NewOperator(kind, tuple(inputs), outputs, like, tuple(options.items())))
+        self.schedule.append(self.operators[-1])
         return outputs[0]
+
+    def rewrite(self) -> Rewrite:
+        return Rewrite(tuple(self.schedule), tuple(self.tensors), callees=tuple(self.callees))
 
     def slice(self, tensor: int, like: int, have: Rows, want: Rows) -> int:
         """Rows ``want`` of a tensor that holds rows ``have``; the tensor itself if these are equal."""
@@ -5245,14 +5250,14 @@ class Emitter:
             target = self.add(NewTensor("joined", tuple(shape), source))
         return self.emit("CONCATENATION", parts, target, like=like, Axis=axis)
 
-    def padded(self, like: int, tensor: int, height: int, rows: Sequence[int], rule: RowRule) -> int:
+    def padded(self, like: int, tensor: int, height: int, rows: Sequence[int], columns: Pads, is_max: bool) -> int:
         """Rows of a tensor in explicit padding, instead of the padding that the operator adds itself."""
         batch, _, width, channels = self.subgraph.tensors[like].shape
-        inputs = [tensor, self.integers(0, 0, *rows, *rule.columns, 0, 0, shape=(4, 2))]
-        if rule.is_max:
+        inputs = [tensor, self.integers(0, 0, *rows, *columns, 0, 0, shape=(4, 2))]
+        if is_max:
             inputs.append(self.constant(LOWEST[self.subgraph.tensors[like].dtype], (1,), like))
-        shape = batch, height + sum(rows), width + sum(rule.columns), channels
-        return self.emit("PADV2" if rule.is_max else "PAD", inputs, self.tensor(like, shape, "padded"))
+        shape = batch, height + sum(rows), width + sum(columns), channels
+        return self.emit("PADV2" if is_max else "PAD", inputs, self.tensor(like, shape, "padded"))
 
     def compute(self, operator: Operator, rule: RowRule, rows: Rows, inputs: Mapping[int, int]) -> dict[int, int]:
         """Emit an operator for some output rows; ``inputs`` hold its source rows. Returns the tensor of each output."""
@@ -5261,7 +5266,7 @@ class Emitter:
         first, stop, *pads = rule.span(rows[0], rows[1], height)
         made = rule.made(rows, Rows(first, stop))
         if rule.pads_itself and (any(pads) or any(rule.columns)):
-            chosen[0] = self.padded(rule.sources[0], chosen[0], stop - first, pads, rule)
+            chosen[0] = self.padded(rule.sources[0], chosen[0], stop - first, pads, rule.columns, rule.is_max)
         values = {"": 0, "read": stop - first, "made": made.height, "above": pads[0], "below": pads[1]}
         results = self.copy(operator, rule, chosen, values, lambda output: self.rows(output, made))
         return {output: self.slice(result, output, made, rows) for output, result in results.items()}
@@ -5388,7 +5393,7 @@ class Bill:
     """The tensors, operators and scratch that an emitter has added, to compute their memory and time."""
 
     def __init__(self, emitter: Emitter, copies: Copies) -> None:
-        subgraph, operators = emitter.subgraph, emitter.operators
+        subgraph, self.operators = emitter.subgraph, emitter.operators
         self.old = old = len(subgraph.tensors)
 
         def size(new: NewTensor) -> int:
@@ -5398,15 +5403,12 @@ class Bill:
             return align(math.prod(new.shape) * (element.tflm_bytes or 0))
 
         self.sizes = list(map(size, emitter.tensors))  # of the new tensors, as TFLM aligns them
-        self.runs = [(operator.inputs, operator.outputs) for operator in operators]
         # By tensor, the operator that makes it, and the last one that reads it.
-        self.born = {t: number for number, (_, outputs) in enumerate(self.runs) for t in outputs}
-        self.last = {t: number for number, (inputs, _) in enumerate(self.runs) for t in inputs}
-        self.copies = Counter(o.like for o in operators if o.like is not None)
-        self.glue = Counter((o.kind, len(o.inputs)) for o in operators if o.like is None)
+        self.born = {t: number for number, o in enumerate(self.operators) for t in o.outputs}
+        self.last = {t: number for number, o in enumerate(self.operators) for t in o.inputs}
         self.requests: list[tuple[int, int, int]] = []  # scratch: bytes, first and last operator
         self.time = 0  # instructions
-        for number, o in enumerate(operators):
+        for number, o in enumerate(self.operators):
             tensors = [emitter.tensors[t - old] if t >= old else t for t in (*o.inputs, *o.outputs)]
             scratch, time = copies(o, tensors)
             self.time += time
@@ -5848,7 +5850,9 @@ class BodyEmitter:
         new = Rows(track.first, track.first + track.rows)
         if t not in self.line_buffers or (rule.columns == NO_PADS and rows.first >= new.first):
             part = body.slice(self.fresh[t], t, new, rows)
-            return part if rule.columns == NO_PADS else body.padded(t, part, rows.height, NO_PADS, rule)
+            if rule.columns == NO_PADS:
+                return part
+            return body.padded(t, part, rows.height, NO_PADS, rule.columns, rule.is_max)
         have = Rows(track.first - track.halo, new.stop)
         is_window = rule.padding is not None
         is_end_ignored = is_window and have.stop - rows.stop < rule.stride  # the rest is too small for another window
@@ -6098,11 +6102,9 @@ class Lightening(Substitution):
             outer.append(Pads(before, padded - source.shape[axis] - before))
         if min(map(min, outer)) < 0:
             return False
-        read, (batch, height, width, channels) = source.index, source.shape
+        read = source.index
         if any(map(any, outer)):
-            shape = batch, height + sum(outer[0]), width + sum(outer[1]), channels
-            values = self.emitter.integers(0, 0, *outer[0], *outer[1], 0, 0, shape=(4, 2))
-            read = self.emitter.emit("PAD", (read, values), self.emitter.tensor(read, shape, "padded"))
+            read = self.emitter.padded(read, read, source.shape[HEIGHT], outer[0], outer[1], is_max=False)
         inputs, dilation = (read, *made.inputs[1:]), {"DilationHFactor": blocks[0], "DilationWFactor": blocks[1]}
         self.emitter.emit(made.kind, inputs, output.index, like=made.index, **dilation)
         return True
@@ -6310,28 +6312,20 @@ class Upright:
         self.subgraph, self.emitter = subgraph, Emitter(subgraph)
         self.tall: dict[int, int] = {}  # tensor -> its upright form
         self.missing: dict[int, Operator | None] = {}  # tensor that is not made -> the mover that would make it
-        self.schedule: list[int | NewOperator] = []
         for operator in subgraph.operators:
             if is_mover(subgraph, operator) and self.is_series(operator.inputs[0], operator.outputs[0]):
                 self.missing[operator.outputs[0]] = operator
             elif not self.turn(operator):
                 for t in operator.reads:
                     self.make(t)
-                self.schedule.append(operator.index)
+                self.emitter.schedule.append(operator.index)
         for t in subgraph.outputs:
             self.make(t)
-
-    def rewrite(self) -> Rewrite:
-        return Rewrite(tuple(self.schedule), tuple(self.emitter.tensors))
 
     def is_series(self, *tensors: int) -> bool:
         """True if all have the same upright shape."""
         shapes = {tall_shape(self.subgraph.tensors[t]) for t in tensors}
         return len(shapes) == 1 and None not in shapes
-
-    def emit(self, kind: str, inputs: Sequence[int], output: int, like: int | None = None, **options: Any) -> None:
-        self.emitter.emit(kind, inputs, output, like=like, **options)
-        self.schedule.append(self.emitter.operators[-1])
 
     def root(self, tensor: int) -> int:
         """The tensor whose bytes movers move to this one."""
@@ -6344,7 +6338,7 @@ class Upright:
         if root not in self.tall:
             shape = tall_shape(self.subgraph.tensors[tensor]) or ()
             self.tall[root] = self.emitter.tensor(root, shape, "upright")
-            self.emit("RESHAPE", (root,), self.tall[root], NewShape=shape)
+            self.emitter.reshape(root, self.tall[root])
         return self.tall[root]
 
     def make(self, tensor: int) -> None:
@@ -6352,10 +6346,10 @@ class Upright:
         if tensor in self.missing:
             root, maker = self.root(tensor), self.missing.pop(tensor)
             if maker and maker.inputs[0] == root and root not in self.missing:
-                self.schedule.append(maker.index)
+                self.emitter.schedule.append(maker.index)
             else:
                 source = self.tall[root] if root in self.missing or root == tensor else root
-                self.emit("RESHAPE", (source,), tensor, NewShape=self.subgraph.tensors[tensor].shape)
+                self.emitter.reshape(source, tensor)
 
     def turn(self, operator: Operator) -> bool:
         """Emit the operator on upright tensors, if it computes the same there."""
@@ -6397,7 +6391,7 @@ class Upright:
         output = operator.outputs[0]
         self.tall[output] = self.emitter.add(NewTensor("", tall_shape(tensors[output]) or (), output))
         self.missing[output] = None
-        self.emit(operator.kind, inputs, self.tall[output], operator.index, **changes)
+        self.emitter.emit(operator.kind, inputs, self.tall[output], like=operator.index, **changes)
         return True
 
 
@@ -6678,8 +6672,8 @@ class SplitProblem:
         return self.regions[key]
 
     def persistent(self, *bills: Bill) -> int:
-        glue = sum(n * glue_bytes(*kind) for bill in bills for kind, n in bill.glue.items())
-        return glue + sum(n * self.steps[like].persistent for bill in bills for like, n in bill.copies.items())
+        steps, operators = self.steps, (o for bill in bills for o in bill.operators)
+        return sum(glue_bytes(o.kind, len(o.inputs)) if o.like is None else steps[o.like].persistent for o in operators)
 
     def evaluate(self, start: int, end: int, stripes: int, is_cached: bool) -> SplitRegion | None:
         """The region with its cost; None if it cannot be cut like that."""
@@ -6693,17 +6687,17 @@ class SplitProblem:
         emitter = Emitter(self.subgraph)
         RegionEmitter(emitter, region).run(rows)
         bill, steps = Bill(emitter, self.copies), self.steps[start:end]
-        Budget.spend(EMIT_WORK * len(bill.runs))
+        Budget.spend(EMIT_WORK * len(bill.operators))
         inner = sum(len(step.operator.writes) for step in steps) - len(region.live_out)
         before = sum(step.persistent for step in steps) + BITS_32.tensor * inner
         after = BITS_32.tensor * len(bill.sizes) + self.persistent(bill)
         time = bill.time - sum(step.time for step in steps)
-        cost = Cost(self.peak(bill, start, end), time, after - before, len(bill.runs) - len(steps))
+        cost = Cost(self.peak(bill, start, end), time, after - before, len(bill.operators) - len(steps))
         return SplitRegion(start, end, stripes, is_cached, cost)
 
     def peak(self, bill: Bill, start: int, end: int) -> int:
         """The peak of bytes alive while the new operators run."""
-        old, count = bill.old, len(bill.runs)
+        old, count = bill.old, len(bill.operators)
         around, intervals = self.entering[start], []
         for t, number in bill.last.items():  # tensors alive before the region that end within it
             if t < old and t in self.intervals and self.intervals[t].last < end:
@@ -6776,19 +6770,19 @@ class LoopCosts:
         emitter.run()
         emitters = outside, emitter.iteration.body, emitter.cond
         bills = around, body, cond = [Bill(one, problem.copies) for one in emitters]
-        Budget.spend(LOOP_WORK * sum(len(bill.runs) for bill in bills))
+        Budget.spend(LOOP_WORK * sum(len(bill.operators) for bill in bills))
         used = {t for step in steps for t in (*step.operator.reads, *step.operator.writes)} - {*loop.written}
         free = {t for t in used if self.is_only_used(t, start, end)}  # numbers for new tensors of subgraph 0
         tensors = max(len(around.sizes) - len(free), 0)
         for part in (body, cond):
-            constants = {t for inputs, _ in part.runs for t in inputs if t < part.old}
+            constants = {t for o in part.operators for t in o.inputs if t < part.old}
             tensors += len(part.sizes) + len(constants)
         persistent = 2 * BITS_32.subgraph + BITS_32.tensor * tensors - sum(step.persistent for step in steps)
         persistent += problem.persistent(*bills)
         peak = problem.entering[start] + self.carried_bytes(loop) + iteration_peak(body, emitter.iteration.handed)
         turn = ITERATION + CARRIED * len(emitter.carried) + body.time + cond.time
         time = around.time + loop.iterations * turn + cond.time - sum(step.time for step in steps)
-        runs = sum(len(bill.runs) for bill in bills) - len(steps)
+        runs = sum(len(bill.operators) for bill in bills) - len(steps)
         return SplitRegion(start, end, loop.iterations, True, Cost(peak, time, persistent, runs), loop)
 
     def is_only_used(self, t: int, start: int, end: int) -> bool:
@@ -6868,8 +6862,7 @@ class SplitSearch:
         self.loops, self.budget, self.forms = LoopCosts(self.problem), budget, forms
         self.regions: dict[int, dict[Any, SplitRegion]] = defaultdict(dict)  # by start
         self.ranges = by_start(self.problem.ranges)
-        self.known: dict[tuple[int, int, int, bool], SplitRegion | None] = {}
-        self.looped: dict[tuple[int, int, int, bool], SplitRegion] = {}
+        self.unrolled, self.looped = cache(self.problem.evaluate), cache(self.loops.evaluate)
 
     def again(self, budget: Budget, forms: Forms) -> SplitSearch:
         """A new search of the same problem, which shares all costs that are known."""
@@ -6928,9 +6921,7 @@ class SplitSearch:
             if found.bound + MIN_FALL * excess / stripes > limits.peak:
                 continue
             key = found.start, found.end, stripes, is_cached
-            if key not in self.known:
-                self.known[key] = self.problem.evaluate(*key)
-            if region := self.known[key]:
+            if region := self.unrolled(*key):
                 self.regions[found.start][key] = region
                 peak, time, persistent, _ = region.cost
                 is_dear = time > limits.time or persistent > limits.persistent or price(region.cost) >= max_price
@@ -6961,10 +6952,8 @@ class SplitSearch:
 
     def looped_region(self, family: Loops, key: tuple[int, int, int, bool]) -> SplitRegion:
         """A loop of a family, to choose from: start, end, pace, and if it is quick."""
-        if key not in self.looped:
-            self.looped[key] = self.loops.evaluate(family, *key)
-        self.regions[key[0]][key] = self.looped[key]
-        return self.looped[key]
+        self.regions[key[0]][key] = region = self.looped(family, *key)
+        return region
 
     def compose(self, limit: int, max_time: int, price: Price, most: int = NO_LIMIT) -> Composition | None:
         """The regions with the lowest price that keep the peak within the limit, and the sum of peak and persistent
@@ -7032,20 +7021,17 @@ class SplitSearch:
     def rewrite(self, composition: Composition) -> Rewrite:
         """The schedule of the whole subgraph with these regions in stripes."""
         emitter = Emitter(self.problem.subgraph, self.problem.subgraph_count)
-        schedule: list[int | NewOperator] = []
         done = 0
         for chosen in composition.regions:
-            schedule += range(done, chosen.start)
-            before = len(emitter.operators)
+            emitter.schedule += range(done, chosen.start)
             if chosen.loop:
                 LoopEmitter(emitter, chosen.loop).run()
             else:
                 region = self.problem.region(chosen.start, chosen.end, chosen.is_cached)
                 RegionEmitter(emitter, region).run(stripe_rows(region, chosen.stripes))
-            schedule += emitter.operators[before:]
             done = chosen.end
-        schedule += range(done, len(self.problem.steps))
-        return Rewrite(tuple(schedule), tuple(emitter.tensors), callees=tuple(emitter.callees))
+        emitter.schedule += range(done, len(self.problem.steps))
+        return emitter.rewrite()
 
 
 def whole_steps(search: SplitSearch, composition: Composition) -> list[SplitStep]:
@@ -7539,19 +7525,19 @@ class Compression:
         emitter = Emitter(self.subgraph)
         first = {part.readers[0]: part for part in chosen}
         place: dict[int, int] = {}  # weights -> decoded tensor
-        schedule: list[int | NewOperator] = []
         for operator in self.subgraph.operators:
-            before, part = len(emitter.operators), first.get(operator.index)
+            part = first.get(operator.index)
             if part is not None and len(part.payloads) > 1:
                 self.emit_slices(emitter, operator, part)
+                continue
+            if part is not None:
+                place[part.tensor] = self.emit_decode(emitter, part.tensor, part.payloads[0])
+            if place.keys() & set(operator.inputs):
+                inputs = [place.get(t, t) for t in operator.inputs]
+                emitter.emit(operator.kind, inputs, *operator.outputs, like=operator.index)
             else:
-                if part is not None:
-                    place[part.tensor] = self.emit_decode(emitter, part.tensor, part.payloads[0])
-                if place.keys() & set(operator.inputs):
-                    inputs = [place.get(t, t) for t in operator.inputs]
-                    emitter.emit(operator.kind, inputs, *operator.outputs, like=operator.index)
-            schedule += [*emitter.operators[before:]] or [operator.index]
-        return Rewrite(tuple(schedule), tuple(emitter.tensors))
+                emitter.schedule.append(operator.index)
+        return emitter.rewrite()
 
     def emit_decode(
         self, emitter: Emitter, weights: int, payload: Payload, channels: tuple[int, int] | None = None
@@ -8093,18 +8079,17 @@ def _run_chain(
     stages: Sequence[Bytes], whole: Subgraph, given: Inputs, run: Callable[[Bytes, Inputs], Outputs]
 ) -> Outputs:
     """The outputs of a model, by its stages, which get their inputs by name."""
-    known = [_by_name(whole, arrays, []) for arrays in given]
+
+    def named(subgraph: Subgraph, ids: Sequence[int]) -> list[str]:
+        return [subgraph.tensors[t].name for t in ids]
+
+    known = [dict(zip(named(whole, whole.inputs), arrays, strict=False)) for arrays in given]
     for data in stages:
         stage = read_model(data).subgraphs[0]
-        inputs = [[values[stage.tensors[t].name] for t in stage.inputs] for values in known]
-        for values, arrays, results in zip(known, inputs, run(data, inputs), strict=True):
-            values.update(_by_name(stage, arrays, results))
-    return [[values[whole.tensors[t].name] for t in whole.outputs] for values in known]
-
-
-def _by_name(subgraph: Subgraph, inputs: Sequence[np.ndarray], outputs: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
-    ids = (*subgraph.inputs, *subgraph.outputs)
-    return {subgraph.tensors[t].name: array for t, array in zip(ids, (*inputs, *outputs), strict=False)}
+        inputs = [[values[name] for name in named(stage, stage.inputs)] for values in known]
+        for values, results in zip(known, run(data, inputs), strict=True):
+            values.update(zip(named(stage, stage.outputs), results, strict=False))
+    return [[values[name] for name in named(whole, whole.outputs)] for values in known]
 
 
 def _converted_ports(before: Subgraph, after: Subgraph) -> list[Port]:
@@ -8113,11 +8098,10 @@ def _converted_ports(before: Subgraph, after: Subgraph) -> list[Port]:
     for olds, news, is_input in ((before.inputs, after.inputs, True), (before.outputs, after.outputs, False)):
         for old, new in zip(olds, news, strict=False):
             port = Port(before.tensors[old], after.tensors[new], -1, is_input)
-            if port.outer.dtype == port.inner.dtype:
-                continue
-            if is_exact(port):
+            is_new = port.outer.dtype != port.inner.dtype
+            if is_new and is_exact(port):
                 ports.append(port)
-            elif is_input:
+            elif is_new and is_input:
                 raise VerificationError(f"input {shorten(port.inner.name)} has another type than in the original")
     return ports
 
@@ -8776,7 +8760,7 @@ def decide_split(
     models, ordered, patience = [model], model, budget.share(0.8 if limit is None else 0.5)
     if is_series(model.graph.subgraphs[0]):
         light = lightened(model)
-        models.append(light.rewritten(Upright(light.graph.subgraphs[0]).rewrite()))
+        models.append(light.rewritten(Upright(light.graph.subgraphs[0]).emitter.rewrite()))
     if try_orders:
         ordered, decision = decide_order(model, patience.share(0.2).left, for_plan, in_place=in_place)
         models += [ordered] if decision.changed else []

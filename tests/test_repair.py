@@ -391,7 +391,7 @@ def test_random_series_compute_the_same():
     for seed in range(60):
         data = random_series(random.Random(seed))
         model = TFLiteModel(data)
-        rewrite = Upright(model.graph.subgraphs[0]).rewrite()
+        rewrite = Upright(model.graph.subgraphs[0]).emitter.rewrite()
         turned, new = model.snapshot.rewritten(rewrite), [o.kind for o in rewrite.operators if not isinstance(o, int)]
         has_windows = [any("CONV" in kind or "POOL" in kind for kind in found) for found in (new, kinds(model))]
         assert has_windows[0] == has_windows[1]
