@@ -5406,14 +5406,13 @@ class Bill:
         # By tensor, the operator that makes it, and the last one that reads it.
         self.born = {t: number for number, o in enumerate(self.operators) for t in o.outputs}
         self.last = {t: number for number, o in enumerate(self.operators) for t in o.inputs}
-        self.requests: list[tuple[int, int, int]] = []  # scratch: bytes, first and last operator
-        self.time = 0  # instructions
-        for number, o in enumerate(self.operators):
-            tensors = [emitter.tensors[t - old] if t >= old else t for t in (*o.inputs, *o.outputs)]
-            scratch, time = copies(o, tensors)
-            self.time += time
-            if scratch:
-                self.requests.append((scratch, number, number))
+        costs = [
+            copies(o, [emitter.tensors[t - old] if t >= old else t for t in (*o.inputs, *o.outputs)])
+            for o in self.operators
+        ]
+        # Scratch: bytes, first and last operator.
+        self.requests = [(scratch, number, number) for number, (scratch, _) in enumerate(costs) if scratch]
+        self.time = sum(time for _, time in costs)  # instructions
 
 
 ####################################################################################################
@@ -5946,13 +5945,10 @@ class LoopEmitter:
                 before, shape = emitter.reshape(t, emitter.carried(t, over.shape)), over.shape
             body.places[t] = self.carry(before, t, shape, after)
         for output in loop.written if over is None else ():
-            shape = tensors[output].shape
-            room = self.filled(output, shape, loop.tracks[output].fill)
-            body.places[output] = self.carry(room, output, shape, output)
+            body.places[output] = self.carry_filled(output, tensors[output].shape, output)
         for t, track in loop.tracks.items():
             if track.has_line_buffer:
-                shape = body.line_buffer_shape(t)
-                body.inside[t] = body.line_buffers[t] = self.carry(self.filled(t, shape, track.fill), t, shape)
+                body.inside[t] = body.line_buffers[t] = self.carry_filled(t, body.line_buffer_shape(t))
         body.run()
         self.close()
         if over and not over.is_output:
@@ -5966,14 +5962,15 @@ class LoopEmitter:
         self.iteration.next[inside] = inside
         return inside
 
-    def filled(self, like: int, shape: tuple[int, ...], element: bytes) -> int:
-        """A tensor full of one value; WHILE copies it for each variable that starts with it."""
+    def carry_filled(self, like: int, shape: tuple[int, ...], after: int | None = None) -> int:
+        """A loop variable that is full of padding at first; WHILE copies that for each variable."""
+        element = self.loop.tracks[like].fill
         key = self.subgraph.tensors[like].dtype, shape, element
         if key not in self.full:
             value = self.iteration.padding(self.emitter, like, element)
             size = self.emitter.integers(*shape)
             self.full[key] = self.emitter.emit("BROADCAST_TO", (value, size), self.emitter.carried(like, shape))
-        return self.full[key]
+        return self.carry(self.full[key], like, shape, after)
 
     def close(self) -> None:
         """Emit the condition and WHILE."""
@@ -6424,7 +6421,6 @@ class Port(NamedTuple):
         return known | picked(self, "name_before=outer.name type_before=outer.dtype")
 
 
-CONVERSIONS = ("QUANTIZE", "DEQUANTIZE")
 PORT_DTYPES = ("INT8", "INT16")  # that TFLM's kernels use
 MIN_SCALE = 1e-30  # floats below it lose precision
 
@@ -6436,18 +6432,16 @@ def convertible_ports(subgraph: Subgraph) -> list[Port]:
     read = Counter(t for operator in subgraph.operators for t in operator.reads)
     made = {t for operator in subgraph.operators for t in operator.writes}
     for operator in subgraph.operators:
-        if operator.kind not in CONVERSIONS or len(operator.inputs) != 1 or len(operator.outputs) != 1:
+        if operator.kind not in ("QUANTIZE", "DEQUANTIZE") or len(operator.inputs) != 1 or len(operator.outputs) != 1:
             continue
         source, target = (subgraph.tensors[t] for t in (*operator.inputs, *operator.outputs))
-        if source.index in subgraph.inputs and read[source.index] == 1:
-            port = Port(source, target, operator.index, is_input=True)
-        elif target.index in subgraph.outputs and not read[target.index] and source.index in made:
-            port = Port(target, source, operator.index, is_input=False)
-        else:
-            continue
-        if taken[port.outer.index] == 1 and not taken[port.inner.index] and is_exact(port):
+        is_first = source.index in subgraph.inputs and read[source.index] == 1
+        is_last = target.index in subgraph.outputs and not read[target.index] and source.index in made
+        outer, inner = (source, target) if is_first else (target, source)
+        port = Port(outer, inner, operator.index, is_first)
+        if (is_first or is_last) and taken[outer.index] == 1 and not taken[inner.index] and is_exact(port):
             ports.append(port)
-            taken[port.inner.index] += 1
+            taken[inner.index] += 1
     return ports
 
 
@@ -6582,15 +6576,13 @@ class SplitProblem:
     @property
     def narrow_ranges(self) -> list[Range]:
         """The ranges between the ends of valleys of the bytes alive: few, and most of the best."""
-        levels = [
-            (here, list(places))
-            for here, places in itertools.groupby(range(len(self.entering)), self.entering.__getitem__)
-        ]
-        heights = [NO_LIMIT, *(here for here, _ in levels), NO_LIMIT]
+        levels = [list(level) for _, level in itertools.groupby(enumerate(self.entering), itemgetter(1))]
+        heights = [NO_LIMIT, *(level[0][1] for level in levels), NO_LIMIT]
         narrow = set()
-        for (here, places), before, after in zip(levels, heights, heights[2:], strict=False):
+        for level, before, after in zip(levels, heights, heights[2:], strict=False):
+            (first, here), (last, _) = level[0], level[-1]
             if here < min(before, after):
-                narrow |= {places[0], places[-1]}
+                narrow |= {first, last}
         return [found for found in self.ranges if {found.start, found.end} <= narrow]
 
     def all_steps(self, graph: ModelGraph) -> list[SplitStep]:
@@ -6725,19 +6717,15 @@ class LoopCosts:
 
     def __init__(self, problem: SplitProblem) -> None:
         self.problem = problem
-        self.families: dict[tuple[int, int], Loops | str] = {}
         self.loops: dict[tuple[int, int, int], Loop] = {}  # by start, end and pace
 
     def family(self, start: int, end: int) -> Loops | str:
         """All loops that a region can be, or why it cannot be one."""
-        key = start, end
-        if key not in self.families:
-            Budget.spend(FAMILY_WORK * (end - start))
-            try:
-                self.families[key] = Loops(self.problem.subgraph, self.problem.region(start, end, is_cached=True))
-            except NoLoop as reason:
-                self.families[key] = str(reason)
-        return self.families[key]
+        Budget.spend(FAMILY_WORK * (end - start))
+        try:
+            return Loops(self.problem.subgraph, self.problem.region(start, end, is_cached=True))
+        except NoLoop as reason:
+            return str(reason)
 
     def loop(self, family: Loops, start: int, end: int, pace: int) -> Loop:
         """The loop that carries the fewest bytes."""
@@ -6847,10 +6835,7 @@ def undominated(labels: Iterable[Any]) -> list[Any]:
 
 def by_start(ranges: Iterable[Range]) -> dict[int, list[Range]]:
     """Ranges by start, the shortest first."""
-    found: dict[int, list[Range]] = defaultdict(list)
-    for one in ranges:
-        found[one.start].append(one)
-    return found
+    return {start: list(several) for start, several in itertools.groupby(sorted(ranges), attrgetter("start"))}
 
 
 class SplitSearch:
@@ -6863,6 +6848,7 @@ class SplitSearch:
         self.regions: dict[int, dict[Any, SplitRegion]] = defaultdict(dict)  # by start
         self.ranges = by_start(self.problem.ranges)
         self.unrolled, self.looped = cache(self.problem.evaluate), cache(self.loops.evaluate)
+        self.family = cache(self.loops.family)
 
     def again(self, budget: Budget, forms: Forms) -> SplitSearch:
         """A new search of the same problem, which shares all costs that are known."""
@@ -6932,7 +6918,7 @@ class SplitSearch:
     def try_loop(self, found: Range, limits: Cost, max_price: int, price: Price) -> None:
         """Make a range a loop with as few iterations as the limits allow."""
         where = found.start, found.end
-        if isinstance(family := self.loops.family(*where), str):
+        if isinstance(family := self.family(*where), str):
             return
         loops, room = self.loops, limits.peak - self.problem.entering[found.start]
         # More rows per iteration need larger line buffers.
@@ -6999,8 +6985,9 @@ class SplitSearch:
         return sorted(found.values(), key=lambda c: -c.cost.peak)
 
     def bisect(self, max_time: int, found: dict[Any, Composition]) -> None:
-        unsplit = self.problem.unsplit
-        ranges = [(0, unsplit.cost.peak - 1, 0, 0)]  # bound on the sum, upper limit, lower limit, memory for the upper
+        ranges = [
+            (0, found[()].cost.peak - 1, 0, 0)
+        ]  # bound on the sum, upper limit, lower limit, memory for the upper
         while ranges and not self.budget.is_over:
             bound, upper, lower, persistent = heapq.heappop(ranges)
             best = min(c.cost.sum for c in found.values())
@@ -7058,7 +7045,7 @@ def bottleneck_of(search: SplitSearch, composition: Composition) -> str:
     number, why = step.operator.index, step.rule
     if isinstance(why, RowRule):
         why = "stripes would cost more than they save"
-        if not search.forms & UNROLLED and isinstance(reason := search.loops.family(number, number + 1), str):
+        if not search.forms & UNROLLED and isinstance(reason := search.family(number, number + 1), str):
             why = f"it cannot be a loop: {reason}"
     given = sum(problem.sizes[t] for t in problem.subgraph.inputs if t in step.operator.reads)
     inputs = f", and {given:,} B of it are the input of the model" if given > step.need // 2 else ""
@@ -7845,10 +7832,7 @@ def random_inputs(graph: ModelGraph, seed: int) -> list[list[np.ndarray]]:
 
 def _random(rng: np.random.Generator, shape: Sequence[int], dtype: str, scale: float, behind: int) -> np.ndarray:
     """Integers of 32+ bits stay below ``behind`` unless it is 0. Raises VerificationError for unsupported types."""
-    try:
-        kind = np.dtype(dtype)
-    except TypeError:
-        kind = np.dtype(object)
+    kind: np.dtype[Any] = np.dtype(dtype if dtype in np.sctypeDict else object)
     if kind.kind in "fc":
         values = rng.normal(scale=scale, size=shape)
         return (values + 1j * rng.normal(scale=scale, size=shape) if kind.kind == "c" else values).astype(kind)
