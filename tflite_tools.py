@@ -5520,13 +5520,6 @@ class Loop:
         """True if the new rows of a tensor have so many columns that it pays to write them without."""
         return self.tracks[tensor.index].rows * tensor.shape[2] >= WIDE
 
-    def read_by(self, number: int) -> Rows:
-        """The rows that an operator reads of its sources in iteration 0."""
-        outputs, rule = self.region.parts[number]
-        track = self.tracks[outputs[0]]
-        start = track.first // rule.repeat * rule.stride - rule.pad_top
-        return Rows(start, start + (track.rows // rule.repeat - 1) * rule.stride + rule.window)
-
     def all_rows(self, t: int) -> np.ndarray:
         """By iteration, the numbers of the rows of a tensor that are made or fetched."""
         track = self.tracks[t]
@@ -5715,13 +5708,15 @@ class BodyEmitter:
     def run(self) -> None:
         body, loop = self.body, self.loop
         for number, (outputs, rule) in loop.region.parts.items():
-            operator, read, views = self.subgraph.operators[number], loop.read_by(number), {}
+            operator, made, views = self.subgraph.operators[number], loop.tracks[outputs[0]], {}
+            start = made.first // rule.repeat * rule.stride - rule.pad_top
+            read = Rows(start, start + (made.rows // rule.repeat - 1) * rule.stride + rule.window)  # in iteration 0
             for source in rule.sources:
                 if source not in self.fresh:
                     self.arrive(source, self.fetched(source))
                 views[source] = self.view(source, read, rule)
             chosen = [views.get(t, self.places.get(t, t)) for t in operator.inputs]
-            values = {"": 0, "read": read.height, "made": loop.tracks[outputs[0]].rows, "above": 0, "below": 0}
+            values = {"": 0, "read": read.height, "made": made.rows, "above": 0, "below": 0}
             results = body.copy(operator, rule, chosen, values, self.new_rows)
             for source in rule.sources:
                 if self.last_reader[source] == number:
@@ -6017,9 +6012,10 @@ PLAIN_WINDOW = dict.fromkeys(_CONV[1:5], 1) | {"Padding": 1}  # VALID; options o
 
 
 class Substitution:
-    """A new schedule of subgraph 0: an operator that ``serves`` is replaced by what the first of ``rules`` emits, and
-    operators whose outputs are no longer read go."""
+    """A new schedule of subgraph 0: operators are replaced by what the first of ``rules`` emits, and operators whose
+    outputs are no longer read go."""
 
+    is_for_rejected: ClassVar[bool] = False  # True: only operators that TFLM rejects are replaced
     rules: ClassVar[Sequence[Callable[[Any, Operator, Node], bool]]]  # each emits operators and returns True, or none
 
     def __init__(self, graph: ModelGraph) -> None:
@@ -6031,14 +6027,12 @@ class Substitution:
         self.constants: dict[int, NewTensor] = {}  # in place of tensors that operators computed
         for operator in subgraph.operators:
             before = len(self.emitter.operators)
-            for rule in self.rules if operator.writes and self.serves(operator) else ():
+            is_served = operator.writes and (not self.is_for_rejected or operator_refusal(subgraph, operator))
+            for rule in self.rules if is_served else ():
                 with contextlib.suppress(LookupError):  # an input is missing
                     if rule(self, operator, node_of(subgraph, operator)):
                         self.changed[operator.index] = self.emitter.operators[before:]
                         break
-
-    def serves(self, operator: Operator) -> bool:
-        return True
 
     def rewrite(self) -> Rewrite:
         needed = set(self.subgraph.outputs)
@@ -6176,13 +6170,12 @@ class Repair(Substitution):
     With ``is_inexact``, also float weights in place of integers where activations are floats ("hybrid"): LiteRT rounds
     these activations to 8 bits first, so its results differ from the new ones, which are more precise."""
 
+    is_for_rejected = True
+
     def __init__(self, graph: ModelGraph, is_inexact: bool = False) -> None:
         self.is_inexact = is_inexact
         self.floats: list[str] = []  # operators with float weights now
         super().__init__(graph)
-
-    def serves(self, operator: Operator) -> bool:
-        return bool(operator_refusal(self.subgraph, operator))
 
     def in_steps(self, operator: Operator, node: Node) -> bool:
         if operator.kind != "CONCATENATION" or len(operator.inputs) <= MAX_CONCATENATED or not all(node.inputs):
@@ -7357,8 +7350,7 @@ def payload_of(values: np.ndarray, axis: int | None) -> Payload | None:
     if stride > MAX_CODEBOOK:
         return None
     bits = max(1, (stride - 1).bit_length())
-    codes = np.stack(indices).astype(np.uint8).reshape(rows.shape)
-    codes = np.moveaxis(codes, 0, axis or 0)
+    codes = np.moveaxis(np.stack(indices).astype(np.uint8).reshape(rows.shape), 0, axis or 0)
     packed = np.packbits(np.unpackbits(codes.reshape(-1, 1), axis=1)[:, 8 - bits :])
     tables = np.stack([np.pad(book, (0, stride - len(book))) for book in books])
     which = HAS_ONE_CODEBOOK if axis is None else axis
@@ -7424,7 +7416,7 @@ class Compression:
         if why := self.why_not(tensor, {operators[o].kind for o, _ in readers}):
             self.left_out[why].append(tensor.name)
             return None
-        payload = payload_of(self.values(tensor), self.axis(tensor))
+        payload = payload_of(decode_weights(tensor, self.graph.content(tensor).data), self.axis(tensor))
         if payload is None:
             return None
         saved = (tensor.bytes or 0) - payload.size - DECODE_FILE_BYTES
@@ -7455,9 +7447,6 @@ class Compression:
         quantization = tensor.quantization
         return quantization.dimension if quantization and len(quantization.scales) > 1 else None
 
-    def values(self, tensor: Tensor) -> np.ndarray:
-        return decode_weights(tensor, self.graph.buffers[tensor.buffer].data)
-
     def sliced(self, whole: Compressible, limit: int) -> Compressible | None:
         """FULLY_CONNECTED weights in the fewest output slices, decoded one by one, within ``limit`` bytes, or None."""
         operator, tensor = self.subgraph.operators[whole.readers[0]], self.subgraph.tensors[whole.tensor]
@@ -7477,7 +7466,7 @@ class Compression:
     def _cut(self, whole: Compressible, count: int, level: int) -> Compressible | None:
         """The weights in ``count`` slices, or None if that does not shrink the file."""
         tensor = self.subgraph.tensors[whole.tensor]
-        parts = np.split(self.values(tensor), count)
+        parts = np.split(decode_weights(tensor, self.graph.content(tensor).data), count)
         payloads = [payload for part in parts if (payload := payload_of(part, self.axis(tensor)))]
         saved = (tensor.bytes or 0) - sum(p.size for p in payloads) - 2 * count * DECODE_FILE_BYTES
         if saved <= 0 or len(payloads) < count:
@@ -10651,9 +10640,6 @@ class Command:
         stripes = (a.stripes or "auto") if can_loop else "unrolled"  # in a loop, tensors share memory by a plan
         return self.model.split_operators(self.max_time, seconds, a.optimize, None, stripes, a.plan, self.in_place)
 
-    def optimize(self, seconds: float) -> Decision:
-        return self.model.optimize_memory(seconds, self.arguments.plan, self.in_place)
-
     def compress(self, seconds: float) -> Decision:
         a = self.arguments
         return self.model.compress_weights(a.compress_ram or 0, a.plan, seconds, self.in_place)
@@ -11002,9 +10988,7 @@ _picture = _matching(r"(?i).*[^/]\.(png|svg|pdf)", "must end in .png, .svg, .pdf
 
 
 OPTIONS = {
-    "": [
-        Option("-i --input", "the same as MODEL; '-' is stdin", Path, "FILE"),
-    ],
+    "": [Option("-i --input", "the same as MODEL; '-' is stdin", Path, "FILE")],
     "does it fit": [
         Option("--max-arena", "exit with 1 if the arena to reserve exceeds this, or TFLM rejects the model; without "
                "SIZE, the SRAM of the board", _size, "SIZE", more=OPTIONAL),
@@ -11030,7 +11014,8 @@ OPTIONS = {
                _one_of(STRIPES_AS), "FORM", needs="--split --fit"),
         Option("--max-time", f"how many more instructions stripes may take (estimated; default: {DEFAULT_MAX_TIME:g})",
                _percent, "PERCENT", needs="--split --fit --stages", alias="--max-macs"),
-        Option("--optimize", "reorder the operators for the smallest peak memory use", step=Command.optimize, weight=2),
+        Option("--optimize", "reorder the operators for the smallest peak memory use", weight=2,
+               step=lambda command, t: command.model.optimize_memory(t, command.arguments.plan, command.in_place)),
         Option("--plan", "fix the smallest arena layout in the file, for TensorFlow Lite Micro",
                step=Command.plan, weight=1),
         Option("--no-sharing", "no plans in which an output overwrites an input that ends there",
