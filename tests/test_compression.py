@@ -29,6 +29,7 @@ from tflite_tools import (
     Snapshot,
     TFLiteModel,
     analyse_arena,
+    decode_weights,
     main,
     payload_of,
 )
@@ -98,7 +99,7 @@ def test_payloads_are_those_of_the_runtimes_own_tool(name: str):
     assert compression.found
     for part in compression.found:
         tensor = compression.subgraph.tensors[part.tensor]
-        values, axis = compression.values(tensor), compression.axis(tensor)
+        values, axis = decode_weights(tensor, compression.graph.content(tensor).data), compression.axis(tensor)
         mode = spec.PerTensor() if axis is None else spec.PerChannel(axis)
         method = spec.LookUpTableCompression(index_bitwidth=part.payloads[0].ancillary[5] & 7, mode=mode)
         theirs = lut.LutCompressor().compress(types.SimpleNamespace(array=values, shape=values.shape), method)
