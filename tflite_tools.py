@@ -865,6 +865,11 @@ class Node:
         """Number of elements of the output."""
         return self.output.elements if self.output else 0
 
+    @property
+    def rank(self) -> int:
+        """Filters per unit of an SVDF."""
+        return max(self.options.get("Rank", 1), 1)
+
     @cached_property
     def custom(self) -> Mapping[str, Any]:
         """The options of a custom operator; a missing one is 0."""
@@ -974,8 +979,8 @@ def _sum_scratch(node: Node) -> list[int]:
 
 
 def _svdf_scratch(node: Node) -> list[int]:
-    batch, filters, rank = node["input"].shape[0], node["feature"].shape[0], max(node.options.get("Rank", 1), 1)
-    units = [4 * batch * (filters // rank)] if node["input"].dtype == "INT8" else []
+    batch, filters = node["input"].shape[0], node["feature"].shape[0]
+    units = [4 * batch * (filters // node.rank)] if node["input"].dtype == "INT8" else []
     return [4 * batch * filters, *units]
 
 
@@ -1429,7 +1434,7 @@ def _steep(node: Node) -> str:
 
 
 def _svdf_output(node: Node) -> str:
-    shape = node["input"].shape[0], node["feature"].shape[0] // max(node.options.get("Rank", 1), 1)
+    shape = node["input"].shape[0], node["feature"].shape[0] // node.rank
     return "" if node["output"].shape == shape else f"its output must have the shape {shape}"
 
 
@@ -6756,7 +6761,7 @@ class LoopCosts:
         free = {t for t in used if self.is_only_used(t, start, end)}  # numbers for new tensors of subgraph 0
         tensors = max(len(around.sizes) - len(free), 0)
         for part in (body, cond):
-            constants = {t for o in part.operators for t in o.inputs if t < part.old}
+            constants = {t for o in part.operators for t in o.inputs if 0 <= t < part.old}
             tensors += len(part.sizes) + len(constants)
         persistent = 2 * BITS_32.subgraph + BITS_32.tensor * tensors - sum(step.persistent for step in steps)
         persistent += problem.persistent(*bills)
@@ -8699,6 +8704,17 @@ class SplitCandidate:
         )
 
 
+def forms_of(stripes: str, model: Snapshot) -> Sequence[Forms]:
+    """The forms that stripes may have in each of several searches; no loops for a TFLM that lacks their kernels. Raises
+    Refusal if these are all, and ValueError for another word than those of STRIPES_AS."""
+    if stripes not in STRIPES_AS:
+        raise ValueError(f"stripes are one of {', '.join(STRIPES_AS)}, not {stripes!r}")
+    why = "" if stripes == "unrolled" else why_older(model.graph.kernels, LOOPS_SINCE, "the kernels of loops")
+    if why and stripes == "loop":
+        raise Refusal(why, before=model.peak, after=model.peak)
+    return STRIPES_AS["unrolled" if why else stripes]
+
+
 @deciding(SplitDecision, why_not_rewritten)
 def decide_split(
     model: Snapshot,
@@ -8723,13 +8739,7 @@ def decide_split(
         stripes: ``"unrolled"``, ``"loop"`` (iterations of a WHILE, with the plan it needs) or ``"auto"`` (the smaller).
         for_plan: judge by the plan that :func:`decide_plan` makes, with ``in_place``; False: by TFLM's own layout.
     """
-    if stripes not in STRIPES_AS:
-        raise ValueError(f"stripes are one of {', '.join(STRIPES_AS)}, not {stripes!r}")
-    if stripes != "unrolled" and (why := why_older(model.graph.kernels, LOOPS_SINCE, "the kernels of loops")):
-        if stripes == "loop":
-            raise Refusal(why, before=model.peak, after=model.peak)
-        stripes = "unrolled"
-    budget, forms = Budget(time_limit), STRIPES_AS[stripes]
+    budget, forms = Budget(time_limit), forms_of(stripes, model)
     models, ordered, patience = [model], model, budget.share(0.8 if limit is None else 0.5)
     if is_series(model.graph.subgraphs[0]):
         light = lightened(model)
@@ -10689,8 +10699,10 @@ class Command:
         failures = [f"the memory plan in the file is wrong: {why}" for part in parts for why in part.arena.problems][:1]
         known = "give --assume-kernels NAME,... for kernels that your firmware links"
         failures += [f"TFLM rejects this model: {why} ({known})" for part in parts for why in part.refusals][:1]
-        way = "" if self.results else self.hint(limit or 0)
-        return failures + [f"the model needs an arena of {taken:,} B; the limit is {limit:,} B{way}"] * (taken > limit)
+        if taken > limit:
+            way = "" if self.results else self.hint(limit)
+            failures.append(f"the model needs an arena of {taken:,} B; the limit is {limit:,} B{way}")
+        return failures
 
     def hint(self, limit: int) -> str:
         """What --fit would do about an exceeded limit, where a little work finds that."""
@@ -11115,6 +11127,11 @@ def _parser() -> argparse.ArgumentParser:
             if o.alias:
                 group.add_argument(o.alias, dest=o.name, help=argparse.SUPPRESS, **how)
     return parser
+
+
+####################################################################################################
+# Command line: what options mean together
+####################################################################################################
 
 
 def check_options(arguments: argparse.Namespace) -> dict[str, Option]:

@@ -351,7 +351,7 @@ def test_a_series_joined_with_a_constant_stays():
     data = net.build([x], [net.window("CONV_2D", joined, 2, (1, 3))])
     model = TFLiteModel(data)
     light = lightened(model.snapshot)
-    after = light.rewritten(Upright(light.graph.subgraphs[0]).rewrite())
+    after = light.rewritten(Upright(light.graph.subgraphs[0]).emitter.rewrite())
     assert wheel_agrees([(data, bytes(after.data))]) == [True]
 
 
