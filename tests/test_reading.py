@@ -250,3 +250,14 @@ def test_text_of_a_file_is_printable_from_the_start():
     (subgraph,) = graph.subgraphs
     texts = [t.name for t in subgraph.tensors] + [subgraph.name, subgraph.operators[0].kind, graph.metadata[0][0]]
     assert all(text.isprintable() and "\ufffd" in text for text in texts)
+
+
+@pytest.mark.parametrize("tensor", [2, -2])
+def test_a_tensor_just_outside_of_the_list_is_not_there(tensor: int):
+    for place in ("inputs", "outputs", "operator"):
+        b = Builder()
+        x, y = b.tensor(), b.tensor()
+        b.op("RELU", [tensor if place == "operator" else x], [y])
+        ports = {"inputs": [x], "outputs": [y]} | ({place: [tensor]} if place != "operator" else {})
+        with pytest.raises(ModelError, match=f"refers to tensor {tensor} of 2"):
+            read_model(b.build(**ports))
