@@ -492,6 +492,19 @@ def test_the_arena_to_reserve_is_what_the_runtime_needs(name: str):
     assert not fits_in_wheel(data, arena.reserve - 16)
 
 
+@pytest.mark.parametrize("made", [4, 64, 200])
+def test_many_scales_take_the_most_while_their_kernel_prepares(made: int):
+    net = Net()
+    x = net.picture(2, 2, 2)
+    y = net.window("CONV_2D", x, made, (1, 1))
+    net.table.tensors[net.table.operators[0].inputs[1]].quantization = quantized_by([0.1] * made, [0] * made)
+    data = net.build([x], [y])
+    arena = analyse_arena(read_model(data), BITS_64)
+    assert arena.reserve == arena.planning > arena.head + arena.persistent
+    assert fits_in_wheel(data, arena.reserve)
+    assert not fits_in_wheel(data, arena.reserve - 16)
+
+
 def test_small_models_need_more_for_planning_than_they_take():
     b = Builder()
     x = y = b.tensor((1, 4))
