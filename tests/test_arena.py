@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from layouts import TIGHT, aligned, blocks_strategy, lowest_height
 from model_builder import Builder, ModelBuilder, branches
 from runtimes import fits_in_wheel, run_in_wheel, run_litert, run_tflm
+from spatial_nets import Net, quantized_by
 
 import tflite_tools
 from tflite_tools import (
