@@ -2438,6 +2438,17 @@ def why_not_rewritten(graph: ModelGraph) -> str:
     return ""
 
 
+def is_ordered(subgraph: Subgraph) -> bool:
+    """True if every tensor is written once, and before it is read, as in all files of converters."""
+    known = set(subgraph.inputs)
+    for operator in subgraph.operators:
+        known.update(operator.reads)
+        if not known.isdisjoint(operator.writes):
+            return False
+        known.update(operator.writes)
+    return True
+
+
 def reshaped(source: tuple[int, ...], target: tuple[int, ...]) -> tuple[int, ...]:
     """The target shape; a single -1 in it is filled in, as the runtimes do it."""
     rest = math.prod(d for d in target if d != -1)
@@ -6030,7 +6041,7 @@ class Substitution:
         self.read = Counter(t for operator in subgraph.operators for t in operator.reads)
         self.changed: dict[int, list[NewOperator]] = {}
         self.constants: dict[int, NewTensor] = {}  # in place of tensors that operators computed
-        for operator in subgraph.operators:
+        for operator in subgraph.operators if is_ordered(subgraph) else ():
             before = len(self.emitter.operators)
             is_served = operator.writes and (not self.is_for_rejected or operator_refusal(subgraph, operator))
             for rule in self.rules if is_served else ():
@@ -6296,7 +6307,7 @@ def is_series(subgraph: Subgraph) -> bool:
     """True if windows run over time along the width."""
     kinds = (convolution_rows, maximum_rows, average_rows)
     windows = (operator for operator in subgraph.operators if kind_of(operator).rows in kinds and operator.writes)
-    return any(tall_shape(subgraph.tensors[operator.writes[0]]) for operator in windows)
+    return is_ordered(subgraph) and any(tall_shape(subgraph.tensors[operator.writes[0]]) for operator in windows)
 
 
 class Upright:
@@ -6429,7 +6440,7 @@ def convertible_ports(subgraph: Subgraph) -> list[Port]:
     taken = Counter((*subgraph.inputs, *subgraph.outputs))
     read = Counter(t for operator in subgraph.operators for t in operator.reads)
     made = {t for operator in subgraph.operators for t in operator.writes}
-    for operator in subgraph.operators:
+    for operator in subgraph.operators if is_ordered(subgraph) else ():
         if operator.kind not in ("QUANTIZE", "DEQUANTIZE") or len(operator.inputs) != 1 or len(operator.outputs) != 1:
             continue
         source, target = (subgraph.tensors[t] for t in (*operator.inputs, *operator.outputs))
@@ -6533,6 +6544,7 @@ class Range(NamedTuple):
     loop_bound: int  # lower bound as a loop, in bytes
 
 
+UNORDERED = "a tensor of the model is written twice, or read before it is made"
 Forms = frozenset[str]  # that stripes may have: operators of their own, or iterations of a loop
 UNROLLED, LOOPS = frozenset({"unrolled"}), frozenset({"loop"})
 # One search takes the best regions of its forms for each limit, but not the best for the number to reserve. Loops take
@@ -6584,27 +6596,15 @@ class SplitProblem:
         return [found for found in self.ranges if {found.start, found.end} <= narrow]
 
     def all_steps(self, graph: ModelGraph) -> list[SplitStep]:
-        subgraph, steps = self.subgraph, []
+        subgraph, steps, can_cut = self.subgraph, [], is_ordered(self.subgraph)
         for operator, need in zip(subgraph.operators, operator_needs(graph, subgraph), strict=True):
-            rule = row_rule(subgraph, operator)
-            if not self.is_only_producer(operator):
-                rule = "its output is also written elsewhere, or read before"
+            rule = row_rule(subgraph, operator) if can_cut else UNORDERED
             persistent = operator_persistent_bytes(subgraph, operator)
             time = operator_instructions(graph, subgraph, operator)
             if is_mover(subgraph, operator) and self.intervals[operator.inputs[0]].last == operator.index:
                 need -= self.sizes[operator.outputs[0]]  # planned in place
             steps.append(SplitStep(operator, rule, need, time, persistent))
         return steps
-
-    def is_only_producer(self, operator: Operator) -> bool:
-        """True if only this operator writes its outputs and only later ones read them, as in valid files."""
-        return all(
-            self.producers[t] == operator.index
-            and t not in self.subgraph.inputs
-            and min(self.readers[t], default=operator.index + 1) > operator.index
-            and (t not in self.intervals or self.intervals[t].first == operator.index)
-            for t in operator.writes
-        )
 
     @property
     def time(self) -> int:

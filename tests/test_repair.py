@@ -355,6 +355,26 @@ def test_a_series_joined_with_a_constant_stays():
     assert wheel_agrees([(data, bytes(after.data))]) == [True]
 
 
+def test_no_operator_is_replaced_where_tensors_are_written_twice():
+    """RESHAPE hands on what a tensor was; later operators read that, and not what it is by then."""
+    net = Net("FLOAT32")
+    x, first, same, last, y = (net.picture(2, 3, 4) for _ in range(5))
+    flat = net.tensor((2, 3, 4), "FLOAT32")
+    net.op("RELU", [x], [first])
+    net.op("RESHAPE", [first, net.constant(np.array([2, 3, 4], np.int32))], [flat], schema.ReshapeOptionsT())
+    net.op("EXPAND_DIMS", [flat, net.constant(np.array(0, np.int32))], [same])
+    net.op("NEG", [x], [first])
+    net.op("TANH", [first], [last])
+    net.op("ADD", [same, last], [y], schema.AddOptionsT())
+    data = net.build([x], [y])
+    model = TFLiteModel(data)
+    model.repair_operators()
+    model.use_integer_ports()
+    model.lighten_operators()
+    model.split_operators(stripes="auto")
+    assert wheel_agrees([(data, model.to_bytes())]) == [True]
+
+
 def random_series(rng: random.Random) -> bytes:
     """A chain of windows, padding, sums and movers of bytes over time."""
     net = Net(rng.choice(("INT8", "FLOAT32")), rng.randrange(1 << 30))

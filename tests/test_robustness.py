@@ -21,6 +21,7 @@ from damaged_models import BUILT, BYTE_EDITS, FLAGS, OBJECT_EDITS, Edit, damage,
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from model_builder import Builder, ModelBuilder, branches
+from spatial_nets import Net
 
 import tflite_tools
 from tflite_tools import TFLiteModel
@@ -557,6 +558,23 @@ def test_an_unknown_arena_leaves_nothing_behind():
     data = operator("RELU", tensor(4, dtype="STRING"))
     check(data, "-o", "out.tflite", "--max-arena", "1KB")
     check(data, "-o", "out.tflite", "--memory-map", "map.svg")
+
+
+def movers_in_a_circle() -> bytes:
+    """Two RESHAPE that each make the input of the other one, beside a convolution over time."""
+    net = Net()
+    x, one, other = (net.tensor((1, 1, 24, 2), "INT8", **net.quantization()) for _ in range(3))
+    net.op("RESHAPE", [one], [other])
+    net.op("RESHAPE", [other], [one])
+    made = net.tensor((1, 1, 22, 2), "INT8", **net.quantization())
+    net.window("CONV_2D", other, 2, (1, 3))
+    net.table.operators[-1].outputs = [made]
+    return net.build([x], [made])
+
+
+@pytest.mark.parametrize("flag", ["--lighten", "--split", "--fit", "--stages", "--repair"])
+def test_movers_in_a_circle_end(flag: str):
+    check(movers_in_a_circle(), flag)
 
 
 ####################################################################################################
