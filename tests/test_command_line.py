@@ -201,6 +201,7 @@ def test_a_signal_ends_the_search_and_keeps_the_best(name: str, flags: str, tmp_
 import os, signal, sys
 sys.path.insert(0, {str(ROOT)!r})
 import tflite_tools
+signal.signal(signal.{name}, signal.SIG_DFL)  # a job in the background inherits that some are ignored
 left = tflite_tools.Budget.left.fget
 def interrupted(budget):
     if not tflite_tools.Budget.is_interrupted:
@@ -232,7 +233,8 @@ def test_a_model_on_stdout_survives_a_broken_stderr():
     assert shell("$tool -i - <&-").returncode == 2
 
 
-def test_a_second_signal_stops(tmp_path: Path):
+def test_a_second_signal_stops():
+    before = [signal.signal(number, signal.SIG_DFL) for number in (signal.SIGINT, signal.SIGTERM)]
     with keeping_the_best():
         os.kill(os.getpid(), signal.SIGTERM)
         assert Budget().is_over
@@ -240,6 +242,8 @@ def test_a_second_signal_stops(tmp_path: Path):
             os.kill(os.getpid(), signal.SIGINT)
     assert not Budget().is_over
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    for number, handler in zip((signal.SIGINT, signal.SIGTERM), before, strict=True):
+        signal.signal(number, handler)
 
 
 def many_operators(steps: int) -> bytes:
