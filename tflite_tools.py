@@ -875,7 +875,10 @@ class Node:
         """The options of a custom operator; a missing one is 0."""
         from flatbuffers import flexbuffers
 
-        options = flexbuffers.Loads(self.custom_options) if self.custom_options else {}
+        try:
+            options = flexbuffers.Loads(self.custom_options) if self.custom_options else {}
+        except AssertionError as error:  # as the library rejects some damaged bytes
+            raise ValueError("its options are damaged") from error
         return defaultdict(int, options if isinstance(options, dict) else {})
 
 

@@ -506,6 +506,15 @@ def test_many_scales_take_the_most_while_their_kernel_prepares(made: int):
     assert not fits_in_wheel(data, arena.reserve - 16)
 
 
+def test_damaged_options_of_a_custom_operator_are_an_arena_error():
+    """A key of two bytes per character, which the library that reads them rejects by an assertion."""
+    b = Builder()
+    x, y = b.tensor((1, 8), "INT16"), b.tensor((1, 8), "INT16")
+    b.op("SignalRfft", [x], [y], customOptions=list(b"\x00\x00\x04\x11\x02"))
+    with pytest.raises(ArenaError, match="not what its kernel needs"):
+        analyse_arena(read_model(b.build([x], [y])))
+
+
 def test_small_models_need_more_for_planning_than_they_take():
     b = Builder()
     x = y = b.tensor((1, 4))
