@@ -138,7 +138,7 @@ def test_what_tflm_rejects_does_not_fit(tmp_path: Path, capsys: pytest.CaptureFi
 
 
 def test_a_wrong_plan_does_not_fit():
-    good = TFLiteModel.load_from_file(CELLS)
+    good = TFLiteModel.load_from_file(MODELS / "digits_cnn_int8.tflite")
     good.plan_memory()
     at_0 = {(buffer.subgraph, buffer.tensor): 0 for buffer in good.arena.buffers if buffer.tensor is not None}
     wrong = TFLiteModel(good.snapshot.with_offsets(at_0).data)

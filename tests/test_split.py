@@ -712,7 +712,7 @@ def everything(data: bytes, work: float = 60.0) -> TFLiteModel:
     return model
 
 
-@pytest.mark.parametrize("name", ["cells", "mobilenet"])
+@pytest.mark.parametrize("name", [pytest.param("cells", marks=pytest.mark.slow), "mobilenet"])
 def test_the_clock_decides_nothing(name: str, monkeypatch: pytest.MonkeyPatch):
     """The same file on a machine that seems a thousand times slower, and after other searches."""
     data = (MODELS / f"digits_{name}_int8.tflite").read_bytes()
