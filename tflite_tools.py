@@ -9052,7 +9052,8 @@ def decide_stages(
     """Cut a model into at most ``most`` stages, each split, ordered and planned by itself, such that the arena that
     serves all of them is smallest, with what waits in it. The model itself stays as it is; the decision has the stages.
     Of each, the way that takes the least time within that arena is taken. ``time_limit`` is in seconds, for all
-    searches together; ``max_time`` and ``in_place`` are as for :func:`decide_split`."""
+    searches together; ``max_time`` and ``in_place`` are as for :func:`decide_split`, ``can_loop`` for
+    :func:`decide_fit`."""
     budget = Budget(time_limit)
     ordered, _ = decide_order(model, budget.share(0.1).left, for_arena=True, in_place=in_place)
     names = Counter(tensor.name for tensor in model.graph.subgraphs[0].tensors if tensor.ram_bytes)
