@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import json
 import mmap
@@ -263,3 +264,12 @@ def test_reordered_corpus_is_bit_identical_in_litert(path: Path):
         pytest.skip(f"LiteRT does not run the original: {str(error)[:80]}")
     for a, b in zip(expected, run_litert(model.to_bytes(), inputs), strict=True):
         assert a.tobytes() == b.tobytes()
+
+
+def test_every_step_plans_in_place_unless_told_otherwise():
+    steps = [function for name, function in vars(tflite_tools).items() if name.startswith("decide_")]
+    steps += [function for function in vars(TFLiteModel).values() if callable(function)]
+    defaults = [inspect.signature(step).parameters["in_place"].default
+                for step in steps if "in_place" in inspect.signature(step).parameters]  # fmt: skip
+    assert len(defaults) > 10
+    assert all(default is True for default in defaults)
