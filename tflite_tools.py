@@ -10529,11 +10529,9 @@ def write_shared_firmware(folder: FilePath, models: Mapping[str, TFLiteModel]) -
 
 
 ####################################################################################################
-# Command line: one run
+# Command line: where outputs go
 ####################################################################################################
 
-DONE, CHECK_FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130  # exit codes
-BRAKE = 2  # times the limit, by the clock, after which searches are cut short
 STREAM = Path("-")  # stdin or stdout instead of a file
 
 
@@ -10541,6 +10539,63 @@ class UsageError(ValueError):
     """The command line asks for something impossible; the message says why in one line."""
 
 
+def output_of(arguments: argparse.Namespace) -> Path | None:
+    """Where the model goes. Raises UsageError before any work if an output cannot be written, or if it would overwrite
+    the input or another output."""
+    a, output = arguments, arguments.input if arguments.overwrite else arguments.output
+    if a.overwrite and a.output and not _same_file(a.output, a.input):
+        raise UsageError("--overwrite and -o name two different places: give one of them")
+    if a.overwrite and (a.input == STREAM or is_stream(a.input)):
+        raise UsageError(f"{a.input}: --overwrite needs a file")
+    if not a.overwrite and output and _same_file(output, a.input):
+        raise UsageError(f"{output}: the output is the input; add --overwrite to replace it")
+    if output == a.json == STREAM:
+        raise UsageError("the model and the JSON cannot both go to standard output")
+    for option, folder in (("--csv", a.csv), ("--firmware", a.firmware)):
+        if folder and folder.exists() and not folder.is_dir():
+            raise UsageError(f"{folder}: {option} needs a folder, and this is a file")
+    files = [file for file in (output, a.plot, a.memory_map, a.json) if file not in (None, STREAM)]
+    inside = [a.csv / name for name in CSV_FILES] if a.csv else []
+    inside += [a.firmware / name for name in firmware_names(title_of(a))] if a.firmware else []
+    most = min(a.stages or (0 if a.fit is None else MAX_STAGES), MAX_PLACES + 1)
+    inside += stage_paths(output, most) if output and output != STREAM else []
+    inputs = [file for file in (a.compare, None if a.overwrite else a.input, *a.model[1:]) if file]
+    written = [*files, *inside]
+    for i, file in enumerate(written):
+        if any(_same_file(file, other) for other in (*inputs, *written[:i])):
+            raise UsageError(f"{file}: two files of this command have the same name")
+        if file.is_dir():
+            raise UsageError(f"{file}: is a directory; give a file name")
+        if file in files and not file.parent.is_dir():
+            raise UsageError(f"{file}: its folder does not exist")
+        folder = next((parent for parent in file.absolute().parents if parent.exists()), file)
+        if not is_stream(file) and not os.access(folder, os.W_OK | os.X_OK):
+            raise UsageError(f"{file}: no permission to write into {folder}")
+    return output
+
+
+def stage_paths(output: Path, count: int) -> list[Path]:
+    """Where the stages go: ``NAME.1.tflite`` and so on."""
+    return [output.parent / f"{output.stem}.{i}.tflite" for i in range(1, count + 1)]
+
+
+def title_of(arguments: argparse.Namespace) -> str:
+    """The name of the model in the firmware."""
+    return str((arguments.input if arguments.output in (None, STREAM) else arguments.output).stem)
+
+
+def _same_file(a: Path, b: Path) -> bool:
+    if STREAM in (a, b):
+        return False
+    return a.resolve() == b.resolve() or (a.exists() and b.exists() and a.samefile(b))
+
+
+####################################################################################################
+# Command line: one run
+####################################################################################################
+
+DONE, CHECK_FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130  # exit codes
+BRAKE = 2  # times the limit, by the clock, after which searches are cut short
 OF_BOARD = True  # in place of a size that is not given
 OPTIONAL = {"nargs": "?", "const": OF_BOARD}
 
@@ -11133,11 +11188,6 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-####################################################################################################
-# Command line: what options mean together
-####################################################################################################
-
-
 def check_options(arguments: argparse.Namespace) -> dict[str, Option]:
     """Set implied options; the given and implied ones by flag. Raises UsageError if some do nothing or conflict."""
     if arguments.model and arguments.input:
@@ -11179,57 +11229,6 @@ def check_options(arguments: argparse.Namespace) -> dict[str, Option]:
     if arguments.clusters and arguments.min_sqnr is not None:
         raise UsageError("--clusters and --min-sqnr both say how many values: give one of them")
     return given
-
-
-def output_of(arguments: argparse.Namespace) -> Path | None:
-    """Where the model goes. Raises UsageError before any work if an output cannot be written, or if it would overwrite
-    the input or another output."""
-    a, output = arguments, arguments.input if arguments.overwrite else arguments.output
-    if a.overwrite and a.output and not _same_file(a.output, a.input):
-        raise UsageError("--overwrite and -o name two different places: give one of them")
-    if a.overwrite and (a.input == STREAM or is_stream(a.input)):
-        raise UsageError(f"{a.input}: --overwrite needs a file")
-    if not a.overwrite and output and _same_file(output, a.input):
-        raise UsageError(f"{output}: the output is the input; add --overwrite to replace it")
-    if output == a.json == STREAM:
-        raise UsageError("the model and the JSON cannot both go to standard output")
-    for option, folder in (("--csv", a.csv), ("--firmware", a.firmware)):
-        if folder and folder.exists() and not folder.is_dir():
-            raise UsageError(f"{folder}: {option} needs a folder, and this is a file")
-    files = [file for file in (output, a.plot, a.memory_map, a.json) if file not in (None, STREAM)]
-    inside = [a.csv / name for name in CSV_FILES] if a.csv else []
-    inside += [a.firmware / name for name in firmware_names(title_of(a))] if a.firmware else []
-    most = min(a.stages or (0 if a.fit is None else MAX_STAGES), MAX_PLACES + 1)
-    inside += stage_paths(output, most) if output and output != STREAM else []
-    inputs = [file for file in (a.compare, None if a.overwrite else a.input, *a.model[1:]) if file]
-    written = [*files, *inside]
-    for i, file in enumerate(written):
-        if any(_same_file(file, other) for other in (*inputs, *written[:i])):
-            raise UsageError(f"{file}: two files of this command have the same name")
-        if file.is_dir():
-            raise UsageError(f"{file}: is a directory; give a file name")
-        if file in files and not file.parent.is_dir():
-            raise UsageError(f"{file}: its folder does not exist")
-        folder = next((parent for parent in file.absolute().parents if parent.exists()), file)
-        if not is_stream(file) and not os.access(folder, os.W_OK | os.X_OK):
-            raise UsageError(f"{file}: no permission to write into {folder}")
-    return output
-
-
-def stage_paths(output: Path, count: int) -> list[Path]:
-    """Where the stages go: ``NAME.1.tflite`` and so on."""
-    return [output.parent / f"{output.stem}.{i}.tflite" for i in range(1, count + 1)]
-
-
-def title_of(arguments: argparse.Namespace) -> str:
-    """The name of the model in the firmware."""
-    return str((arguments.input if arguments.output in (None, STREAM) else arguments.output).stem)
-
-
-def _same_file(a: Path, b: Path) -> bool:
-    if STREAM in (a, b):
-        return False
-    return a.resolve() == b.resolve() or (a.exists() and b.exists() and a.samefile(b))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
