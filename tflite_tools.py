@@ -886,7 +886,7 @@ Sizes = Callable[[Node], list[int]]  # bytes of each buffer that a kernel reques
 Need = Callable[[Node], str]  # why a kernel rejects an operator; empty if it accepts it
 
 
-LOOPS_SINCE = DECODE_SINCE = "2025-11"
+LOOPS_SINCE = DECODE_SINCE = "2025-11"  # months of the first TFLM with their kernels
 
 
 def _since(month: str = "", **dtypes: str) -> Callable[[Node], str]:
@@ -1999,8 +1999,9 @@ UNKNOWN_CUSTOM_KIND = _custom(tflm=None)
 
 
 def kind_of(operator: Operator) -> Kind:
-    kinds, unknown = (CUSTOM_KINDS, UNKNOWN_CUSTOM_KIND) if operator.is_custom else (KINDS, UNKNOWN_KIND)
-    return kinds.get(operator.kind, unknown)
+    if operator.is_custom:
+        return CUSTOM_KINDS.get(operator.kind, UNKNOWN_CUSTOM_KIND)
+    return KINDS.get(operator.kind, UNKNOWN_KIND)
 
 
 def node_of(subgraph: Subgraph, operator: Operator, target: Target = BITS_32) -> Node:
@@ -3465,8 +3466,10 @@ def ordering_problem(
         is_written_first = bool(history) and history[0][1] and tensors[0] not in inputs
         producer, readers = (operators[0], operators[1:]) if is_written_first else (None, operators)
         buffers.append(Buffer(size, producer, readers, kept=is_output))
-    peaks = (max((callee_peaks[c] for c in operator.callees), default=0) for operator in subgraph.operators)
-    transient = (peak + costs.operator(subgraph, o) for peak, o in zip(peaks, subgraph.operators, strict=True))
+    transient = (
+        max((callee_peaks[c] for c in operator.callees), default=0) + costs.operator(subgraph, operator)
+        for operator in subgraph.operators
+    )
     return OrderingProblem(tuple(transient), tuple(buffers), tuple(precedence_pairs(graph, subgraph)))
 
 
@@ -4026,8 +4029,7 @@ class Aliases:
             at: dict[int, list[Alias]] = defaultdict(list)  # by place
             for alias in aliases.pairs:
                 at[layout.places[alias.old]].append(alias)
-            clashing = (group for group in layout.groups if conflicts(_members(layout.intervals, group), most=1))
-            places = (layout.places[layout.parts[min(group)][1]] for group in clashing)
+            places = (layout.places[layout.parts[part][1]] for part, _ in layout.clashes)
             lost = {alias for place in places for alias in at[place][-most:]}
             if not lost:
                 break
@@ -4052,6 +4054,15 @@ class Layout(NamedTuple):
         for number, (_, owner, above) in enumerate(self.parts):
             members[self.places[owner]][number] = above
         return [group for group in members.values() if len(group) > 1]
+
+    @property
+    def clashes(self) -> Iterator[tuple[int, int]]:
+        """Of every place where buffers would clash, two parts that do."""
+        intervals = self.intervals
+        for group in self.groups:
+            numbers = [*group]
+            for one, other in conflicts(_members(intervals, group), most=1)[:1]:
+                yield numbers[one], numbers[other]
 
     def placed(self, buffers: Sequence[Interval]) -> list[Interval]:
         """The intervals at the offsets of their buffers."""
@@ -4427,10 +4438,10 @@ class Arena:
             if begins <= ends and (begins < ends or pair not in aliases.pairs):
                 why = f"{self.name(pair.new)} is made while {self.name(pair.old)} is still read"
                 raise ArenaError(f"{why}, so they cannot have one place")
-        layout = layout_of(self.intervals, aliases)
-        for group in layout.groups if self.promises[1] else ():
-            if clash := conflicts(_members(layout.intervals, group), most=1):
-                one, other = (self.name(layout.parts[[*group][i]][1]) for i in clash[0])
+        if self.promises[1]:
+            layout = layout_of(self.intervals, aliases)
+            for clash in layout.clashes:
+                one, other = (self.name(layout.parts[part][1]) for part in clash)
                 raise ArenaError(f"{one} and {other} are needed at the same time, so they cannot have one place")
         return aliases
 
@@ -6986,9 +6997,8 @@ class SplitSearch:
         return sorted(found.values(), key=lambda c: -c.cost.peak)
 
     def bisect(self, max_time: int, found: dict[Any, Composition]) -> None:
-        ranges = [
-            (0, found[()].cost.peak - 1, 0, 0)
-        ]  # bound on the sum, upper limit, lower limit, memory for the upper
+        # Bound on the sum, upper limit, lower limit, memory for the upper.
+        ranges = [(0, found[()].cost.peak - 1, 0, 0)]
         while ranges and not self.budget.is_over:
             bound, upper, lower, persistent = heapq.heappop(ranges)
             best = min(c.cost.sum for c in found.values())
@@ -10728,8 +10738,8 @@ class Command:
     def verify(self, seconds: float) -> Decision:
         """Bit by bit against the model whose weights are those of this one; if they were clustered, also the distance
         to the input."""
-        limit, cut, model = self.arguments.time_limit, self.result(StagesDecision), self.model.snapshot
-        timeout, stages = RUN_SECONDS if limit is None else limit, cut.models if cut else ()
+        limit, model, stages = self.arguments.time_limit, self.model.snapshot, self.cut.models if self.cut else ()
+        timeout = RUN_SECONDS if limit is None else limit
         compared = partial(decide_verification, model, timeout=timeout, stages=stages)
         distance = compared(self.original, "the input")
         if self.baseline is self.original:
@@ -10750,11 +10760,17 @@ class Command:
         memories = self.result(MemoriesDecision)
         return memories if memories and memories.is_divided else None
 
+    @property
+    def cut(self) -> StagesDecision | None:
+        """The stages that take the place of the model, if any do."""
+        stages = self.result(StagesDecision)
+        return stages if stages and stages.models else None
+
     def exceeded(self) -> list[str]:
         """One sentence for a wrong memory plan, for a rejection, and for an arena above the limit."""
-        limit, stages = self.arguments.max_arena, self.result(StagesDecision)
-        parts = (stages.models if stages else ()) or (self.model.snapshot,)
-        taken = stages.after if stages and stages.models and stages.after else parts[0].arena.reserve
+        limit, cut = self.arguments.max_arena, self.cut
+        parts = cut.models if cut else (self.model.snapshot,)
+        taken = (cut.after or 0) if cut else self.model.arena.reserve
         failures = [f"the memory plan in the file is wrong: {why}" for part in parts for why in part.arena.problems][:1]
         known = "give --assume-kernels NAME,... for kernels that your firmware links"
         failures += [f"TFLM rejects this model: {why} ({known})" for part in parts for why in part.refusals][:1]
@@ -10823,10 +10839,10 @@ class Command:
 
     def firmware(self) -> dict[str, str]:
         """The C++ sources by file name. Raises UsageError if TFLM has no kernel for an operator."""
-        decision, model = self.result(StagesDecision), self.model.snapshot.with_data_inside()
+        model = self.model.snapshot.with_data_inside()
         try:
-            if decision and decision.models:
-                return stages_firmware(decision, model, title_of(self.arguments))
+            if self.cut:
+                return stages_firmware(self.cut, model, title_of(self.arguments))
             return firmware_files(model, title_of(self.arguments), self.memories)
         except ArenaError:
             raise
@@ -10835,20 +10851,20 @@ class Command:
 
     def write(self, sources: Mapping[str, str]) -> None:
         """Write the C++ firmware and the model."""
-        folder, output, stages = self.arguments.firmware, self.output, self.result(StagesDecision)
+        folder, output, cut = self.arguments.firmware, self.output, self.cut
         if folder:
             write_texts(folder, sources)
             _log(f"wrote {folder}")
-        if output == STREAM and stages and stages.models:
+        if output == STREAM and cut:
             raise UsageError("stages are several files: give -o a name")
-        if output and stages and stages.models:
-            models = [stage.with_data_inside().data for stage in stages.models]
+        if output and cut:
+            models = [stage.with_data_inside().data for stage in cut.models]
             files = dict(zip(stage_paths(output, len(models)), models, strict=True))
             write_files(files)
             _log(f"wrote {', '.join(map(str, files))}")
         elif output:
             _write(output, self.model.to_bytes())
-        elif not folder and (self.model.snapshot is not self.original or (stages and stages.models)):
+        elif not folder and (self.model.snapshot is not self.original or cut):
             _log("nothing was written: give -o FILE to save this model")
 
 
@@ -11037,9 +11053,6 @@ def _one_of(names: Collection[str]) -> Callable[[str], str]:
     return read
 
 
-_kept = _matching("[^=].*", "is not like NAME or NAME=INPUT", lambda text: text.partition("=")[::2])
-
-
 def _did_you_mean(text: str, names: Iterable[str]) -> str:
     import difflib
 
@@ -11052,6 +11065,7 @@ _number = partial(_matching, NUMBER, read=float)
 _percent = _matching(NUMBER + "%?", "is not a percentage of 0 or more", lambda text: float(text.removesuffix("%")))
 _count = _matching(r"\d*[1-9]\d*", "is not a whole number above 0", int)
 _month = _matching(r"20\d\d-(0[1-9]|1[0-2])", "is not a month such as 2024-06", str)
+_kept = _matching("[^=].*", "is not like NAME or NAME=INPUT", lambda text: text.partition("=")[::2])
 _pin = _matching(".+=(fast|slow)", "is not like NAME=fast or NAME=slow", lambda text: tuple(text.rsplit("=", 1)))
 _model = _matching(r"(?i)(?!.*[^/]\.(h|c|cc|cpp)$).*", "would be a .tflite file: --firmware FOLDER writes C++", Path)
 _folder = _matching(r"(?i)(?!.*[^/]\.(csv|png|svg|pdf)$).*", "looks like a file: give the name of a folder", Path)
